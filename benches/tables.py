@@ -1,0 +1,94 @@
+"""Renders the README's measured tables from ``benches/results/*.json``; nobody types a number.
+
+    python benches/tables.py           writes the tables between their markers in README.md
+    python benches/tables.py --check   writes nothing; exits 1 when README.md would change
+
+Between ``<!-- table:NAME -->`` and ``<!-- /table -->`` stands what ``results/NAME.json`` says:
+``{"machine": …, "date": …, "command": …, "rows": [{key: value, …}, …]}``, where a row has the keys
+of ``edgelm bench --json`` and ``ppl``, the perplexity of the same weights.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+BENCHES = Path(__file__).resolve().parent
+README = BENCHES.parent / "README.md"
+MARKED = re.compile(r"(<!-- table:([\w-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
+
+Row = dict[str, Any]
+
+
+def bandwidth(row: Row) -> str:
+    """What decoding read, and its share of what plain reading reached in the same run."""
+    share = row["decode_gb_s"] / row["read_gb_s"]
+    return f"{row['decode_gb_s']:.1f} of {row['read_gb_s']:.1f} ({share:.0%})"
+
+
+def mib(key: str) -> Callable[[Row], str]:
+    """A column of whole MiB from a key in bytes."""
+    return lambda row: f"{row[key] / 2**20:,.0f}"
+
+
+TABLES: dict[str, dict[str, Callable[[Row], str]]] = {
+    "backends": {
+        "model": lambda row: row["model"],
+        "scheme": lambda row: row["scheme"],
+        "backend": lambda row: row["backend"],
+        "bits per weight": lambda row: f"{row['bits_per_weight']:.2f}",
+        "prefill tok/s": lambda row: f"{row['prefill_tok_s']:.0f}",
+        "decode tok/s": lambda row: f"{row['decode_tok_s']:.1f}",
+        "decode GB/s": bandwidth,
+        "peak MiB": mib("peak_rss_bytes"),
+        "predicted MiB": mib("predicted_peak_bytes"),
+        "perplexity": lambda row: f"{row['ppl']:.2f}",
+    }
+}
+
+
+def render(name: str) -> str:
+    """The Markdown of one table with the machine and the command that made it."""
+    result = json.loads((BENCHES / "results" / f"{name}.json").read_text(encoding="utf-8"))
+    columns = TABLES[name]
+    lines = [" | ".join(columns), " | ".join("---" for _ in columns)]
+    lines += [" | ".join(show(row) for show in columns.values()) for row in result["rows"]]
+    table = "\n".join(f"| {line} |" for line in lines)
+    return f"{table}\n\n{result['machine']}, {result['date']}: `{result['command']}`.\n"
+
+
+def main(arguments: list[str]) -> int:
+    """Writes or checks README.md; 0 when it says what the results say."""
+    check = arguments == ["--check"]
+    if arguments and not check:
+        print(f"given {arguments}; the only option is --check", file=sys.stderr)
+        return 2
+    before = README.read_text(encoding="utf-8")
+    marked = {name for _, name, _ in MARKED.findall(before)}
+    if marked != set(TABLES):
+        print(f"README.md marks {marked}, the tables are {set(TABLES)}", file=sys.stderr)
+        return 1
+    try:
+        after = MARKED.sub(lambda m: m[1] + render(m[2]) + m[3], before)
+    except FileNotFoundError as error:
+        print(f"README.md has a table without results: {error.filename}", file=sys.stderr)
+        return 1
+    if after == before:
+        return 0
+    if check:
+        difference = difflib.unified_diff(
+            before.splitlines(), after.splitlines(), "README.md", "rendered", lineterm=""
+        )
+        print(*difference, sep="\n", file=sys.stderr)
+        return 1
+    README.write_text(after, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

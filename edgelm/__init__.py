@@ -1,0 +1,46 @@
+"""Run 2B-8B language models on a laptop inside a memory budget, and know what quantizing cost."""
+
+from edgelm.cache import KVCache
+from edgelm.errors import (
+    BudgetExceededError,
+    CancelledError,
+    ContextLengthError,
+    DoesNotFitError,
+    EdgeLMError,
+    HubError,
+    KernelUnavailableError,
+    ModelFileError,
+    NonFiniteError,
+    UnsupportedModelError,
+    UsageError,
+)
+from edgelm.generate import Chunk, Result, Stats
+from edgelm.memory import Plan
+from edgelm.model import LanguageModel, load, plan
+from quant import Recipe, Scheme
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BudgetExceededError",
+    "CancelledError",
+    "Chunk",
+    "ContextLengthError",
+    "DoesNotFitError",
+    "EdgeLMError",
+    "HubError",
+    "KVCache",
+    "KernelUnavailableError",
+    "LanguageModel",
+    "ModelFileError",
+    "NonFiniteError",
+    "Plan",
+    "Recipe",
+    "Result",
+    "Scheme",
+    "Stats",
+    "UnsupportedModelError",
+    "UsageError",
+    "load",
+    "plan",
+]

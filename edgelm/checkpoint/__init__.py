@@ -1,0 +1,81 @@
+"""Reading model files: one module per format, each yielding weight names and rows lazily.
+
+Whatever the format, a `Checkpoint` speaks Hugging Face's weight names and config keys, so that the
+rest of the package never learns which file a tensor came from.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from edgelm.errors import ModelFileError
+
+if TYPE_CHECKING:
+    import torch
+
+    from quant.packing import PackedWeight
+    from quant.scheme import Scheme
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What a file's header says about one tensor.
+
+    `dtype` is torch's name ("bfloat16") or the file's own ("Q4_0", "F8_E4M3"); `scheme` is set
+    when the file holds packed integers; `nbytes` counts the tensor's bytes in the file.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    scheme: Scheme | None
+    nbytes: int
+
+
+class Checkpoint(Protocol):
+    """An opened model: headers are read and checked, no weight is resident.
+
+    `config` is the content of a Hugging Face config.json, `metadata` a GGUF file's own keys
+    (empty for other formats).
+    """
+
+    path: Path
+    format: str
+
+    @property
+    def config(self) -> dict[str, Any]: ...
+
+    @property
+    def metadata(self) -> dict[str, Any]: ...
+
+    def names(self) -> list[str]:
+        """Hugging Face's names of the stored weights, in the order of the file."""
+
+    def info(self, name: str) -> TensorInfo:
+        """Shape, type and bytes of a weight, from the header; KeyError if there is no such name."""
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        """Rows [start, stop) as a private copy: the stored float dtype, float32 if packed."""
+
+    def read_packed(self, name: str, start: int = 0, stop: int | None = None) -> PackedWeight:
+        """Rows [start, stop) of a weight stored as integers, in the canonical layout."""
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Open a folder in Hugging Face layout or a .gguf file and check its headers.
+
+    Raises ModelFileError for missing or damaged files, UnsupportedModelError for sound files
+    that hold something this package does not read.
+    """
+    from edgelm.checkpoint.gguf_files import GGUFCheckpoint
+    from edgelm.checkpoint.safetensors_files import SafetensorsCheckpoint
+
+    if path.is_dir():
+        return SafetensorsCheckpoint(path)
+    if path.is_file() and path.suffix.lower() == ".gguf":
+        return GGUFCheckpoint(path)
+    problem = "is neither a folder nor a .gguf file" if path.exists() else "does not exist"
+    raise ModelFileError(
+        f"{path} {problem}. Give a folder with config.json and *.safetensors, or a .gguf file."
+    )

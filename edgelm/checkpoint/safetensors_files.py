@@ -1,0 +1,206 @@
+"""Folders in Hugging Face layout: config.json and safetensors, in one file or in shards.
+
+The safetensors library checks each header (sizes, offsets without holes, the file's length); the
+rows themselves are then read straight into private memory, see `rows.py`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from edgelm.checkpoint import TensorInfo
+from edgelm.checkpoint.rows import fill, span
+from edgelm.errors import ModelFileError, UnsupportedModelError
+
+if TYPE_CHECKING:
+    from quant.packing import PackedWeight
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+FLOATS = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
+AGAIN = "Fetch it again, or convert the model anew."
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """Where one tensor lies: bytes [offset, offset + info.nbytes) of `file`."""
+
+    file: Path
+    offset: int
+    dtype: torch.dtype | None  # None: no float dtype that weights come in
+    info: TensorInfo
+
+
+class SafetensorsCheckpoint:
+    """A folder with config.json and model.safetensors, or the shards an index names."""
+
+    format = "safetensors"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.metadata: dict[str, Any] = {}
+        self.config = read_json(path / "config.json")
+        if "quantization_config" in self.config:
+            _refuse_quantized(path, self.config["quantization_config"])
+        self._tensors = _open_weights(path)
+
+    def names(self) -> list[str]:
+        return list(self._tensors)
+
+    def info(self, name: str) -> TensorInfo:
+        return self._tensors[name].info
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        """Rows [start, stop) (of a scalar: its one value) in the stored float dtype."""
+        stored = self._tensors[name]
+        shape, dtype = stored.info.shape, stored.dtype
+        if dtype is None:
+            raise UnsupportedModelError(
+                f"{stored.file}: tensor {name} is stored as {stored.info.dtype}; weights are read "
+                f"from {', '.join(FLOATS)}. Convert the model to one of these."
+            )
+        start, stop = span(shape[0] if shape else 1, start, stop, name)
+        out = torch.empty((stop - start, *shape[1:]) if shape else (), dtype=dtype)
+        row_bytes = prod(shape[1:]) * dtype.itemsize
+        with stored.file.open("rb", buffering=0) as file:
+            fill(file, stored.offset + start * row_bytes, out, stored.file)
+        return out
+
+    def read_packed(self, name: str, start: int = 0, stop: int | None = None) -> PackedWeight:
+        """Never possible here: these files hold floats, and `info` says so."""
+        raise TypeError(f"{name} is stored as {self.info(name).dtype}, not as packed integers")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file, or ModelFileError."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelFileError(
+            f"{path.parent} has no {path.name}. A model folder needs config.json, safetensors "
+            "weights and a tokenizer, as downloaded from the Hub."
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise ModelFileError(f"{path} is no valid JSON ({error}). {AGAIN}") from None
+    except OSError as error:
+        raise ModelFileError(f"{path} cannot be read: {error.strerror}.") from None
+    if not isinstance(content, dict):
+        raise ModelFileError(f"{path} must hold a JSON object, not a {type(content).__name__}.")
+    return content
+
+
+def _refuse_quantized(path: Path, settings: Any) -> None:
+    method = settings.get("quant_method") if isinstance(settings, dict) else settings
+    raise UnsupportedModelError(
+        f"{path} holds weights quantized by {method!r} (quantization_config in config.json), which "
+        "this release does not read. Use the original 16-bit or 32-bit model and --quant."
+    )
+
+
+def _open_weights(folder: Path) -> dict[str, _Stored]:
+    if (folder / SINGLE).is_file():
+        return _open_file(folder / SINGLE)
+    if (folder / INDEX).is_file():
+        return _open_shards(folder)
+    pickled = sorted(path.name for path in folder.glob("*.bin"))
+    if pickled:
+        raise ModelFileError(
+            f"{folder} has only pickled weights ({pickled[0]}), which can run code when opened. "
+            "Reading them will need --allow-pickle, in a later release; until then use the "
+            "model's safetensors files or convert it (save_pretrained in transformers)."
+        )
+    raise ModelFileError(f"{folder} has neither {SINGLE} nor {INDEX}: the weights are missing.")
+
+
+def _open_shards(folder: Path) -> dict[str, _Stored]:
+    """All tensors the index names, each found in the shard it names."""
+    index = folder / INDEX
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ModelFileError(f"{index} has no weight_map from tensor names to files. {AGAIN}")
+    shards: dict[str, dict[str, _Stored]] = {}
+    tensors = {}
+    for name, shard in weight_map.items():
+        if shard not in shards:
+            shards[shard] = _open_file(_inside(folder, shard))
+        if name not in shards[shard]:
+            raise ModelFileError(
+                f"{index} says that {name} is in {shard}, but that file lacks it: index and "
+                "shards are of different versions. Fetch all of them again."
+            )
+        tensors[name] = shards[shard][name]
+    return tensors
+
+
+def _inside(folder: Path, shard: Any) -> Path:
+    """The path of a shard, which must lie in the folder.
+
+    A link may lead to the Hub cache's own `blobs` (models--x/snapshots/<revision>/file links to
+    models--x/blobs/<hash>), nowhere else.
+    """
+    if not isinstance(shard, str) or not shard:
+        raise ModelFileError(f"{folder / INDEX} names {shard!r} where a file name is needed.")
+    foreign = PurePosixPath(shard).is_absolute() or PureWindowsPath(shard).anchor
+    path = folder / shard
+    home = folder.resolve()
+    allowed = [home]
+    if home.parent.name == "snapshots":
+        allowed.append(home.parent.parent / "blobs")
+    if (
+        foreign
+        or ".." in PureWindowsPath(shard).parts
+        or not any(path.resolve().is_relative_to(place) for place in allowed)
+    ):
+        raise ModelFileError(
+            f"{folder / INDEX} names {shard!r}, which is outside the model's folder. Only files "
+            "in the folder are read: put the shard there, or fetch the model from a source you "
+            "trust."
+        )
+    return path
+
+
+def _open_file(path: Path) -> dict[str, _Stored]:
+    """The tensors of one file by name, after the library has checked its header."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with path.open("rb") as file:
+            start = file.read(64)
+            if start.startswith(b"version https://git-lfs"):
+                raise ModelFileError(
+                    f"{path} is a Git LFS pointer, not the weights: run `git lfs pull` there."
+                )
+            with safe_open(path, framework="pt"):  # checks sizes, offsets and the file's length
+                pass
+            length = int.from_bytes(start[:8], "little")
+            file.seek(8)
+            header = json.loads(file.read(length))
+    except FileNotFoundError:
+        raise ModelFileError(
+            f"{path} is missing: the model is not complete. Fetch the missing file."
+        ) from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ModelFileError(f"{path} is damaged or was cut off ({error}). {AGAIN}") from None
+    header.pop("__metadata__", None)
+    entries = sorted(header.items(), key=lambda item: item[1]["data_offsets"])
+    return {name: _stored(path, 8 + length, entry) for name, entry in entries}
+
+
+def _stored(path: Path, data: int, entry: dict[str, Any]) -> _Stored:
+    """One header entry, `data` being where the file's tensors begin."""
+    begin, end = entry["data_offsets"]
+    dtype = FLOATS.get(entry["dtype"])
+    named = str(dtype).removeprefix("torch.") if dtype else entry["dtype"]
+    info = TensorInfo(tuple(entry["shape"]), named, None, end - begin)
+    return _Stored(path, data + begin, dtype, info)

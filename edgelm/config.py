@@ -1,0 +1,161 @@
+"""ModelConfig: the numbers every family has, and a strict reader of ``config.json``.
+
+A key that a family needs has no default; a value that is not supported stops the load with the
+key, the value and what is supported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from edgelm.errors import ModelFileError, UnsupportedModelError
+
+_MAX_COUNT = 1 << 31  # a count in a file beyond this is a lie, not a model
+
+
+@dataclass(frozen=True)
+class RopeParameters:
+    """Rotary embedding as a checkpoint states it, in the names of transformers 5.
+
+    ``theta`` is the base, ``rotary_size`` the number of rotated dimensions of a head, and
+    ``scaling`` holds the keys of the type (``factor``, ``low_freq_factor``, ...).
+    """
+
+    rope_type: str
+    theta: float
+    rotary_size: int
+    max_context: int
+    scaling: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Sizes are in elements; ``max_context`` in tokens; token ids are None where absent."""
+
+    model_type: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_size: int
+    max_context: int
+    norm_eps: float
+    activation: str
+    tied: bool
+    rope: RopeParameters | None = None
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    bos_id: int | None = None
+    pad_id: int | None = None
+    eos_ids: tuple[int, ...] = ()
+
+
+class ConfigReader:
+    """Reads keys of a ``config.json`` with their type and range checked.
+
+    Raises:
+        ModelFileError: a key is missing or has a value of the wrong type or range.
+        UnsupportedModelError: a value is sound but not one of those supported.
+    """
+
+    def __init__(self, data: Mapping[str, Any]) -> None:
+        self.data = data
+
+    def value(self, *keys: str, default: Any = None) -> Any:
+        """The first of ``keys`` that is present and not null, else ``default``."""
+        for key in keys:
+            if self.data.get(key) is not None:
+                return self.data[key]
+        return default
+
+    def integer(self, *keys: str, default: int | None = None) -> int:
+        value = self._required(keys, default)
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < _MAX_COUNT:
+            raise ModelFileError(f"config.json: {keys[0]} is {value!r}; expected a count above 0.")
+        return value
+
+    def number(self, *keys: str, default: float | None = None) -> float:
+        value = self._required(keys, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+            raise ModelFileError(f"config.json: {keys[0]} is {value!r}; expected a number above 0.")
+        return float(value)
+
+    def flag(self, key: str, default: bool = False) -> bool:
+        value = self.value(key, default=default)
+        if not isinstance(value, bool):
+            raise ModelFileError(f"config.json: {key} is {value!r}; expected true or false.")
+        return value
+
+    def choice(self, *keys: str, allowed: Sequence[str], default: str | None = None) -> str:
+        value = self._required(keys, default)
+        if value not in allowed:
+            raise UnsupportedModelError(
+                f"config.json: {keys[0]} is {value!r}; supported: {', '.join(allowed)}."
+            )
+        return str(value)
+
+    def token_ids(self, key: str) -> tuple[int, ...]:
+        """An id, a list of ids or null, as a tuple."""
+        value = self.value(key, default=[])
+        ids = value if isinstance(value, list) else [value]
+        if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
+            raise ModelFileError(f"config.json: {key} is {value!r}; expected token ids.")
+        return tuple(ids)
+
+    def token_id(self, key: str) -> int | None:
+        ids = self.token_ids(key)
+        return ids[0] if ids and ids[0] >= 0 else None
+
+    def rope(self, head_size: int, max_context: int, default_theta: float) -> RopeParameters:
+        """Rope of transformers 5 (``rope_parameters``) or before (``rope_theta, rope_scaling``)."""
+        given = self.value("rope_parameters", "rope_scaling", default={})
+        if not isinstance(given, Mapping):
+            raise ModelFileError(f"config.json: rope_parameters is {given!r}; expected an object.")
+        fields = {k: v for k, v in given.items() if v is not None}
+        rope_type = fields.pop("rope_type", None) or fields.pop("type", None) or "default"
+        fields.pop("type", None)
+        theta = fields.pop("rope_theta", None) or self.value("rope_theta", default=default_theta)
+        part = fields.pop("partial_rotary_factor", None)
+        part = part or self.value("partial_rotary_factor", default=1.0)
+        original = self.value("original_max_position_embeddings")
+        if original is not None:
+            fields["original_max_position_embeddings"] = original
+        for key, value in (("rope_theta", theta), ("partial_rotary_factor", part)):
+            if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+                raise ModelFileError(f"config.json: {key} is {value!r}; expected a number above 0.")
+        rotary_size = int(head_size * part)
+        if rotary_size % 2 or not 0 < rotary_size <= head_size:
+            raise ModelFileError(
+                f"config.json: partial_rotary_factor {part} of a head of {head_size} rotates "
+                f"{rotary_size} dimensions; expected an even number up to {head_size}."
+            )
+        return RopeParameters(str(rope_type), float(theta), rotary_size, max_context, fields)
+
+    def _required(self, keys: tuple[str, ...], default: Any) -> Any:
+        value = self.value(*keys, default=default)
+        if value is None:
+            raise ModelFileError(
+                f"config.json has no {' or '.join(keys)}; the file is damaged or of another family."
+            )
+        return value
+
+
+def head_layout(reader: ConfigReader, hidden_size: int) -> tuple[int, int, int]:
+    """(heads, key/value heads, head size), checked against each other."""
+    heads = reader.integer("num_attention_heads")
+    kv_heads = reader.integer("num_key_value_heads", default=heads)
+    if reader.value("head_dim") is None and hidden_size % heads:
+        raise ModelFileError(
+            f"config.json: hidden_size {hidden_size} does not divide by "
+            f"num_attention_heads {heads} and head_dim is absent."
+        )
+    if heads % kv_heads:
+        raise ModelFileError(
+            f"config.json: num_attention_heads {heads} does not divide by "
+            f"num_key_value_heads {kv_heads}."
+        )
+    return heads, kv_heads, reader.integer("head_dim", default=hidden_size // heads)

@@ -1,0 +1,148 @@
+"""Engine: runs steps of a loaded decoder over static buffers. Knows ids, not text or sampling."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from edgelm.cache import KVCache
+from edgelm.config import ModelConfig
+from edgelm.errors import NonFiniteError
+from edgelm.layers import all_finite
+from edgelm.loading import rope_table
+from edgelm.memory import Ledger, Plan
+from edgelm.models.decoder import Decoder
+from edgelm.ops import ops_for
+from edgelm.planner import DTYPES
+from edgelm.step import Segment, Step, Workspace
+
+
+@dataclass(frozen=True)
+class RowTokens:
+    """Tokens that continue one row: ids [T] or embeddings [T, N].
+
+    ``positions`` [T] for the rotary table where they differ from the row's own count.
+    """
+
+    row: int
+    tokens: Tensor
+    positions: Tensor | None = None
+
+
+@dataclass
+class Recording:
+    """What a caller wants to see of a step beside its result."""
+
+    hidden_states: list[Tensor] | None = None
+    attentions: list[list[Tensor]] | None = None
+
+
+class Engine:
+    """One decoder with its buffers; a step is at most ``plan.chunk`` tokens over all rows."""
+
+    def __init__(self, decoder: Decoder, config: ModelConfig, plan: Plan, ledger: Ledger) -> None:
+        self.decoder, self.config, self.plan = decoder, config, plan
+        self.dtype = DTYPES[plan.dtype]
+        self.ops = ops_for(torch.device("cpu"))
+        self.workspace = Workspace(
+            config, plan.chunk, plan.context, self.dtype, DTYPES[plan.kv], ledger.empty
+        )
+        self._rope_table = rope_table(config, plan, ledger)
+        self._positions = torch.arange(plan.context)
+        self._logits = ledger.empty("logits", (plan.rows, config.vocab_size), torch.float32)
+
+    @torch.inference_mode()
+    def run(
+        self, cache: KVCache, batch: Sequence[RowTokens], recording: Recording | None = None
+    ) -> Tensor:
+        """One step: hidden states [M, N] after the final norm, rows one after another.
+
+        The result lies in a buffer that the next step overwrites.
+
+        Raises:
+            ContextLengthError: a row has no room left. Nothing is changed then.
+            NonFiniteError: a layer produced NaN or infinity, named in the message.
+        """
+        step = self._step(cache, batch, recording or Recording())
+        tokens = torch.cat([entry.tokens for entry in batch]) if len(batch) > 1 else batch[0].tokens
+        out = self.decoder(tokens, step)
+        if not all_finite(out):
+            step.find_nonfinite = True
+            self.decoder(tokens, step)
+            raise NonFiniteError("The final norm produced NaN or infinity.")
+        for entry in batch:
+            cache.advance(entry.row, entry.tokens.shape[0])
+        return out
+
+    @torch.inference_mode()
+    def logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
+        """Head over hidden states [M, N]: float32 [M, V].
+
+        Without ``out`` M is at most the plan's rows and the result lies in the static buffer.
+        """
+        head = self.decoder.head
+        assert head is not None
+        logits = self._logits[: hidden.shape[0]] if out is None else out
+        if self.dtype == torch.float32:
+            head(hidden, logits)
+        else:
+            logits.copy_(head(hidden, hidden.new_empty(logits.shape)))
+        if not all_finite(logits):
+            raise NonFiniteError("The head produced NaN or infinity; its weights are damaged.")
+        return logits
+
+    def _step(self, cache: KVCache, batch: Sequence[RowTokens], recording: Recording) -> Step:
+        count = sum(entry.tokens.shape[0] for entry in batch)
+        assert 0 < count <= self.plan.chunk
+        slots: list[int] = []
+        segments: list[Segment] = []
+        masked = 0
+        for entry in batch:
+            segment, masked = self._segment(cache, entry, len(slots), masked)
+            slots.extend(cache.slots(entry.row, segment.count))
+            segments.append(segment)
+        cos, sin = self._angles(batch, segments, count)
+        return Step(
+            ops=self.ops,
+            buffers=self.workspace.buffers(count),
+            scratch=self.workspace.scratch,
+            cache=cache,
+            segments=segments,
+            slots=torch.tensor(slots),
+            cos=cos,
+            sin=sin,
+            hidden_states=recording.hidden_states,
+            attentions=recording.attentions,
+        )
+
+    def _segment(
+        self, cache: KVCache, entry: RowTokens, start: int, masked: int
+    ) -> tuple[Segment, int]:
+        """One row's share of a step, and how many mask elements are in use after it."""
+        count, position = entry.tokens.shape[0], cache.lengths[entry.row]
+        cache.slots(entry.row, count)
+        if count == 1:
+            return Segment(entry.row, start, count, position, None), masked
+        keys = cache.key_positions(entry.row, count)
+        mask = self.workspace.mask(masked, count, len(keys))
+        queries = self._positions[position : position + count]
+        self.ops.causal_mask(queries, self._positions[: len(keys)], mask)
+        return Segment(entry.row, start, count, position, mask), masked + mask.numel()
+
+    def _angles(
+        self, batch: Sequence[RowTokens], segments: list[Segment], count: int
+    ) -> tuple[Tensor, Tensor]:
+        """cos and sin rows of every token, gathered into the step's buffers."""
+        assert self._rope_table is not None
+        cos, sin = self.workspace.positions(count)
+        for entry, segment in zip(batch, segments, strict=True):
+            positions = entry.positions
+            if positions is None:
+                positions = self._positions[segment.position : segment.position + segment.count]
+            part = slice(segment.start, segment.start + segment.count)
+            torch.index_select(self._rope_table[0], 0, positions, out=cos[part, 0])
+            torch.index_select(self._rope_table[1], 0, positions, out=sin[part, 0])
+        return cos, sin

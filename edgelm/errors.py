@@ -1,0 +1,75 @@
+"""Errors a user can meet: each says what was given, what is allowed and what to do.
+
+Every class carries the exit code the command line ends with.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class EdgeLMError(Exception):
+    """Base of every error this package raises on purpose."""
+
+    exit_code = 1
+
+
+class UsageError(EdgeLMError):
+    """The call or the command line asks for something that is not allowed."""
+
+    exit_code = 2
+
+
+class ModelFileError(EdgeLMError):
+    """A file is missing, damaged, or claims what it does not hold."""
+
+    exit_code = 4
+
+
+class UnsupportedModelError(EdgeLMError):
+    """The files are sound but describe something this package does not run."""
+
+    exit_code = 4
+
+
+class DoesNotFitError(EdgeLMError):
+    """No plan fits the memory budget; ``plan`` holds the one that was tried."""
+
+    exit_code = 3
+
+    def __init__(self, message: str, plan: Any = None) -> None:
+        super().__init__(message)
+        self.plan = plan
+
+
+class BudgetExceededError(EdgeLMError):
+    """Something asked for memory that the plan does not hold."""
+
+    exit_code = 3
+
+
+class ContextLengthError(UsageError):
+    """A prompt (plus what is to be generated) is longer than the context, in tokens."""
+
+    def __init__(self, message: str, given: int, allowed: int) -> None:
+        super().__init__(message)
+        self.given = given
+        self.allowed = allowed
+
+
+class HubError(EdgeLMError):
+    """A model could not be fetched."""
+
+
+class KernelUnavailableError(EdgeLMError):
+    """The chosen backend has no kernel for a tensor on this device."""
+
+
+class NonFiniteError(EdgeLMError):
+    """A layer produced NaN or infinity; the message names it."""
+
+
+class CancelledError(EdgeLMError):
+    """The call was stopped from outside."""
+
+    exit_code = 130

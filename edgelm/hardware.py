@@ -1,0 +1,124 @@
+"""What this machine has: memory that is really available, cores, and its read bandwidth."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from pathlib import Path
+
+import torch
+
+_PROFILE = "machine.json"
+_CGROUP_FILES = (  # (limit, current use) of version 2 and of version 1
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+)
+
+
+def total_memory_bytes() -> int:
+    """Physical memory, or the cgroup's limit where that is less."""
+    import psutil
+
+    physical = int(psutil.virtual_memory().total)
+    limits = [limit for limit, _ in _cgroup_limits()]
+    return min([physical, *limits])
+
+
+def available_memory_bytes() -> int:
+    """What can still be taken without swapping, cgroup limits included."""
+    import psutil
+
+    free = int(psutil.virtual_memory().available)
+    return max(0, min([free, *(limit - used for limit, used in _cgroup_limits())]))
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process now."""
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
+
+
+def peak_resident_bytes() -> int:
+    """Largest resident memory of this process so far (VmHWM on Linux)."""
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    import resource  # absent on Windows, where /proc is too
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if platform.system() == "Darwin" else peak * 1024
+
+
+def default_threads() -> int:
+    """EDGELM_THREADS, else the cores this process may run on."""
+    given = os.environ.get("EDGELM_THREADS", "")
+    if given.isdigit() and int(given) > 0:
+        return int(given)
+    if hasattr(os, "sched_getaffinity"):
+        return min(len(os.sched_getaffinity(0)), torch.get_num_threads())
+    return torch.get_num_threads()
+
+
+def processor_name() -> str:
+    """The processor's name as the system tells it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def read_gb_s(megabytes: int = 256, rounds: int = 5) -> float:
+    """Memory read bandwidth of torch's threads in GB/s: the best of ``rounds`` sums.
+
+    The buffer must exceed the last-level cache for the figure to mean memory.
+    """
+    data = torch.ones(megabytes << 18, dtype=torch.float32)
+    best = 0.0
+    for _ in range(rounds):
+        start = time.perf_counter()
+        data.sum()
+        best = max(best, data.nbytes / (time.perf_counter() - start) / 1e9)
+    return best
+
+
+def record_read_gb_s(cache: Path) -> float:
+    """Measure the read bandwidth and keep it in the cache folder for later plans."""
+    measured = read_gb_s()
+    cache.mkdir(parents=True, exist_ok=True)
+    beside = cache / f"{_PROFILE}.{os.getpid()}"
+    beside.write_text(json.dumps({"processor": processor_name(), "read_gb_s": measured}))
+    beside.replace(cache / _PROFILE)
+    return measured
+
+
+def recorded_read_gb_s(cache: Path) -> float | None:
+    """What ``record_read_gb_s`` kept for this processor, or None."""
+    try:
+        profile = json.loads((cache / _PROFILE).read_text())
+    except (OSError, ValueError):
+        return None
+    if profile.get("processor") != processor_name():
+        return None
+    return float(profile["read_gb_s"])
+
+
+def _cgroup_limits() -> list[tuple[int, int]]:
+    """(limit, used) in bytes of each memory cgroup that has a limit."""
+    found = []
+    for limit_file, used_file in _CGROUP_FILES:
+        try:
+            limit, used = Path(limit_file).read_text().strip(), Path(used_file).read_text().strip()
+        except OSError:
+            continue
+        if limit.isdigit() and int(limit) < 1 << 60:
+            found.append((int(limit), int(used)))
+    return found

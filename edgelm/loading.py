@@ -1,0 +1,165 @@
+"""Weights into a decoder as the plan says: read, quantize, lay out, one tensor resident at a time."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from edgelm.config import ModelConfig
+from edgelm.errors import ModelFileError
+from edgelm.layers import norm_weights
+from edgelm.memory import Ledger, Plan, ProductPlan
+from edgelm.models.decoder import Decoder
+from edgelm.planner import DTYPES, READ_BLOCK_BYTES, weight_part
+from edgelm.position import Rope
+from edgelm.weights import WeightNames
+from quant import (
+    ModuleReport,
+    PackedWeight,
+    QuantEmbedding,
+    QuantError,
+    QuantLinear,
+    Report,
+    Scheme,
+    find,
+    pack,
+)
+
+logger = logging.getLogger("edgelm")
+Progress = Callable[[str, int, int], None]
+
+
+class Loader:
+    """Fills one decoder from one checkpoint.
+
+    Args:
+        progress: called with (what, bytes done, bytes in all) after each matrix.
+    """
+
+    def __init__(
+        self, decoder: Decoder, names: WeightNames, plan: Plan, ledger: Ledger, method: str,
+        progress: Progress | None,
+    ) -> None:  # fmt: skip
+        self.decoder, self.names, self.plan, self.ledger = decoder, names, plan, ledger
+        self.method = method
+        self.progress = progress
+        self.dtype = DTYPES[plan.dtype]
+        self.report = Report()
+
+    def load(self) -> Report:
+        """Every weight into its module.
+
+        Raises:
+            ModelFileError: a weight holds NaN, infinity or numbers beyond its scheme.
+        """
+        total, done = self.plan.weight_bytes, 0
+        pending = {product.names[0]: product for product in self.plan.products}
+        embed = pending.pop("embed")
+        self.decoder.embed.table = QuantEmbedding(self._layout(embed), find(embed.kernel))
+        for prefix, projection in self.decoder.projections():
+            bias = self._bias(prefix, projection.parts) if projection.bias else None
+            start = 0
+            for name in [f"{prefix}.{part}" if prefix else part for part in projection.parts]:
+                if name not in pending:
+                    continue
+                product = pending.pop(name)
+                own = None if bias is None else bias[start : start + product.shape[0]]
+                start += product.shape[0]
+                linear = QuantLinear(self._layout(product), find(product.kernel), own)
+                projection.products.append(linear)
+                done += product.nbytes
+                if self.progress:
+                    self.progress(name, done, total)
+        if self.decoder.head is not None and self.decoder.embed.tied_to_head:
+            self.decoder.head.products.append(self.decoder.embed.table.as_linear())
+        for name, norm in norm_weights(self.decoder):
+            norm.weight = self._vector(name, "weight", norm.size)
+        return self.report
+
+    def _layout(self, product: ProductPlan) -> tuple[dict[str, Tensor], Scheme, tuple[int, int]]:
+        """A product's parts packed one below the other, in its kernel's layout."""
+        scheme = Scheme.parse(product.scheme)
+        if len(product.names) == 1:
+            packed = self._pack(product, 0, scheme)
+        else:
+            packed = PackedWeight.empty(product.shape, scheme)
+            start = 0
+            for index, (rows, _) in enumerate(product.shapes):
+                packed.copy_rows_(start, self._pack(product, index, scheme))
+                start += rows
+        tensors = find(product.kernel).prepare(packed)
+        self.ledger.hold(weight_part(product.names[0]), *tensors.values())
+        return tensors, scheme, product.shape
+
+    def _pack(self, product: ProductPlan, index: int, scheme: Scheme) -> PackedWeight:
+        name, shape = product.names[index], product.shapes[index]
+        file_name = self.names.file_name(name)
+        error_db, note = None, ""
+        if product.stored:
+            packed = self.names.checkpoint.read_packed(file_name)
+            note = "kept as stored"
+        else:
+            try:
+                packed, error_db = pack(self._blocks(file_name, shape), shape, scheme, self.method)
+            except QuantError as error:
+                raise ModelFileError(
+                    f"{self.names.checkpoint.path}: tensor {file_name}: {error}"
+                ) from error
+            if self.names.info(name, shape).scheme is not None and not scheme.is_float:
+                note = "quantized again: the file holds it in other bits"
+        kernel = find(product.kernel)
+        nbytes = kernel.nbytes(scheme, shape)
+        self.report.modules.append(
+            ModuleReport(name, scheme, shape, nbytes, error_db, kernel.name, note)
+        )
+        return packed
+
+    def _blocks(self, file_name: str, shape: tuple[int, int]) -> Iterator[tuple[int, Tensor]]:
+        """Row blocks of a tensor, so that an embedding of a gigabyte is never whole in float."""
+        step = max(1, READ_BLOCK_BYTES // (shape[1] * torch.float32.itemsize))
+        for start in range(0, shape[0], step):
+            stop = min(start + step, shape[0])
+            yield start, self.names.checkpoint.read(file_name, start, stop)
+
+    def _bias(self, prefix: str, parts: dict[str, int]) -> Tensor:
+        biases = [self._vector(f"{prefix}.{part}", "bias", rows) for part, rows in parts.items()]
+        return torch.cat(biases)
+
+    def _vector(self, name: str, kind: str, size: int) -> Tensor:
+        """A norm's weight or a bias in the activations' dtype, checked for NaN."""
+        self.names.info(name, (size,), kind)
+        file_name = self.names.file_name(name, kind)
+        vector = self.names.checkpoint.read(file_name).to(self.dtype)
+        if not bool(torch.isfinite(vector).all()):
+            raise ModelFileError(
+                f"{self.names.checkpoint.path}: tensor {file_name} holds NaN or infinity; the "
+                "file is damaged: fetch it again."
+            )
+        self.ledger.hold("weights.other", vector)
+        self.report.other_bytes += vector.nbytes
+        self.report.other_elements += vector.numel()
+        return vector
+
+
+def warn_of_requantizing(report: Report) -> None:
+    """Say once how many matrices lost accuracy twice."""
+    again = [module.name for module in report.modules if module.note.startswith("quantized again")]
+    if again:
+        logger.warning(
+            "%d matrices of this file were quantized already and are quantized again, which costs "
+            "accuracy twice; quant='auto' keeps the file's own integers.",
+            len(again),
+        )
+
+
+def rope_table(config: ModelConfig, plan: Plan, ledger: Ledger) -> Tensor | None:
+    """cos and sin of every position of the plan's context, [2, context, rotary_size / 2]."""
+    if config.rope is None:
+        return None
+    rope = Rope(config.rope)
+    table = ledger.empty("rope table", rope.table_shape(plan.context), DTYPES[plan.dtype])
+    rope.fill_table(table)
+    return table

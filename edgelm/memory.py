@@ -1,0 +1,190 @@
+"""The plan: what will be loaded and what every part weighs; and the Ledger that holds it to that.
+
+The plan is arithmetic over the same size functions that allocate later. It is the only place where
+anything about a load is decided: schemes, kernels, cache type, context, chunk.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from edgelm.errors import BudgetExceededError, UsageError
+
+_UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40}
+_UNITS |= {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+
+
+@dataclass(frozen=True)
+class Part:
+    """One named share of memory; ``where`` is ``host`` or ``device``."""
+
+    name: str
+    bytes: int
+    where: str = "host"
+
+
+@dataclass(frozen=True)
+class ProductPlan:
+    """One stored matrix: the parts fused into it, its scheme, kernel and bytes.
+
+    ``names`` are canonical (``layers.0.attn.q``); ``stored`` says that the file's own integers
+    are kept.
+    """
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, int], ...]
+    scheme: str
+    kernel: str
+    device: str
+    nbytes: int
+    stored: bool = False
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """[N, K] of the fused matrix."""
+        return (sum(n for n, _ in self.shapes), self.shapes[0][1])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What ``load`` will do and what it will take; bytes are exact sums, speeds estimates."""
+
+    fits: bool
+    scheme: str
+    bits_per_weight: float
+    kv: str
+    dtype: str
+    context: int
+    rows: int
+    chunk: int
+    draft_depth: int
+    placement: tuple[str, ...]
+    budget_bytes: int
+    expected_tok_s: float | None
+    parts: tuple[Part, ...]
+    products: tuple[ProductPlan, ...]
+    load_peak_bytes: int
+    rejected: tuple[dict[str, Any], ...] = field(default=())
+
+    def _total(self, where: str) -> int:
+        return sum(part.bytes for part in self.parts if part.where == where)
+
+    @property
+    def steady_peak_bytes(self) -> int:
+        """Host memory of the whole process while it generates."""
+        return self._total("host")
+
+    @property
+    def predicted_peak_bytes(self) -> int:
+        """The larger of loading and generating, whole process, host."""
+        return max(self.load_peak_bytes, self.steady_peak_bytes)
+
+    @property
+    def predicted_device_peak_bytes(self) -> int:
+        return self._total("device")
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all weights, norms and biases included."""
+        return sum(part.bytes for part in self.parts if part.name.startswith("weights."))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON, with the sums spelled out."""
+        data = asdict(self)
+        data["placement"] = list(self.placement)
+        for name in (
+            "steady_peak_bytes",
+            "predicted_peak_bytes",
+            "predicted_device_peak_bytes",
+            "weight_bytes",
+        ):
+            data[name] = getattr(self, name)
+        return data
+
+
+class Ledger:
+    """Hands out every lasting tensor under its plan part's name, and no byte more than planned.
+
+    Args:
+        parts: the plan's.
+        headroom_bytes: what may be added to the plan while running (a second cache, snapshots).
+    """
+
+    def __init__(self, parts: Iterable[Part], headroom_bytes: int) -> None:
+        self.planned: dict[str, int] = defaultdict(int)
+        for part in parts:
+            self.planned[part.name] += part.bytes
+        self.taken: dict[str, int] = defaultdict(int)
+        self.headroom_bytes = headroom_bytes
+
+    def empty(self, part: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """A zeroed tensor, its pages touched now: a full machine is found out before an answer."""
+        self._take(part, torch.Size(shape).numel() * dtype.itemsize)
+        return torch.empty(shape, dtype=dtype).zero_()
+
+    def hold(self, part: str, *tensors: Tensor) -> None:
+        """Account for tensors that were made elsewhere (a kernel's layout of a weight)."""
+        self._take(part, sum(tensor.nbytes for tensor in tensors))
+
+    def extend(self, part: str, nbytes: int) -> None:
+        """Plan ``nbytes`` more for ``part`` at run time.
+
+        Raises:
+            BudgetExceededError: the budget has no room for it.
+        """
+        if nbytes > self.headroom_bytes:
+            raise BudgetExceededError(
+                f"{part} needs {human(nbytes)} more, and the budget leaves "
+                f"{human(max(0, self.headroom_bytes))}: ask for fewer rows or a shorter context, "
+                "or load with a larger budget."
+            )
+        self.headroom_bytes -= nbytes
+        self.planned[part] += nbytes
+
+    def release(self, part: str, nbytes: int) -> None:
+        """Give back what ``extend`` planned and a tensor of ``part`` held."""
+        self.headroom_bytes += nbytes
+        self.planned[part] -= nbytes
+        self.taken[part] -= nbytes
+
+    def _take(self, part: str, nbytes: int) -> None:
+        if self.taken[part] + nbytes > self.planned[part]:
+            raise BudgetExceededError(
+                f"{part}: {human(self.taken[part] + nbytes)} asked for, "
+                f"{human(self.planned[part])} in the plan; what is not planned cannot be taken."
+            )
+        self.taken[part] += nbytes
+
+
+def parse_budget(text: str | int | None, available_bytes: int) -> int:
+    """Bytes of a budget: a number with a unit (``6GiB``) or a share of what is available (``70%``).
+
+    Raises:
+        UsageError: not a budget, or not above zero.
+    """
+    if text is None:
+        return available_bytes
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(%|[a-zA-Z]*)\s*", str(text))
+    unit = match[2].lower() if match else None
+    if not match or (unit != "%" and unit not in _UNITS) or float(match[1]) == 0:
+        raise UsageError(
+            f"budget {text!r} is not an amount of memory; write it as 6GiB, 800MiB or 70%."
+        )
+    if unit == "%":
+        return int(float(match[1]) / 100 * available_bytes)
+    return int(float(match[1]) * _UNITS[unit])
+
+
+def human(nbytes: float) -> str:
+    """Bytes for people: 1.5 GiB, 12.0 MiB."""
+    for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if abs(nbytes) >= size:
+            return f"{nbytes / size:.1f} {unit}"
+    return f"{nbytes:.0f} B"

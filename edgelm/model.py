@@ -1,0 +1,329 @@
+"""LanguageModel: a loaded model, and ``load`` / ``plan`` that lead to one."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from edgelm import hardware
+from edgelm.cache import KVCache, cache_bytes
+from edgelm.chat import render
+from edgelm.engine import Engine, RowTokens
+from edgelm.errors import DoesNotFitError, EdgeLMError, UsageError
+from edgelm.files import ModelFiles
+from edgelm.forward import Output, forward
+from edgelm.generate import Chunk, Generation, Request, Result, collect, stream_text
+from edgelm.loading import Loader, Progress, warn_of_requantizing
+from edgelm.memory import Ledger, Plan, human
+from edgelm.planner import DTYPES, Settings, make_plan
+from edgelm.sampling import SamplingSettings
+from edgelm.tokenizer import Tokenizer
+
+Prompt = str | Sequence[int]
+Messages = Sequence[dict[str, str]]
+
+
+def plan(
+    model: str | Path | ModelFiles, *, task: str = "causal-lm", revision: str | None = None,
+    offline: bool = False, **settings: Any,
+) -> Plan:  # fmt: skip
+    """What ``load`` with the same settings would do and take, from headers alone.
+
+    Args:
+        settings: the fields of ``planner.Settings``.
+    """
+    files = _open(model, revision, offline)
+    return make_plan(files.decoder(task), files.config, files.names, _settings(settings))
+
+
+def load(
+    model: str | Path | ModelFiles, *, task: str = "causal-lm", threads: int | None = None,
+    revision: str | None = None, offline: bool = False, progress: Progress | None = None,
+    **settings: Any,
+) -> LanguageModel:  # fmt: skip
+    """Load a model as planned.
+
+    Args:
+        model: a Hub id, a folder, a ``.gguf`` file or ``demo``.
+        threads: cores to use; None means EDGELM_THREADS, else all.
+        progress: called with (matrix name, bytes done, bytes in all).
+        settings: the fields of ``planner.Settings``: quant, method, kv, backend, device, dtype,
+            context, rows, chunk, budget.
+
+    Raises:
+        DoesNotFitError: the plan exceeds the budget; it is carried along.
+        EdgeLMError: files, settings or kernels that do not go together.
+    """
+    files = _open(model, revision, offline)
+    torch.set_num_threads(_threads(threads))
+    chosen = _settings(settings)
+    decoder = files.decoder(task)
+    made = make_plan(decoder, files.config, files.names, chosen)
+    if not made.fits:
+        raise DoesNotFitError(
+            f"{files.name} needs {human(made.predicted_peak_bytes)} with these settings; the "
+            f"budget is {human(made.budget_bytes)}. Choose a smaller scheme or context, or raise "
+            "the budget.",
+            made,
+        )
+    return LanguageModel(files, decoder, made, chosen.method, progress)
+
+
+class LanguageModel:
+    """A model in memory. One call at a time: other threads wait for it.
+
+    Close it (or use ``with``) to free its weights, caches and buffers.
+    """
+
+    def __init__(
+        self, files: ModelFiles, decoder: Any, made: Plan, method: str, progress: Progress | None
+    ) -> None:
+        self.plan = made
+        self.config = files.config
+        self.name = files.name
+        self.ledger = Ledger(made.parts, made.budget_bytes - made.predicted_peak_bytes)
+        self._files = files
+        self._owner = object()
+        self.report = Loader(decoder, files.names, made, self.ledger, method, progress).load()
+        warn_of_requantizing(self.report)
+        self._engine: Engine | None = Engine(decoder, files.config, made, self.ledger)
+        self._cache: KVCache | None = self._make_cache(made.rows, made.context, made.kv)
+        self._held: list[int] = []
+        self._lock = threading.Lock()
+        self._holder: int | None = None
+
+    # text
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self._files.tokenizer
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, with BOS where the model expects it."""
+        return self.tokenizer.encode(text)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids, without special tokens."""
+        return self.tokenizer.decode(ids)
+
+    def generate(self, prompt: Prompt | Sequence[str], **options: Any) -> Any:
+        """Answer a prompt (text or ids), or each prompt of a list of texts.
+
+        Args:
+            options: see ``request``; ``stop_event`` cancels.
+
+        Returns:
+            A Result; for a list of texts a list of Results.
+        """
+        if not isinstance(prompt, str) and prompt and isinstance(prompt[0], str):
+            return [self.generate(text, **options) for text in prompt]
+        return collect(self.stream(prompt, **options))  # type: ignore[arg-type]
+
+    def stream(
+        self, prompt: Prompt, *, stop_event: threading.Event | None = None, **options: Any
+    ) -> Iterator[Chunk]:
+        """The answer piece by piece. Closing it, or setting ``stop_event``, cancels it."""
+        request = self.request(prompt, **options)
+        cancelled = stop_event.is_set if stop_event else bool
+        with self._running() as (engine, cache):
+            generation = Generation(
+                engine, cache, self._held, request, self.end_ids, cancelled, self.kernels
+            )
+            yield from stream_text(generation, self.tokenizer)
+
+    def chat(self, messages: Messages, **options: Any) -> Result:
+        """Answer a conversation: messages with ``role`` and ``content``."""
+        return collect(self.stream_chat(messages, **options))
+
+    def stream_chat(self, messages: Messages, **options: Any) -> Iterator[Chunk]:
+        """As ``chat``, piece by piece; what the cache holds of earlier turns is not run again."""
+        yield from self.stream(self.chat_ids(messages), keep_prefix=True, **options)
+
+    def chat_ids(self, messages: Messages) -> list[int]:
+        """Ids of a conversation in the model's own template, ready to be answered."""
+        template = self.tokenizer.chat_template
+        text = render(template, messages, bos=self._token(self.tokenizer.bos_id), eos=self._token(
+            min(self.tokenizer.eos_ids, default=None)))  # fmt: skip
+        return self.tokenizer.encode(text, parse_special=True)
+
+    def request(
+        self, prompt: Prompt, *, max_new_tokens: int | None = None,
+        temperature: float | None = None, top_k: int | None = None, top_p: float | None = None,
+        seed: int | None = None, stop: str | Sequence[str] = (), keep_prefix: bool = False,
+    ) -> Request:  # fmt: skip
+        """A Request with the model's own sampling defaults where nothing is given.
+
+        A sampled answer without a seed draws one, which the statistics report.
+        """
+        if isinstance(prompt, str) and not prompt:
+            raise UsageError("The prompt is empty; give some text.")
+        ids = self.encode(prompt) if isinstance(prompt, str) else [int(i) for i in prompt]
+        given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+        chosen = self._sampling_defaults() | {k: v for k, v in given.items() if v is not None}
+        stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        sampling = SamplingSettings(**chosen)
+        return Request(tuple(ids), max_new_tokens, sampling, stops, keep_prefix)
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """Every id that ends an answer: of the config, the tokenizer and the chat template."""
+        return self.tokenizer.eos_ids | frozenset(self.config.eos_ids)
+
+    # numbers
+
+    def forward(
+        self, input_ids: Tensor | None = None, *, cache: KVCache | None = None, **options: Any
+    ) -> Output:
+        """Logits (or hidden states) of a batch; see ``forward.forward`` for the options.
+
+        Without ``cache`` a temporary one of the batch's size is used.
+        """
+        with self._running() as (engine, _):
+            if cache is not None:
+                return forward(engine, cache, input_ids=input_ids, **options)
+            given = input_ids if input_ids is not None else options.get("inputs_embeds")
+            if given is None or given.dim() < 2:
+                raise UsageError("Give input_ids [B, T] or inputs_embeds [B, T, N].")
+            rows, context = given.shape[:2]
+            with self._temporary_cache(rows, context) as temporary:
+                return forward(engine, temporary, input_ids=input_ids, **options)
+
+    def score(self, prompt: str, continuation: str) -> float:
+        """Log-likelihood (natural) of ``continuation`` after ``prompt``."""
+        start = self.encode(prompt)
+        whole = self.encode(prompt + continuation)
+        return float(self.log_likelihoods(whole)[len(start) - 1 :].sum())
+
+    def log_likelihoods(self, ids: Sequence[int]) -> Tensor:
+        """Natural log-likelihood of each id after the first given those before: [T - 1] float32."""
+        if len(ids) < 2:
+            raise UsageError("Scoring needs at least two tokens.")
+        tokens = torch.tensor(ids)
+        found = []
+        with self._running() as (engine, _), self._temporary_cache(1, len(ids)) as cache:
+            for start in range(0, len(ids) - 1, engine.plan.chunk):
+                piece = tokens[start : start + engine.plan.chunk]
+                hidden = engine.run(cache, [RowTokens(0, piece)])
+                wanted = tokens[start + 1 : start + 1 + len(piece)]
+                logits = engine.logits(
+                    hidden[: len(wanted)], torch.empty(len(wanted), self.config.vocab_size)
+                )
+                found.append(-functional.cross_entropy(logits, wanted, reduction="none"))
+        return torch.cat(found)
+
+    def new_cache(
+        self, rows: int = 1, context: int | None = None, kv: str | None = None
+    ) -> KVCache:
+        """A cache of your own for ``forward``, planned and taken now.
+
+        Raises:
+            BudgetExceededError: the budget has no room for it.
+        """
+        context, kv = context or self.plan.context, kv or self.plan.kv
+        if rows < 1 or not 0 < context <= self.plan.context or kv not in DTYPES:
+            raise UsageError(
+                f"A cache of {rows} rows, context {context}, kv {kv!r}: rows and context must be "
+                f"at least 1, the context at most the plan's {self.plan.context}, and kv one of "
+                f"{', '.join(DTYPES)}."
+            )
+        nbytes = cache_bytes(self.config, rows, context, DTYPES[kv])
+        self.ledger.extend("kv cache", nbytes)
+        return self._make_cache(rows, context, kv)
+
+    # state
+
+    @property
+    def kernels(self) -> dict[str, str]:
+        """The kernel that runs each class of tensors: embed, attn, mlp, head."""
+        found: dict[str, set[str]] = {}
+        for product in self.plan.products:
+            kind = product.names[0].split(".")[2] if "." in product.names[0] else product.names[0]
+            found.setdefault(kind, set()).add(product.kernel)
+        return {kind: " + ".join(sorted(kernels)) for kind, kernels in found.items()}
+
+    def close(self) -> None:
+        """Free weights, caches and buffers; further calls are refused."""
+        with self._lock:
+            self._engine = self._cache = None
+
+    def __enter__(self) -> LanguageModel:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "A loaded model cannot be pickled: its memory belongs to this process. Load it again "
+            "in the other process from the same reference."
+        )
+
+    @contextmanager
+    def _running(self) -> Iterator[tuple[Engine, KVCache]]:
+        """The engine for one call; other threads wait, this thread must not nest calls."""
+        if self._holder == threading.get_ident():
+            raise UsageError(
+                "An answer is still being streamed in this thread; read it to its end or close it "
+                "before the next call."
+            )
+        with self._lock:
+            if self._engine is None or self._cache is None:
+                raise EdgeLMError("The model is closed; load it again.")
+            self._holder = threading.get_ident()
+            try:
+                yield self._engine, self._cache
+            finally:
+                self._holder = None
+
+    @contextmanager
+    def _temporary_cache(self, rows: int, context: int) -> Iterator[KVCache]:
+        cache = self.new_cache(rows, context)
+        try:
+            yield cache
+        finally:
+            self.ledger.release("kv cache", cache.nbytes)
+
+    def _make_cache(self, rows: int, context: int, kv: str) -> KVCache:
+        return KVCache(self.config, rows, context, DTYPES[kv], self.ledger.empty, self._owner)
+
+    def _token(self, token: int | None) -> str:
+        return "" if token is None else self.tokenizer.decode([token], skip_special=False)
+
+    def _sampling_defaults(self) -> dict[str, Any]:
+        """The model's generation_config, greedy when it does not ask for sampling."""
+        own = self._files.generation_config
+        seed = {"seed": int.from_bytes(os.urandom(4), "little")}
+        if not own.get("do_sample"):
+            return seed
+        names = ("temperature", "top_k", "top_p")
+        return seed | {"temperature": 1.0} | {k: own[k] for k in names if own.get(k) is not None}
+
+
+def _open(model: str | Path | ModelFiles, revision: str | None, offline: bool) -> ModelFiles:
+    if isinstance(model, ModelFiles):
+        return model
+    return ModelFiles.open(model, revision=revision, offline=offline)
+
+
+def _settings(given: dict[str, Any]) -> Settings:
+    known = Settings.__dataclass_fields__
+    for name in given:
+        if name not in known:
+            raise UsageError(f"{name!r} is not a setting; allowed: {', '.join(known)}.")
+    return Settings(**given)
+
+
+def _threads(given: int | None) -> int:
+    if given is None:
+        return hardware.default_threads()
+    if not 0 < given <= (os.cpu_count() or 1):
+        raise UsageError(f"threads is {given}; allowed: 1 to {os.cpu_count()} on this machine.")
+    return given

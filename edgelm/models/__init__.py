@@ -1,0 +1,24 @@
+"""One file per family, named as transformers' ``model_type``; this table finds it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+from edgelm.errors import ModelFileError, UnsupportedModelError
+
+FAMILIES = ("llama",)
+
+
+def family_of(config: Mapping[str, Any]) -> ModuleType:
+    """The family module (``WEIGHTS``, ``read_config``, ``build``) for a ``config.json``."""
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str):
+        raise ModelFileError("config.json has no model_type; the file is damaged.")
+    if model_type not in FAMILIES:
+        raise UnsupportedModelError(
+            f"config.json: model_type is {model_type!r}; supported: {', '.join(FAMILIES)}."
+        )
+    return import_module(f"edgelm.models.{model_type}")

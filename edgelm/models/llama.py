@@ -1,0 +1,86 @@
+"""Llama 1-3, CodeLlama, SmolLM2, TinyLlama: the plain pre-norm decoder with a gated MLP.
+
+Touvron et al. 2023, arXiv:2302.13971; the oracle is ``LlamaForCausalLM`` of transformers 5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from edgelm.attention import Attention
+from edgelm.config import ConfigReader, ModelConfig, head_layout
+from edgelm.layers import Embedding, GatedMLP, Projection, RMSNorm
+from edgelm.models.decoder import Decoder, DecoderLayer
+from edgelm.position import Rope
+
+WEIGHTS = {
+    "embed": "model.embed_tokens",
+    "layers.{}.attn.q": "model.layers.{}.self_attn.q_proj",
+    "layers.{}.attn.k": "model.layers.{}.self_attn.k_proj",
+    "layers.{}.attn.v": "model.layers.{}.self_attn.v_proj",
+    "layers.{}.attn.o": "model.layers.{}.self_attn.o_proj",
+    "layers.{}.mlp.gate": "model.layers.{}.mlp.gate_proj",
+    "layers.{}.mlp.up": "model.layers.{}.mlp.up_proj",
+    "layers.{}.mlp.down": "model.layers.{}.mlp.down_proj",
+    "layers.{}.attn_norm": "model.layers.{}.input_layernorm",
+    "layers.{}.mlp_norm": "model.layers.{}.post_attention_layernorm",
+    "norm": "model.norm",
+    "head": "lm_head",
+}
+
+
+def read_config(data: Mapping[str, Any]) -> ModelConfig:
+    """The numbers of a ``config.json`` whose ``model_type`` is llama."""
+    reader = ConfigReader(data)
+    hidden = reader.integer("hidden_size")
+    heads, kv_heads, head_size = head_layout(reader, hidden)
+    context = reader.integer("max_position_embeddings", default=2048)
+    return ModelConfig(
+        model_type="llama",
+        vocab_size=reader.integer("vocab_size"),
+        hidden_size=hidden,
+        intermediate_size=reader.integer("intermediate_size"),
+        num_layers=reader.integer("num_hidden_layers"),
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_size=head_size,
+        max_context=context,
+        norm_eps=reader.number("rms_norm_eps", default=1e-6),
+        activation=reader.choice("hidden_act", allowed=["silu"], default="silu"),
+        tied=reader.flag("tie_word_embeddings"),
+        rope=reader.rope(head_size, context, default_theta=10000.0),
+        attention_bias=reader.flag("attention_bias"),
+        mlp_bias=reader.flag("mlp_bias"),
+        bos_id=reader.token_id("bos_token_id"),
+        pad_id=reader.token_id("pad_token_id"),
+        eos_ids=reader.token_ids("eos_token_id"),
+    )
+
+
+def build(config: ModelConfig, head: Projection | None) -> Decoder:
+    """The decoder under ``head``, without weights."""
+    assert config.rope is not None
+    hidden, eps = config.hidden_size, config.norm_eps
+    rope = Rope(config.rope)
+    layers = [
+        DecoderLayer(
+            RMSNorm(hidden, eps),
+            Attention(
+                hidden,
+                config.num_heads,
+                config.num_kv_heads,
+                config.head_size,
+                scale=config.head_size**-0.5,
+                rope=rope,
+                qkv_bias=config.attention_bias,
+                out_bias=config.attention_bias,
+                layer=index,
+            ),
+            RMSNorm(hidden, eps),
+            GatedMLP(hidden, config.intermediate_size, config.activation, config.mlp_bias),
+        )
+        for index in range(config.num_layers)
+    ]
+    embed = Embedding(config.vocab_size, hidden, tied_to_head=config.tied and head is not None)
+    return Decoder(embed, layers, RMSNorm(hidden, eps), head)

@@ -1,0 +1,258 @@
+"""What a tokenizer file holds, behind one face: two libraries do the splitting.
+
+``tokenizers`` reads ``tokenizer.json``, ``sentencepiece`` reads ``tokenizer.model``. Both turn text
+into ids here and say which bytes an id stands for; joining those bytes back into text is
+``tokenizer.DecodeStream``'s work, so that both give the same text in one piece and token by token.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from edgelm.errors import ModelFileError, UnsupportedModelError
+
+if TYPE_CHECKING:
+    from sentencepiece import SentencePieceProcessor
+    from tokenizers import Tokenizer as LibraryTokenizer
+
+SPACE = "\u2581"  # the sign that stands for a space inside sentencepiece's pieces
+_BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+_DECODERS = {"ByteLevel", "Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"}
+
+
+class Vocabulary(Protocol):
+    """Token ids of one tokenizer: 0 <= id < size."""
+
+    size: int
+    strips_first_space: bool  # the encoder puts a space before a text; decoding takes it away
+    prefix: tuple[int, ...]  # ids that the file itself wants before a text
+    suffix: tuple[int, ...]  # ... and behind it
+    bos_id: int | None  # as far as the file names one
+    eos_id: int | None
+    pad_id: int | None
+
+    def encode(self, text: str, parse_special: bool) -> list[int]:
+        """Ids of the text alone; special tokens written in it count only with parse_special."""
+
+    def id_of(self, token: str) -> int | None:
+        """The id of a token by its name, None where there is no such token."""
+
+    def name_of(self, token_id: int) -> str:
+        """The token as the vocabulary writes it, '' for an id without a token."""
+
+    def bytes_of(self, token_id: int) -> bytes:
+        """UTF-8 (perhaps only a part of a character) that the token stands for."""
+
+    def is_special(self, token_id: int) -> bool:
+        """Whether the token steers the model rather than stands for text."""
+
+
+def byte_alphabet() -> dict[str, int]:
+    """The 256 characters that stand for bytes in byte-level BPE (OpenAI's GPT-2 encoder.py).
+
+    Printable Latin-1 stands for itself; the other bytes take U+0100 and up, in order.
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = [b for b in range(256) if b not in printable]
+    return {chr(b): b for b in printable} | {chr(0x100 + i): b for i, b in enumerate(hidden)}
+
+
+class TokenizersVocabulary:
+    """A ``tokenizers.Tokenizer``: byte-level BPE, or sentencepiece's pieces with byte fallback."""
+
+    bos_id: int | None = None  # tokenizer.json names neither; the configs beside it do
+    eos_id: int | None = None
+    pad_id: int | None = None
+
+    def __init__(self, library: LibraryTokenizer) -> None:
+        self._library = library
+        self._lock = threading.Lock()  # encode_special_tokens belongs to the object, not to a call
+        self._read_decoder()
+        self._read_tokens()
+        self._read_affixes()
+
+    @classmethod
+    def from_file(cls, path: Path) -> TokenizersVocabulary:
+        """Read a ``tokenizer.json``; a damaged one raises ModelFileError."""
+        from tokenizers import Tokenizer as LibraryTokenizer
+
+        try:
+            library = LibraryTokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception for whatever it cannot read
+            raise ModelFileError(
+                f"{path} is no readable tokenizer ({error}). Fetch the file again."
+            ) from error
+        library.no_truncation()
+        library.no_padding()
+        return cls(library)
+
+    def _read_decoder(self) -> None:
+        decoder = self._library.decoder
+        spec: dict[str, Any] = {"type": "none"}
+        if decoder is not None:
+            spec = json.loads(decoder.__getstate__())
+        steps = spec["decoders"] if spec["type"] == "Sequence" else [spec]
+        for step in steps:
+            if step["type"] not in _DECODERS:
+                raise UnsupportedModelError(
+                    f"The tokenizer's decoder is {step['type']!r}; supported are "
+                    f"{', '.join(sorted(_DECODERS))}. Use a checkpoint of a supported family."
+                )
+        kinds: dict[str, dict[str, Any]] = {step["type"]: step for step in steps}
+        self._alphabet = byte_alphabet() if "ByteLevel" in kinds else None
+        self._byte_fallback = "ByteFallback" in kinds
+        strip = kinds.get("Strip", {"start": 0})["start"] > 0
+        metaspace = kinds.get("Metaspace", {"prepend_scheme": "never"})["prepend_scheme"] != "never"
+        self.strips_first_space = strip or metaspace
+
+    def _read_tokens(self) -> None:
+        added = self._library.get_added_tokens_decoder()
+        self._special = {i for i, token in added.items() if token.special}
+        self.size = max(self._library.get_vocab_size(True), max(added, default=-1) + 1)
+
+    def _read_affixes(self) -> None:
+        """What the post-processor puts around a text, found by asking it."""
+        bare = self._library.encode("a", add_special_tokens=False).ids
+        full = self._library.encode("a", add_special_tokens=True).ids
+        starts = range(len(full) - len(bare) + 1)
+        start = next((s for s in starts if full[s : s + len(bare)] == bare), 0)
+        self.prefix = tuple(full[:start])
+        self.suffix = tuple(full[start + len(bare) :])
+
+    def mark_special(self, names: list[str]) -> None:
+        """Treat these tokens, where they exist, as special: configs name some that files do not."""
+        known = [n for n in names if (i := self.id_of(n)) is not None and i not in self._special]
+        if known:
+            self._library.add_special_tokens(known)
+            self._read_tokens()
+
+    def encode(self, text: str, parse_special: bool) -> list[int]:
+        with self._lock:
+            self._library.encode_special_tokens = not parse_special
+            return list(self._library.encode(text, add_special_tokens=False).ids)
+
+    def id_of(self, token: str) -> int | None:
+        return self._library.token_to_id(token)
+
+    def name_of(self, token_id: int) -> str:
+        return self._library.id_to_token(token_id) or ""
+
+    def bytes_of(self, token_id: int) -> bytes:
+        name = self.name_of(token_id)
+        if self._alphabet is not None:
+            if all(char in self._alphabet for char in name):
+                return bytes(self._alphabet[char] for char in name)
+            return name.encode()  # added tokens are written as they are
+        if self._byte_fallback and (byte := _BYTE_PIECE.fullmatch(name)):
+            return bytes([int(byte[1], 16)])
+        return name.replace(SPACE, " ").encode()
+
+    def is_special(self, token_id: int) -> bool:
+        return token_id in self._special
+
+
+class SentencePieceVocabulary:
+    """A sentencepiece model, and the tokens that a folder's configs add behind its pieces."""
+
+    prefix: tuple[int, ...]
+    suffix: tuple[int, ...] = ()
+
+    def __init__(
+        self, library: SentencePieceProcessor, added: Mapping[str, tuple[int, bool]] | None = None
+    ) -> None:
+        """added: name -> (id, special) of tokens that the model file does not hold."""
+        self._library = library
+        self._pieces = library.get_piece_size()
+        self._added = {name: at for name, (at, _) in (added or {}).items() if at >= self._pieces}
+        self._added_names = {at: name for name, at in self._added.items()}
+        self.size = max(self._added_names, default=self._pieces - 1) + 1
+        control = [i for i in range(self._pieces) if library.is_control(i)]
+        self._special = {i for i, special in (added or {}).values() if special} | set(control)
+        every = self._added | {library.id_to_piece(i): i for i in control}
+        self._always = _alternatives({n for n, i in every.items() if i not in self._special})
+        self._parsed = _alternatives(set(every))
+        self.bos_id = _present(library.bos_id())
+        self.eos_id = _present(library.eos_id())
+        self.pad_id = _present(library.pad_id())
+        self.prefix = () if self.bos_id is None else (self.bos_id,)  # what such models train with
+        self.strips_first_space = self._adds_space()
+
+    @classmethod
+    def from_file(
+        cls, path: Path, added: Mapping[str, tuple[int, bool]]
+    ) -> SentencePieceVocabulary:
+        """Read a ``tokenizer.model``; a damaged one raises ModelFileError."""
+        return cls(load_sentencepiece(path.read_bytes(), str(path)), added)
+
+    def _adds_space(self) -> bool:
+        """Whether decoding drops the space of the first piece, asked of the library itself."""
+        for token_id in range(self._pieces):
+            piece = self._library.id_to_piece(token_id)
+            if len(piece) > 1 and piece[0] == SPACE and piece[1] != SPACE:
+                return not self._library.decode([token_id]).startswith(" ")
+        return False
+
+    def encode(self, text: str, parse_special: bool) -> list[int]:
+        """Each stretch between special tokens is a text of its own, as Meta's and llama.cpp's
+        encoders have it: where the model puts a space before a text, each stretch gets one."""
+        pattern = self._parsed if parse_special else self._always
+        if pattern is None:
+            return self._library.encode(text)
+        ids: list[int] = []
+        for part in pattern.split(text):  # plain text and matched tokens take turns
+            if (token_id := self.id_of(part)) is not None and pattern.fullmatch(part):
+                ids.append(token_id)
+            elif part:
+                ids += self._library.encode(part)
+        return ids
+
+    def id_of(self, token: str) -> int | None:
+        if token in self._added:
+            return self._added[token]
+        token_id = self._library.piece_to_id(token)  # the unknown piece's id stands for "absent"
+        return token_id if self._library.id_to_piece(token_id) == token else None
+
+    def name_of(self, token_id: int) -> str:
+        if token_id < self._pieces:
+            return self._library.id_to_piece(token_id)
+        return self._added_names.get(token_id, "")
+
+    def bytes_of(self, token_id: int) -> bytes:
+        name = self.name_of(token_id)
+        if token_id >= self._pieces or self._library.is_control(token_id):
+            return name.encode()
+        if self._library.is_byte(token_id):
+            return bytes([int(name[3:5], 16)])
+        if self._library.is_unknown(token_id):
+            return self._library.decode([token_id]).encode()
+        return name.replace(SPACE, " ").encode()
+
+    def is_special(self, token_id: int) -> bool:
+        return token_id in self._special
+
+
+def load_sentencepiece(model: bytes, origin: str) -> SentencePieceProcessor:
+    """A processor over a serialized ModelProto; ``origin`` names the file in the error."""
+    from sentencepiece import SentencePieceProcessor
+
+    try:
+        return SentencePieceProcessor(model_proto=model)
+    except (RuntimeError, OSError) as error:
+        raise ModelFileError(
+            f"{origin} holds no readable sentencepiece model ({error}). Fetch the file again."
+        ) from error
+
+
+def _alternatives(names: set[str]) -> re.Pattern[str] | None:
+    """A pattern that splits a text at any of the names, the longest first."""
+    longest_first = sorted(filter(None, names), key=len, reverse=True)
+    return re.compile(f"({'|'.join(map(re.escape, longest_first))})") if longest_first else None
+
+
+def _present(token_id: int) -> int | None:
+    return token_id if token_id >= 0 else None  # sentencepiece says -1 for a token it lacks

@@ -1,0 +1,34 @@
+"""Weights in few bits and products over them: tensors, modules and devices, no models."""
+
+from .backends import BACKENDS, Kernel, choose, find
+from .convert import ModuleReport, Report, pack
+from .errors import KernelUnavailable, QuantError
+from .groupwise import dequantize, quantize
+from .linear import QuantEmbedding, QuantLinear
+from .methods import METHODS
+from .metrics import Sqnr, sqnr_db
+from .packing import PackedWeight
+from .recipe import Recipe
+from .scheme import Scheme
+
+__all__ = [
+    "BACKENDS",
+    "METHODS",
+    "Kernel",
+    "KernelUnavailable",
+    "ModuleReport",
+    "PackedWeight",
+    "QuantEmbedding",
+    "QuantError",
+    "QuantLinear",
+    "Recipe",
+    "Report",
+    "Scheme",
+    "Sqnr",
+    "choose",
+    "dequantize",
+    "find",
+    "pack",
+    "quantize",
+    "sqnr_db",
+]

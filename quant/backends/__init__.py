@@ -1,0 +1,58 @@
+"""The table of kernels, fastest first and the reference last, and the choice among them."""
+
+from __future__ import annotations
+
+import torch
+
+from ..errors import KernelUnavailable
+from ..scheme import Scheme
+from .kernel import Kernel, Shape
+from .reference import Reference
+from .torch_backend import Int4Pack, TorchMatmul
+from .torch_int8 import Int8Groups, Int8Rows
+
+__all__ = ["BACKENDS", "KERNELS", "Kernel", "choose", "find"]
+
+REFERENCE = Reference()
+KERNELS: tuple[Kernel, ...] = (Int4Pack(), Int8Rows(), Int8Groups(), TorchMatmul(), REFERENCE)
+BACKENDS = tuple(dict.fromkeys(kernel.backend for kernel in KERNELS))
+
+
+def choose(
+    scheme: Scheme,
+    shape: Shape,
+    device: torch.device | str,
+    backend: str = "auto",
+    lookup: bool = False,
+    multiply: bool = True,
+) -> Kernel:
+    """The kernel that will hold a matrix of `shape` [N, K].
+
+    backend: "auto" takes the first of the table that supports the matrix; a name takes the first
+    of that backend. lookup: rows must be readable. multiply: False for a table that is only read
+    by rows, which the reference does for every backend.
+    Raises KernelUnavailable, with each kernel's reason, when the named backend has none.
+    """
+    if backend != "auto" and backend not in BACKENDS:
+        raise KernelUnavailable(
+            f"unknown backend {backend!r}; allowed here: auto, {', '.join(BACKENDS)}"
+        )
+    if not multiply:
+        return REFERENCE
+    reasons = []
+    for kernel in KERNELS:
+        if backend not in ("auto", kernel.backend):
+            continue
+        reason = kernel.supports(scheme, shape, torch.device(device), lookup)
+        if reason is None:
+            return kernel
+        reasons.append(f"{kernel.name}: {reason}")
+    raise KernelUnavailable(
+        f"backend {backend!r} cannot hold {scheme} {list(shape)} on {device} "
+        f"({'; '.join(reasons)}); use backend auto or reference"
+    )
+
+
+def find(name: str) -> Kernel:
+    """The kernel called `name`, as reports show it."""
+    return next(kernel for kernel in KERNELS if kernel.name == name)

@@ -1,0 +1,52 @@
+"""What a kernel is: one way to hold a matrix in memory and to multiply with it."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..packing import PackedWeight
+from ..scheme import Scheme
+
+Tensors = dict[str, Tensor]
+Shape = tuple[int, int]
+
+
+class Kernel(Protocol):
+    """A layout of a matrix [N, K] and the products over it; without state.
+
+    Activations are float32 or bfloat16. `tensors` is always what `prepare` gave.
+    """
+
+    name: str
+    backend: str
+
+    def supports(
+        self, scheme: Scheme, shape: Shape, device: torch.device, lookup: bool
+    ) -> str | None:
+        """None if this kernel can hold and multiply such a matrix, else the reason in words.
+
+        lookup: single rows must be readable too (an embedding, or a head tied to one).
+        """
+
+    def prepare(self, packed: PackedWeight) -> Tensors:
+        """The kernel's own layout of `packed`; may be its very tensors."""
+
+    def nbytes(self, scheme: Scheme, shape: Shape) -> int:
+        """Bytes of what `prepare` gives, exactly."""
+
+    def scratch_bytes(self, scheme: Scheme, shape: Shape, rows: int) -> int:
+        """Upper bound of the temporaries of one product with `rows` rows of activations."""
+
+    def multiply(
+        self, x: Tensor, tensors: Tensors, scheme: Scheme, bias: Tensor | None, out: Tensor
+    ) -> None:
+        """x [M, K] times the transposed matrix, plus bias [N], into out [M, N].
+
+        `out` may be a slice of columns of a wider buffer.
+        """
+
+    def lookup(self, ids: Tensor, tensors: Tensors, scheme: Scheme, out: Tensor) -> None:
+        """Rows `ids` (int64 [n]) of the matrix into out [n, K]; only where `supports` said so."""

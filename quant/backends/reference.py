@@ -1,0 +1,72 @@
+"""The reference: canonical tensors as they are, turned to floats a block of rows at a time.
+
+It defines what is right, and runs every scheme on every device that torch has.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..groupwise import dequantize
+from ..packing import PackedWeight
+from ..scheme import Scheme
+from .kernel import Shape, Tensors
+
+# Float32 numbers of one dequantized block: 4 MiB, so that it is still cached when multiplied.
+_BLOCK_ELEMENTS = 1 << 20
+
+
+class Reference:
+    """Dequantize and multiply in the dtype of the activations."""
+
+    name = "reference"
+    backend = "reference"
+
+    def supports(
+        self, scheme: Scheme, shape: Shape, device: torch.device, lookup: bool
+    ) -> str | None:
+        return None
+
+    def prepare(self, packed: PackedWeight) -> Tensors:
+        return packed.tensors()
+
+    def nbytes(self, scheme: Scheme, shape: Shape) -> int:
+        return scheme.nbytes(shape)
+
+    def scratch_bytes(self, scheme: Scheme, shape: Shape, rows: int) -> int:
+        elements = min(block_rows(shape[1]), shape[0]) * shape[1]
+        # The block in float32 and in the activations' dtype, and the codes being unpacked.
+        return elements * (4 + 4 + 1)
+
+    def multiply(
+        self, x: Tensor, tensors: Tensors, scheme: Scheme, bias: Tensor | None, out: Tensor
+    ) -> None:
+        packed = PackedWeight.of(tensors, scheme)
+        if packed.qweight.dtype == x.dtype:
+            linear(x, packed.qweight, bias, out)
+            return
+        outputs, inputs = packed.shape
+        step = min(block_rows(inputs), outputs)
+        block = torch.empty(step, inputs, dtype=x.dtype, device=x.device)
+        for start in range(0, outputs, step):
+            stop = min(start + step, outputs)
+            weight = dequantize(packed.rows(start, stop), out=block[: stop - start])
+            part = None if bias is None else bias[start:stop]
+            linear(x, weight, part, out[:, start:stop])
+
+    def lookup(self, ids: Tensor, tensors: Tensors, scheme: Scheme, out: Tensor) -> None:
+        dequantize(PackedWeight.of(tensors, scheme).take(ids), out=out)
+
+
+def block_rows(inputs: int) -> int:
+    """Rows of a matrix [N, inputs] that are dequantized at once."""
+    return max(1, _BLOCK_ELEMENTS // inputs)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
+    """x [M, K] times weight [N, K] transposed, plus bias [N], into out [M, N]; one dtype."""
+    if bias is None:
+        torch.mm(x, weight.t(), out=out)
+    else:
+        torch.addmm(bias, x, weight.t(), out=out)

@@ -1,0 +1,116 @@
+"""ATen's CPU products over weights, each used where it was measured to be fast.
+
+The packed ones round activations to bfloat16, sum in float32, and give bfloat16 (their float32
+forms have no vector code: 10 to 100 times slower). Their layouts belong to one machine: they are
+made at load and never stored. benches/LOG.md has the timings behind every choice.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..packing import PackedWeight, unpack_codes
+from ..scheme import Scheme
+from .aten import finish, has_bfloat16, no_vector_code
+from .kernel import Shape, Tensors
+from .reference import Reference, linear
+
+# Codes unpacked to int32 at once while a layout is made: 4 MiB.
+_BLOCK_ELEMENTS = 1 << 20
+# Outputs that ATen's int4 layouts interleave at most; blocks of so many pack independently.
+_TILE_ROWS = 64
+
+
+class TorchMatmul(Reference):
+    """Float weights through torch.mm; bfloat16 weights take float32 activations rounded."""
+
+    name = "torch.mm"
+    backend = "torch"
+
+    def supports(
+        self, scheme: Scheme, shape: Shape, device: torch.device, lookup: bool
+    ) -> str | None:
+        if scheme.codebook not in ("float32", "bfloat16"):
+            return "holds float32 and bfloat16"
+        if scheme.codebook == "bfloat16" and device.type == "cpu" and not has_bfloat16():
+            return "bfloat16 products are slow on this CPU (no AVX512-BF16)"
+        return None
+
+    def scratch_bytes(self, scheme: Scheme, shape: Shape, rows: int) -> int:
+        return rows * sum(shape) * 4
+
+    def multiply(
+        self, x: Tensor, tensors: Tensors, scheme: Scheme, bias: Tensor | None, out: Tensor
+    ) -> None:
+        weight = tensors["qweight"]
+        if x.dtype == weight.dtype:
+            linear(x, weight, bias, out)
+        else:
+            finish(torch.mm(x.to(weight.dtype), weight.t()), bias, out)
+
+
+class Int4Pack:
+    """Int4 in groups through aten::_weight_int4pack_mm_for_cpu.
+
+    Its weight is (q - 8) * scale + zero, which every kind of zeros maps onto; scale and zero are
+    bfloat16 [G, N, 2]. Rows cannot be read back, so embeddings and tied heads go elsewhere.
+    """
+
+    name = "torch.int4pack"
+    backend = "torch"
+
+    def supports(
+        self, scheme: Scheme, shape: Shape, device: torch.device, lookup: bool
+    ) -> str | None:
+        if scheme.bits != 4:
+            return "holds int4"
+        if lookup:
+            return "its layout cannot be read by rows"
+        if shape[0] % 16:
+            return f"needs a multiple of 16 outputs, got {shape[0]}"
+        return no_vector_code(device)
+
+    def prepare(self, packed: PackedWeight) -> Tensors:
+        outputs, inputs = packed.shape
+        layout = torch.empty(outputs, inputs // 2, dtype=torch.uint8)
+        step = max(1, _BLOCK_ELEMENTS // inputs // _TILE_ROWS) * _TILE_ROWS
+        for start in range(0, outputs, step):
+            part = packed.rows(start, min(start + step, outputs))
+            codes = torch.empty(part.shape, dtype=torch.int32)
+            unpack_codes(part.qweight, part.scheme, codes)
+            layout[start : start + step] = torch.ops.aten._convert_weight_to_int4pack_for_cpu(
+                codes, 1
+            )
+        return {"qweight": layout, "scales_and_zeros": _scales_and_zeros(packed)}
+
+    def nbytes(self, scheme: Scheme, shape: Shape) -> int:
+        outputs, inputs = shape
+        return outputs * inputs // 2 + outputs * scheme.groups(inputs) * 4
+
+    def scratch_bytes(self, scheme: Scheme, shape: Shape, rows: int) -> int:
+        return rows * sum(shape) * 2
+
+    def multiply(
+        self, x: Tensor, tensors: Tensors, scheme: Scheme, bias: Tensor | None, out: Tensor
+    ) -> None:
+        product = torch.ops.aten._weight_int4pack_mm_for_cpu(
+            x.bfloat16(), tensors["qweight"], scheme.group_size, tensors["scales_and_zeros"]
+        )
+        finish(product, bias, out)
+
+    def lookup(self, ids: Tensor, tensors: Tensors, scheme: Scheme, out: Tensor) -> None:
+        raise AssertionError("supports() refuses lookups")
+
+
+def _scales_and_zeros(packed: PackedWeight) -> Tensor:
+    """bfloat16 [G, N, 2]: scale, and the value of code 8."""
+    assert packed.scales is not None
+    scales = packed.scales.float()
+    if packed.zeros is None:
+        middle = torch.zeros_like(scales)
+    elif packed.scheme.zeros == "int":
+        middle = (8 - packed.zeros.float()) * scales
+    else:
+        middle = packed.zeros.float() + 8 * scales
+    return torch.stack([scales.t(), middle.t()], dim=-1).bfloat16()

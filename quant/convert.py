@@ -1,0 +1,116 @@
+"""From float rows to packed matrices, a block at a time, and the report of what was done."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import QuantError
+from .groupwise import dequantize
+from .methods import METHODS
+from .metrics import Sqnr
+from .packing import PackedWeight
+from .scheme import Scheme
+
+# Numbers worked on at once: their float32 temporaries (a few MiB) then stay in the cache.
+_BLOCK_ELEMENTS = 1 << 18
+
+
+def pack(
+    blocks: Iterable[tuple[int, Tensor]],
+    shape: tuple[int, int],
+    scheme: Scheme,
+    method: str = "rtn",
+    device: torch.device | str = "cpu",
+) -> tuple[PackedWeight, float | None]:
+    """Store a matrix of `shape` [N, K] whose rows arrive as `blocks` (first row, float [n, K]).
+
+    Blocks come in order and without gaps, so a matrix of a gigabyte is never whole in float.
+    Returns the packed matrix on `device` and its error in dB, None if every number is exact.
+    Raises QuantError for rows that miss, overlap or do not fit, numbers that are not finite, and
+    an unknown method.
+    """
+    if method not in METHODS:
+        raise QuantError(f"unknown method {method!r}; allowed: {', '.join(METHODS)}")
+    packed = PackedWeight.empty(shape, scheme, device)
+    error, filled = Sqnr(), 0
+    for start, rows in blocks:
+        if start != filled or rows.dim() != 2 or rows.shape[1] != shape[1]:
+            raise QuantError(
+                f"expected rows [n, {shape[1]}] from row {filled} on, "
+                f"got {list(rows.shape)} at row {start}"
+            )
+        filled += rows.shape[0]
+        if filled > shape[0]:
+            raise QuantError(f"got rows up to {filled} for a matrix of {shape[0]} rows")
+        for offset, block in _cache_sized(rows):
+            stored = packed.rows(start + offset, start + offset + block.shape[0])
+            _store(block, stored, scheme, method)
+            error.add(block, dequantize(stored).to(block.device))
+    if filled != shape[0]:
+        raise QuantError(f"got {filled} rows for a matrix of {shape[0]} rows")
+    return packed, None if math.isinf(error.db) else error.db
+
+
+def _cache_sized(rows: Tensor) -> Iterator[tuple[int, Tensor]]:
+    step = max(1, _BLOCK_ELEMENTS // rows.shape[1])
+    for start in range(0, rows.shape[0], step):
+        yield start, rows[start : start + step].float().contiguous()
+
+
+def _store(block: Tensor, stored: PackedWeight, scheme: Scheme, method: str) -> None:
+    if not scheme.is_float:
+        stored.copy_rows_(0, METHODS[method](block, scheme))
+        return
+    stored.qweight.copy_(block)
+    if not bool(torch.isfinite(stored.qweight).all()):
+        raise QuantError(f"weights hold NaN, infinite numbers or numbers beyond {scheme}")
+
+
+@dataclass(frozen=True)
+class ModuleReport:
+    """What became of one matrix. nbytes: as the kernel holds it; note: why, when not as asked."""
+
+    name: str
+    scheme: Scheme
+    shape: tuple[int, int]
+    nbytes: int
+    error_db: float | None
+    kernel: str
+    note: str = ""
+
+
+@dataclass
+class Report:
+    """Every matrix of a model, in loading order; other tensors (norms, biases) as one sum."""
+
+    modules: list[ModuleReport] = field(default_factory=list)
+    other_bytes: int = 0
+    other_elements: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of everything the report counts."""
+        return sum(module.nbytes for module in self.modules) + self.other_bytes
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bytes of all tensors, scales and other tensors included, x 8 / parameters."""
+        parameters = sum(math.prod(module.shape) for module in self.modules) + self.other_elements
+        return self.nbytes * 8 / parameters if parameters else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able data: bits_per_weight, nbytes and one entry per module."""
+        modules = [
+            {**asdict(m), "scheme": str(m.scheme), "shape": [*m.shape]} for m in self.modules
+        ]
+        return {
+            "bits_per_weight": self.bits_per_weight,
+            "nbytes": self.nbytes,
+            "modules": modules,
+        }

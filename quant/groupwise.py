@@ -1,0 +1,64 @@
+"""Groupwise quantization as pure functions: codes from numbers, and numbers from codes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .packing import PackedWeight, pack_codes, unpack_codes
+from .scheme import Scheme
+
+
+def quantize(values: Tensor, scales: Tensor, zeros: Tensor | None, scheme: Scheme) -> PackedWeight:
+    """Round `values` (float32 [n, K]) to the nearest codes of the given grid.
+
+    scales, zeros: [n, G], already in the dtypes of the canonical layout, so that the codes are
+    chosen for the grid that will be read back. A scale of zero gives the code that reads as the
+    group's zero. Numbers beyond the grid take its nearest end.
+    """
+    rows, inputs = values.shape
+    step = scales.float().unsqueeze(-1)
+    inverse = torch.where(step == 0, 0.0, 1 / step)
+    codes = values.view(rows, scheme.groups(inputs), -1)
+    if scheme.zeros == "float":
+        assert zeros is not None
+        codes = (codes - zeros.float().unsqueeze(-1)).mul_(inverse).round_()
+    else:
+        codes = (codes * inverse).round_()
+        if scheme.zeros == "int":
+            assert zeros is not None
+            codes += zeros.unsqueeze(-1)
+        elif scheme.bits == 4:
+            codes += 8
+    codes.clamp_(*scheme.code_range)
+    qweight = pack_codes(codes.view(rows, inputs), scheme)
+    return PackedWeight(scheme, (rows, inputs), qweight, scales, zeros)
+
+
+def dequantize(
+    packed: PackedWeight, out: Tensor | None = None, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """The numbers of `packed` as [N, K], in `out` if given, else new in `dtype`.
+
+    Integer schemes are computed in float32 and rounded once, to the dtype of the result.
+    """
+    if out is None:
+        out = torch.empty(packed.shape, dtype=dtype, device=packed.qweight.device)
+    if packed.scales is None:
+        return out.copy_(packed.qweight)
+    exact = out if out.dtype == torch.float32 and out.is_contiguous() else None
+    if exact is None:
+        exact = torch.empty(packed.shape, dtype=torch.float32, device=out.device)
+    unpack_codes(packed.qweight, packed.scheme, exact)
+    groups = exact.view(packed.shape[0], packed.scales.shape[1], -1)
+    step = packed.scales.float().unsqueeze(-1)
+    if packed.scheme.zeros == "float":
+        assert packed.zeros is not None
+        groups.mul_(step).add_(packed.zeros.float().unsqueeze(-1))
+    else:
+        if packed.zeros is not None:
+            groups.sub_(packed.zeros.unsqueeze(-1))
+        elif packed.scheme.bits == 4:
+            groups.sub_(8)
+        groups.mul_(step)
+    return exact if exact is out else out.copy_(exact)

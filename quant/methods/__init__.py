@@ -1,0 +1,18 @@
+"""How integers are chosen: a table from a method's name to its function.
+
+A method takes rows of a matrix, float32 [n, K], and a Scheme, and gives those rows packed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from ..packing import PackedWeight
+from ..scheme import Scheme
+from .rtn import rtn
+
+Method = Callable[[Tensor, Scheme], PackedWeight]
+
+METHODS: dict[str, Method] = {"rtn": rtn}

@@ -1,0 +1,70 @@
+"""Round to nearest: each group's scale comes from its extremes alone, no data is looked at.
+
+Symmetric int4 follows ggml's Q4_0: the scale may be negative, so that the number of largest
+magnitude, whatever its sign, lands on code -8 exactly and all sixteen codes are in use.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..errors import QuantError
+from ..groupwise import quantize
+from ..packing import PackedWeight
+from ..scheme import Scheme
+
+_LARGEST = torch.finfo(torch.float16).max
+
+
+def rtn(block: Tensor, scheme: Scheme) -> PackedWeight:
+    """Pack the rows `block` (float32 [n, K]) in an integer scheme.
+
+    Scales and zeros are rounded to their stored type before the codes are chosen. Every number
+    comes back within half a step, except that symmetric int4 has no code +8: numbers nearer to
+    it than to +7 come back as 7 steps. Raises QuantError for numbers that are not finite and for
+    scales or minima beyond float16.
+    """
+    rows, inputs = block.shape
+    groups = block.view(rows, scheme.groups(inputs), -1)
+    low, high = (extreme.float() for extreme in torch.aminmax(groups, dim=-1))
+    if not bool(torch.isfinite(high - low).all()):
+        raise QuantError("weights hold NaN, infinite or absurdly large numbers; repair the file")
+    if scheme.zeros == "none":
+        return quantize(block, _symmetric_scales(low, high, scheme.bits), None, scheme)
+    if scheme.zeros == "int":
+        return quantize(block, *_integer_zeros(low, high, scheme), scheme)
+    return quantize(block, *_float_zeros(low, high, scheme), scheme)
+
+
+def _symmetric_scales(low: Tensor, high: Tensor, bits: int) -> Tensor:
+    if bits == 8:
+        return _float16(torch.maximum(high, -low) / 127)
+    return _float16(torch.where(high > -low, high, low) / -8)
+
+
+def _integer_zeros(low: Tensor, high: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
+    # Zero must be a code, so the range is stretched to hold it.
+    low, high = low.clamp(max=0), high.clamp(min=0)
+    first, last = scheme.code_range
+    scales = _float16((high - low) / (last - first))
+    step = scales.float()
+    offset = torch.where(step == 0, 0.0, -low / step)
+    zeros = (offset.round() + first).clamp_(first, last)
+    return scales, zeros.to(scheme.dtype)
+
+
+def _float_zeros(low: Tensor, high: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
+    first, last = scheme.code_range
+    scales = _float16((high - low) / (last - first))
+    return scales, _float16(low - first * scales.float())
+
+
+def _float16(values: Tensor) -> Tensor:
+    largest = float(values.abs().max())
+    if largest > _LARGEST:
+        raise QuantError(
+            f"a scale or minimum of {largest:.3g} is beyond float16 ({_LARGEST:.0f}); "
+            "the weights are damaged, or keep this tensor in float"
+        )
+    return values.to(torch.float16)

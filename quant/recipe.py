@@ -1,0 +1,156 @@
+"""Which scheme each matrix of a model gets: a default and overrides by name, all of it data.
+
+Names are the canonical module names: layers.<i>.attn.q|k|v|o, layers.<i>.mlp.gate|up|down,
+embed, head.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .errors import QuantError
+from .scheme import SCHEME_TEXTS, Scheme
+
+# Recipes that have a name. A rule is a list of schemes: a matrix takes the first one that its
+# row length allows.
+NAMED: dict[str, dict[str, Any]] = {
+    "none": {"default": "none"},
+    "int4": {
+        "default": ["int4-g32", "int8"],
+        "overrides": {"embed": "int8", "head": "int8"},
+    },
+}
+
+_KEYS = ("default", "overrides")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Schemes in order of preference; None stands for "none", the model's own float type.
+
+    relaxed: weights that arrive packed in another layout of no more bits satisfy the rule.
+    """
+
+    schemes: tuple[Scheme | None, ...]
+    relaxed: bool = False
+
+    @classmethod
+    def parse(cls, rule: Any, relaxed: bool = False) -> Rule:
+        texts = [rule] if isinstance(rule, str) else rule
+        if not isinstance(texts, list) or not texts or not all(isinstance(t, str) for t in texts):
+            raise QuantError(
+                f"a recipe's rule is a scheme or a list of schemes, got {rule!r}; "
+                f"allowed: none, {', '.join(n for n in NAMED if n != 'none')}, {SCHEME_TEXTS}"
+            )
+        if len(texts) == 1 and texts[0] in NAMED and texts[0] != "none":
+            return cls.parse(NAMED[texts[0]]["default"], relaxed=True)
+        return cls(tuple(None if t == "none" else Scheme.parse(t) for t in texts), relaxed)
+
+    def to_data(self) -> list[str]:
+        return ["none" if scheme is None else str(scheme) for scheme in self.schemes]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A rule for every matrix: `default`, unless the last matching override says otherwise.
+
+    overrides: (shell-style pattern, rule); later entries win over earlier ones.
+    name: the text the recipe came from, shown in reports.
+    """
+
+    default: Rule
+    overrides: tuple[tuple[str, Rule], ...] = ()
+    name: str = "custom"
+
+    @classmethod
+    def parse(cls, given: str | dict[str, Any] | Path | Recipe) -> Recipe:
+        """A recipe from a scheme text, a recipe's name, a JSON file's path, or the data itself.
+
+        A scheme text applies to every matrix, embedding and head too. Data whose default is a
+        named recipe starts from that recipe's overrides. Raises QuantError.
+        """
+        if isinstance(given, Recipe):
+            return given
+        if isinstance(given, dict):
+            return cls._from_data(given, "custom")
+        if isinstance(given, str) and given in NAMED:
+            return cls._from_data({"default": given}, given)
+        if isinstance(given, Path) or given.endswith(".json"):
+            return cls._from_data(_read_json(Path(given)), str(given))
+        try:
+            return cls(Rule.parse(given), name=given)
+        except QuantError:
+            raise QuantError(
+                f"unknown scheme {given!r}; allowed: {', '.join(NAMED)}, {SCHEME_TEXTS}, "
+                "or the path of a recipe ending in .json"
+            ) from None
+
+    @classmethod
+    def _from_data(cls, data: Any, name: str) -> Recipe:
+        if not isinstance(data, dict) or "default" not in data or set(data) - set(_KEYS):
+            raise QuantError(f"a recipe holds the keys {_KEYS} (default required), got {data!r}")
+        base = NAMED.get(data["default"], {}) if isinstance(data["default"], str) else {}
+        own = data.get("overrides", {})
+        if not isinstance(own, dict):
+            raise QuantError(f"a recipe's overrides map patterns to schemes, got {own!r}")
+        inherited = [(p, Rule.parse(r, True)) for p, r in base.get("overrides", {}).items()]
+        added = [(pattern, Rule.parse(rule)) for pattern, rule in own.items()]
+        return cls(Rule.parse(data["default"]), (*inherited, *added), name)
+
+    def __str__(self) -> str:
+        return self.name
+
+    def to_dict(self) -> dict[str, Any]:
+        """The recipe as JSON-able data that `parse` reads back."""
+        overrides = {pattern: rule.to_data() for pattern, rule in self.overrides}
+        return {"default": self.default.to_data(), "overrides": overrides}
+
+    def rule_for(self, name: str) -> Rule:
+        """The rule that decides for the matrix `name`."""
+        matches = [rule for pattern, rule in self.overrides if fnmatchcase(name, pattern)]
+        return matches[-1] if matches else self.default
+
+    def scheme_for(self, name: str, shape: tuple[int, ...], float_dtype: torch.dtype) -> Scheme:
+        """Scheme of the matrix `name` of `shape` [N, K]; "none" becomes `float_dtype`.
+
+        Raises QuantError, with the name, when no scheme of the rule fits the shape.
+        """
+        reason: QuantError | None = None
+        for wanted in self.rule_for(name).schemes:
+            scheme = Scheme.floating(float_dtype) if wanted is None else wanted
+            try:
+                scheme.check(shape)
+            except QuantError as error:
+                reason = error
+            else:
+                return scheme
+        raise QuantError(f"{name}: {reason}")
+
+    def accepts(self, name: str, scheme: Scheme) -> bool:
+        """Whether a matrix that arrives packed in `scheme` may stay as it is."""
+        rule = self.rule_for(name)
+        first = rule.schemes[0]
+        if first is None or scheme.is_float:
+            return first is None and scheme.is_float
+        return scheme == first or (rule.relaxed and scheme.bits <= first.bits)
+
+    def unused_patterns(self, names: Iterable[str]) -> list[str]:
+        """Override patterns that match none of a model's `names`: most likely a mistyped one."""
+        known = list(names)
+        return [p for p, _ in self.overrides if not any(fnmatchcase(n, p) for n in known)]
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise QuantError(f"cannot read the recipe {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise QuantError(f"the recipe {path} is not JSON: {error}") from error

@@ -1,0 +1,198 @@
+"""The rules of the house that no linter knows: arrows, weight of imports, sizes, README."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import json
+import pkgutil
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+FILE_LINES = 320  # aim: 250
+FUNCTION_LINES = 55  # aim: 35; without its docstring
+IMPORT_S = 0.3
+HEAVY = {
+    *("accelerate", "bitsandbytes", "gguf", "huggingface_hub", "jinja2", "psutil", "pydantic"),
+    *("rich", "safetensors", "sentencepiece", "starlette", "tokenizers", "torchao"),
+    *("transformers", "typer", "uvicorn"),
+}
+CODE_FROM_BYTES = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}
+MAY_UNPICKLE: frozenset[str] = frozenset()  # paths of files whose business is pickled checkpoints
+
+
+def sources(*folders: str) -> list[tuple[str, ast.Module]]:
+    """Path from the root and syntax tree of every module in the folders."""
+    files = sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+    assert files, f"no modules in {folders}"
+    return [(str(path.relative_to(ROOT)), ast.parse(path.read_bytes())) for path in files]
+
+
+def imports(tree: ast.Module) -> Iterator[str]:
+    """Full names of all modules that a file imports, inside functions too."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield str(node.module)
+
+
+def calls(tree: ast.Module) -> Iterator[ast.Call]:
+    return (node for node in ast.walk(tree) if isinstance(node, ast.Call))
+
+
+@pytest.mark.smoke
+def test_quant_never_imports_edgelm() -> None:
+    arrows = [
+        f"{path} imports {name}"
+        for path, tree in sources("quant")
+        for name in imports(tree)
+        if name.split(".")[0] == "edgelm"
+    ]
+    assert not arrows
+
+
+@pytest.mark.smoke
+def test_no_module_unpickles() -> None:
+    found = []
+    for path, tree in sources("edgelm", "quant"):
+        found += [f"{path}: {n}" for n in imports(tree) if n.split(".")[0] in CODE_FROM_BYTES]
+        for call in calls(tree):
+            text = ast.unparse(call)
+            if text.startswith("torch.load(") or "allow_pickle=True" in text:
+                found.append(f"{path}: {text}")
+    assert not [line for line in found if line.split(":")[0] not in MAY_UNPICKLE]
+
+
+def body_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Lines of a function without its docstring."""
+    length = function.end_lineno - function.lineno + 1  # type: ignore[operator]
+    if ast.get_docstring(function) is not None:
+        docstring = function.body[0]
+        length -= docstring.end_lineno - docstring.lineno + 1  # type: ignore[operator]
+    return length
+
+
+@pytest.mark.smoke
+def test_files_and_functions_fit_a_screen() -> None:
+    too_long = []
+    for path, tree in sources("edgelm", "quant", "benches"):
+        lines = len((ROOT / path).read_text(encoding="utf-8").splitlines())
+        if lines > FILE_LINES:
+            too_long.append(f"{path}: {lines} lines, at most {FILE_LINES}")
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                length = body_lines(node)
+                if length > FUNCTION_LINES:
+                    too_long.append(f"{path}:{node.name}: {length}, at most {FUNCTION_LINES}")
+    assert not too_long
+
+
+@pytest.mark.smoke
+def test_files_are_nouns_with_a_contract() -> None:
+    trees = sources("edgelm", "quant", "benches")
+    assert not [path for path, _ in trees if Path(path).stem in {"utils", "helpers", "misc"}]
+    assert not [path for path, tree in trees if tree.body and not ast.get_docstring(tree)]
+
+
+@pytest.mark.smoke
+def test_packages_are_typed() -> None:
+    assert (ROOT / "edgelm" / "py.typed").is_file() and (ROOT / "quant" / "py.typed").is_file()
+
+
+def test_every_module_imports() -> None:
+    for package in ("edgelm", "quant"):
+        top = importlib.import_module(package)
+        for module in pkgutil.walk_packages(top.__path__, f"{package}."):
+            importlib.import_module(module.name)
+
+
+@pytest.mark.smoke
+def test_import_edgelm_is_light() -> None:
+    """Heavy libraries load when used; the rest is bounded in processor time, not in wall time."""
+    program = (
+        "import sys, time, torch, json\n"
+        "before = set(sys.modules); start = time.process_time()\n"
+        "import edgelm\n"
+        "spent = time.process_time() - start\n"
+        "print(json.dumps([spent, sorted(set(sys.modules) - before)]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    spent_s, modules = json.loads(done.stdout)
+    print(f"import edgelm: {spent_s:.3f} s beyond torch, {len(modules)} modules")
+    assert not {name.split(".")[0] for name in modules} & HEAVY
+    assert spent_s < IMPORT_S
+
+
+def fenced(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def readme_commands() -> list[list[str]]:
+    """Every ``edgelm …`` of the README, in code blocks and between backticks, as words."""
+    lines = [line for block in fenced("bash") for line in block.splitlines()]
+    lines += re.findall(r"`(edgelm [^`]*)`", README)
+    found = dict.fromkeys(line for line in lines if line.startswith("edgelm "))
+    return [shlex.split(line)[1:] for line in found]
+
+
+@pytest.mark.parametrize("words", readme_commands(), ids=" ".join)
+def test_readme_commands_exist(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from edgelm.cli.main import main
+
+    monkeypatch.setattr(sys, "argv", ["edgelm", words[0], "--help"])
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit) as ended:
+        raise SystemExit(main())
+    text = capsys.readouterr().out
+    assert not ended.value.code, text
+    assert not [word for word in words if word.startswith("--") and word not in text]
+
+
+def test_readme_python_uses_public_names() -> None:
+    import edgelm
+
+    used = set()
+    for block in fenced("python"):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                used |= {node.attr} if node.value.id == "edgelm" else set()
+    assert used
+    assert not used - set(edgelm.__all__)
+
+
+@pytest.mark.smoke
+def test_mutations_apply_and_name_their_tests() -> None:
+    """A patch whose text has moved would otherwise be noticed only after the long run."""
+    wrong = []
+    for row in runpy.run_path(str(ROOT / "tests" / "mutations.py"))["MUTATIONS"]:
+        path = ROOT / row.file
+        found = path.read_text(encoding="utf-8").count(row.old) if path.is_file() else 0
+        if found != 1:
+            wrong.append(f"{row.feature}: old text occurs {found} times in {row.file}")
+        for node in row.tests:
+            name = node.split("::")[-1].split("[")[0]
+            test_file = ROOT / node.split("::")[0]
+            if not test_file.is_file() or f"def {name}(" not in test_file.read_text("utf-8"):
+                wrong.append(f"{row.feature}: there is no test {node}")
+    assert not wrong
+
+
+@pytest.mark.smoke
+def test_readme_tables_come_from_results() -> None:
+    tables = runpy.run_path(str(ROOT / "benches" / "tables.py"))
+    assert tables["main"](["--check"]) == 0
