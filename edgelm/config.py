@@ -19,15 +19,22 @@ _MAX_COUNT = 1 << 31  # a count in a file beyond this is a lie, not a model
 class RopeParameters:
     """Rotary embedding as a checkpoint states it, in the names of transformers 5.
 
-    ``theta`` is the base, ``rotary_size`` the number of rotated dimensions of a head, and
-    ``scaling`` holds the keys of the type (``factor``, ``low_freq_factor``, ...).
+    ``theta`` is the base, ``rotary_size`` the number of rotated dimensions of a head,
+    ``trained_context`` the config's length in tokens, and ``scaling`` holds the keys of the type
+    (``factor``, ``low_freq_factor``, ...).
     """
 
     rope_type: str
     theta: float
     rotary_size: int
-    max_context: int
+    trained_context: int
     scaling: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def context_limit(self) -> int:
+        """The longest context: ``dynamic`` exists to go ``factor`` times beyond the trained one."""
+        factor = self.scaling.get("factor", 1) if self.rope_type == "dynamic" else 1
+        return int(self.trained_context * factor)
 
 
 @dataclass(frozen=True)

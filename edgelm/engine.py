@@ -17,7 +17,7 @@ from edgelm.memory import Ledger, Plan
 from edgelm.models.decoder import Decoder
 from edgelm.ops import ops_for
 from edgelm.planner import DTYPES
-from edgelm.step import Segment, Step, Workspace
+from edgelm.step import Segment, Step, Workspace, widened_elements
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class Engine:
     def __init__(self, decoder: Decoder, config: ModelConfig, plan: Plan, ledger: Ledger) -> None:
         self.decoder, self.config, self.plan = decoder, config, plan
         self.dtype = DTYPES[plan.dtype]
+        self._ledger = ledger
         self.ops = ops_for(torch.device("cpu"))
         self.workspace = Workspace(
             config, plan.chunk, plan.context, self.dtype, DTYPES[plan.kv], ledger.empty
@@ -53,6 +54,15 @@ class Engine:
         self._rope_table = rope_table(config, plan, ledger)
         self._positions = torch.arange(plan.context)
         self._logits = ledger.empty("logits", (plan.rows, config.vocab_size), torch.float32)
+
+    def make_cache(self, rows: int, context: int, dtype: torch.dtype, owner: object) -> KVCache:
+        """A cache within the plan, and the scratch that its dtype needs."""
+        scratch = self.workspace.scratch
+        if dtype != torch.float32 and scratch.widened is None:
+            elements = widened_elements(self.config, self.plan.context)
+            self._ledger.extend("attention", elements * torch.float32.itemsize)
+            scratch.widened = self._ledger.empty("attention", (elements,), torch.float32)
+        return KVCache(self.config, rows, context, dtype, self._ledger.empty, owner)
 
     @torch.inference_mode()
     def run(

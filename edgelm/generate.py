@@ -201,7 +201,9 @@ class Generation:
 
 def stream_text(generation: Generation, tokenizer: Tokenizer) -> Iterator[Chunk]:
     """Pieces of text as they become final: whole characters, nothing of a stop string."""
-    decoder, stops = tokenizer.stream(), StopStrings(generation.request.stop)
+    # A completion continues the prompt's text; a chat reply begins a text of its own.
+    decoder = tokenizer.stream(continues=not generation.request.keep_prefix)
+    stops = StopStrings(generation.request.stop)
     waiting: list[int] = []
     tokens = generation.tokens()
     for token in tokens:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
+import re
 import time
 from pathlib import Path
 
 import torch
 
-_PROFILE = "machine.json"
+PROFILE = "machine.json"
+_INSTRUCTION_SETS = (
+    *("avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16"),
+    *("amx_bf16", "amx_int8", "asimd", "asimddp", "i8mm", "bf16", "sve"),
+)
+log = logging.getLogger("edgelm")
 _CGROUP_FILES = (  # (limit, current use) of version 2 and of version 1
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
     ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
@@ -93,22 +100,39 @@ def read_gb_s(megabytes: int = 256, rounds: int = 5) -> float:
 def record_read_gb_s(cache: Path) -> float:
     """Measure the read bandwidth and keep it in the cache folder for later plans."""
     measured = read_gb_s()
-    cache.mkdir(parents=True, exist_ok=True)
-    beside = cache / f"{_PROFILE}.{os.getpid()}"
-    beside.write_text(json.dumps({"processor": processor_name(), "read_gb_s": measured}))
-    beside.replace(cache / _PROFILE)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        beside = cache / f"{PROFILE}.{os.getpid()}"
+        beside.write_text(json.dumps({"processor": processor_name(), "read_gb_s": measured}))
+        beside.replace(cache / PROFILE)
+    except OSError as error:
+        log.info("the read bandwidth cannot be kept in %s: %s", cache, error)
     return measured
 
 
 def recorded_read_gb_s(cache: Path) -> float | None:
     """What ``record_read_gb_s`` kept for this processor, or None."""
     try:
-        profile = json.loads((cache / _PROFILE).read_text())
-    except (OSError, ValueError):
+        profile = json.loads((cache / PROFILE).read_text())
+        return float(profile["read_gb_s"]) if profile["processor"] == processor_name() else None
+    except (OSError, ValueError, TypeError, KeyError):
         return None
-    if profile.get("processor") != processor_name():
-        return None
-    return float(profile["read_gb_s"])
+
+
+def cgroup_limit_bytes() -> int | None:
+    """The smallest memory limit a container sets for this process, None without one."""
+    return min((limit for limit, _ in _cgroup_limits()), default=None)
+
+
+def instruction_sets() -> tuple[str, ...]:
+    """Those of this processor that products with few bits can use; empty where nobody says."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return (torch.backends.cpu.get_cpu_capability(),)
+    line = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
+    present = set(line[1].split()) if line else set()
+    return tuple(name for name in _INSTRUCTION_SETS if name in present)
 
 
 def _cgroup_limits() -> list[tuple[int, int]]:

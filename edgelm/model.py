@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -95,7 +95,9 @@ class LanguageModel:
         self.report = Loader(decoder, files.names, made, self.ledger, method, progress).load()
         warn_of_requantizing(self.report)
         self._engine: Engine | None = Engine(decoder, files.config, made, self.ledger)
-        self._cache: KVCache | None = self._make_cache(made.rows, made.context, made.kv)
+        self._cache: KVCache | None = self._engine.make_cache(
+            made.rows, made.context, DTYPES[made.kv], self._owner
+        )
         self._held: list[int] = []
         self._lock = threading.Lock()
         self._holder: int | None = None
@@ -133,10 +135,7 @@ class LanguageModel:
         """The answer piece by piece. Closing it, or setting ``stop_event``, cancels it."""
         request = self.request(prompt, **options)
         cancelled = stop_event.is_set if stop_event else bool
-        with self._running() as (engine, cache):
-            generation = Generation(
-                engine, cache, self._held, request, self.end_ids, cancelled, self.kernels
-            )
+        with self.generation(request, self.end_ids, cancelled) as generation:
             yield from stream_text(generation, self.tokenizer)
 
     def chat(self, messages: Messages, **options: Any) -> Result:
@@ -149,10 +148,10 @@ class LanguageModel:
 
     def chat_ids(self, messages: Messages) -> list[int]:
         """Ids of a conversation in the model's own template, ready to be answered."""
-        template = self.tokenizer.chat_template
-        text = render(template, messages, bos=self._token(self.tokenizer.bos_id), eos=self._token(
-            min(self.tokenizer.eos_ids, default=None)))  # fmt: skip
-        return self.tokenizer.encode(text, parse_special=True)
+        tokenizer = self.tokenizer
+        bos, eos = tokenizer.token_of(tokenizer.bos_id), tokenizer.token_of(tokenizer.eos_id)
+        text = render(tokenizer.chat_template, messages, bos=bos, eos=eos)
+        return tokenizer.encode(text, add_special=False, parse_special=True)
 
     def request(
         self, prompt: Prompt, *, max_new_tokens: int | None = None,
@@ -171,6 +170,16 @@ class LanguageModel:
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
         sampling = SamplingSettings(**chosen)
         return Request(tuple(ids), max_new_tokens, sampling, stops, keep_prefix)
+
+    @contextmanager
+    def generation(
+        self, request: Request, end_ids: frozenset[int], cancelled: Callable[[], bool] = bool
+    ) -> Iterator[Generation]:
+        """One request in ids, without text: nothing but ``end_ids`` and its limit end it."""
+        with self._running() as (engine, cache):
+            yield Generation(
+                engine, cache, self._held, request, end_ids, cancelled, self.kernels
+            )
 
     @property
     def end_ids(self) -> frozenset[int]:
@@ -236,7 +245,7 @@ class LanguageModel:
             )
         nbytes = cache_bytes(self.config, rows, context, DTYPES[kv])
         self.ledger.extend("kv cache", nbytes)
-        return self._make_cache(rows, context, kv)
+        return self._open_engine().make_cache(rows, context, DTYPES[kv], self._owner)
 
     # state
 
@@ -275,11 +284,11 @@ class LanguageModel:
                 "before the next call."
             )
         with self._lock:
-            if self._engine is None or self._cache is None:
-                raise EdgeLMError("The model is closed; load it again.")
+            engine = self._open_engine()
+            assert self._cache is not None
             self._holder = threading.get_ident()
             try:
-                yield self._engine, self._cache
+                yield engine, self._cache
             finally:
                 self._holder = None
 
@@ -291,11 +300,10 @@ class LanguageModel:
         finally:
             self.ledger.release("kv cache", cache.nbytes)
 
-    def _make_cache(self, rows: int, context: int, kv: str) -> KVCache:
-        return KVCache(self.config, rows, context, DTYPES[kv], self.ledger.empty, self._owner)
-
-    def _token(self, token: int | None) -> str:
-        return "" if token is None else self.tokenizer.decode([token], skip_special=False)
+    def _open_engine(self) -> Engine:
+        if self._engine is None:
+            raise EdgeLMError("The model is closed; load it again.")
+        return self._engine
 
     def _sampling_defaults(self) -> dict[str, Any]:
         """The model's generation_config, greedy when it does not ask for sampling."""

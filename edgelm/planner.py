@@ -17,7 +17,7 @@ from edgelm.memory import Part, Plan, ProductPlan, parse_budget
 from edgelm.models.decoder import Decoder
 from edgelm.step import workspace_sizes
 from edgelm.weights import WeightNames
-from quant import KernelUnavailable, QuantError, Recipe, Scheme, choose, find
+from quant import METHODS, KernelUnavailable, QuantError, Recipe, Scheme, choose, find
 
 DEFAULT_CONTEXT = 4096
 DEFAULT_CHUNK = 512
@@ -107,6 +107,8 @@ def _choose(given: str, what: str, allowed: dict[str, torch.dtype]) -> torch.dty
 def _context(settings: Settings, config: ModelConfig) -> int:
     if settings.context == "auto":
         return min(config.max_context, DEFAULT_CONTEXT)
+    if not str(settings.context).isdecimal():
+        raise UsageError(f"context {settings.context!r} is not a number of tokens; or say 'auto'.")
     context = int(settings.context)
     for what, value in (("context", context), ("rows", settings.rows), ("chunk", settings.chunk)):
         if value < 1:
@@ -122,6 +124,8 @@ def _context(settings: Settings, config: ModelConfig) -> int:
 
 def _recipe(settings: Settings) -> Recipe | None:
     """None for ``auto``: packed files keep their scheme, others get the default recipe."""
+    if settings.method not in METHODS:
+        raise UsageError(f"method {settings.method!r} is not known; allowed: {', '.join(METHODS)}.")
     if settings.quant == "auto":
         return None
     try:
@@ -222,11 +226,16 @@ def _runtime_parts(
         sizes["rope table"] = context * config.rope.rotary_size * dtype.itemsize
     sizes["kv cache"] = cache_bytes(config, rows, context, kv)
     sizes["logits"] = rows * config.vocab_size * torch.float32.itemsize
-    sizes["kernel scratch"] = max(
-        find(p.kernel).scratch_bytes(Scheme.parse(p.scheme), p.shape, tokens) for p in products
-    )
+    sizes["kernel scratch"] = max(_kernel_scratch(p, tokens, config.tied) for p in products)
     sizes["runtime"] = hardware.resident_bytes()
     return [Part(name, nbytes) for name, nbytes in sizes.items()]
+
+
+def _kernel_scratch(product: ProductPlan, tokens: int, tied: bool) -> int:
+    """Temporaries of one call; a table that is only looked up takes its rows' codes and values."""
+    if product.names == ("embed",) and not tied:
+        return 2 * tokens * product.shape[1] * torch.float32.itemsize
+    return find(product.kernel).scratch_bytes(Scheme.parse(product.scheme), product.shape, tokens)
 
 
 def _load_scratch(products: tuple[ProductPlan, ...]) -> int:

@@ -36,7 +36,7 @@ class Rope:
         self.parameters = parameters
         self.interleaved = interleaved
         self.rotary_size = parameters.rotary_size
-        _FREQUENCIES[parameters.rope_type](parameters, parameters.max_context)  # checks its keys
+        _FREQUENCIES[parameters.rope_type](parameters, parameters.trained_context)  # checks its keys
 
     def table_shape(self, context: int) -> tuple[int, int, int]:
         """Shape of the float32 table for ``context`` positions: cos and sin, position, pair."""
@@ -82,15 +82,15 @@ def _linear(rope: RopeParameters, context: int) -> tuple[Tensor, float]:
 
 def _dynamic(rope: RopeParameters, context: int) -> tuple[Tensor, float]:
     """NTK: the base grows with the context once it exceeds the trained length."""
-    factor, size, trained = _number(rope, "factor"), rope.rotary_size, rope.max_context
+    factor, size, trained = _number(rope, "factor"), rope.rotary_size, rope.trained_context
     stretch = factor * max(context, trained) / trained - (factor - 1)
     return _inverse(rope, rope.theta * stretch ** (size / (size - 2))), 1.0
 
 
 def _yarn(rope: RopeParameters, context: int) -> tuple[Tensor, float]:
     """Peng et al. 2023, arXiv:2309.00071: interpolate slow pairs, keep fast ones."""
-    original = _number(rope, "original_max_position_embeddings", rope.max_context)
-    factor = _number(rope, "factor", rope.max_context / original)
+    original = _number(rope, "original_max_position_embeddings", rope.trained_context)
+    factor = _number(rope, "factor", rope.trained_context / original)
     size = rope.rotary_size
 
     def pair_of(rotations: float) -> float:
@@ -120,7 +120,7 @@ def _yarn_magnitude(rope: RopeParameters, factor: float) -> float:
 
 def _longrope(rope: RopeParameters, context: int) -> tuple[Tensor, float]:
     """Ding et al. 2024, arXiv:2402.13753: a searched divisor per pair, one list per length."""
-    original = _number(rope, "original_max_position_embeddings", rope.max_context)
+    original = _number(rope, "original_max_position_embeddings", rope.trained_context)
     divisors = {}
     for key in ("short_factor", "long_factor"):
         values = rope.scaling.get(key)
@@ -130,7 +130,7 @@ def _longrope(rope: RopeParameters, context: int) -> tuple[Tensor, float]:
                 f"{rope.rotary_size // 2} numbers."
             )
         divisors[key] = torch.tensor(values, dtype=torch.float32)
-    factor = _number(rope, "factor", rope.max_context / original)
+    factor = _number(rope, "factor", rope.trained_context / original)
     magnitude = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
     magnitude = _number(rope, "attention_factor", magnitude)
     chosen = divisors["long_factor" if context > original else "short_factor"]
@@ -141,7 +141,7 @@ def _llama3(rope: RopeParameters, context: int) -> tuple[Tensor, float]:
     """Llama 3.1's rule: long wavelengths divided by the factor, a ramp between two bounds."""
     factor = _number(rope, "factor")
     low, high = _number(rope, "low_freq_factor"), _number(rope, "high_freq_factor")
-    original = _number(rope, "original_max_position_embeddings", rope.max_context)
+    original = _number(rope, "original_max_position_embeddings", rope.trained_context)
     plain = _inverse(rope, rope.theta)
     turns = original / (2 * math.pi / plain)  # full turns over the original context
     ramp = ((turns - low) / (high - low)).clamp(0, 1)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import datetime
 import functools
 import json
-import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -29,10 +28,21 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 from edgelm.errors import UsageError
+from edgelm.template_limits import (
+    MAX_CHARS,
+    bounded,
+    bounded_indent,
+    bounded_join,
+    bounded_replace,
+    check_format,
+    check_product,
+    length,
+    limit,
+    replaced_length,
+    size,
+)
 
 MAX_SECONDS = 2.0  # real templates take milliseconds
-MAX_CHARS = 16 * 2**20  # of the output, and of each value on the way to it
-ELEMENT_CHARS = 16  # what an element of a list or mapping counts besides its text
 
 # They build text of any size from a number, and no chat template needs them.
 _REFUSED_METHODS = {"center", "expandtabs", "ljust", "rjust", "translate", "zfill"}
@@ -40,8 +50,6 @@ _REFUSED_FILTERS = (
     "batch", "center", "filesizeformat", "format", "pprint", "slice", "urlize", "wordwrap",
     "xmlattr",
 )  # fmt: skip
-# A width of four digits, or one that is itself an argument.
-_WIDE_FIELD = re.compile(r"\d{4}|%[^a-z%]*\*|\{[^{}]*:[^{}]*\{")
 
 
 def run(template: str, variables: Mapping[str, Any]) -> str:
@@ -97,31 +105,6 @@ def _plain(value: Any) -> Any:
         f"A chat template was given a value of type {type(value).__name__}; allowed are text, "
         "numbers, booleans, None, and lists and mappings of these."
     )
-
-
-def _limit(chars: int) -> None:
-    if chars > MAX_CHARS:
-        raise SecurityError(f"it builds a value of more than {MAX_CHARS} characters")
-
-
-def _size(value: Any) -> int:
-    """About how many characters a value takes when written out; raises once that is too many.
-
-    Counts what is shared as often as it would be written, without writing it.
-    """
-    total, waiting = 0, [value]
-    while waiting:
-        item = waiting.pop()
-        if isinstance(item, str | bytes):
-            total += len(item)
-        elif isinstance(item, Mapping):
-            total += ELEMENT_CHARS * len(item)
-            waiting += [*item.keys(), *item.values()]
-        elif isinstance(item, list | tuple | set | frozenset):
-            total += ELEMENT_CHARS * len(item)
-            waiting += item
-        _limit(total)
-    return total
 
 
 class _ConcatGenerator(CodeGenerator):
@@ -180,11 +163,11 @@ class _Environment(ImmutableSandboxedEnvironment):
             del self.filters[name]
         self.filters.update(
             tojson=_tojson,
-            replace=_bounded_replace(self.filters["replace"]),
-            join=_bounded_join(self.filters["join"]),
-            indent=_bounded_indent(self.filters["indent"]),
+            replace=bounded_replace(self.filters["replace"]),
+            join=bounded_join(self.filters["join"]),
+            indent=bounded_indent(self.filters["indent"]),
         )
-        self.filters = {name: _bounded(call) for name, call in self.filters.items()}
+        self.filters = {name: bounded(call) for name, call in self.filters.items()}
         del self.globals["lipsum"]
         self.globals.update(
             namespace=_Namespace, raise_exception=_raise_exception, strftime_now=_strftime_now
@@ -192,7 +175,7 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     @staticmethod
     def _finalize(value: Any) -> Any:
-        _size(value)
+        size(value)
         return value
 
     def concat(self, parts: Iterable[str]) -> str:
@@ -200,24 +183,22 @@ class _Environment(ImmutableSandboxedEnvironment):
         written, total = [], 0
         for part in parts:
             total += len(part)
-            _limit(total)
+            limit(total)
             written.append(part)
         return "".join(written)
 
     def join_values(self, values: tuple[Any, ...]) -> str:
         """``a ~ b``."""
-        _size(values)
+        size(values)
         return "".join(map(str, values))
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         if operator == "+":
-            _limit(_length(left) + _length(right))
-        elif operator == "*":
-            _limit(_factor(left) * _factor(right))
-        elif operator == "**" and isinstance(left, int) and isinstance(right, int):
-            _limit(left.bit_length() * abs(right))
+            limit(length(left) + length(right))
+        elif operator in ("*", "**"):
+            check_product(operator, left, right)
         elif operator == "%" and isinstance(left, str):
-            _check_format(left, right)
+            check_format(left, right)
         return super().call_binop(context, operator, left, right)
 
     def call(self, context: Context, obj: Any, *args: Any, **kwargs: Any) -> Any:
@@ -229,79 +210,19 @@ class _Environment(ImmutableSandboxedEnvironment):
             if name in _REFUSED_METHODS:
                 raise SecurityError(f"it calls .{name}() on text")
             if name in ("format", "format_map"):
-                _check_format(str(owner), (args, kwargs))
+                check_format(str(owner), (args, kwargs))
             elif name == "replace" and len(args) >= 2:
-                _limit(_replaced_length(owner, args[0], args[1]))
-            elif name == "join" and args and isinstance(args[0], list | tuple):
-                _limit(_size(args[0]) + len(owner) * len(args[0]))
+                limit(replaced_length(owner, args[0], args[1]))
+            elif name == "join" and len(args) == 1:
+                args = (list(args[0]),)
+                limit(size(args[0]) + len(owner) * len(args[0]))
         return super().call(context, obj, *args, **kwargs)
-
-
-def _length(value: Any) -> int:
-    return len(value) if isinstance(value, str | bytes) else _size(value)
-
-
-def _factor(value: Any) -> int:
-    """What a value contributes to the size of a product: of integers their bits are multiplied
-    away soon enough, of text and lists their length counts."""
-    return abs(value) if isinstance(value, int) and abs(value) > 1 else max(1, _length(value))
-
-
-def _replaced_length(text: Any, old: Any, new: Any) -> int:
-    text, old, new = str(text), str(old), str(new)
-    return len(text) + text.count(old) * len(new)
-
-
-def _check_format(text: str, values: Any) -> None:
-    if _WIDE_FIELD.search(text):
-        raise SecurityError("it formats text to an extreme width")
-    _limit(len(text) + (text.count("%") + text.count("{")) * _size(values))
-
-
-def _bounded(call: Callable[..., Any]) -> Callable[..., Any]:
-    """A filter that refuses arguments which are too large to write out."""
-
-    @functools.wraps(call)
-    def checked(*args: Any, **kwargs: Any) -> Any:
-        _size(args)
-        return call(*args, **kwargs)
-
-    return checked
-
-
-def _bounded_replace(call: Callable[..., str]) -> Callable[..., str]:
-    @functools.wraps(call)
-    def replace(evaluation: Any, text: Any, old: Any, new: Any, count: int | None = None) -> str:
-        _limit(_replaced_length(text, old, new))
-        return call(evaluation, text, old, new, count)
-
-    return replace
-
-
-def _bounded_join(call: Callable[..., str]) -> Callable[..., str]:
-    @functools.wraps(call)
-    def join(evaluation: Any, values: Iterable[Any], d: str = "", attribute: Any = None) -> str:
-        values = list(values)
-        _limit(_size(values) + len(str(d)) * len(values))
-        return call(evaluation, values, d, attribute)
-
-    return join
-
-
-def _bounded_indent(call: Callable[..., str]) -> Callable[..., str]:
-    @functools.wraps(call)
-    def indent(text: str, width: Any = 4, first: bool = False, blank: bool = False) -> str:
-        step = width if isinstance(width, int) else len(width)
-        _limit(len(text) + step * (text.count("\n") + 1))
-        return call(text, width, first, blank)
-
-    return indent
 
 
 def _tojson(
     value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any
 ) -> str:
-    if isinstance(indent, int) and indent > ELEMENT_CHARS:
+    if isinstance(indent, int) and indent > 16:
         raise SecurityError(f"it indents JSON by {indent} characters")
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
 

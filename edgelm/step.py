@@ -147,6 +147,10 @@ def workspace_sizes(
     sizes["scores"] = ("attention", scores, torch.float32)
     sizes["masks"] = ("attention", tokens * context, torch.float32)
     if kv != torch.float32:
-        widened = 2 * context * config.num_kv_heads * config.head_size
-        sizes["widened"] = ("attention", widened, torch.float32)
+        sizes["widened"] = ("attention", widened_elements(config, context), torch.float32)
     return sizes
+
+
+def widened_elements(config: ModelConfig, context: int) -> int:
+    """Elements of the scratch in which one row's keys and values of a layer become float32."""
+    return 2 * context * config.num_kv_heads * config.head_size

@@ -154,7 +154,8 @@ def _byte_level_bpe(metadata: Mapping[str, Any], cut: PreTokenizer) -> Vocabular
 
     tokens = _tokens(metadata)
     types = _token_types(metadata, len(tokens))
-    merges = [tuple(merge.split(" ", 1)) for merge in _required(metadata, "tokenizer.ggml.merges")]
+    pairs = (merge.partition(" ") for merge in _strings(metadata, "tokenizer.ggml.merges"))
+    merges = [(left, right) for left, _, right in pairs]
     try:
         model = models.BPE(
             vocab={token: i for i, token in enumerate(tokens)},
@@ -191,9 +192,13 @@ def _required(metadata: Mapping[str, Any], key: str) -> Any:
     return metadata[key]
 
 
+def _is_array(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
+
+
 def _strings(metadata: Mapping[str, Any], key: str) -> list[str]:
     values = _required(metadata, key)
-    if not isinstance(values, Sequence) or not all(isinstance(value, str) for value in values):
+    if not _is_array(values) or not all(isinstance(value, str) for value in values):
         raise ModelFileError(f"{key} must be an array of strings. Fetch the GGUF file again.")
     return list(values)
 
@@ -221,7 +226,7 @@ def _token_types(metadata: Mapping[str, Any], count: int) -> list[int]:
 
 def _per_token(metadata: Mapping[str, Any], key: str, count: int) -> list[float]:
     values = _required(metadata, key)
-    if isinstance(values, str | bytes) or len(values) != count:
+    if not _is_array(values) or len(values) != count:
         raise ModelFileError(
             f"{key} must hold one number for each of the {count} tokens. Fetch the GGUF file again."
         )

@@ -65,8 +65,7 @@ def byte_alphabet() -> dict[str, int]:
 class TokenizersVocabulary:
     """A ``tokenizers.Tokenizer``: byte-level BPE, or sentencepiece's pieces with byte fallback."""
 
-    bos_id: int | None = None  # tokenizer.json names neither; the configs beside it do
-    eos_id: int | None = None
+    eos_id: int | None = None  # tokenizer.json names neither; the configs beside it do
     pad_id: int | None = None
 
     def __init__(self, library: LibraryTokenizer) -> None:
@@ -116,12 +115,13 @@ class TokenizersVocabulary:
         self.size = max(self._library.get_vocab_size(True), max(added, default=-1) + 1)
 
     def _read_affixes(self) -> None:
-        """What the post-processor puts around a text, found by asking it."""
+        """What the post-processor puts around a text, found by asking it; BOS opens it."""
         bare = self._library.encode("a", add_special_tokens=False).ids
         full = self._library.encode("a", add_special_tokens=True).ids
         starts = range(len(full) - len(bare) + 1)
         start = next((s for s in starts if full[s : s + len(bare)] == bare), 0)
         self.prefix = tuple(full[:start])
+        self.bos_id: int | None = next(iter(self.prefix), None)
         self.suffix = tuple(full[start + len(bare) :])
 
     def mark_special(self, names: list[str]) -> None:
@@ -241,8 +241,10 @@ def load_sentencepiece(model: bytes, origin: str) -> SentencePieceProcessor:
     from sentencepiece import SentencePieceProcessor
 
     try:
+        if not model:
+            raise ValueError("it is empty")  # the library would take it as a model not yet loaded
         return SentencePieceProcessor(model_proto=model)
-    except (RuntimeError, OSError) as error:
+    except (ValueError, RuntimeError, OSError) as error:
         raise ModelFileError(
             f"{origin} holds no readable sentencepiece model ({error}). Fetch the file again."
         ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from edgelm.chat import render
 from edgelm.errors import EdgeLMError, ModelFileError, UsageError
 
-USER = [{"role": "user", "content": "Hi <b>é</b> \"quoted\"\n"}]
+USER = [{"role": "user", "content": 'Hi <b>é</b> "quoted"\n'}]
 TURNS = [*USER, {"role": "assistant", "content": " Hello. "}, {"role": "user", "content": "Why?"}]
 SYSTEM = [{"role": "system", "content": "Be brief."}, *TURNS]
 TOOLS = [
@@ -145,9 +146,10 @@ BOMBS = {
     "output": "{% for a in range(99999) %}{{ 'x' * 9999 }}{% endfor %}",
     "times": "{{ 'x' * 10**12 }}",
     "list-times": "{{ [0] * 10**12 }}",
-    "power": "{{ 10 ** 10 ** 10 }}",
+    "power": "{{ 10 ** (10 ** 10) }}",
     "power-chain": "{% set n = namespace(x=9) %}{% for i in range(99) %}"
     "{% set n.x = n.x * n.x %}{% endfor %}{{ n.x }}",
+    "power-negative": "{{ (-10) ** (10 ** 10) }}",
     "plus": "{% set n = namespace(x='xx') %}{% for i in range(99) %}{% set n.x = n.x + n.x %}"
     "{% endfor %}",
     "tilde": "{% set n = namespace(x='xx') %}{% for i in range(99) %}{% set n.x = n.x ~ n.x %}"
@@ -168,6 +170,7 @@ BOMBS = {
     "join-filter": "{{ range(99999) | join('x' * 9999999) | length }}",
     "format": "{{ '{:>999999999999}'.format(1) }}",
     "format-nested": "{{ '{:>{}}'.format(1, 999999999999) }}",
+    "format-many": "{{ ('{:999}' * 999999).format(*range(99999)) }}",
     "percent": "{{ '%999999999999d' % 1 }}",
     "percent-star": "{{ '%*d' % (999999999999, 1) }}",
     "ljust": "{{ 'x'.ljust(999999999999) }}",
@@ -190,6 +193,22 @@ def test_bombs_are_stopped(template: str) -> None:
     took = time.monotonic() - start
     print(f"{took:.2f} s: {caught.value}")
     assert took < 8  # the limit is 2 s of the template's own time; the machine may be busy
+
+
+def test_arithmetic_of_real_templates_passes() -> None:
+    template = (
+        "{{ 8192 * 8192 }} {{ 2 ** 20 }} {{ 7 % 4 }} {{ '%02d-%s' % (3, 'x') }} {{ '-' * 5 }}"
+    )
+    template += " {{ '{:03d}'.format(7) }} {{ [1] + [2] }} {{ ', '.join(['a', 'b']) }}"
+    assert render_one(template) == "67108864 1048576 3 03-x ----- 007 [1, 2] a, b"
+
+
+def test_limits_leave_the_tracer_as_it_was() -> None:
+    before = sys.gettrace()
+    render_one("{{ 1 }}")
+    with pytest.raises(ModelFileError):
+        render_one(BOMBS["output"])
+    assert sys.gettrace() is before
 
 
 def test_long_conversations_pass() -> None:

@@ -59,7 +59,7 @@ class Metadata:
         self.path = path
 
     def get(self, key: str, kind: type, default: Any = ...) -> Any:
-        """The value of "<architecture>.<key>" (or of a key of "tokenizer.") as int, float or str.
+        """The value of "<architecture>.<key>" (or of a key of "tokenizer.") of type `kind`.
 
         Raises ModelFileError if it is of another type, or missing without a default.
         """
@@ -148,6 +148,7 @@ def _rope_scaling(
 ) -> dict[str, Any] | None:
     """config.json's rope_scaling, None if positions are used as they are."""
     kind = metadata.get("rope.scaling.type", str, "none")
+    metadata.refuse_unless("rope.scale_linear", (1.0,))  # the key of files before 2023-10
     if factors is not None:
         metadata.refuse_unless("rope.scaling.type", ("none",))
         return _llama3_scaling(config, factors, metadata.path)
@@ -156,6 +157,7 @@ def _rope_scaling(
     metadata.refuse_unless("rope.scaling.type", ("none", "linear", "yarn"))
     for key in ("attn_factor", "yarn_ext_factor", "yarn_attn_factor"):
         metadata.refuse_unless(f"rope.scaling.{key}", (1.0,))
+    metadata.refuse_unless("rope.scaling.yarn_log_multiplier", (0.0,))
     scaling = {"rope_type": kind, "factor": metadata.get("rope.scaling.factor", float)}
     if kind == "yarn":
         scaling["original_max_position_embeddings"] = metadata.get(

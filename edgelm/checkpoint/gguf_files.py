@@ -17,7 +17,7 @@ import torch
 from edgelm.checkpoint import TensorInfo
 from edgelm.checkpoint.gguf_families import FAMILIES, ROPE_FACTORS, Family, Metadata
 from edgelm.checkpoint.gguf_header import StoredTensor, read_header
-from edgelm.checkpoint.rows import fill, span
+from edgelm.checkpoint.rows import fill, opened, span
 from edgelm.errors import ModelFileError, UnsupportedModelError
 from quant.groupwise import dequantize
 from quant.packing import PackedWeight
@@ -52,6 +52,7 @@ class GGUFCheckpoint:
         self.path = path
         self._header = read_header(path)
         self.metadata = self._header.metadata
+        self._refuse_parts()
         self._weights = self._name_weights() if self._header.tensors else {}
 
     @cached_property
@@ -110,7 +111,7 @@ class GGUFCheckpoint:
         row_bytes = stored.nbytes // stored.shape[0]
         step = head or max(1, READ_BYTES // row_bytes)
         begin, end = (start - start % head, stored.shape[0]) if head else (start, stop)
-        with self.path.open("rb", buffering=0) as file:
+        with opened(self.path) as file:
             for top in range(begin, stop, step):
                 raw = torch.empty(min(step, end - top), row_bytes, dtype=torch.uint8)
                 fill(file, stored.offset + top * row_bytes, raw, self.path)
@@ -118,6 +119,14 @@ class GGUFCheckpoint:
                     raw = raw.view(head // 2, 2, row_bytes).transpose(0, 1).reshape(head, row_bytes)
                 piece = raw[max(start - top, 0) : stop - top]
                 yield max(top - start, 0), piece
+
+    def _refuse_parts(self) -> None:
+        parts = self.metadata.get("split.count", 1)
+        if parts not in (0, 1):
+            raise UnsupportedModelError(
+                f"{self.path} is one of {parts} parts of a model. Join them into one file first "
+                "(llama.cpp's `llama-gguf-split --merge`)."
+            )
 
     def _family(self) -> tuple[Family, Metadata]:
         name = self.metadata.get("general.architecture")

@@ -9,6 +9,7 @@ the format's description in the ggml repository (docs/gguf.md), versions 2 and 3
 from __future__ import annotations
 
 import mmap
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
+from edgelm.checkpoint.rows import opened
 from edgelm.errors import ModelFileError, UnsupportedModelError
 
 # Entries of all arrays together. Gemma's 256,000 tokens with scores, types and merges are 1.4
@@ -93,11 +95,12 @@ def read_header(path: Path) -> Header:
     Raises ModelFileError for a header that does not agree with the file and
     UnsupportedModelError for versions, byte orders and tensor types that are not read.
     """
-    size = path.stat().st_size
-    if size < 24:
-        raise ModelFileError(f"{path} has {size} bytes: too short for a GGUF file.")
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        return _Reader(path, data).header()
+    with opened(path) as file:
+        size = file.seek(0, os.SEEK_END)
+        if size < 24:
+            raise ModelFileError(f"{path} has {size} bytes: too short for a GGUF file.")
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return _Reader(path, data).header()
 
 
 class _Reader:
@@ -117,14 +120,14 @@ class _Reader:
         metadata: dict[str, Any] = {}
         for _ in range(key_count):
             key = self.string("a metadata key")
-            if key in metadata:
-                self.fail(f"metadata key {key!r} occurs twice")
+            if not key or key in metadata:
+                self.fail(f"metadata key {key!r} is empty or occurs twice")
             metadata[key] = self.value(self.number(UINT32), key)
         tensors: dict[str, StoredTensor] = {}
         for _ in range(tensor_count):
             tensor = self.tensor()
-            if tensor.name in tensors:
-                self.fail(f"tensor {tensor.name!r} occurs twice")
+            if not tensor.name or tensor.name in tensors:
+                self.fail(f"tensor name {tensor.name!r} is empty or occurs twice")
             tensors[tensor.name] = tensor
         return Header(metadata, self._placed(tensors, metadata))
 

@@ -6,6 +6,8 @@ shrinks under a mapping kills the process, where a short read is an error that c
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import RawIOBase
 from pathlib import Path
 
@@ -20,6 +22,19 @@ def span(rows: int, start: int, stop: int | None, name: str) -> tuple[int, int]:
     if not 0 <= start <= stop <= rows:
         raise IndexError(f"rows [{start}, {stop}) asked of {name}, which has {rows}")
     return start, stop
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[RawIOBase]:
+    """The file for `fill`, unbuffered; what the system refuses becomes a ModelFileError."""
+    try:
+        with path.open("rb", buffering=0) as file:
+            yield file
+    except OSError as error:
+        raise ModelFileError(
+            f"{path} cannot be read: {error.strerror or error}. Check that the file is still there "
+            "and may be read."
+        ) from error
 
 
 def fill(file: RawIOBase, offset: int, out: torch.Tensor, path: Path) -> None:

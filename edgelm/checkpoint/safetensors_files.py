@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from edgelm.checkpoint import TensorInfo
-from edgelm.checkpoint.rows import fill, span
+from edgelm.checkpoint.rows import fill, opened, span
 from edgelm.errors import ModelFileError, UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class SafetensorsCheckpoint:
         start, stop = span(shape[0] if shape else 1, start, stop, name)
         out = torch.empty((stop - start, *shape[1:]) if shape else (), dtype=dtype)
         row_bytes = prod(shape[1:]) * dtype.itemsize
-        with stored.file.open("rb", buffering=0) as file:
+        with opened(stored.file) as file:
             fill(file, stored.offset + start * row_bytes, out, stored.file)
         return out
 

@@ -36,6 +36,7 @@ def read_config(data: Mapping[str, Any]) -> ModelConfig:
     hidden = reader.integer("hidden_size")
     heads, kv_heads, head_size = head_layout(reader, hidden)
     context = reader.integer("max_position_embeddings", default=2048)
+    rope = reader.rope(head_size, context, default_theta=10000.0)
     return ModelConfig(
         model_type="llama",
         vocab_size=reader.integer("vocab_size"),
@@ -45,11 +46,11 @@ def read_config(data: Mapping[str, Any]) -> ModelConfig:
         num_heads=heads,
         num_kv_heads=kv_heads,
         head_size=head_size,
-        max_context=context,
+        max_context=rope.context_limit,
         norm_eps=reader.number("rms_norm_eps", default=1e-6),
         activation=reader.choice("hidden_act", allowed=["silu"], default="silu"),
         tied=reader.flag("tie_word_embeddings"),
-        rope=reader.rope(head_size, context, default_theta=10000.0),
+        rope=rope,
         attention_bias=reader.flag("attention_bias"),
         mlp_bias=reader.flag("mlp_bias"),
         bos_id=reader.token_id("bos_token_id"),

@@ -1,7 +1,7 @@
 """ATen's CPU products over weights, each used where it was measured to be fast.
 
 The packed ones round activations to bfloat16, sum in float32, and give bfloat16 (their float32
-forms have no vector code: 10 to 100 times slower). Their layouts belong to one machine: they are
+forms have no vector code: 5 to 75 times slower). Their layouts belong to one machine: they are
 made at load and never stored. benches/LOG.md has the timings behind every choice.
 """
 
@@ -14,7 +14,7 @@ from ..packing import PackedWeight, unpack_codes
 from ..scheme import Scheme
 from .aten import finish, has_bfloat16, no_vector_code
 from .kernel import Shape, Tensors
-from .reference import Reference, linear
+from .reference import Reference, linear, linear_scratch_bytes
 
 # Codes unpacked to int32 at once while a layout is made: 4 MiB.
 _BLOCK_ELEMENTS = 1 << 20
@@ -38,7 +38,7 @@ class TorchMatmul(Reference):
         return None
 
     def scratch_bytes(self, scheme: Scheme, shape: Shape, rows: int) -> int:
-        return rows * sum(shape) * 4
+        return linear_scratch_bytes(shape, rows)
 
     def multiply(
         self, x: Tensor, tensors: Tensors, scheme: Scheme, bias: Tensor | None, out: Tensor
@@ -95,7 +95,10 @@ class Int4Pack:
         self, x: Tensor, tensors: Tensors, scheme: Scheme, bias: Tensor | None, out: Tensor
     ) -> None:
         product = torch.ops.aten._weight_int4pack_mm_for_cpu(
-            x.bfloat16(), tensors["qweight"], scheme.group_size, tensors["scales_and_zeros"]
+            x.bfloat16().contiguous(),
+            tensors["qweight"],
+            scheme.group_size,
+            tensors["scales_and_zeros"],
         )
         finish(product, bias, out)
 

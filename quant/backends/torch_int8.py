@@ -19,8 +19,11 @@ from .aten import finish, has_bfloat16, no_vector_code
 from .kernel import Shape, Tensors
 from .reference import Reference
 
-# From so many rows of activations on, blocks are faster than the int8 product.
+# From so many rows of activations on, blocks are faster than the int8 product, by row or by group.
 _BLOCKWISE_ROWS = 16
+_BLOCKWISE_ROWS_GROUPED = 8
+# A call per group does not pay for fewer outputs than this.
+_GROUPWISE_OUTPUTS = 1024
 # Numbers of one block, 4 MiB in bfloat16: fewer make products too small, more leave the caches.
 _BLOCK_ELEMENTS = 1 << 21
 
@@ -52,7 +55,9 @@ class Int8Rows(Reference):
     ) -> None:
         codes, scales = tensors["qweight"], tensors["scales"].view(-1)
         if x.shape[0] < _BLOCKWISE_ROWS:
-            sums = torch.ops.aten._weight_int8pack_mm(x.bfloat16(), codes, _ones(len(codes)))
+            sums = torch.ops.aten._weight_int8pack_mm(
+                x.bfloat16().contiguous(), codes, _ones(len(codes))
+            )
             torch.mul(sums, scales, out=out)
         else:
 
@@ -98,8 +103,8 @@ class Int8Groups:
     ) -> None:
         codes, scales = tensors["qweight"], tensors["scales"]
         groups, outputs, _ = codes.shape
-        if x.shape[0] < _BLOCKWISE_ROWS:
-            parts = x.bfloat16().view(len(x), groups, -1).transpose(0, 1).contiguous()
+        if x.shape[0] < _BLOCKWISE_ROWS_GROUPED and outputs >= _GROUPWISE_OUTPUTS:
+            parts = x.bfloat16().reshape(len(x), groups, -1).transpose(0, 1).contiguous()
             total = torch.zeros(out.shape, dtype=torch.float32)
             ones = _ones(outputs)
             for part, group, scale in zip(parts, codes, scales, strict=True):
@@ -153,11 +158,13 @@ def _ones(outputs: int) -> Tensor:
 
 
 def _scratch_bytes(shape: Shape, rows: int) -> int:
+    """The larger of what the product by the op and the product by blocks take."""
     outputs, inputs = shape
-    if rows < _BLOCKWISE_ROWS:
-        # Activations twice, ones, one product in bfloat16 and the total in float32.
-        return rows * (inputs * 4 + outputs * 6) + outputs * 2
-    block = min(_block_rows(inputs), outputs)
-    # Activations, a block with its scales, and two blocks' products, for one is held while the
+    # Activations twice, ones, one product in bfloat16 and the total in float32.
+    few = min(rows, _BLOCKWISE_ROWS)
+    by_op = few * (inputs * 4 + outputs * 6) + outputs * 2
+    # Activations, a block with its scales, and two blocks' products: one is still held while the
     # next is made.
-    return (rows * inputs + 2 * block * inputs + 2 * rows * block) * _block_dtype().itemsize
+    block = min(_block_rows(inputs), outputs)
+    by_blocks = (rows * inputs + 2 * block * inputs + 2 * rows * block) * _block_dtype().itemsize
+    return max(by_op, by_blocks)

@@ -1,0 +1,6 @@
+"""``python -m edgelm`` is the same as ``edgelm``."""
+
+from edgelm.cli.main import main
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,184 @@
+"""What ``edgelm bench`` measures: speed and memory of one model, through the real generation loop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any
+
+import torch
+
+from edgelm import hardware
+from edgelm.checkpoint.random_weights import RandomWeights
+from edgelm.checkpoint.shapes import shape_config
+from edgelm.errors import UsageError
+from edgelm.files import ModelFiles
+from edgelm.generate import Request, Stats
+from edgelm.layers import norm_weights, part_names
+from edgelm.loading import Progress
+from edgelm.model import LanguageModel, load
+from edgelm.models import family_of
+from edgelm.models.heads import head_for
+from edgelm.planner import bytes_per_token
+from edgelm.sampling import SamplingSettings
+from edgelm.weights import WeightNames
+from quant import QuantError, Recipe, Scheme, find
+
+OnRound = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is run: ``repeat`` rounds after one that warms up, each from an empty cache.
+
+    ``seed`` draws the ids of the prompt; ``decode_tokens`` are steps after the first token.
+    """
+
+    prompt_tokens: int = 512
+    decode_tokens: int = 64
+    repeat: int = 3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if name != "seed" and value < 1:
+                raise UsageError(f"{name} is {value}; it must be at least 1.")
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One row of a benchmark; the keys that tools rely on.
+
+    Speeds are medians over the rounds. ``bytes_per_token`` are the weights that one decode step
+    reads and ``decode_gb_s`` the rate at which it reads them; ``read_gb_s`` is what plain reading
+    reached right after. ``first_token_s`` is what the first request after loading waited, nothing
+    being warm. Peaks are of the whole process.
+    """
+
+    model: str
+    scheme: str
+    bits_per_weight: float
+    backend: str
+    device: str
+    threads: int
+    prompt_tokens: int
+    prefill_tok_s: float
+    decode_tokens: int
+    decode_tok_s: float
+    weight_bytes: int
+    bytes_per_token: int
+    decode_gb_s: float
+    read_gb_s: float
+    load_s: float
+    first_token_s: float
+    peak_rss_bytes: int
+    peak_device_bytes: int
+    predicted_peak_bytes: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def measure(
+    files: ModelFiles, workload: Workload, *, threads: int | None = None,
+    progress: Progress | None = None, on_round: OnRound | None = None, **settings: Any,
+) -> Measurement:  # fmt: skip
+    """Load a model, run the workload and say what it took.
+
+    Args:
+        progress: see ``load``. on_round: called with (rounds done, rounds in all).
+        settings: the fields of ``planner.Settings``.
+
+    Raises:
+        ContextLengthError: the workload does not fit the context.
+    """
+    start = time.perf_counter()
+    with load(files, threads=threads, progress=progress, **settings) as lm:
+        load_s = time.perf_counter() - start
+        rounds = []
+        for done in range(workload.repeat + 1):
+            rounds.append(_round(lm, workload))
+            if on_round:
+                on_round(done + 1, workload.repeat + 1)
+        peak = hardware.peak_resident_bytes()  # before the buffer that the bandwidth is read from
+    decode_tok_s = median(stats.decode_tok_s for stats in rounds[1:])
+    token_bytes = bytes_per_token(files.decoder("causal-lm"), lm.plan.products)
+    return Measurement(
+        model=files.name,
+        scheme=lm.plan.scheme,
+        bits_per_weight=lm.plan.bits_per_weight,
+        backend=_backends(lm),
+        device=lm.plan.products[0].device,
+        threads=torch.get_num_threads(),
+        prompt_tokens=workload.prompt_tokens,
+        prefill_tok_s=median(stats.prefill_tok_s for stats in rounds[1:]),
+        decode_tokens=workload.decode_tokens,
+        decode_tok_s=decode_tok_s,
+        weight_bytes=lm.plan.weight_bytes,
+        bytes_per_token=token_bytes,
+        decode_gb_s=token_bytes * decode_tok_s / 1e9,
+        read_gb_s=hardware.read_gb_s(),
+        load_s=load_s,
+        first_token_s=rounds[0].prefill_s,
+        peak_rss_bytes=peak,
+        peak_device_bytes=0,
+        predicted_peak_bytes=lm.plan.predicted_peak_bytes,
+    )
+
+
+def _round(lm: LanguageModel, workload: Workload) -> Stats:
+    """One greedy answer to random ids that no end token stops."""
+    generator = torch.Generator().manual_seed(workload.seed)
+    ids = torch.randint(lm.config.vocab_size, (workload.prompt_tokens,), generator=generator)
+    sampling = SamplingSettings(seed=workload.seed)
+    request = Request(tuple(ids.tolist()), workload.decode_tokens + 1, sampling)
+    with lm.generation(request, end_ids=frozenset()) as generation:
+        for _ in generation.tokens():
+            pass
+        return generation.stats()
+
+
+def _backends(lm: LanguageModel) -> str:
+    """The backends of all matrices that are multiplied, an embedding only where it is the head."""
+    named = {p.names[0]: find(p.kernel).backend for p in lm.plan.products}
+    if "head" in named:
+        del named["embed"]
+    return " + ".join(sorted(set(named.values())))
+
+
+def random_model(shape: str, quant: str | Recipe = "auto") -> ModelFiles:
+    """A public checkpoint's shape with random weights, made directly in the recipe's schemes.
+
+    Args:
+        shape: a name of ``checkpoint.shapes``. quant: as for ``load``.
+
+    Raises:
+        UsageError: an unknown shape or recipe.
+    """
+    data = shape_config(shape)
+    family = family_of(data)
+    config = family.read_config(data)
+    decoder = family.build(config, head_for(config, "causal-lm"))
+    matrices = {"embed": decoder.embed.shape}
+    for prefix, projection in decoder.projections():
+        names = part_names(prefix, list(projection.parts))
+        for name, rows in zip(names, projection.parts.values(), strict=True):
+            matrices[name] = (rows, projection.in_size)
+    if config.tied:
+        del matrices["head"]
+    file_name = WeightNames(family.WEIGHTS, RandomWeights(shape, data, {})).file_name
+    tensors: dict[str, tuple[tuple[int, ...], Scheme | None]] = {
+        file_name(name): (matrix, _scheme(name, matrix, quant)) for name, matrix in matrices.items()
+    }
+    tensors |= {file_name(name): ((norm.size,), None) for name, norm in norm_weights(decoder)}
+    return ModelFiles(shape, RandomWeights(shape, data, tensors))
+
+
+def _scheme(name: str, shape: tuple[int, int], quant: str | Recipe) -> Scheme:
+    try:
+        recipe = Recipe.parse("int4" if quant == "auto" else quant)
+        return recipe.scheme_for(name, shape, torch.bfloat16)
+    except QuantError as error:
+        raise UsageError(f"quant: {error}") from error

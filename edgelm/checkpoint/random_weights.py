@@ -1,0 +1,104 @@
+"""A checkpoint without a file: random weights made on demand, for measuring speed and memory.
+
+Matrices come directly in the scheme asked for, so that no model is ever whole in floats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import torch
+from torch import Tensor
+
+from edgelm.checkpoint import TensorInfo
+from edgelm.checkpoint.rows import span
+from quant.groupwise import dequantize
+from quant.packing import PackedWeight
+from quant.scheme import Scheme
+
+WEIGHT_STD = 0.02  # as models are initialised: hidden states and logits stay finite
+_BLOCK_ROWS = 1024  # rows that one seed makes
+_CODE_STD = {4: (16**2 - 1) ** 0.5 / 12**0.5, 8: (256**2 - 1) ** 0.5 / 12**0.5}
+
+
+class RandomWeights:
+    """Weights seeded by their names: the same rows whenever and in whatever pieces they are read.
+
+    Args:
+        name: shown as the path.
+        config: the content of a config.json.
+        tensors: shape and scheme by the weight's Hugging Face name; scheme None is a vector of
+            ones (a norm).
+    """
+
+    format = "random"
+
+    def __init__(
+        self,
+        name: str,
+        config: dict[str, Any],
+        tensors: Mapping[str, tuple[tuple[int, ...], Scheme | None]],
+    ) -> None:
+        self.path = Path(name)
+        self.config = config
+        self.metadata: dict[str, Any] = {}
+        self._tensors = dict(tensors)
+
+    def names(self) -> list[str]:
+        return list(self._tensors)
+
+    def info(self, name: str) -> TensorInfo:
+        shape, scheme = self._tensors[name]
+        if scheme is None:
+            return TensorInfo(shape, "float32", None, torch.Size(shape).numel() * 4)
+        packed = None if scheme.is_float else scheme
+        return TensorInfo(shape, str(scheme), packed, scheme.nbytes((shape[0], shape[1])))
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
+        """Rows [start, stop) in the scheme's float type, float32 where the scheme is packed."""
+        shape, scheme = self._tensors[name]
+        if scheme is None:
+            start, stop = span(shape[0], start, stop, name)
+            return torch.ones(stop - start)
+        packed = self._packed(name, start, stop)
+        return packed.qweight if scheme.is_float else dequantize(packed)
+
+    def read_packed(self, name: str, start: int = 0, stop: int | None = None) -> PackedWeight:
+        """Rows [start, stop) of a matrix whose scheme is packed."""
+        return self._packed(name, start, stop)
+
+    def _packed(self, name: str, start: int, stop: int | None) -> PackedWeight:
+        shape, scheme = self._tensors[name]
+        assert scheme is not None
+        start, stop = span(shape[0], start, stop, name)
+        packed = PackedWeight.empty((stop - start, shape[1]), scheme)
+        for first in range(start - start % _BLOCK_ROWS, stop, _BLOCK_ROWS):
+            generator = torch.Generator().manual_seed(crc32(f"{name}:{first}".encode()))
+            rows = min(_BLOCK_ROWS, shape[0] - first)
+            block = _random_block((rows, shape[1]), scheme, generator)
+            below, above = max(start, first), min(stop, first + rows)
+            packed.copy_rows_(below - start, block.rows(below - first, above - first))
+        return packed
+
+
+def _random_block(
+    shape: tuple[int, int], scheme: Scheme, generator: torch.Generator
+) -> PackedWeight:
+    """Uniform codes under one scale (or normal floats) of standard deviation WEIGHT_STD."""
+    block = PackedWeight.empty(shape, scheme)
+    if block.scales is None:
+        block.qweight.normal_(0, WEIGHT_STD, generator=generator)
+        return block
+    words = torch.empty(-(-block.qweight.nbytes // 8), dtype=torch.int64)
+    words.random_(-(1 << 63), None, generator=generator)
+    codes = words.view(block.qweight.dtype)[: block.qweight.numel()]
+    block.qweight.copy_(codes.view(block.qweight.shape))
+    scale = WEIGHT_STD / _CODE_STD[scheme.bits]
+    block.scales.fill_(scale)
+    if block.zeros is not None:
+        middle = 8 if scheme.bits == 4 else 0
+        block.zeros.fill_(middle if scheme.zeros == "int" else -middle * scale)
+    return block

@@ -1,0 +1,74 @@
+"""``edgelm bench``: speed and memory of a model, or of a shape with random weights."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from edgelm.benchmark import Measurement, Workload, measure, random_model
+from edgelm.checkpoint.shapes import SHAPES
+from edgelm.cli import console
+from edgelm.cli.opening import open_files
+from edgelm.cli.options import LoadOptions, OutputOptions, RunOptions
+from edgelm.errors import UsageError
+from edgelm.files import ModelFiles
+from edgelm.memory import human
+
+Model = Annotated[str | None, typer.Argument(help="As for the other commands; or use --shape.")]
+Shape = Annotated[str | None, typer.Option(help=f"Random weights of {', '.join(SHAPES)}.")]
+PromptTokens = Annotated[int, typer.Option(help="Length of the random prompt.")]
+DecodeTokens = Annotated[int, typer.Option(help="Decode steps after the first token.")]
+Repeat = Annotated[int, typer.Option(help="Rounds, of which medians are taken.")]
+
+
+def bench(
+    load: LoadOptions, run: RunOptions, output: OutputOptions, model: Model = None,
+    shape: Shape = None, prompt_tokens: PromptTokens = 512, decode_tokens: DecodeTokens = 64,
+    repeat: Repeat = 3,
+) -> None:  # fmt: skip
+    """Measure prefill and decode speed, bytes per token and peak memory."""
+    files = _files(model, shape, load, output)
+    workload = Workload(prompt_tokens, decode_tokens, repeat, run.seed or 0)
+    with console.progress_bars(output) as bar:
+        measured = measure(
+            files,
+            workload,
+            threads=run.threads,
+            progress=bar(f"loading {files.name}"),
+            on_round=bar("measuring"),
+            **load.settings(),
+        )
+    if output.json:
+        console.print_json(measured.to_dict())
+    else:
+        _show(measured)
+
+
+def _files(
+    model: str | None, shape: str | None, load: LoadOptions, output: OutputOptions
+) -> ModelFiles:
+    if (model is None) == (shape is None):
+        raise UsageError("bench takes either a MODEL or --shape; give one of them.")
+    if shape is not None:
+        console.set_verbosity(output)
+        return random_model(shape, load.quant)
+    assert model is not None
+    return open_files(model, load, output)
+
+
+def _show(row: Measurement) -> None:
+    table = Table(title=row.model, show_header=False, box=None, title_justify="left")
+    for name, text in (
+        ("weights", f"{row.scheme}, {row.bits_per_weight:.2f} bits, {human(row.weight_bytes)}"),
+        ("run by", f"{row.backend} on {row.device}, {row.threads} threads"),
+        ("load", f"{row.load_s:.2f} s, then {row.first_token_s:.2f} s to the first token"),
+        ("prefill", f"{row.prefill_tok_s:.1f} tok/s over {row.prompt_tokens} tokens"),
+        ("decode", f"{row.decode_tok_s:.1f} tok/s over {row.decode_tokens} tokens"),
+        ("per token", human(row.bytes_per_token)),
+        ("bandwidth", f"decode {row.decode_gb_s:.1f} GB/s, plain reading {row.read_gb_s:.1f} GB/s"),
+        ("peak", f"{human(row.peak_rss_bytes)}, planned {human(row.predicted_peak_bytes)}"),
+    ):
+        table.add_row(name, text)
+    console.stdout().print(table)

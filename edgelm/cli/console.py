@@ -1,0 +1,117 @@
+"""What goes to the terminal: answers to stdout as they come, everything about them to stderr."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+
+from edgelm import hardware
+from edgelm.cli.options import OutputOptions
+from edgelm.errors import EdgeLMError
+from edgelm.generate import Chunk, Result, Stats, collect
+from edgelm.memory import Plan, human
+
+
+def set_verbosity(output: OutputOptions) -> None:
+    """Show the package's log on stderr: warnings, on terminals also what is fetched."""
+    logger = logging.getLogger("edgelm")
+    level = logging.INFO if sys.stderr.isatty() else logging.WARNING
+    level = logging.DEBUG if output.verbose else level
+    logger.setLevel(logging.ERROR if output.quiet else level)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("edgelm: %(message)s"))
+    logger.handlers[:] = [handler]
+    logger.propagate = False
+
+
+def stdout() -> Console:
+    """For tables; Rich looks at NO_COLOR and at what stdout is."""
+    return Console(highlight=False, emoji=False, markup=False)
+
+
+def note(text: str, output: OutputOptions) -> None:
+    """A line about an answer: on stderr, where somebody watches or asked for it."""
+    if output.verbose or (sys.stderr.isatty() and not output.quiet):
+        print(text, file=sys.stderr)
+
+
+def print_json(data: Any) -> None:
+    print(json.dumps(data, indent=2, ensure_ascii=False))
+
+
+def print_error(error: EdgeLMError, as_json: bool) -> None:
+    """The message on stderr; with ``--json`` also the one document on stdout."""
+    print(f"edgelm: {error}", file=sys.stderr)
+    if as_json:
+        said = {"type": type(error).__name__, "message": str(error), "exit_code": error.exit_code}
+        more = {k: v.to_dict() if isinstance(v, Plan) else v for k, v in vars(error).items()}
+        print_json({"error": said | more})
+
+
+def say(chunks: Iterator[Chunk], output: OutputOptions) -> Result:
+    """Write an answer while it comes (nothing with ``--json``) and give it back whole."""
+
+    def written() -> Iterator[Chunk]:
+        for chunk in chunks:
+            if not output.json:
+                print(chunk.text, end="", flush=True)
+            yield chunk
+
+    answer = collect(written())
+    if not output.json:
+        print()
+    return answer
+
+
+def plan_line(plan: Plan) -> str:
+    """A plan in one line."""
+    parts = ", ".join(f"{part.name} {human(part.bytes)}" for part in plan.parts)
+    return (
+        f"plan: {plan.scheme}, {plan.bits_per_weight:.2f} bits per weight, context {plan.context}, "
+        f"kv {plan.kv}; peak {human(plan.predicted_peak_bytes)} of a budget of "
+        f"{human(plan.budget_bytes)} ({parts})"
+    )
+
+
+def statistics_line(plan: Plan, stats: Stats) -> str:
+    """Speed, bits, kernels and memory against the plan, in one line."""
+    kernels = ", ".join(f"{kind} {kernel}" for kind, kernel in stats.kernels.items())
+    return (
+        f"{stats.new_tokens} tokens, {stats.decode_tok_s:.1f} tok/s (prompt {stats.prompt_tokens} "
+        f"at {stats.prefill_tok_s:.0f}), {plan.bits_per_weight:.2f} bits per weight, {kernels}, "
+        f"peak {human(hardware.peak_resident_bytes())} of {human(plan.predicted_peak_bytes)} planned"
+    )
+
+
+@contextmanager
+def progress_bars(output: OutputOptions) -> Iterator[Callable[[str], Callable[..., None] | None]]:
+    """Makes bars: ``bar(title)`` gives a callback (..., done, in all); None where nobody watches."""
+    console = Console(stderr=True)
+    if output.quiet or not console.is_terminal:
+        yield lambda title: None
+        return
+    with Progress(console=console, transient=True) as progress:
+
+        def bar(title: str) -> Callable[..., None]:
+            task = progress.add_task(title, total=None)
+            return lambda *told: progress.update(task, completed=told[-2], total=told[-1])
+
+        yield bar
+
+
+@contextmanager
+def waiting(text: str, output: OutputOptions) -> Iterator[None]:
+    """A spinner for a wait whose end nobody knows; nothing where nobody watches."""
+    console = Console(stderr=True)
+    if output.quiet or not console.is_terminal:
+        yield
+        return
+    with console.status(text):
+        yield

@@ -1,0 +1,28 @@
+"""``edgelm demo``: one question to a small model in four bits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from edgelm.cli import console
+from edgelm.cli.opening import load_for_text, open_files
+from edgelm.cli.options import LoadOptions, OutputOptions, RunOptions
+
+QUESTION = "What is the capital of France?"
+
+
+def demo(load: LoadOptions, run: RunOptions, output: OutputOptions) -> None:
+    """Ask the demo model for the capital of France, in int4 unless told otherwise."""
+    options = replace(load, quant="int4") if load.quant == "auto" else load
+    files = open_files("demo", options, output)
+    with load_for_text(files, options, run, output, chat=True) as lm:
+        if not output.json:
+            print(console.plan_line(lm.plan))
+            print(f"> {QUESTION}")
+        asked = {"max_new_tokens": 64, "temperature": 0.0, "seed": run.seed}
+        chunks = lm.stream_chat([{"role": "user", "content": QUESTION}], **asked)
+        answer = console.say(chunks, output)
+        if output.json:
+            console.print_json(answer.to_dict() | {"plan": lm.plan.to_dict()})
+        else:
+            print(console.statistics_line(lm.plan, answer.stats))

@@ -1,0 +1,76 @@
+"""``edgelm``: the verbs, their exit codes, and errors without tracebacks."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+import edgelm
+from edgelm.cli import bench, chat, console, demo, doctor, generate, inspect, plan
+from edgelm.cli.options import expanded
+from edgelm.errors import CancelledError, EdgeLMError, UsageError
+
+_CTRL_C = 130  # what Typer gives back for it
+_TYPER_ERROR = typer.BadParameter.__mro__[2]  # ClickException, wherever Typer keeps its Click
+
+app = typer.Typer(
+    name="edgelm",
+    add_completion=False,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for verb in (
+    demo.demo,
+    generate.generate,
+    chat.chat,
+    plan.plan,
+    bench.bench,
+    inspect.inspect,
+    doctor.doctor,
+):
+    app.command()(expanded(verb))
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"edgelm {edgelm.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _edgelm(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it and end.")
+    ] = False,
+) -> None:
+    """Language models in few bits on small machines, planned to the byte before they load."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code.
+
+    0 done, 1 failed, 2 wrong usage, 3 does not fit, 4 files damaged or unsupported, 130 Ctrl-C.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a model may write what a code page lacks
+    error: EdgeLMError
+    try:
+        code: int | None = app(given, prog_name="edgelm", standalone_mode=False)
+        if code != _CTRL_C:
+            return code or 0
+        error = CancelledError("stopped by Ctrl-C")
+    except EdgeLMError as raised:
+        error = raised
+    except _TYPER_ERROR as raised:
+        error = UsageError(f"{_message(raised)} See edgelm --help.")
+    console.print_error(error, as_json="--json" in given)
+    return error.exit_code
+
+
+def _message(error: BaseException) -> str:
+    return str(error.format_message())  # type: ignore[attr-defined]

@@ -1,0 +1,110 @@
+"""The options that verbs share, as groups; ``expanded`` turns a group into single options."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from functools import wraps
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+Model = Annotated[
+    str, typer.Argument(help="A Hub id (owner/name[@revision]), a folder, a .gguf file, or demo.")
+]
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How a model is loaded; what a plan is made of."""
+
+    quant: Annotated[
+        str, typer.Option(help="auto, none, int4, int8, a scheme like int4-g64, or a JSON recipe.")
+    ] = "auto"
+    method: Annotated[str, typer.Option(help="How the integers are chosen.")] = "rtn"
+    kv: Annotated[str, typer.Option(help="Cache: auto, float32, bfloat16 or float16.")] = "auto"
+    backend: Annotated[str, typer.Option(help="Kernels: auto, torch or reference.")] = "auto"
+    dtype: Annotated[str, typer.Option(help="Activations: auto, float32 or bfloat16.")] = "auto"
+    device: Annotated[str, typer.Option(help="auto or cpu.")] = "auto"
+    context: Annotated[str, typer.Option(help="Tokens of prompt and answer, or auto.")] = "auto"
+    budget: Annotated[
+        str | None, typer.Option(help="Peak memory of the whole process: 6GiB, or 70% of free.")
+    ] = None
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None
+    offline: Annotated[bool, typer.Option("--offline", help="Use only what is here.")] = False
+
+    def settings(self) -> dict[str, Any]:
+        """The keywords of ``load`` and ``plan`` that say how."""
+        names = ("quant", "method", "kv", "backend", "dtype", "device", "context", "budget")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a loaded model runs."""
+
+    threads: Annotated[int | None, typer.Option(help="Cores to use.")] = None
+    seed: Annotated[int | None, typer.Option(help="Of the random numbers.")] = None
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How an answer is chosen; the model's own defaults where nothing is given, else greedy."""
+
+    max_tokens: Annotated[
+        int | None, typer.Option(help="At most so many; by default until the context is full.")
+    ] = None
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None
+    top_k: Annotated[int | None, typer.Option(help="Draw from the k likeliest.")] = None
+    top_p: Annotated[float | None, typer.Option(help="Draw from this share.")] = None
+    stop: Annotated[
+        list[str] | None, typer.Option(help="End before this text; may be repeated.")
+    ] = None
+
+    def request(self, run: RunOptions) -> dict[str, Any]:
+        """The keywords of ``LanguageModel.request``."""
+        return {
+            "max_new_tokens": self.max_tokens,
+            "temperature": self.temperature,
+            "top_k": self.top_k,
+            "top_p": self.top_p,
+            "stop": self.stop or (),
+            "seed": run.seed,
+        }
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """What is shown."""
+
+    json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more on stderr.")] = False
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say only errors.")] = False
+
+
+def expanded(verb: Callable[..., int | None]) -> Callable[..., int | None]:
+    """``verb`` with each parameter that is a group of options replaced by the group's fields."""
+    own = inspect.signature(verb, eval_str=True).parameters.values()
+    groups = {p.name: p.annotation for p in own if is_dataclass(p.annotation)}
+    single = [p for p in own if p.name not in groups]
+    for group in groups.values():
+        hints = get_type_hints(group, include_extras=True)
+        single += [_parameter(field, hints[field.name]) for field in fields(group)]
+
+    @wraps(verb)
+    def run(**given: Any) -> int | None:
+        for name, group in groups.items():
+            given[name] = group(**{field.name: given.pop(field.name) for field in fields(group)})
+        return verb(**given)
+
+    keyword = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in single]
+    run.__signature__ = inspect.Signature(keyword)  # type: ignore[attr-defined]
+    del run.__wrapped__, run.__annotations__  # typer must read the new signature
+    return run
+
+
+def _parameter(field: Field[Any], annotation: Any) -> inspect.Parameter:
+    assert field.default is not MISSING
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(field.name, kind, default=field.default, annotation=annotation)

@@ -1,0 +1,168 @@
+"""Every kernel against the reference's definition, its sizes, and the choice among kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from quant import KernelUnavailable, PackedWeight, Scheme, choose, dequantize, find, pack, sqnr_db
+from quant.backends import KERNELS, Kernel
+from quant.backends.aten import BFLOAT16_FLOOR_DB
+
+CPU = torch.device("cpu")
+LAYOUTS = ("int4-g32", "int4-g64", "int4-g128", "int8", "int8-g32", "int8-g64", "int8-g128")
+TEXTS = [
+    *(layout + zeros for layout in LAYOUTS for zeros in ("", "-zint", "-zfloat")),
+    *("float32", "bfloat16", "float16"),
+]
+# The second has many outputs, so that int8 in groups takes its product by groups; the third
+# needs several blocks of rows in every kernel.
+SHAPES = [(61, 384), (1040, 128), (4800, 768)]
+# The reference computes in float32 (or rounds once to the activations' bfloat16).
+REFERENCE_FLOOR_DB = {torch.float32: 110.0, torch.bfloat16: 45.0}
+
+
+def packed_weight(text: str, shape: tuple[int, int]) -> PackedWeight:
+    weights = torch.randn(shape) * 0.02 + 0.005
+    return pack([(0, weights)], shape, Scheme.parse(text))[0]
+
+
+def cases(shapes: list[tuple[int, int]], lookup: bool = False) -> list:
+    return [
+        pytest.param(kernel, text, shape, id=f"{kernel.name}-{text}-{shape[0]}x{shape[1]}")
+        for kernel in KERNELS
+        for text in TEXTS
+        for shape in shapes
+        if kernel.supports(Scheme.parse(text), shape, CPU, lookup) is None
+    ]
+
+
+@pytest.mark.parametrize(("kernel", "text", "shape"), cases(SHAPES[:2]))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_products_match_the_definition(
+    kernel: Kernel, text: str, shape: tuple[int, int], dtype: torch.dtype
+) -> None:
+    packed = packed_weight(text, shape)
+    layout = kernel.prepare(packed)
+    weights, (outputs, inputs) = dequantize(packed), shape
+    floor = BFLOAT16_FLOOR_DB if kernel.backend == "torch" else REFERENCE_FLOOR_DB[dtype]
+    worst = float("inf")
+    for rows in (1, 3, 8, 40):
+        x = torch.randn(rows, inputs).to(dtype)
+        bias = torch.randn(outputs).to(dtype) if rows != 3 else None
+        expected = x.double() @ weights.double().t() + (0 if bias is None else bias.double())
+        wide = torch.full((rows, outputs + 7), -1.0, dtype=dtype)
+        kernel.multiply(x, layout, packed.scheme, bias, wide[:, 3:-4])
+        assert bool((wide[:, :3] == -1).all()) and bool((wide[:, -4:] == -1).all())
+        worst = min(worst, sqnr_db(expected, wide[:, 3:-4]))
+    print(f"{kernel.name} {text} {dtype}: {worst:.1f} dB, floor {floor}")
+    assert worst >= floor
+
+
+@pytest.mark.parametrize(("kernel", "text", "shape"), cases(SHAPES[2:]))
+def test_products_by_blocks_match_the_reference(
+    kernel: Kernel, text: str, shape: tuple[int, int]
+) -> None:
+    packed = packed_weight(text, shape)
+    layout, x, out = kernel.prepare(packed), torch.randn(20, shape[1]), torch.empty(20, shape[0])
+    kernel.multiply(x, layout, packed.scheme, None, out)
+    measured = sqnr_db(x @ dequantize(packed).t(), out)
+    print(f"{kernel.name} {text}: {measured:.1f} dB")
+    assert measured >= BFLOAT16_FLOOR_DB
+
+
+@pytest.mark.parametrize(("kernel", "text", "shape"), cases(SHAPES[:2], lookup=True))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_rows_read_exactly(
+    kernel: Kernel, text: str, shape: tuple[int, int], dtype: torch.dtype
+) -> None:
+    packed = packed_weight(text, shape)
+    ids = torch.tensor([shape[0] - 1, 0, 17, 17])
+    wide = torch.full((4, shape[1] + 2), -1.0, dtype=dtype)
+    kernel.lookup(ids, kernel.prepare(packed), packed.scheme, wide[:, 1:-1])
+    assert torch.equal(wide[:, 1:-1], dequantize(packed)[ids].to(dtype))
+    assert bool((wide[:, 0] == -1).all()) and bool((wide[:, -1] == -1).all())
+
+
+@pytest.mark.parametrize(("kernel", "text", "shape"), cases(SHAPES))
+def test_layouts_take_the_bytes_they_claim(
+    kernel: Kernel, text: str, shape: tuple[int, int]
+) -> None:
+    scheme = Scheme.parse(text)
+    layout = kernel.prepare(packed_weight(text, shape))
+    assert sum(t.nbytes for t in layout.values()) == kernel.nbytes(scheme, shape)
+
+
+def peak_bytes(work: Callable[[], None]) -> int:
+    """Most bytes that torch's allocator held at once during `work`, beyond those before."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        work()
+    events = profile.profiler.kineto_results.events()
+    memory = sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns())
+    held = peak = 0
+    for event in memory:
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
+@pytest.mark.parametrize(("kernel", "text", "shape"), cases(SHAPES[2:]))
+def test_scratch_stays_under_its_bound(kernel: Kernel, text: str, shape: tuple[int, int]) -> None:
+    packed = packed_weight(text, shape)
+    layout = kernel.prepare(packed)
+    for rows, dtype in ((1, torch.float32), (1, torch.bfloat16), (40, torch.float32)):
+        x, out = torch.randn(rows, shape[1]).to(dtype), torch.empty(rows, shape[0], dtype=dtype)
+
+        def work(x: Tensor = x, out: Tensor = out) -> None:
+            kernel.multiply(x, layout, packed.scheme, None, out)
+
+        peak, bound = peak_bytes(work), kernel.scratch_bytes(packed.scheme, shape, rows)
+        print(f"{kernel.name} {text} rows={rows}: {peak} of {bound} bytes")
+        assert peak <= bound <= 16 * 2**20
+
+
+def test_choice_prefers_the_first_that_fits() -> None:
+    assert choose(Scheme.parse("int8-zint"), (64, 64), CPU).name == "reference"
+    assert choose(Scheme.parse("int4-g32"), (64, 64), "cuda").name == "reference"
+    assert choose(Scheme.parse("float32"), (64, 64), CPU, "reference").name == "reference"
+    assert choose(Scheme.parse("float32"), (64, 64), CPU, "torch").name == "torch.mm"
+    for kernel in KERNELS:
+        assert find(kernel.name) is kernel
+
+
+@pytest.fixture
+def vectors() -> None:
+    if choose(Scheme.parse("int4-g32"), (64, 64), CPU).name == "reference":
+        pytest.skip("ATen has no vector code for packed products on this machine")
+
+
+@pytest.mark.usefixtures("vectors")
+def test_choice_on_a_machine_with_vector_code() -> None:
+    names = {"int4-g128-zint": "torch.int4pack", "int8": "torch.int8pack"}
+    names["int8-g32"] = "torch.int8groups"
+    for text, name in names.items():
+        assert choose(Scheme.parse(text), (64, 128), CPU).name == name
+    assert choose(Scheme.parse("int4-g32"), (64, 64), CPU, lookup=True).name == "reference"
+    assert choose(Scheme.parse("int8"), (64, 64), CPU, lookup=True).name == "torch.int8pack"
+    assert choose(Scheme.parse("int8"), (64, 72), CPU).name == "reference"
+
+
+def test_a_backend_that_cannot_gives_every_reason() -> None:
+    with pytest.raises(KernelUnavailable) as caught:
+        choose(Scheme.parse("int4-g32"), (61, 64), CPU, "torch", lookup=True)
+    for kernel in KERNELS:
+        assert (f"{kernel.name}: " in str(caught.value)) == (kernel.backend == "torch")
+    assert "cannot be read by rows" in str(caught.value)
+    assert "use backend auto or reference" in str(caught.value)
+    # A table that is only read by rows needs no product: the reference reads it.
+    scheme = Scheme.parse("int4-g32")
+    assert choose(scheme, (61, 64), CPU, "torch", multiply=False).name == "reference"
+
+
+def test_unknown_backends_are_named() -> None:
+    with pytest.raises(KernelUnavailable, match="'magic'; allowed here: auto, torch, reference"):
+        choose(Scheme.parse("int8"), (64, 64), CPU, "magic")

