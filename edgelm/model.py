@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -131,7 +131,7 @@ class LanguageModel:
 
     def stream(
         self, prompt: Prompt, *, stop_event: threading.Event | None = None, **options: Any
-    ) -> Iterator[Chunk]:
+    ) -> Generator[Chunk, None, None]:
         """The answer piece by piece. Closing it, or setting ``stop_event``, cancels it."""
         request = self.request(prompt, **options)
         cancelled = stop_event.is_set if stop_event else bool
@@ -142,7 +142,7 @@ class LanguageModel:
         """Answer a conversation: messages with ``role`` and ``content``."""
         return collect(self.stream_chat(messages, **options))
 
-    def stream_chat(self, messages: Messages, **options: Any) -> Iterator[Chunk]:
+    def stream_chat(self, messages: Messages, **options: Any) -> Generator[Chunk, None, None]:
         """As ``chat``, piece by piece; what the cache holds of earlier turns is not run again."""
         yield from self.stream(self.chat_ids(messages), keep_prefix=True, **options)
 
@@ -177,9 +177,7 @@ class LanguageModel:
     ) -> Iterator[Generation]:
         """One request in ids, without text: nothing but ``end_ids`` and its limit end it."""
         with self._running() as (engine, cache):
-            yield Generation(
-                engine, cache, self._held, request, end_ids, cancelled, self.kernels
-            )
+            yield Generation(engine, cache, self._held, request, end_ids, cancelled, self.kernels)
 
     @property
     def end_ids(self) -> frozenset[int]:
@@ -254,8 +252,7 @@ class LanguageModel:
         """The kernel that runs each class of tensors: embed, attn, mlp, head."""
         found: dict[str, set[str]] = {}
         for product in self.plan.products:
-            kind = product.names[0].split(".")[2] if "." in product.names[0] else product.names[0]
-            found.setdefault(kind, set()).add(product.kernel)
+            found.setdefault(product.kind, set()).add(product.kernel)
         return {kind: " + ".join(sorted(kernels)) for kind, kernels in found.items()}
 
     def close(self) -> None:

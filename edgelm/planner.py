@@ -11,8 +11,8 @@ from edgelm import hardware
 from edgelm.cache import cache_bytes
 from edgelm.config import ModelConfig
 from edgelm.errors import ContextLengthError, KernelUnavailableError, UsageError
-from edgelm.layers import Embedding, norm_weights, part_names
 from edgelm.hub import cache_dir
+from edgelm.layers import Embedding, norm_weights, part_names
 from edgelm.memory import Part, Plan, ProductPlan, parse_budget
 from edgelm.models.decoder import Decoder
 from edgelm.step import workspace_sizes
@@ -105,11 +105,10 @@ def _choose(given: str, what: str, allowed: dict[str, torch.dtype]) -> torch.dty
 
 
 def _context(settings: Settings, config: ModelConfig) -> int:
-    if settings.context == "auto":
-        return min(config.max_context, DEFAULT_CONTEXT)
-    if not str(settings.context).isdecimal():
-        raise UsageError(f"context {settings.context!r} is not a number of tokens; or say 'auto'.")
-    context = int(settings.context)
+    wanted = str(settings.context)
+    if wanted != "auto" and not wanted.removeprefix("-").isdecimal():
+        raise UsageError(f"context {wanted!r} is not a number of tokens; or say 'auto'.")
+    context = min(config.max_context, DEFAULT_CONTEXT) if wanted == "auto" else int(wanted)
     for what, value in (("context", context), ("rows", settings.rows), ("chunk", settings.chunk)):
         if value < 1:
             raise UsageError(f"{what} is {value}; it must be at least 1.")
@@ -187,9 +186,7 @@ def _product(
     except KernelUnavailable as error:
         raise KernelUnavailableError(f"{names[0]}: {error}") from error
     nbytes = kernel.nbytes(scheme, shape)
-    return ProductPlan(
-        tuple(names), tuple(shapes), str(scheme), kernel.name, "cpu", nbytes, stored
-    )
+    return ProductPlan(tuple(names), tuple(shapes), str(scheme), kernel.name, "cpu", nbytes, stored)
 
 
 def _weight_parts(

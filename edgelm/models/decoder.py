@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from edgelm.attention import Attention
 from edgelm.errors import NonFiniteError
-from edgelm.layers import Embedding, GatedMLP, Projection, RMSNorm, all_finite
+from edgelm.layers import Embedding, GatedMLP, Projection, RMSNorm, all_finite, part_names
 from edgelm.step import Step
 
 
@@ -44,6 +44,16 @@ class Decoder(nn.Module):
         for path, module in self.named_modules():
             if isinstance(module, Projection):
                 yield path.rpartition(".")[0], module
+
+    def matrices(self) -> Iterator[tuple[str, tuple[int, int]]]:
+        """Canonical name and shape [N, K] of every stored matrix; a tied head has none."""
+        yield "embed", self.embed.shape
+        for prefix, projection in self.projections():
+            if projection is self.head and self.embed.tied_to_head:
+                continue
+            names = part_names(prefix, list(projection.parts))
+            for name, rows in zip(names, projection.parts.values(), strict=True):
+                yield name, (rows, projection.in_size)
 
     def forward(self, tokens: Tensor, step: Step) -> Tensor:
         """ids [M] or embeddings [M, N] -> hidden states [M, N] after the final norm.
