@@ -57,6 +57,7 @@ class Attention(nn.Module):
             both, other = other, both
         if isinstance(self.position, Alibi):
             return both
+        assert step.cos is not None and step.sin is not None
         return step.ops.rotate(both, self.position, step.cos, step.sin, other)
 
     def _attend(self, queries: Tensor, step: Step) -> None:

@@ -1,4 +1,4 @@
-"""What ``edgelm bench`` measures: speed and memory of one model, through the real generation loop."""
+"""What ``edgelm bench`` measures: speed and memory of one model through the generation loop."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from edgelm.checkpoint.shapes import shape_config
 from edgelm.errors import UsageError
 from edgelm.files import ModelFiles
 from edgelm.generate import Request, Stats
-from edgelm.layers import norm_weights, part_names
 from edgelm.loading import Progress
 from edgelm.model import LanguageModel, load
 from edgelm.models import family_of
@@ -99,7 +98,7 @@ def measure(
         load_s = time.perf_counter() - start
         rounds = []
         for done in range(workload.repeat + 1):
-            rounds.append(_round(lm, workload))
+            rounds.append(run_round(lm, workload))
             if on_round:
                 on_round(done + 1, workload.repeat + 1)
         peak = hardware.peak_resident_bytes()  # before the buffer that the bandwidth is read from
@@ -128,7 +127,7 @@ def measure(
     )
 
 
-def _round(lm: LanguageModel, workload: Workload) -> Stats:
+def run_round(lm: LanguageModel, workload: Workload) -> Stats:
     """One greedy answer to random ids that no end token stops."""
     generator = torch.Generator().manual_seed(workload.seed)
     ids = torch.randint(lm.config.vocab_size, (workload.prompt_tokens,), generator=generator)
@@ -148,37 +147,37 @@ def _backends(lm: LanguageModel) -> str:
     return " + ".join(sorted(set(named.values())))
 
 
-def random_model(shape: str, quant: str | Recipe = "auto") -> ModelFiles:
-    """A public checkpoint's shape with random weights, made directly in the recipe's schemes.
+def random_model(shape: str | dict[str, Any], quant: str | Recipe = "int4") -> ModelFiles:
+    """A model with random weights, made directly in the recipe's schemes.
 
     Args:
-        shape: a name of ``checkpoint.shapes``. quant: as for ``load``.
+        shape: a name of ``checkpoint.shapes``, or the content of a config.json.
+        quant: as for ``load``; floats of ``none`` are bfloat16.
 
     Raises:
         UsageError: an unknown shape or recipe.
     """
-    data = shape_config(shape)
+    data = shape_config(shape) if isinstance(shape, str) else shape
+    name = shape if isinstance(shape, str) else "random"
     family = family_of(data)
     config = family.read_config(data)
     decoder = family.build(config, head_for(config, "causal-lm"))
-    matrices = {"embed": decoder.embed.shape}
-    for prefix, projection in decoder.projections():
-        names = part_names(prefix, list(projection.parts))
-        for name, rows in zip(names, projection.parts.values(), strict=True):
-            matrices[name] = (rows, projection.in_size)
-    if config.tied:
-        del matrices["head"]
-    file_name = WeightNames(family.WEIGHTS, RandomWeights(shape, data, {})).file_name
-    tensors: dict[str, tuple[tuple[int, ...], Scheme | None]] = {
-        file_name(name): (matrix, _scheme(name, matrix, quant)) for name, matrix in matrices.items()
-    }
-    tensors |= {file_name(name): ((norm.size,), None) for name, norm in norm_weights(decoder)}
-    return ModelFiles(shape, RandomWeights(shape, data, tensors))
+    names = WeightNames(family.WEIGHTS, RandomWeights(name, data, {}), config.head_size)
+    tensors: dict[str, tuple[tuple[int, ...], Scheme | None]] = {}
+    for matrix, size in decoder.matrices():
+        stored = names.stored_shape(matrix, size)
+        tensors[names.file_name(matrix)] = (stored, _scheme(matrix, size, quant))
+    for matrix, rows in decoder.biases():
+        tensors[names.file_name(matrix, "bias")] = (names.stored_shape(matrix, (rows,)), None)
+    for norm_name, norm in decoder.norms():
+        for vector in norm.vectors:
+            tensors[names.file_name(norm_name, vector)] = ((norm.size,), None)
+    return ModelFiles(name, RandomWeights(name, data, tensors))
 
 
 def _scheme(name: str, shape: tuple[int, int], quant: str | Recipe) -> Scheme:
     try:
-        recipe = Recipe.parse("int4" if quant == "auto" else quant)
+        recipe = Recipe.parse(quant)
         return recipe.scheme_for(name, shape, torch.bfloat16)
     except QuantError as error:
         raise UsageError(f"quant: {error}") from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -139,7 +139,7 @@ class Generation:
         self._start = self._prefilled = self._last = time.perf_counter()
         self._kept = self._keep_prefix()
 
-    def tokens(self) -> Iterator[int]:
+    def tokens(self) -> Generator[int, None, None]:
         """The generated ids, the end token included: the one generation loop."""
         sample = Sampler(self.request.sampling)
         pending = list(self.request.prompt_ids[self._kept :])

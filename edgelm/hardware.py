@@ -72,6 +72,13 @@ def default_threads() -> int:
     return torch.get_num_threads()
 
 
+def cores() -> int:
+    """Cores of the machine, hyperthreads counted once where that is known."""
+    import psutil
+
+    return int(psutil.cpu_count(logical=False) or os.cpu_count() or 1)
+
+
 def processor_name() -> str:
     """The processor's name as the system tells it."""
     try:

@@ -51,6 +51,12 @@ class ProductPlan:
         """[N, K] of the fused matrix."""
         return (sum(n for n, _ in self.shapes), self.shapes[0][1])
 
+    @property
+    def kind(self) -> str:
+        """What the matrix is part of: embed, attn, mlp or head."""
+        first = self.names[0]
+        return first.split(".")[2] if "." in first else first
+
 
 @dataclass(frozen=True)
 class Plan:

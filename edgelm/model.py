@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from edgelm.forward import Output, forward
 from edgelm.generate import Chunk, Generation, Request, Result, collect, stream_text
 from edgelm.loading import Loader, Progress, warn_of_requantizing
 from edgelm.memory import Ledger, Plan, human
-from edgelm.planner import DTYPES, Settings, make_plan
+from edgelm.planner import KV_DTYPES, Settings, make_plan
 from edgelm.sampling import SamplingSettings
 from edgelm.tokenizer import Tokenizer
 
@@ -96,7 +96,7 @@ class LanguageModel:
         warn_of_requantizing(self.report)
         self._engine: Engine | None = Engine(decoder, files.config, made, self.ledger)
         self._cache: KVCache | None = self._engine.make_cache(
-            made.rows, made.context, DTYPES[made.kv], self._owner
+            made.rows, made.context, KV_DTYPES[made.kv], self._owner
         )
         self._held: list[int] = []
         self._lock = threading.Lock()
@@ -131,7 +131,7 @@ class LanguageModel:
 
     def stream(
         self, prompt: Prompt, *, stop_event: threading.Event | None = None, **options: Any
-    ) -> Iterator[Chunk]:
+    ) -> Generator[Chunk, None, None]:
         """The answer piece by piece. Closing it, or setting ``stop_event``, cancels it."""
         request = self.request(prompt, **options)
         cancelled = stop_event.is_set if stop_event else bool
@@ -142,7 +142,7 @@ class LanguageModel:
         """Answer a conversation: messages with ``role`` and ``content``."""
         return collect(self.stream_chat(messages, **options))
 
-    def stream_chat(self, messages: Messages, **options: Any) -> Iterator[Chunk]:
+    def stream_chat(self, messages: Messages, **options: Any) -> Generator[Chunk, None, None]:
         """As ``chat``, piece by piece; what the cache holds of earlier turns is not run again."""
         yield from self.stream(self.chat_ids(messages), keep_prefix=True, **options)
 
@@ -177,9 +177,7 @@ class LanguageModel:
     ) -> Iterator[Generation]:
         """One request in ids, without text: nothing but ``end_ids`` and its limit end it."""
         with self._running() as (engine, cache):
-            yield Generation(
-                engine, cache, self._held, request, end_ids, cancelled, self.kernels
-            )
+            yield Generation(engine, cache, self._held, request, end_ids, cancelled, self.kernels)
 
     @property
     def end_ids(self) -> frozenset[int]:
@@ -237,15 +235,16 @@ class LanguageModel:
             BudgetExceededError: the budget has no room for it.
         """
         context, kv = context or self.plan.context, kv or self.plan.kv
-        if rows < 1 or not 0 < context <= self.plan.context or kv not in DTYPES:
+        if rows < 1 or not 0 < context <= self.plan.context or kv not in KV_DTYPES:
             raise UsageError(
                 f"A cache of {rows} rows, context {context}, kv {kv!r}: rows and context must be "
                 f"at least 1, the context at most the plan's {self.plan.context}, and kv one of "
-                f"{', '.join(DTYPES)}."
+                f"{', '.join(KV_DTYPES)}."
             )
-        nbytes = cache_bytes(self.config, rows, context, DTYPES[kv])
+        dtype = KV_DTYPES[kv]
+        nbytes = cache_bytes(self.config, rows, context, self.plan.chunk, dtype)
         self.ledger.extend("kv cache", nbytes)
-        return self._open_engine().make_cache(rows, context, DTYPES[kv], self._owner)
+        return self._open_engine().make_cache(rows, context, dtype, self._owner)
 
     # state
 
@@ -254,8 +253,7 @@ class LanguageModel:
         """The kernel that runs each class of tensors: embed, attn, mlp, head."""
         found: dict[str, set[str]] = {}
         for product in self.plan.products:
-            kind = product.names[0].split(".")[2] if "." in product.names[0] else product.names[0]
-            found.setdefault(kind, set()).add(product.kernel)
+            found.setdefault(product.kind, set()).add(product.kernel)
         return {kind: " + ".join(sorted(kernels)) for kind, kernels in found.items()}
 
     def close(self) -> None:

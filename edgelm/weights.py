@@ -73,15 +73,19 @@ class WeightNames:
                 f"{self.checkpoint.path} has no tensor {name}, which config.json implies. The "
                 "file is damaged, incomplete or of another model: fetch it again."
             )
-        info, source = self.checkpoint.info(name), self._source(canonical)[0]
-        turns = source.of if isinstance(source, Interleaved) else 1
-        expected = (turns * shape[0], *shape[1:])
+        info, expected = self.checkpoint.info(name), self.stored_shape(canonical, shape)
         if info.shape != expected:
             raise ModelFileError(
                 f"{self.checkpoint.path}: tensor {name} has shape {list(info.shape)}; config.json "
                 f"implies {list(expected)}. The two do not belong together: fetch both again."
             )
         return info
+
+    def stored_shape(self, canonical: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of the stored tensor that a tensor of ``shape`` is part of."""
+        source = self._source(canonical)[0]
+        turns = source.of if isinstance(source, Interleaved) else 1
+        return (turns * shape[0], *shape[1:])
 
     def read(self, canonical: str, start: int, stop: int, kind: str = "weight") -> Tensor:
         """Rows ``start`` to ``stop`` of a tensor, as the file's floats."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -11,9 +12,8 @@ from edgelm.benchmark import Measurement, Workload, measure, random_model
 from edgelm.checkpoint.shapes import SHAPES
 from edgelm.cli import console
 from edgelm.cli.opening import open_files
-from edgelm.cli.options import LoadOptions, OutputOptions, RunOptions
+from edgelm.cli.options import LoadOptions, OutputOptions, RunOptions, SourceOptions
 from edgelm.errors import UsageError
-from edgelm.files import ModelFiles
 from edgelm.memory import human
 
 Model = Annotated[str | None, typer.Argument(help="As for the other commands; or use --shape.")]
@@ -24,12 +24,19 @@ Repeat = Annotated[int, typer.Option(help="Rounds, of which medians are taken.")
 
 
 def bench(
-    load: LoadOptions, run: RunOptions, output: OutputOptions, model: Model = None,
-    shape: Shape = None, prompt_tokens: PromptTokens = 512, decode_tokens: DecodeTokens = 64,
-    repeat: Repeat = 3,
+    source: SourceOptions, load: LoadOptions, run: RunOptions, output: OutputOptions,
+    model: Model = None, shape: Shape = None, prompt_tokens: PromptTokens = 512,
+    decode_tokens: DecodeTokens = 64, repeat: Repeat = 3,
 ) -> None:  # fmt: skip
     """Measure prefill and decode speed, bytes per token and peak memory."""
-    files = _files(model, shape, load, output)
+    if (model is None) == (shape is None):
+        raise UsageError("bench takes either a MODEL or --shape; give one of them.")
+    if shape is not None:
+        load = replace(load, quant="int4") if load.quant == "auto" else load
+        console.set_verbosity(output)
+        files = random_model(shape, load.quant)
+    else:
+        files = open_files(str(model), source, output)
     workload = Workload(prompt_tokens, decode_tokens, repeat, run.seed or 0)
     with console.progress_bars(output) as bar:
         measured = measure(
@@ -44,18 +51,6 @@ def bench(
         console.print_json(measured.to_dict())
     else:
         _show(measured)
-
-
-def _files(
-    model: str | None, shape: str | None, load: LoadOptions, output: OutputOptions
-) -> ModelFiles:
-    if (model is None) == (shape is None):
-        raise UsageError("bench takes either a MODEL or --shape; give one of them.")
-    if shape is not None:
-        console.set_verbosity(output)
-        return random_model(shape, load.quant)
-    assert model is not None
-    return open_files(model, load, output)
 
 
 def _show(row: Measurement) -> None:

@@ -8,17 +8,24 @@ from contextlib import suppress
 
 from edgelm.cli import console
 from edgelm.cli.opening import load_for_text, open_files
-from edgelm.cli.options import LoadOptions, Model, OutputOptions, RunOptions, SamplingOptions
+from edgelm.cli.options import (
+    LoadOptions,
+    Model,
+    OutputOptions,
+    RunOptions,
+    SamplingOptions,
+    SourceOptions,
+)
 from edgelm.generate import Result
 from edgelm.model import LanguageModel
 
 
 def chat(
-    model: Model, sampling: SamplingOptions, load: LoadOptions, run: RunOptions,
-    output: OutputOptions,
+    model: Model, sampling: SamplingOptions, source: SourceOptions,
+    load: LoadOptions, run: RunOptions, output: OutputOptions,
 ) -> None:  # fmt: skip
     """Talk with MODEL; /reset starts anew, /exit or the end of input ends it."""
-    files = open_files(model, load, output)
+    files = open_files(model, source, output)
     messages: list[dict[str, str]] = []
     answers: list[Result] = []
     with load_for_text(files, load, run, output, chat=True) as lm:

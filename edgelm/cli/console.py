@@ -14,7 +14,7 @@ from rich.progress import Progress
 
 from edgelm import hardware
 from edgelm.cli.options import OutputOptions
-from edgelm.errors import EdgeLMError
+from edgelm.errors import ContextLengthError, DoesNotFitError, EdgeLMError
 from edgelm.generate import Chunk, Result, Stats, collect
 from edgelm.memory import Plan, human
 
@@ -33,7 +33,7 @@ def set_verbosity(output: OutputOptions) -> None:
 
 def stdout() -> Console:
     """For tables; Rich looks at NO_COLOR and at what stdout is."""
-    return Console(highlight=False, emoji=False, markup=False)
+    return Console(highlight=False, emoji=False, markup=False, soft_wrap=True)
 
 
 def note(text: str, output: OutputOptions) -> None:
@@ -50,9 +50,16 @@ def print_error(error: EdgeLMError, as_json: bool) -> None:
     """The message on stderr; with ``--json`` also the one document on stdout."""
     print(f"edgelm: {error}", file=sys.stderr)
     if as_json:
-        said = {"type": type(error).__name__, "message": str(error), "exit_code": error.exit_code}
-        more = {k: v.to_dict() if isinstance(v, Plan) else v for k, v in vars(error).items()}
-        print_json({"error": said | more})
+        said: dict[str, Any] = {
+            "type": type(error).__name__,
+            "message": str(error),
+            "exit_code": error.exit_code,
+        }
+        if isinstance(error, DoesNotFitError) and error.plan is not None:
+            said["plan"] = error.plan.to_dict()
+        if isinstance(error, ContextLengthError):
+            said |= {"given": error.given, "allowed": error.allowed}
+        print_json({"error": said})
 
 
 def say(chunks: Iterator[Chunk], output: OutputOptions) -> Result:
@@ -82,17 +89,18 @@ def plan_line(plan: Plan) -> str:
 
 def statistics_line(plan: Plan, stats: Stats) -> str:
     """Speed, bits, kernels and memory against the plan, in one line."""
+    peak = human(hardware.peak_resident_bytes())
     kernels = ", ".join(f"{kind} {kernel}" for kind, kernel in stats.kernels.items())
     return (
         f"{stats.new_tokens} tokens, {stats.decode_tok_s:.1f} tok/s (prompt {stats.prompt_tokens} "
         f"at {stats.prefill_tok_s:.0f}), {plan.bits_per_weight:.2f} bits per weight, {kernels}, "
-        f"peak {human(hardware.peak_resident_bytes())} of {human(plan.predicted_peak_bytes)} planned"
+        f"peak {peak} of {human(plan.predicted_peak_bytes)} planned"
     )
 
 
 @contextmanager
 def progress_bars(output: OutputOptions) -> Iterator[Callable[[str], Callable[..., None] | None]]:
-    """Makes bars: ``bar(title)`` gives a callback (..., done, in all); None where nobody watches."""
+    """Makes bars: ``bar(title)`` gives a callback (..., done, all), or None if nobody watches."""
     console = Console(stderr=True)
     if output.quiet or not console.is_terminal:
         yield lambda title: None

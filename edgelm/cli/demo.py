@@ -6,15 +6,15 @@ from dataclasses import replace
 
 from edgelm.cli import console
 from edgelm.cli.opening import load_for_text, open_files
-from edgelm.cli.options import LoadOptions, OutputOptions, RunOptions
+from edgelm.cli.options import LoadOptions, OutputOptions, RunOptions, SourceOptions
 
 QUESTION = "What is the capital of France?"
 
 
-def demo(load: LoadOptions, run: RunOptions, output: OutputOptions) -> None:
+def demo(source: SourceOptions, load: LoadOptions, run: RunOptions, output: OutputOptions) -> None:
     """Ask the demo model for the capital of France, in int4 unless told otherwise."""
     options = replace(load, quant="int4") if load.quant == "auto" else load
-    files = open_files("demo", options, output)
+    files = open_files("demo", source, output)
     with load_for_text(files, options, run, output, chat=True) as lm:
         if not output.json:
             print(console.plan_line(lm.plan))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,12 +15,14 @@ from edgelm.cli.options import expanded
 from edgelm.errors import CancelledError, EdgeLMError, UsageError
 
 _CTRL_C = 130  # what Typer gives back for it
-_TYPER_ERROR = typer.BadParameter.__mro__[2]  # ClickException, wherever Typer keeps its Click
+# ClickException, which Typer keeps under different names in different versions.
+_WRONG_USAGE: type[Exception] = typer.BadParameter.__mro__[2]
 
 app = typer.Typer(
     name="edgelm",
     add_completion=False,
     no_args_is_help=True,
+    pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for verb in (
@@ -66,11 +68,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         error = CancelledError("stopped by Ctrl-C")
     except EdgeLMError as raised:
         error = raised
-    except _TYPER_ERROR as raised:
-        error = UsageError(f"{_message(raised)} See edgelm --help.")
+    except _WRONG_USAGE as raised:
+        if not str(raised):
+            return UsageError.exit_code  # no command was given: Typer has shown the help
+        error = UsageError(_explained(raised))
     console.print_error(error, as_json="--json" in given)
     return error.exit_code
 
 
-def _message(error: BaseException) -> str:
-    return str(error.format_message())  # type: ignore[attr-defined]
+def _explained(error: Any) -> str:
+    path = error.ctx.command_path if getattr(error, "ctx", None) else "edgelm"
+    return f"{error.format_message().rstrip('.')}. See {path} --help."

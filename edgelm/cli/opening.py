@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from edgelm.chat import render
 from edgelm.cli.console import progress_bars, set_verbosity, waiting
-from edgelm.cli.options import LoadOptions, OutputOptions, RunOptions
+from edgelm.cli.options import LoadOptions, OutputOptions, RunOptions, SourceOptions
 from edgelm.files import ModelFiles
 from edgelm.model import LanguageModel, load
 
 
-def open_files(model: str, options: LoadOptions, output: OutputOptions) -> ModelFiles:
+def open_files(model: str, source: SourceOptions, output: OutputOptions) -> ModelFiles:
     """Headers of a model; ``demo`` is fetched the first time."""
     set_verbosity(output)
     if model != "demo":
-        return ModelFiles.open(model, revision=options.revision, offline=options.offline)
+        return ModelFiles.open(model, revision=source.revision, offline=source.offline)
     with waiting("opening the demo model (98 MB, fetched once)", output):
-        return ModelFiles.open(model, revision=options.revision, offline=options.offline)
+        return ModelFiles.open(model, revision=source.revision, offline=source.offline)
 
 
 def load_for_text(

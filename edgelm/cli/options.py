@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from dataclasses import MISSING, Field, asdict, dataclass, fields, is_dataclass
 from functools import wraps
 from typing import Annotated, Any, get_type_hints
 
 import typer
 
 Model = Annotated[
-    str, typer.Argument(help="A Hub id (owner/name[@revision]), a folder, a .gguf file, or demo.")
+    str,
+    typer.Argument(
+        help="A Hub id (owner/name or owner/name@revision), a folder, a .gguf file, or demo."
+    ),
 ]
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """Where the files come from."""
+
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None
+    offline: Annotated[bool, typer.Option("--offline", help="Use only what is here.")] = False
 
 
 @dataclass(frozen=True)
@@ -31,13 +42,10 @@ class LoadOptions:
     budget: Annotated[
         str | None, typer.Option(help="Peak memory of the whole process: 6GiB, or 70% of free.")
     ] = None
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None
-    offline: Annotated[bool, typer.Option("--offline", help="Use only what is here.")] = False
 
     def settings(self) -> dict[str, Any]:
         """The keywords of ``load`` and ``plan`` that say how."""
-        names = ("quant", "method", "kv", "backend", "dtype", "device", "context", "budget")
-        return {name: getattr(self, name) for name in names}
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -86,7 +94,7 @@ class OutputOptions:
 def expanded(verb: Callable[..., int | None]) -> Callable[..., int | None]:
     """``verb`` with each parameter that is a group of options replaced by the group's fields."""
     own = inspect.signature(verb, eval_str=True).parameters.values()
-    groups = {p.name: p.annotation for p in own if is_dataclass(p.annotation)}
+    groups: dict[str, Any] = {p.name: p.annotation for p in own if is_dataclass(p.annotation)}
     single = [p for p in own if p.name not in groups]
     for group in groups.values():
         hints = get_type_hints(group, include_extras=True)

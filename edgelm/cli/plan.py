@@ -9,16 +9,16 @@ import edgelm
 from edgelm import hardware
 from edgelm.cli import console
 from edgelm.cli.opening import open_files
-from edgelm.cli.options import LoadOptions, Model, OutputOptions
+from edgelm.cli.options import LoadOptions, Model, OutputOptions, SourceOptions
 from edgelm.errors import DoesNotFitError
 from edgelm.hub import cache_dir
 from edgelm.inspection import tensor_classes
 from edgelm.memory import Plan, human
 
 
-def plan(model: Model, load: LoadOptions, output: OutputOptions) -> int:
+def plan(model: Model, source: SourceOptions, load: LoadOptions, output: OutputOptions) -> int:
     """Say what MODEL would take, from headers alone; exit code 3 when it does not fit."""
-    files = open_files(model, load, output)
+    files = open_files(model, source, output)
     if hardware.recorded_read_gb_s(cache_dir()) is None:
         hardware.record_read_gb_s(cache_dir())
     made = edgelm.plan(files, **load.settings())

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from edgelm.attention import Attention
 from edgelm.errors import NonFiniteError
-from edgelm.layers import MLP, Embedding, GatedMLP, Norm, Projection, all_finite
+from edgelm.layers import MLP, Embedding, GatedMLP, Norm, Projection, all_finite, part_names
 from edgelm.step import Step
 
 
@@ -77,6 +77,25 @@ class Decoder(nn.Module):
         for path, module in self.named_modules():
             if isinstance(module, Norm):
                 yield path, module
+
+    def matrices(self) -> Iterator[tuple[str, tuple[int, int]]]:
+        """Canonical name and shape [N, K] of every stored matrix; a tied head has none."""
+        yield "embed", self.embed.shape
+        for prefix, projection in self.projections():
+            if projection is self.head and self.embed.tied_to_head:
+                continue
+            names = part_names(prefix, list(projection.parts))
+            for name, rows in zip(names, projection.parts.values(), strict=True):
+                yield name, (rows, projection.in_size)
+
+    def biases(self) -> Iterator[tuple[str, int]]:
+        """Canonical name and size of every bias."""
+        for prefix, projection in self.projections():
+            if projection.bias:
+                yield from zip(
+                    part_names(prefix, list(projection.parts)), projection.parts.values(),
+                    strict=True,
+                )  # fmt: skip
 
     def forward(self, tokens: Tensor, step: Step) -> Tensor:
         """ids [M] or embeddings [M, N] -> hidden states [M, N] after the final norm.

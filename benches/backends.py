@@ -1,0 +1,77 @@
+"""One row per backend for the README: speed, bandwidth, memory and perplexity of the demo model.
+
+    python benches/backends.py [TEXT]     writes results/backends.json
+
+Every measurement is an ``edgelm bench`` in a process of its own; the backends take turns, and a
+row is its backend's median turn by decode speed. TEXT (by default wiki.test.raw of the assets
+folder) is what perplexity is taken over: its first 2048 tokens in windows of 512.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import edgelm
+from edgelm import hardware
+from edgelm.evaluation.perplexity import perplexity
+
+BENCHES = Path(__file__).resolve().parent
+ASSETS = Path(os.environ.get("EDGELM_ASSETS") or BENCHES.parent.parent / "shared" / "assets")
+RUNS = ({"quant": "int4"}, {"quant": "int4", "backend": "reference"}, {"quant": "none"})
+TURNS = 3
+TEXT_TOKENS = 2048
+COMMAND = "edgelm bench demo --prompt-tokens 512 --decode-tokens 64"
+
+
+def main(arguments: list[str]) -> int:
+    text = Path(arguments[0] if arguments else ASSETS / "text" / "wiki.test.raw")
+    turns = [[bench(run) for run in RUNS] for _ in range(TURNS)]
+    rows = []
+    for run, own in zip(RUNS, zip(*turns, strict=True), strict=True):
+        row = sorted(own, key=lambda row: row["decode_tok_s"])[TURNS // 2]
+        rows.append(row | {"ppl": text_perplexity(text, run)})
+        print(json.dumps(rows[-1]))
+    libraries = {name: version(name) for name in ("torch", "numpy")}
+    result = {
+        "machine": f"{hardware.processor_name()}, {hardware.cores()} cores",
+        "date": datetime.now(UTC).date().isoformat(),
+        "command": f"{COMMAND} --quant … --backend …",
+        "versions": {"edgelm": edgelm.__version__, "python": platform.python_version()} | libraries,
+        "rows": rows,
+    }
+    store("backends", result)
+    return 0
+
+
+def bench(run: dict[str, str]) -> dict[str, Any]:
+    """The document of one ``edgelm bench --json``."""
+    options = [part for name, value in run.items() for part in (f"--{name}", value)]
+    command = [sys.executable, "-m", *COMMAND.split(), *options, "--json"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
+    row: dict[str, Any] = json.loads(done.stdout)
+    return row
+
+
+def text_perplexity(text: Path, run: dict[str, str]) -> float:
+    with edgelm.load("demo", **run) as lm:
+        ids = lm.tokenizer.encode(text.read_text(encoding="utf-8"), add_special=False)
+        return perplexity(lm, ids[:TEXT_TOKENS])
+
+
+def store(name: str, result: dict[str, Any]) -> None:
+    """Keep a result where ``tables.py`` finds it."""
+    path = BENCHES / "results" / f"{name}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,58 @@
+"""``edgelm doctor``: this machine, its kernels and the cache folder."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from edgelm.cli import console
+from edgelm.cli.options import OutputOptions
+from edgelm.diagnosis import Diagnosis, clear_cache, diagnose
+from edgelm.memory import human
+
+ClearCache = Annotated[
+    bool, typer.Option("--clear-cache", help="Delete the demo model and the machine's profile.")
+]
+
+
+def doctor(output: OutputOptions, clear: ClearCache = False) -> None:
+    """Say what this machine has, which kernels run on it, and what the cache holds."""
+    console.set_verbosity(output)
+    freed = clear_cache() if clear else None
+    with console.waiting("measuring", output):
+        found = diagnose()
+    if output.json:
+        console.print_json(found.to_dict() | ({} if freed is None else {"freed_bytes": freed}))
+        return
+    _show(found, output)
+    if freed is not None:
+        console.stdout().print(f"cleared {human(freed)} from the cache")
+
+
+def _show(found: Diagnosis, output: OutputOptions) -> None:
+    out = console.stdout()
+    limit = found.cgroup_limit_bytes
+    packages = (f"{name} {number or 'missing'}" for name, number in found.packages.items())
+    facts = Table(show_header=False, box=None)
+    for name, text in (
+        ("versions", f"edgelm {found.version}, Python {found.python}, {', '.join(packages)}"),
+        ("system", found.system),
+        ("processor", f"{found.processor}, {found.cores} cores, {found.threads} threads used"),
+        ("instructions", f"{' '.join(found.instruction_sets)}; torch uses {found.torch_vectors}"),
+        ("memory", f"{human(found.available_memory_bytes)} of {human(found.total_memory_bytes)}"),
+        ("cgroup limit", "none" if limit is None else human(limit)),
+        ("read bandwidth", f"{found.read_gb_s:.1f} GB/s"),
+        ("cache", f"{found.cache}, {human(found.cache_bytes)}"),
+    ):
+        facts.add_row(name, text)
+    out.print(facts, "")
+    kernels = Table("scheme", "to", "kernel", box=None)
+    for choice in found.kernels:
+        kernels.add_row(choice.scheme, choice.use, choice.kernel)
+        for name, reason in choice.declined.items() if output.verbose else ():
+            kernels.add_row("", "", f"not {name}: {reason}")
+    out.print(kernels)
+    if not output.verbose:
+        out.print("-v or --json says why other kernels were passed over")

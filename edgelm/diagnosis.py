@@ -1,0 +1,124 @@
+"""What ``edgelm doctor`` says of a machine: versions, processor, memory, kernels, cache."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import edgelm
+from edgelm import hardware
+from edgelm.hub import DEMO_MEMBER, cache_dir
+from quant import Scheme
+from quant.backends import KERNELS
+
+PACKAGES = (
+    *("torch", "torchao", "bitsandbytes", "safetensors", "tokenizers", "sentencepiece"),
+    *("huggingface_hub", "gguf", "numpy"),
+)
+SCHEMES = ("int4-g32", "int4-g64", "int4-g128", "int8", "int8-g32", "bfloat16", "float32")
+_SHAPE = (4096, 4096)  # a matrix that every kernel's own limits on shapes admit
+
+
+@dataclass(frozen=True)
+class KernelChoice:
+    """What the table picks for a scheme, and why not those before it.
+
+    ``use`` is ``multiply``, or ``lookup`` for a matrix whose rows must be readable too.
+    """
+
+    scheme: str
+    use: str
+    kernel: str
+    declined: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Bytes, GB/s and versions; ``cache_bytes`` is all that the cache folder holds."""
+
+    version: str
+    python: str
+    system: str
+    packages: dict[str, str | None]
+    processor: str
+    instruction_sets: tuple[str, ...]
+    torch_vectors: str
+    cores: int
+    threads: int
+    total_memory_bytes: int
+    available_memory_bytes: int
+    cgroup_limit_bytes: int | None
+    read_gb_s: float
+    kernels: tuple[KernelChoice, ...]
+    cache: str
+    cache_bytes: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def diagnose() -> Diagnosis:
+    """Ask the machine; measures the read bandwidth and records it for later plans."""
+    cache = cache_dir()
+    return Diagnosis(
+        version=edgelm.__version__,
+        python=platform.python_version(),
+        system=platform.platform(),
+        packages={name: _version(name) for name in PACKAGES},
+        processor=hardware.processor_name(),
+        instruction_sets=hardware.instruction_sets(),
+        torch_vectors=torch.backends.cpu.get_cpu_capability(),
+        cores=hardware.cores(),
+        threads=hardware.default_threads(),
+        total_memory_bytes=hardware.total_memory_bytes(),
+        available_memory_bytes=hardware.available_memory_bytes(),
+        cgroup_limit_bytes=hardware.cgroup_limit_bytes(),
+        read_gb_s=hardware.record_read_gb_s(cache),
+        kernels=tuple(_choices()),
+        cache=str(cache),
+        cache_bytes=_folder_bytes(cache),
+    )
+
+
+def clear_cache() -> int:
+    """Delete what this package keeps in its cache folder, and nothing else there; bytes freed."""
+    cache = cache_dir()
+    before = _folder_bytes(cache)
+    demo = cache / "demo"
+    shutil.rmtree(demo / "partial", ignore_errors=True)
+    for path in (demo / Path(DEMO_MEMBER).name, demo / "lock", cache / hardware.PROFILE):
+        path.unlink(missing_ok=True)
+    if demo.is_dir() and not any(demo.iterdir()):
+        demo.rmdir()
+    return before - _folder_bytes(cache)
+
+
+def _choices() -> Iterator[KernelChoice]:
+    device = torch.device("cpu")
+    for text in SCHEMES:
+        for use in ("multiply", "lookup"):
+            declined: dict[str, str] = {}
+            for kernel in KERNELS:
+                reason = kernel.supports(Scheme.parse(text), _SHAPE, device, use == "lookup")
+                if reason is None:
+                    yield KernelChoice(text, use, kernel.name, declined)
+                    break
+                declined[kernel.name] = reason
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _folder_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

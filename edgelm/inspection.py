@@ -1,0 +1,142 @@
+"""What a model's files hold and what a plan makes of them, from headers alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from edgelm.checkpoint import Checkpoint
+from edgelm.errors import EdgeLMError
+from edgelm.files import ModelFiles
+from edgelm.memory import Plan
+
+_FRONT_MATTER_LICENCE = re.compile(r"\A---\n(?:.*\n)*?license:\s*(\S+)\s*\n(?:.*\n)*?---", re.M)
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One tensor of the file: dtype as the file has it, bytes with scales."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class StoredType:
+    """All tensors of one dtype."""
+
+    dtype: str
+    tensors: int
+    parameters: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """``tokenizer`` holds its facts, or ``error`` where the files have none."""
+
+    model: str
+    path: str
+    format: str
+    licence: str | None
+    config: dict[str, Any]
+    parameters: int
+    nbytes: int
+    bits_per_weight: float
+    types: tuple[StoredType, ...]
+    tokenizer: dict[str, Any]
+    tensors: tuple[StoredTensor, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def inspect_files(files: ModelFiles) -> Inspection:
+    """Tensors, numbers, tokenizer and licence of an opened model."""
+    checkpoint = files.checkpoint
+    infos = ((name, checkpoint.info(name)) for name in checkpoint.names())
+    tensors = tuple(StoredTensor(name, i.shape, i.dtype, i.nbytes) for name, i in infos)
+    parameters = sum(prod(tensor.shape) for tensor in tensors)
+    nbytes = sum(tensor.nbytes for tensor in tensors)
+    return Inspection(
+        model=files.name,
+        path=str(checkpoint.path),
+        format=checkpoint.format,
+        licence=_licence(checkpoint),
+        config=asdict(files.config),
+        parameters=parameters,
+        nbytes=nbytes,
+        bits_per_weight=nbytes * 8 / parameters if parameters else 0.0,
+        types=_types(tensors),
+        tokenizer=_tokenizer(files),
+        tensors=tensors,
+    )
+
+
+def _types(tensors: Iterable[StoredTensor]) -> tuple[StoredType, ...]:
+    by_dtype: dict[str, list[StoredTensor]] = {}
+    for tensor in tensors:
+        by_dtype.setdefault(tensor.dtype, []).append(tensor)
+    return tuple(
+        StoredType(dtype, len(own), sum(prod(t.shape) for t in own), sum(t.nbytes for t in own))
+        for dtype, own in by_dtype.items()
+    )
+
+
+def _tokenizer(files: ModelFiles) -> dict[str, Any]:
+    try:
+        tokenizer = files.tokenizer
+    except EdgeLMError as error:
+        return {"error": str(error)}
+    return {
+        "vocab_size": tokenizer.vocab_size,
+        "bos_id": tokenizer.bos_id,
+        "eos_ids": sorted(tokenizer.eos_ids),
+        "pad_id": tokenizer.pad_id,
+        "add_bos": tokenizer.add_bos,
+        "chat_template": tokenizer.chat_template is not None,
+    }
+
+
+def _licence(checkpoint: Checkpoint) -> str | None:
+    """What the metadata says, else a model card's front matter, else a licence file's name."""
+    told = checkpoint.metadata.get("general.license")
+    if told or not checkpoint.path.is_dir():
+        return str(told) if told else None
+    card = checkpoint.path / "README.md"
+    if card.is_file():
+        found = _FRONT_MATTER_LICENCE.search(_beginning(card))
+        if found:
+            return found[1]
+    return next((path.name for path in sorted(checkpoint.path.glob("LICEN[CS]E*"))), None)
+
+
+def _beginning(path: Path) -> str:
+    with path.open(encoding="utf-8", errors="replace") as file:
+        return file.read(1 << 14)
+
+
+@dataclass(frozen=True)
+class TensorClass:
+    """Matrices of one kind (embed, attn, mlp, head) that share scheme and kernel."""
+
+    name: str
+    scheme: str
+    kernel: str
+    count: int
+    nbytes: int
+
+
+def tensor_classes(plan: Plan) -> list[TensorClass]:
+    """Every product of a plan, grouped; in loading order."""
+    groups: dict[tuple[str, str, str], list[int]] = {}
+    for product in plan.products:
+        key = (product.kind, product.scheme, product.kernel)
+        groups.setdefault(key, []).append(product.nbytes)
+    return [TensorClass(*key, len(sizes), sum(sizes)) for key, sizes in groups.items()]
