@@ -43,9 +43,7 @@ class Attention(nn.Module):
         by_head = buffers.qkv.view(x.shape[0], -1, self.size)
         count = buffers.rotated.shape[1]
         placed = self._place(by_head[:, :count], buffers.rotated, step)
-        step.cache.write(
-            self.layer, step.slots, placed[:, self.heads :], by_head[:, count:]
-        )
+        step.cache.write(self.layer, step.slots, placed[:, self.heads :], by_head[:, count:])
         self._attend(placed[:, : self.heads], step)
         return self.out(buffers.attended, out)
 

@@ -83,20 +83,16 @@ class Norm(nn.Module):
         for vector in self.vectors:
             self.register_buffer(vector, None)
 
-    def forward(self, x: Tensor, out: Tensor, step: Step) -> Tensor:
-        """x [..., size] -> out, other memory."""
-        raise NotImplementedError
-
 
 class RMSNorm(Norm):
-    """x / rms(x) * weight."""
+    """x / rms(x) * weight; x [..., size] -> out, other memory."""
 
     def forward(self, x: Tensor, out: Tensor, step: Step) -> Tensor:
         return step.ops.rms_norm(x, self.weight, self.eps, out, step.buffers.statistics)
 
 
 class LayerNorm(Norm):
-    """(x - mean) / deviation * weight + bias."""
+    """(x - mean) / deviation * weight + bias; x [..., size] -> out, other memory."""
 
     vectors = ("weight", "bias")
     bias: Tensor

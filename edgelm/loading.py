@@ -1,4 +1,4 @@
-"""Weights into a decoder as the plan says: read, quantize, lay out, one tensor resident at a time."""
+"""Weights into a decoder as the plan says: read, quantize, lay out, one at a time."""
 
 from __future__ import annotations
 

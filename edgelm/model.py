@@ -116,7 +116,7 @@ class LanguageModel:
         """Text of token ids, without special tokens."""
         return self.tokenizer.decode(ids)
 
-    def generate(self, prompt: Prompt | Sequence[str], **options: Any) -> Any:
+    def generate(self, prompt: Any, **options: Any) -> Any:
         """Answer a prompt (text or ids), or each prompt of a list of texts.
 
         Args:
@@ -125,9 +125,9 @@ class LanguageModel:
         Returns:
             A Result; for a list of texts a list of Results.
         """
-        if not isinstance(prompt, str) and prompt and isinstance(prompt[0], str):
+        if isinstance(prompt, list | tuple) and prompt and isinstance(prompt[0], str):
             return [self.generate(text, **options) for text in prompt]
-        return collect(self.stream(prompt, **options))  # type: ignore[arg-type]
+        return collect(self.stream(prompt, **options))
 
     def stream(
         self, prompt: Prompt, *, stop_event: threading.Event | None = None, **options: Any

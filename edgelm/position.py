@@ -36,7 +36,7 @@ class Rope:
         self.parameters = parameters
         self.interleaved = interleaved
         self.rotary_size = parameters.rotary_size
-        _FREQUENCIES[parameters.rope_type](parameters, parameters.trained_context)  # checks its keys
+        self.fill_table(torch.empty(self.table_shape(1)))  # a missing key is found before loading
 
     def table_shape(self, context: int) -> tuple[int, int, int]:
         """Shape of the float32 table for ``context`` positions: cos and sin, position, pair."""

@@ -36,9 +36,7 @@ class WeightNames:
         table: canonical name -> source. head_size: rows of a turn in interleaved tensors.
     """
 
-    def __init__(
-        self, table: Mapping[str, Source], checkpoint: Checkpoint, head_size: int
-    ) -> None:
+    def __init__(self, table: Mapping[str, Source], checkpoint: Checkpoint, head_size: int) -> None:
         self.table, self.checkpoint, self.head_size = table, checkpoint, head_size
         self._present = set(checkpoint.names())
 
