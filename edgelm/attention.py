@@ -1,11 +1,13 @@
-"""The one attention: grouped queries, rotary positions, keys and values from the cache."""
+"""The one attention: grouped queries, rotary positions or ALiBi, full or windowed caches."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
-from edgelm.layers import Projection
-from edgelm.position import Rope
+from edgelm.config import ModelConfig
+from edgelm.layers import LayerNorm, Projection
+from edgelm.ops.reference import Scoring
+from edgelm.position import Alibi, Rope
 from edgelm.step import Step
 
 
@@ -13,50 +15,66 @@ class Attention(nn.Module):
     """H query heads share G key/value heads of size D.
 
     Args:
-        scale: factor on the scores, D ** -0.5 in most families.
-        rope: how queries and keys are rotated; its table is read through the step.
-        qkv_bias, out_bias: whether q, k, v and o have biases.
+        position: how queries and keys learn where they stand; a Rope's table comes by the step.
+        out_bias: whether o has a bias; q, k and v follow the config.
+        qk_norm_eps: eps of a LayerNorm over each head of q and k, None without such norms.
     """
 
     def __init__(
-        self, hidden: int, heads: int, groups: int, size: int, *, scale: float, rope: Rope,
-        qkv_bias: bool, out_bias: bool, layer: int,
+        self, config: ModelConfig, layer: int, position: Rope | Alibi, *, out_bias: bool,
+        qk_norm_eps: float | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.heads, self.groups, self.size = heads, groups, size
-        self.scale = scale
-        self.rope = rope
-        self.layer = layer
+        heads, groups, size = config.num_heads, config.num_kv_heads, config.head_size
+        self.heads, self.size, self.layer = heads, size, layer
+        self.position = position
+        slopes = position.slopes if isinstance(position, Alibi) else None
+        self.scoring = Scoring(config.scale, config.attention_softcap, slopes)
         parts = {"q": heads * size, "k": groups * size, "v": groups * size}
-        self.qkv = Projection(parts, hidden, qkv_bias)
-        self.out = Projection({"o": hidden}, heads * size, out_bias)
+        self.qkv = Projection(parts, config.hidden_size, config.attention_bias)
+        self.out = Projection({"o": config.hidden_size}, heads * size, out_bias)
+        self.q_norm = None if qk_norm_eps is None else LayerNorm(size, qk_norm_eps)
+        self.k_norm = None if qk_norm_eps is None else LayerNorm(size, qk_norm_eps)
 
     def forward(self, x: Tensor, out: Tensor, step: Step) -> Tensor:
         """x [M, N] -> out [M, N]; writes the tokens' keys and values into the cache first."""
         buffers = step.buffers
         self.qkv(x, buffers.qkv)
-        count = self.heads + self.groups
         by_head = buffers.qkv.view(x.shape[0], -1, self.size)
-        step.ops.rotate(by_head[:, :count], self.rope, step.cos, step.sin, buffers.rotated)
-        step.cache.write(
-            self.layer, step.slots, buffers.rotated[:, self.heads :], by_head[:, count:]
-        )
-        self._attend(buffers.rotated[:, : self.heads], step)
+        count = buffers.rotated.shape[1]
+        placed = self._place(by_head[:, :count], buffers.rotated, step)
+        step.cache.write(self.layer, step.slots, placed[:, self.heads :], by_head[:, count:])
+        self._attend(placed[:, : self.heads], step)
         return self.out(buffers.attended, out)
+
+    def _place(self, both: Tensor, other: Tensor, step: Step) -> Tensor:
+        """Queries and keys [M, H + G, D], normed and rotated, in either of the two buffers."""
+        if self.q_norm is not None and self.k_norm is not None:
+            self.q_norm(both[:, : self.heads], other[:, : self.heads], step)
+            self.k_norm(both[:, self.heads :], other[:, self.heads :], step)
+            both, other = other, both
+        if isinstance(self.position, Alibi):
+            return both
+        assert step.cos is not None and step.sin is not None
+        return step.ops.rotate(both, self.position, step.cos, step.sin, other)
 
     def _attend(self, queries: Tensor, step: Step) -> None:
         mixed = step.buffers.attended.view(-1, self.heads, self.size)
-        wanted: list[Tensor] = []
+        store = step.cache.store_of(self.layer)
+        recorded: list[Tensor] = []
         for segment in step.segments:
             tokens = slice(segment.start, segment.start + segment.count)
-            keys, values = step.cache.read(self.layer, segment.row, segment.count)
+            seen = segment.seen[store]
+            stored = step.cache.read(self.layer, segment.row, segment.count)
             probabilities = None
             if step.attentions is not None:
-                probabilities = queries.new_empty(self.heads, segment.count, keys.shape[0])
-                wanted.append(probabilities)
+                shape = (self.heads, segment.count, stored.keys.shape[0])
+                probabilities = queries.new_empty(shape)
             step.ops.attend(
-                queries[tokens], keys, values, segment.mask, self.scale, mixed[tokens],
+                queries[tokens], stored, seen.mask, seen.distances, self.scoring, mixed[tokens],
                 step.scratch, probabilities,
             )  # fmt: skip
+            if probabilities is not None:
+                recorded.append(seen.by_position(probabilities))
         if step.attentions is not None:
-            step.attentions.append(wanted)
+            step.attentions.append(recorded)

@@ -16,7 +16,6 @@ from edgelm.checkpoint.shapes import shape_config
 from edgelm.errors import UsageError
 from edgelm.files import ModelFiles
 from edgelm.generate import Request, Stats
-from edgelm.layers import norm_weights
 from edgelm.loading import Progress
 from edgelm.model import LanguageModel, load
 from edgelm.models import family_of
@@ -163,12 +162,16 @@ def random_model(shape: str | dict[str, Any], quant: str | Recipe = "int4") -> M
     family = family_of(data)
     config = family.read_config(data)
     decoder = family.build(config, head_for(config, "causal-lm"))
-    file_name = WeightNames(family.WEIGHTS, RandomWeights(name, data, {})).file_name
+    names = WeightNames(family.WEIGHTS, RandomWeights(name, data, {}), config.head_size)
     tensors: dict[str, tuple[tuple[int, ...], Scheme | None]] = {}
     for matrix, size in decoder.matrices():
-        tensors[file_name(matrix)] = (size, _scheme(matrix, size, quant))
-    for norm_name, norm in norm_weights(decoder):
-        tensors[file_name(norm_name)] = ((norm.size,), None)
+        stored = names.stored_shape(matrix, size)
+        tensors[names.file_name(matrix)] = (stored, _scheme(matrix, size, quant))
+    for matrix, rows in decoder.biases():
+        tensors[names.file_name(matrix, "bias")] = (names.stored_shape(matrix, (rows,)), None)
+    for norm_name, norm in decoder.norms():
+        for vector in norm.vectors:
+            tensors[names.file_name(norm_name, vector)] = ((norm.size,), None)
     return ModelFiles(name, RandomWeights(name, data, tensors))
 
 

@@ -1,7 +1,8 @@
 """Keys and values of past tokens, in rows of fixed capacity.
 
-A row is one conversation. Rows know their own length; layers never do. What a row holds is
-addressed by position: the token at position p of a full cache lives in slot p.
+A row is one conversation. Rows know their own length; layers never do. What is held is addressed
+by position: a layer that sees everything keeps position p in slot p, a layer with a window keeps it
+in slot p modulo the ring's size, and masks are made from the positions alone.
 """
 
 from __future__ import annotations
@@ -14,48 +15,130 @@ from torch import Tensor
 
 from edgelm.config import ModelConfig
 from edgelm.errors import ContextLengthError, UsageError
+from edgelm.ops.reference import Stored
 
 Take = Callable[[str, tuple[int, ...], torch.dtype], Tensor]
 
+_SCALE_DTYPE = torch.bfloat16  # range matters more than digits: codes are rounded to the scale
 
-def cache_bytes(config: ModelConfig, rows: int, context: int, dtype: torch.dtype) -> int:
-    """Bytes of keys and values of all layers: what ``KVCache`` takes."""
-    per_token = 2 * config.num_layers * config.num_kv_heads * config.head_size * dtype.itemsize
-    return rows * context * per_token
+
+def ring_slots(window: int | None, context: int, chunk: int) -> int:
+    """Slots of a row in a layer of ``window``: exact for chunks of up to ``chunk`` tokens.
+
+    The first query of a chunk looks ``window - 1`` tokens back while the chunk's last key is
+    already written, so ``window + chunk - 1`` positions are alive at once.
+    """
+    return context if window is None else min(context, window + chunk - 1)
+
+
+def cache_bytes(
+    config: ModelConfig, rows: int, context: int, chunk: int, dtype: torch.dtype
+) -> int:
+    """Bytes of keys and values of all layers, int8 scales included: what ``KVCache`` takes."""
+    per_slot = 2 * config.num_kv_heads * config.head_size * dtype.itemsize
+    if dtype == torch.int8:
+        per_slot += 2 * config.num_kv_heads * _SCALE_DTYPE.itemsize
+    slots = sum(ring_slots(window, context, chunk) for window in config.windows)
+    return rows * slots * per_slot
+
+
+class LayerStore:
+    """Memory of the layers that share a window: [layers, rows, slots, G, D]."""
+
+    def __init__(
+        self, config: ModelConfig, window: int | None, rows: int, slots: int, dtype: torch.dtype,
+        take: Take,
+    ) -> None:  # fmt: skip
+        self.window, self.slots = window, slots
+        self.layers = [index for index, own in enumerate(config.windows) if own == window]
+        shape = (len(self.layers), rows, slots, config.num_kv_heads, config.head_size)
+        self.memory = [take("kv cache", shape, dtype) for _ in range(2)]
+        self.scales: list[Tensor] = []
+        if dtype == torch.int8:
+            self.scales = [take("kv cache", (*shape[:-1], 1), _SCALE_DTYPE) for _ in range(2)]
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Everything it holds, each [layers, rows, slots, ...]."""
+        return [*self.memory, *self.scales]
+
+    def flat_slots(self, row: int, start: int, count: int) -> list[int]:
+        """Where positions ``start`` to ``start + count`` of a row go, counted over all rows."""
+        return [row * self.slots + p % self.slots for p in range(start, start + count)]
+
+    def key_positions(self, length: int) -> Tensor:
+        """Position held by each visible slot of a row of ``length`` tokens: [visible] int64."""
+        if length <= self.slots:
+            return torch.arange(length)
+        slots = torch.arange(self.slots)
+        return length - 1 - (length - 1 - slots) % self.slots
+
+    def write(self, index: int, slots: Tensor, new: tuple[Tensor, Tensor]) -> None:
+        """Put keys and values [M, G, D] of the store's layer ``index`` into flat ``slots`` [M]."""
+        for which, numbers in enumerate(new):
+            target = self.memory[which][index].flatten(0, 1)
+            if not self.scales:
+                target.index_copy_(0, slots, numbers.to(target.dtype))
+                continue
+            scale = (numbers.abs().amax(-1, keepdim=True).float() / 127).to(_SCALE_DTYPE)
+            codes = (numbers / scale.float().clamp(min=1e-30)).round().clamp(-127, 127)
+            target.index_copy_(0, slots, codes.to(torch.int8))
+            self.scales[which][index].flatten(0, 1).index_copy_(0, slots, scale)
+
+    def read(self, index: int, row: int, length: int) -> Stored:
+        """Views of what a row of ``length`` tokens holds: [visible, G, D]."""
+        visible = min(length, self.slots)
+        return Stored(*(tensor[index, row, :visible] for tensor in self.tensors))
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A copy of what one row held: ``keys, values`` [layers, length, G, D]."""
+    """A copy of what one row held, store by store."""
 
     owner: object
     length: int
-    keys: Tensor
-    values: Tensor
+    written: int
+    dtype: torch.dtype
+    tensors: tuple[tuple[Tensor, ...], ...]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for store in self.tensors for tensor in store)
 
 
 class KVCache:
     """A static cache of ``rows`` rows of ``context`` tokens for one loaded model.
 
+    Full for models without windows, a hybrid of full layers and rings for those with (Gemma 2).
+
     Args:
+        chunk: the most tokens that one step writes into a row.
         take: the Ledger's way to get memory (part, shape, dtype).
         owner: the loaded model; another model's snapshots are refused by it.
     """
 
     def __init__(
-        self, config: ModelConfig, rows: int, context: int, dtype: torch.dtype,
+        self, config: ModelConfig, rows: int, context: int, chunk: int, dtype: torch.dtype,
         take: Take, owner: object,
     ) -> None:  # fmt: skip
         self.rows, self.context, self.dtype = rows, context, dtype
         self._owner = owner
-        shape = (config.num_layers, rows, context, config.num_kv_heads, config.head_size)
-        self._keys = take("kv cache", shape, dtype)
-        self._values = take("kv cache", shape, dtype)
+        self.stores = [
+            LayerStore(config, window, rows, ring_slots(window, context, chunk), dtype, take)
+            for window in dict.fromkeys(config.windows)
+        ]
+        self._place = {
+            layer: (number, index)
+            for number, store in enumerate(self.stores)
+            for index, layer in enumerate(store.layers)
+        }
         self._lengths = [0] * rows
+        self._written = [0] * rows  # one past the highest position whose key is in memory
+        self._claimed = [False] * rows
 
     @property
     def nbytes(self) -> int:
-        return self._keys.nbytes + self._values.nbytes
+        return sum(tensor.nbytes for store in self.stores for tensor in store.tensors)
 
     @property
     def lengths(self) -> list[int]:
@@ -64,56 +147,85 @@ class KVCache:
 
     @property
     def starts(self) -> list[int]:
-        """The first position that each row still holds; a full cache never loses one."""
-        return [0] * self.rows
+        """The first position that every layer of each row still holds."""
+        fewest = min(store.slots for store in self.stores)
+        return [max(0, written - fewest) for written in self._written]
 
-    def slots(self, row: int, count: int) -> range:
-        """Where the next ``count`` tokens of ``row`` go, as flat slots over all rows.
-
-        Raises:
-            ContextLengthError: they do not fit behind what the row holds.
-        """
-        start = self._lengths[self._checked(row)]
-        if start + count > self.context:
+    def check_room(self, row: int, count: int) -> None:
+        """Raise ContextLengthError unless ``count`` more tokens fit the row."""
+        wanted = self._lengths[self._checked(row)] + count
+        if wanted > self.context:
             raise ContextLengthError(
-                f"{start + count} tokens do not fit a context of {self.context}: shorten the "
-                "prompt, or load with a larger context.",
-                start + count,
+                f"{wanted} tokens do not fit a context of {self.context}: shorten the prompt, or "
+                "load with a larger context.",
+                wanted,
                 self.context,
             )
-        return range(row * self.context + start, row * self.context + start + count)
 
-    def key_positions(self, row: int, count: int) -> range:
-        """Positions of the keys that ``read`` returns once ``count`` tokens are written."""
-        return range(self._lengths[row] + count)
+    def store_of(self, layer: int) -> int:
+        """Which of ``stores`` holds a layer."""
+        return self._place[layer][0]
 
-    def write(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> None:
-        """Put keys and values [M, G, D] of one layer into flat ``slots`` [M]."""
-        for memory, new in ((self._keys, keys), (self._values, values)):
-            memory[layer].flatten(0, 1).index_copy_(0, slots, new.to(self.dtype))
+    def write(self, layer: int, slots: list[Tensor], keys: Tensor, values: Tensor) -> None:
+        """Put keys and values [M, G, D] of a layer into its store's flat ``slots`` [M]."""
+        number, index = self._place[layer]
+        self.stores[number].write(index, slots[number], (keys, values))
 
-    def read(self, layer: int, row: int, count: int) -> tuple[Tensor, Tensor]:
-        """Keys and values [S, G, D] of a row with its ``count`` new tokens, as views."""
-        visible = self._lengths[row] + count
-        return self._keys[layer, row, :visible], self._values[layer, row, :visible]
+    def read(self, layer: int, row: int, count: int) -> Stored:
+        """What a row holds in a layer once its ``count`` new tokens are written, as views."""
+        number, index = self._place[layer]
+        return self.stores[number].read(index, row, self._lengths[row] + count)
 
     def advance(self, row: int, count: int) -> None:
         """Count ``count`` written tokens as held; a step that failed never gets here."""
         self._lengths[row] += count
+        self._written[row] = max(self._written[row], self._lengths[row])
 
     def truncate(self, row: int, length: int) -> bool:
-        """Forget all but the first ``length`` tokens of a row; True when that is possible."""
+        """Forget all but the first ``length`` tokens of a row.
+
+        Returns:
+            False, with nothing changed, when a ring has overwritten keys that the next token
+            would need: a window layer can undo at most ``chunk`` tokens.
+        """
         held = self._lengths[self._checked(row)]
         if not 0 <= length <= held:
             raise UsageError(f"Row {row} holds {held} tokens; it cannot be cut to {length}.")
+        for store in self.stores:
+            needed = 0 if store.window is None else max(0, length - store.window + 1)
+            if length and needed < self._written[row] - store.slots:
+                return False
         self._lengths[row] = length
+        if length == 0:
+            self._written[row] = 0
         return True
+
+    def add(self) -> int:
+        """Claim a row that nobody uses, empty.
+
+        Raises:
+            UsageError: all rows are in use; ``drop`` one, or make a cache with more.
+        """
+        if all(self._claimed):
+            raise UsageError(f"All {self.rows} rows of the cache are in use; drop one first.")
+        row = self._claimed.index(False)
+        self.truncate(row, 0)
+        self._claimed[row] = True
+        return row
+
+    def drop(self, row: int) -> None:
+        """Empty a row and give it back for ``add``."""
+        self.truncate(row, 0)
+        self._claimed[row] = False
 
     def snapshot(self, row: int) -> Snapshot:
         """A copy of a row, to be put back with ``restore``."""
-        length = self._lengths[self._checked(row)]
-        keys, values = self._keys[:, row, :length], self._values[:, row, :length]
-        return Snapshot(self._owner, length, keys.clone(), values.clone())
+        length, written = self._lengths[self._checked(row)], self._written[row]
+        tensors = tuple(
+            tuple(t[:, row, : min(written, store.slots)].clone() for t in store.tensors)
+            for store in self.stores
+        )
+        return Snapshot(self._owner, length, written, self.dtype, tensors)
 
     def restore(self, row: int, snapshot: Snapshot) -> None:
         """Make a row hold what it (or another row) held when the snapshot was made."""
@@ -123,20 +235,30 @@ class KVCache:
                 "The snapshot was taken from another loaded model; a row can only be restored "
                 "from the model that filled it."
             )
-        if snapshot.length > self.context:
-            raise ContextLengthError(
-                f"A snapshot of {snapshot.length} tokens does not fit a context of {self.context}.",
-                snapshot.length,
-                self.context,
-            )
-        if snapshot.keys.dtype != self.dtype:
+        if snapshot.dtype != self.dtype:
             raise UsageError(
-                f"The snapshot holds {snapshot.keys.dtype}, this cache {self.dtype}: use a cache "
-                "with the same kv."
+                f"The snapshot holds {snapshot.dtype}, this cache {self.dtype}: use a cache with "
+                "the same kv."
             )
-        self._keys[:, row, : snapshot.length].copy_(snapshot.keys)
-        self._values[:, row, : snapshot.length].copy_(snapshot.values)
-        self._lengths[row] = snapshot.length
+        self._check_sizes(snapshot)
+        for store, saved in zip(self.stores, snapshot.tensors, strict=True):
+            for tensor, copy in zip(store.tensors, saved, strict=True):
+                tensor[:, row, : copy.shape[1]].copy_(copy)
+        self._lengths[row], self._written[row] = snapshot.length, snapshot.written
+
+    def _check_sizes(self, snapshot: Snapshot) -> None:
+        """Slots mean positions only in rings of one size, once a ring has gone round."""
+        for store, saved in zip(self.stores, snapshot.tensors, strict=True):
+            wrapped = snapshot.written > saved[0].shape[1]
+            if snapshot.length > self.context or (
+                store.slots != saved[0].shape[1] if wrapped else snapshot.written > store.slots
+            ):
+                raise ContextLengthError(
+                    f"A snapshot of {snapshot.length} tokens does not fit a cache of context "
+                    f"{self.context}: restore it into a cache like the one it was taken from.",
+                    snapshot.length,
+                    self.context,
+                )
 
     def _checked(self, row: int) -> int:
         if not 0 <= row < self.rows:

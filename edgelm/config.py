@@ -39,7 +39,13 @@ class RopeParameters:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Sizes are in elements; ``max_context`` in tokens; token ids are None where absent."""
+    """Sizes are in elements; ``max_context`` in tokens; token ids are None where absent.
+
+    ``windows`` has an entry per layer: how many tokens back it sees, itself included, or None for
+    all. ``scale`` multiplies attention scores. ``*_softcap`` c bounds numbers by c * tanh(x / c).
+    ``open_ended`` says that a context beyond ``max_context`` is allowed (ALiBi).
+    ``not_in_float16`` is the reason why that dtype is refused.
+    """
 
     model_type: str
     vocab_size: int
@@ -53,9 +59,18 @@ class ModelConfig:
     norm_eps: float
     activation: str
     tied: bool
+    scale: float
+    windows: tuple[int | None, ...]
     rope: RopeParameters | None = None
     attention_bias: bool = False
     mlp_bias: bool = False
+    gated: bool = True
+    qk_norm: bool = False
+    keep_normed: bool = False
+    attention_softcap: float | None = None
+    final_softcap: float | None = None
+    open_ended: bool = False
+    not_in_float16: str = ""
     bos_id: int | None = None
     pad_id: int | None = None
     eos_ids: tuple[int, ...] = ()
@@ -117,7 +132,17 @@ class ConfigReader:
         ids = self.token_ids(key)
         return ids[0] if ids and ids[0] >= 0 else None
 
-    def rope(self, head_size: int, max_context: int, default_theta: float) -> RopeParameters:
+    def special_ids(self) -> dict[str, Any]:
+        """bos_id, pad_id and eos_ids of a ModelConfig."""
+        return {
+            "bos_id": self.token_id("bos_token_id"),
+            "pad_id": self.token_id("pad_token_id"),
+            "eos_ids": self.token_ids("eos_token_id"),
+        }
+
+    def rope(
+        self, head_size: int, max_context: int, default_theta: float, default_part: float = 1.0
+    ) -> RopeParameters:
         """Rope of transformers 5 (``rope_parameters``) or before (``rope_theta, rope_scaling``)."""
         given = self.value("rope_parameters", "rope_scaling", default={})
         if not isinstance(given, Mapping):
@@ -127,7 +152,7 @@ class ConfigReader:
         fields.pop("type", None)
         theta = fields.pop("rope_theta", None) or self.value("rope_theta", default=default_theta)
         part = fields.pop("partial_rotary_factor", None)
-        part = part or self.value("partial_rotary_factor", default=1.0)
+        part = part or self.value("partial_rotary_factor", default=default_part)
         original = self.value("original_max_position_embeddings")
         if original is not None:
             fields["original_max_position_embeddings"] = original

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from edgelm.cache import KVCache
+from edgelm.cache import KVCache, LayerStore
 from edgelm.config import ModelConfig
 from edgelm.errors import NonFiniteError
 from edgelm.layers import all_finite
@@ -16,8 +16,9 @@ from edgelm.loading import rope_table
 from edgelm.memory import Ledger, Plan
 from edgelm.models.decoder import Decoder
 from edgelm.ops import ops_for
-from edgelm.planner import DTYPES
-from edgelm.step import Segment, Step, Workspace, widened_elements
+from edgelm.ops.reference import softcap_
+from edgelm.planner import DTYPES, KV_DTYPES
+from edgelm.step import Seen, Segment, Step, Workspace, widened_elements
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,11 @@ class Engine:
         self._ledger = ledger
         self.ops = ops_for(torch.device("cpu"))
         self.workspace = Workspace(
-            config, plan.chunk, plan.context, self.dtype, DTYPES[plan.kv], ledger.empty
+            config, plan.chunk, plan.context, self.dtype, KV_DTYPES[plan.kv], ledger.empty
         )
         self._rope_table = rope_table(config, plan, ledger)
         self._positions = torch.arange(plan.context)
+        self._distances = torch.arange(1.0 - plan.context, 1.0)
         self._logits = ledger.empty("logits", (plan.rows, config.vocab_size), torch.float32)
 
     def make_cache(self, rows: int, context: int, dtype: torch.dtype, owner: object) -> KVCache:
@@ -62,7 +64,8 @@ class Engine:
             elements = widened_elements(self.config, self.plan.context)
             self._ledger.extend("attention", elements * torch.float32.itemsize)
             scratch.widened = self._ledger.empty("attention", (elements,), torch.float32)
-        return KVCache(self.config, rows, context, dtype, self._ledger.empty, owner)
+        chunk = self.plan.chunk
+        return KVCache(self.config, rows, context, chunk, dtype, self._ledger.empty, owner)
 
     @torch.inference_mode()
     def run(
@@ -100,6 +103,8 @@ class Engine:
             head(hidden, logits)
         else:
             logits.copy_(head(hidden, hidden.new_empty(logits.shape)))
+        if self.config.final_softcap is not None:
+            softcap_(logits, self.config.final_softcap)
         if not all_finite(logits):
             raise NonFiniteError("The head produced NaN or infinity; its weights are damaged.")
         return logits
@@ -107,13 +112,19 @@ class Engine:
     def _step(self, cache: KVCache, batch: Sequence[RowTokens], recording: Recording) -> Step:
         count = sum(entry.tokens.shape[0] for entry in batch)
         assert 0 < count <= self.plan.chunk
-        slots: list[int] = []
         segments: list[Segment] = []
-        masked = 0
+        slots: list[list[int]] = [[] for _ in cache.stores]
+        start = masked = 0
         for entry in batch:
-            segment, masked = self._segment(cache, entry, len(slots), masked)
-            slots.extend(cache.slots(entry.row, segment.count))
-            segments.append(segment)
+            length, position = entry.tokens.shape[0], cache.lengths[entry.row]
+            cache.check_room(entry.row, length)
+            seen = []
+            for number, store in enumerate(cache.stores):
+                slots[number] += store.flat_slots(entry.row, position, length)
+                seen.append(self._seen(store, position, length, masked))
+                masked += 0 if seen[-1].mask is None else seen[-1].mask.numel()
+            segments.append(Segment(entry.row, start, length, position, seen))
+            start += length
         cos, sin = self._angles(batch, segments, count)
         return Step(
             ops=self.ops,
@@ -121,33 +132,35 @@ class Engine:
             scratch=self.workspace.scratch,
             cache=cache,
             segments=segments,
-            slots=torch.tensor(slots),
+            slots=[torch.tensor(own) for own in slots],
             cos=cos,
             sin=sin,
             hidden_states=recording.hidden_states,
             attentions=recording.attentions,
         )
 
-    def _segment(
-        self, cache: KVCache, entry: RowTokens, start: int, masked: int
-    ) -> tuple[Segment, int]:
-        """One row's share of a step, and how many mask elements are in use after it."""
-        count, position = entry.tokens.shape[0], cache.lengths[entry.row]
-        cache.slots(entry.row, count)
-        if count == 1:
-            return Segment(entry.row, start, count, position, None), masked
-        keys = cache.key_positions(entry.row, count)
-        mask = self.workspace.mask(masked, count, len(keys))
-        queries = self._positions[position : position + count]
-        self.ops.causal_mask(queries, self._positions[: len(keys)], mask)
-        return Segment(entry.row, start, count, position, mask), masked + mask.numel()
+    def _seen(self, store: LayerStore, position: int, count: int, masked: int) -> Seen:
+        """What ``count`` tokens from ``position`` on see of a store; masks follow one another."""
+        length = position + count
+        if length <= store.slots:
+            positions, distances = self._positions[:length], self._distances[-length:]
+        else:
+            positions = store.key_positions(length)
+            distances = (positions - (length - 1)).float()
+        if count == 1 and (store.window is None or length <= store.window):
+            return Seen(None, distances)
+        mask = self.workspace.mask(masked, count, len(positions))
+        queries = self._positions[position:length]
+        self.ops.causal_mask(queries, positions, store.window, mask)
+        return Seen(mask, distances)
 
     def _angles(
         self, batch: Sequence[RowTokens], segments: list[Segment], count: int
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor | None, Tensor | None]:
         """cos and sin rows of every token, gathered into the step's buffers."""
-        assert self._rope_table is not None
-        cos, sin = self.workspace.positions(count)
+        if self._rope_table is None:
+            return None, None
+        cos, sin = self.workspace.angles(count)
         for entry, segment in zip(batch, segments, strict=True):
             positions = entry.positions
             if positions is None:

@@ -32,7 +32,7 @@ class ModelFiles:
         self.checkpoint = checkpoint
         self._family = family_of(checkpoint.config)
         self.config: ModelConfig = self._family.read_config(checkpoint.config)
-        self.names = WeightNames(self._family.WEIGHTS, checkpoint)
+        self.names = WeightNames(self._family.WEIGHTS, checkpoint, self.config.head_size)
 
     @classmethod
     def open(

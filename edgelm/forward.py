@@ -183,7 +183,7 @@ def _read_batch(
         )
     spans = _spans(attention_mask, rows, width, max(cache.lengths))
     for row, (_, count) in enumerate(spans):
-        cache.slots(row, count)
+        cache.check_room(row, count)
     if position_ids is not None:
         position_ids = _checked_positions(position_ids, rows, width, engine.plan.context)
     return _Batch(tokens, spans, position_ids)

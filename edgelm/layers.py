@@ -6,11 +6,12 @@ the weights in. Names are canonical (``layers.3.attn.q``); a family's table ties
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from edgelm.config import ModelConfig
 from edgelm.step import Step
 from quant import QuantEmbedding, QuantLinear
 
@@ -55,35 +56,62 @@ class Embedding(nn.Module):
         self.tied_to_head = tied_to_head
         self.table: QuantEmbedding | None = None
 
+    @classmethod
+    def for_head(cls, config: ModelConfig, head: nn.Module | None) -> Embedding:
+        """The embedding of a model, tied when its config says so and there is a head to tie."""
+        return cls(config.vocab_size, config.hidden_size, config.tied and head is not None)
+
     def forward(self, ids: Tensor, out: Tensor) -> Tensor:
         """ids [M] -> out [M, N]."""
         assert self.table is not None
         return self.table(ids, out)
 
 
-class RMSNorm(nn.Module):
-    """Weight [size] in the activations' dtype, statistics in float32."""
+class Norm(nn.Module):
+    """A norm over the last dimension; its vectors [size] and all statistics are float32.
 
+    Args:
+        offset: what a file's weight is stored less than (1 in Gemma, whose weight is 1 + w).
+    """
+
+    vectors: tuple[str, ...] = ("weight",)
     weight: Tensor
 
-    def __init__(self, size: int, eps: float) -> None:
+    def __init__(self, size: int, eps: float, offset: float = 0.0) -> None:
         super().__init__()
-        self.size = size
-        self.eps = eps
-        self.register_buffer("weight", None)
+        self.size, self.eps, self.offset = size, eps, offset
+        for vector in self.vectors:
+            self.register_buffer(vector, None)
+
+
+class RMSNorm(Norm):
+    """x / rms(x) * weight; x [..., size] -> out, other memory."""
 
     def forward(self, x: Tensor, out: Tensor, step: Step) -> Tensor:
-        return step.ops.rms_norm(x, self.weight, self.eps, out, step.buffers.norm_scale)
+        return step.ops.rms_norm(x, self.weight, self.eps, out, step.buffers.statistics)
+
+
+class LayerNorm(Norm):
+    """(x - mean) / deviation * weight + bias; x [..., size] -> out, other memory."""
+
+    vectors = ("weight", "bias")
+    bias: Tensor
+
+    def forward(self, x: Tensor, out: Tensor, step: Step) -> Tensor:
+        return step.ops.layer_norm(
+            x, self.weight, self.bias, self.eps, out, step.buffers.statistics
+        )
 
 
 class GatedMLP(nn.Module):
     """down(activation(gate(x)) * up(x))."""
 
-    def __init__(self, hidden: int, intermediate: int, activation: str, bias: bool) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.activation = activation
-        self.gate_up = Projection({"gate": intermediate, "up": intermediate}, hidden, bias)
-        self.down = Projection({"down": hidden}, intermediate, bias)
+        hidden, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        self.activation = config.activation
+        self.gate_up = Projection({"gate": inner, "up": inner}, hidden, bias)
+        self.down = Projection({"down": hidden}, inner, bias)
 
     def forward(self, x: Tensor, out: Tensor, step: Step) -> Tensor:
         buffers = step.buffers
@@ -92,16 +120,25 @@ class GatedMLP(nn.Module):
         return self.down(buffers.activated, out)
 
 
+class MLP(nn.Module):
+    """down(activation(up(x))), with biases."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.activation = config.activation
+        self.up = Projection({"up": config.intermediate_size}, config.hidden_size, True)
+        self.down = Projection({"down": config.hidden_size}, config.intermediate_size, True)
+
+    def forward(self, x: Tensor, out: Tensor, step: Step) -> Tensor:
+        buffers = step.buffers
+        self.up(x, buffers.gate_up)
+        step.ops.activation(buffers.gate_up, self.activation, buffers.activated)
+        return self.down(buffers.activated, out)
+
+
 def part_names(prefix: str, parts: Sequence[str]) -> list[str]:
     """Canonical names of a projection's parts; the head stands alone, without a prefix."""
     return [f"{prefix}.{part}" if prefix else part for part in parts]
-
-
-def norm_weights(model: nn.Module) -> Iterator[tuple[str, RMSNorm]]:
-    """Every norm with its canonical name."""
-    for path, module in model.named_modules():
-        if isinstance(module, RMSNorm):
-            yield path, module
 
 
 def all_finite(x: Tensor) -> bool:

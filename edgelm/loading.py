@@ -10,7 +10,7 @@ from torch import Tensor
 
 from edgelm.config import ModelConfig
 from edgelm.errors import ModelFileError
-from edgelm.layers import norm_weights
+from edgelm.layers import part_names
 from edgelm.memory import Ledger, Plan, ProductPlan
 from edgelm.models.decoder import Decoder
 from edgelm.planner import DTYPES, READ_BLOCK_BYTES, weight_part
@@ -62,7 +62,7 @@ class Loader:
         for prefix, projection in self.decoder.projections():
             bias = self._bias(prefix, projection.parts) if projection.bias else None
             start = 0
-            for name in [f"{prefix}.{part}" if prefix else part for part in projection.parts]:
+            for name in part_names(prefix, list(projection.parts)):
                 if name not in pending:
                     continue
                 product = pending.pop(name)
@@ -75,8 +75,11 @@ class Loader:
                     self.progress(name, done, total)
         if self.decoder.head is not None and self.decoder.embed.tied_to_head:
             self.decoder.head.products.append(self.decoder.embed.table.as_linear())
-        for name, norm in norm_weights(self.decoder):
-            norm.weight = self._vector(name, "weight", norm.size)
+        for name, norm in self.decoder.norms():
+            for vector in norm.vectors:
+                offset = norm.offset if vector == "weight" else 0.0
+                found = self._vector(name, vector, norm.size, torch.float32, offset)
+                setattr(norm, vector, found)
         return self.report
 
     def _layout(self, product: ProductPlan) -> tuple[dict[str, Tensor], Scheme, tuple[int, int]]:
@@ -99,11 +102,11 @@ class Loader:
         file_name = self.names.file_name(name)
         error_db, note = None, ""
         if product.stored:
-            packed = self.names.checkpoint.read_packed(file_name)
+            packed = self.names.read_packed(name, shape)
             note = "kept as stored"
         else:
             try:
-                packed, error_db = pack(self._blocks(file_name, shape), shape, scheme, self.method)
+                packed, error_db = pack(self._blocks(name, shape), shape, scheme, self.method)
             except QuantError as error:
                 raise ModelFileError(
                     f"{self.names.checkpoint.path}: tensor {file_name}: {error}"
@@ -117,26 +120,27 @@ class Loader:
         )
         return packed
 
-    def _blocks(self, file_name: str, shape: tuple[int, int]) -> Iterator[tuple[int, Tensor]]:
+    def _blocks(self, name: str, shape: tuple[int, int]) -> Iterator[tuple[int, Tensor]]:
         """Row blocks of a tensor, so that an embedding of a gigabyte is never whole in float."""
         step = max(1, READ_BLOCK_BYTES // (shape[1] * torch.float32.itemsize))
         for start in range(0, shape[0], step):
             stop = min(start + step, shape[0])
-            yield start, self.names.checkpoint.read(file_name, start, stop)
+            yield start, self.names.read(name, start, stop)
 
     def _bias(self, prefix: str, parts: dict[str, int]) -> Tensor:
-        biases = [self._vector(f"{prefix}.{part}", "bias", rows) for part, rows in parts.items()]
-        return torch.cat(biases)
+        named = zip(part_names(prefix, list(parts)), parts.values(), strict=True)
+        return torch.cat([self._vector(name, "bias", rows, self.dtype) for name, rows in named])
 
-    def _vector(self, name: str, kind: str, size: int) -> Tensor:
-        """A norm's weight or a bias in the activations' dtype, checked for NaN."""
+    def _vector(
+        self, name: str, kind: str, size: int, dtype: torch.dtype, offset: float = 0.0
+    ) -> Tensor:
+        """A norm's vector or a bias in ``dtype``, checked for NaN."""
         self.names.info(name, (size,), kind)
-        file_name = self.names.file_name(name, kind)
-        vector = self.names.checkpoint.read(file_name).to(self.dtype)
+        vector = (self.names.read(name, 0, size, kind).float() + offset).to(dtype)
         if not bool(torch.isfinite(vector).all()):
             raise ModelFileError(
-                f"{self.names.checkpoint.path}: tensor {file_name} holds NaN or infinity; the "
-                "file is damaged: fetch it again."
+                f"{self.names.checkpoint.path}: tensor {self.names.file_name(name, kind)} holds "
+                "NaN or infinity; the file is damaged: fetch it again."
             )
         self.ledger.hold("weights.other", vector)
         self.report.other_bytes += vector.nbytes

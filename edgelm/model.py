@@ -23,7 +23,7 @@ from edgelm.forward import Output, forward
 from edgelm.generate import Chunk, Generation, Request, Result, collect, stream_text
 from edgelm.loading import Loader, Progress, warn_of_requantizing
 from edgelm.memory import Ledger, Plan, human
-from edgelm.planner import DTYPES, Settings, make_plan
+from edgelm.planner import KV_DTYPES, Settings, make_plan
 from edgelm.sampling import SamplingSettings
 from edgelm.tokenizer import Tokenizer
 
@@ -96,7 +96,7 @@ class LanguageModel:
         warn_of_requantizing(self.report)
         self._engine: Engine | None = Engine(decoder, files.config, made, self.ledger)
         self._cache: KVCache | None = self._engine.make_cache(
-            made.rows, made.context, DTYPES[made.kv], self._owner
+            made.rows, made.context, KV_DTYPES[made.kv], self._owner
         )
         self._held: list[int] = []
         self._lock = threading.Lock()
@@ -116,7 +116,7 @@ class LanguageModel:
         """Text of token ids, without special tokens."""
         return self.tokenizer.decode(ids)
 
-    def generate(self, prompt: Prompt | Sequence[str], **options: Any) -> Any:
+    def generate(self, prompt: Any, **options: Any) -> Any:
         """Answer a prompt (text or ids), or each prompt of a list of texts.
 
         Args:
@@ -125,9 +125,9 @@ class LanguageModel:
         Returns:
             A Result; for a list of texts a list of Results.
         """
-        if not isinstance(prompt, str) and prompt and isinstance(prompt[0], str):
+        if isinstance(prompt, list | tuple) and prompt and isinstance(prompt[0], str):
             return [self.generate(text, **options) for text in prompt]
-        return collect(self.stream(prompt, **options))  # type: ignore[arg-type]
+        return collect(self.stream(prompt, **options))
 
     def stream(
         self, prompt: Prompt, *, stop_event: threading.Event | None = None, **options: Any
@@ -235,15 +235,16 @@ class LanguageModel:
             BudgetExceededError: the budget has no room for it.
         """
         context, kv = context or self.plan.context, kv or self.plan.kv
-        if rows < 1 or not 0 < context <= self.plan.context or kv not in DTYPES:
+        if rows < 1 or not 0 < context <= self.plan.context or kv not in KV_DTYPES:
             raise UsageError(
                 f"A cache of {rows} rows, context {context}, kv {kv!r}: rows and context must be "
                 f"at least 1, the context at most the plan's {self.plan.context}, and kv one of "
-                f"{', '.join(DTYPES)}."
+                f"{', '.join(KV_DTYPES)}."
             )
-        nbytes = cache_bytes(self.config, rows, context, DTYPES[kv])
+        dtype = KV_DTYPES[kv]
+        nbytes = cache_bytes(self.config, rows, context, self.plan.chunk, dtype)
         self.ledger.extend("kv cache", nbytes)
-        return self._open_engine().make_cache(rows, context, DTYPES[kv], self._owner)
+        return self._open_engine().make_cache(rows, context, dtype, self._owner)
 
     # state
 

@@ -12,7 +12,7 @@ from edgelm.cache import cache_bytes
 from edgelm.config import ModelConfig
 from edgelm.errors import ContextLengthError, KernelUnavailableError, UsageError
 from edgelm.hub import cache_dir
-from edgelm.layers import Embedding, norm_weights, part_names
+from edgelm.layers import Embedding, part_names
 from edgelm.memory import Part, Plan, ProductPlan, parse_budget
 from edgelm.models.decoder import Decoder
 from edgelm.step import workspace_sizes
@@ -22,6 +22,7 @@ from quant import METHODS, KernelUnavailable, QuantError, Recipe, Scheme, choose
 DEFAULT_CONTEXT = 4096
 DEFAULT_CHUNK = 512
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+KV_DTYPES = DTYPES | {"int8": torch.int8}
 READ_BLOCK_BYTES = 32 << 20  # a big tensor is read and quantized this much at a time
 
 
@@ -51,21 +52,21 @@ def make_plan(
         ModelFileError: a weight is missing or has another shape.
         KernelUnavailableError: the chosen backend cannot run a matrix.
     """
-    dtype = _dtype(settings)
-    kv = _choose(settings.kv, "kv", DTYPES) or dtype
+    dtype = _dtype(settings, config)
+    kv = _choose(settings.kv, "kv", KV_DTYPES) or dtype
     context = _context(settings, config)
     tokens = min(settings.chunk, context)
-    recipe = _recipe(settings)
+    recipe = _recipe(settings, decoder)
     products = tuple(_products(decoder, names, recipe, dtype, settings))
     parts = _weight_parts(decoder, config, products, names, dtype)
-    other = sum(part.bytes for part in parts if part.name == "weights.other")
-    parts += _runtime_parts(config, settings.rows, tokens, context, dtype, kv, products)
+    tied = decoder.embed.tied_to_head
+    parts += _runtime_parts(config, settings.rows, tokens, context, dtype, kv, products, tied)
     runtime = hardware.resident_bytes()
     weight_bytes = sum(part.bytes for part in parts if part.name.startswith("weights."))
     load_peak = runtime + weight_bytes + _load_scratch(products)
     steady = sum(part.bytes for part in parts)
     budget = parse_budget(settings.budget, hardware.available_memory_bytes() + runtime)
-    parameters = sum(p.shape[0] * p.shape[1] for p in products) + other // dtype.itemsize
+    parameters = sum(p.shape[0] * p.shape[1] for p in products) + _vector_elements(decoder)
     return Plan(
         fits=max(load_peak, steady) <= budget,
         scheme=_label(products, recipe),
@@ -85,10 +86,14 @@ def make_plan(
     )
 
 
-def _dtype(settings: Settings) -> torch.dtype:
+def _dtype(settings: Settings, config: ModelConfig) -> torch.dtype:
     if settings.device not in ("auto", "cpu"):
         raise UsageError(f"device {settings.device!r} is not supported yet; allowed: auto, cpu.")
     dtype = _choose(settings.dtype, "dtype", DTYPES) or torch.float32
+    if dtype == torch.float16 and config.not_in_float16:
+        raise UsageError(
+            f"dtype 'float16' is refused: {config.not_in_float16}; use float32 or bfloat16."
+        )
     if dtype == torch.float16:
         raise UsageError(
             "dtype 'float16' is not run on CPUs (no kernel adds up in it); use float32 or bfloat16."
@@ -112,7 +117,7 @@ def _context(settings: Settings, config: ModelConfig) -> int:
     for what, value in (("context", context), ("rows", settings.rows), ("chunk", settings.chunk)):
         if value < 1:
             raise UsageError(f"{what} is {value}; it must be at least 1.")
-    if context > config.max_context:
+    if context > config.max_context and not config.open_ended:
         raise ContextLengthError(
             f"A context of {context} tokens is beyond the model's {config.max_context}.",
             context,
@@ -121,16 +126,24 @@ def _context(settings: Settings, config: ModelConfig) -> int:
     return context
 
 
-def _recipe(settings: Settings) -> Recipe | None:
+def _recipe(settings: Settings, decoder: Decoder) -> Recipe | None:
     """None for ``auto``: packed files keep their scheme, others get the default recipe."""
     if settings.method not in METHODS:
         raise UsageError(f"method {settings.method!r} is not known; allowed: {', '.join(METHODS)}.")
     if settings.quant == "auto":
         return None
     try:
-        return Recipe.parse(settings.quant)
+        recipe = Recipe.parse(settings.quant)
     except QuantError as error:
         raise UsageError(f"quant: {error}") from error
+    named = [name for name, _ in decoder.matrices()]
+    unused = recipe.unused_patterns(["head", *named])
+    if unused:
+        raise UsageError(
+            f"quant: the overrides {', '.join(unused)} name nothing in this model; its matrices "
+            f"are called {', '.join(named[1:8])}, ..., embed, head."
+        )
+    return recipe
 
 
 def _products(
@@ -197,13 +210,19 @@ def _weight_parts(
     for product in products:
         groups[weight_part(product.names[0])] += product.nbytes
     other = 0
-    for name, norm in norm_weights(decoder):
-        names.info(name, (norm.size,))
-        other += norm.size
-    for _, projection in decoder.projections():
-        other += projection.out_size if projection.bias else 0
-    groups["weights.other"] = other * dtype.itemsize
+    for name, norm in decoder.norms():
+        for vector in norm.vectors:
+            names.info(name, (norm.size,), vector)
+            other += norm.size * torch.float32.itemsize
+    other += sum(rows * dtype.itemsize for _, rows in decoder.biases())
+    groups["weights.other"] = other
     return [Part(name, nbytes) for name, nbytes in groups.items() if nbytes]
+
+
+def _vector_elements(decoder: Decoder) -> int:
+    """Numbers in norms and biases."""
+    biases = sum(rows for _, rows in decoder.biases())
+    return biases + sum(len(norm.vectors) * norm.size for _, norm in decoder.norms())
 
 
 def weight_part(name: str) -> str:
@@ -213,7 +232,7 @@ def weight_part(name: str) -> str:
 
 def _runtime_parts(
     config: ModelConfig, rows: int, tokens: int, context: int, dtype: torch.dtype,
-    kv: torch.dtype, products: tuple[ProductPlan, ...],
+    kv: torch.dtype, products: tuple[ProductPlan, ...], tied: bool,
 ) -> list[Part]:  # fmt: skip
     """Everything that generating needs besides the weights."""
     sizes: dict[str, int] = {}
@@ -221,9 +240,9 @@ def _runtime_parts(
         sizes[part] = sizes.get(part, 0) + elements * kind.itemsize
     if config.rope is not None:
         sizes["rope table"] = context * config.rope.rotary_size * dtype.itemsize
-    sizes["kv cache"] = cache_bytes(config, rows, context, kv)
+    sizes["kv cache"] = cache_bytes(config, rows, context, tokens, kv)
     sizes["logits"] = rows * config.vocab_size * torch.float32.itemsize
-    sizes["kernel scratch"] = max(_kernel_scratch(p, tokens, config.tied) for p in products)
+    sizes["kernel scratch"] = max(_kernel_scratch(p, tokens, tied) for p in products)
     sizes["runtime"] = hardware.resident_bytes()
     return [Part(name, nbytes) for name, nbytes in sizes.items()]
 

@@ -1,4 +1,4 @@
-"""Where a token stands: rotary embeddings of every type.
+"""Where a token stands: rotary embeddings of every type, and ALiBi.
 
 The formulas follow transformers 5 (``modeling_rope_utils.py``), which the parity tests compare
 with. Types whose table depends on the length (``dynamic``, ``longrope``) get one table per load,
@@ -36,7 +36,7 @@ class Rope:
         self.parameters = parameters
         self.interleaved = interleaved
         self.rotary_size = parameters.rotary_size
-        _FREQUENCIES[parameters.rope_type](parameters, parameters.trained_context)  # checks its keys
+        self.fill_table(torch.empty(self.table_shape(1)))  # a missing key is found before loading
 
     def table_shape(self, context: int) -> tuple[int, int, int]:
         """Shape of the float32 table for ``context`` positions: cos and sin, position, pair."""
@@ -56,6 +56,20 @@ class Rope:
         if self.interleaved:
             return x[..., 0:size:2], x[..., 1:size:2]
         return x[..., : size // 2], x[..., size // 2 : size]
+
+
+class Alibi:
+    """No rotation; scores fall linearly with distance, by a slope of its own for each head.
+
+    Press et al. 2022, arXiv:2108.12409. Head counts that are no power of two interleave the
+    slopes of the next one, as transformers' BLOOM does.
+    """
+
+    def __init__(self, heads: int) -> None:
+        lower = 1 << (heads.bit_length() - 1)
+        slopes = [2.0 ** (-8.0 * (i + 1) / lower) for i in range(lower)]
+        slopes += [2.0 ** (-4.0 * (2 * i + 1) / lower) for i in range(heads - lower)]
+        self.slopes = torch.tensor(slopes, dtype=torch.float32)
 
 
 def _number(rope: RopeParameters, key: str, default: float | None = None) -> float:

@@ -26,14 +26,37 @@ Take = Callable[[str, tuple[int, ...], torch.dtype], Tensor]
 
 
 @dataclass(frozen=True)
+class Seen:
+    """Which keys of one store a segment's tokens see.
+
+    mask: [count, visible] added to the scores; None: all keys are visible.
+    distances: [visible] float32, each key's position less the last one's.
+    """
+
+    mask: Tensor | None
+    distances: Tensor
+
+    def by_position(self, probabilities: Tensor) -> Tensor:
+        """Probabilities [H, T, visible] by slot -> [H, T, positions], zeros at forgotten keys."""
+        positions = (self.distances - self.distances.min()).long()
+        last = int(-self.distances.min())
+        found = probabilities.new_zeros(*probabilities.shape[:2], last + 1)
+        found[:, :, positions] = probabilities
+        return found
+
+
+@dataclass(frozen=True)
 class Segment:
-    """Tokens ``start`` to ``start + count`` of a step, which continue ``row`` at ``position``."""
+    """Tokens ``start`` to ``start + count`` of a step, which continue ``row`` at ``position``.
+
+    seen: by the cache's stores, since layers with a window hold other keys than those without.
+    """
 
     row: int
     start: int
     count: int
     position: int
-    mask: Tensor | None  # [count, visible] added to the scores; None: all keys are visible
+    seen: list[Seen]
 
 
 @dataclass(frozen=True)
@@ -46,9 +69,9 @@ class Buffers:
     qkv: Tensor  # [M, (H + 2G) * D]
     rotated: Tensor  # [M, H + G, D] queries and keys
     attended: Tensor  # [M, H * D]
-    gate_up: Tensor  # [M, 2 * I]
+    gate_up: Tensor  # [M, 2 * I], or [M, I] in families without a gate
     activated: Tensor  # [M, I]
-    norm_scale: Tensor  # [M, 1] float32
+    statistics: Tensor  # float32 scratch of norms: two numbers for each token and head
 
 
 @dataclass
@@ -60,9 +83,9 @@ class Step:
     scratch: AttentionScratch
     cache: KVCache
     segments: list[Segment]
-    slots: Tensor  # [M] where in the cache each token's key and value go
-    cos: Tensor  # [M, 1, rotary_size / 2]
-    sin: Tensor
+    slots: list[Tensor]  # [M] by store: where in the cache each token's key and value go
+    cos: Tensor | None  # [M, 1, rotary_size / 2]; None without rotary positions
+    sin: Tensor | None
     hidden_states: list[Tensor] | None = None  # filled when asked for: [M, N] each
     attentions: list[list[Tensor]] | None = None  # per layer and segment: [H, count, visible]
     find_nonfinite: bool = False  # check every layer's output, to name the first bad one
@@ -97,8 +120,8 @@ class Workspace:
         """Room for one segment's mask [count, visible]; ``start`` elements are in use already."""
         return self._memory["masks"][start : start + count * visible].view(count, visible)
 
-    def positions(self, count: int) -> tuple[Tensor, Tensor]:
-        """cos and sin of ``count`` tokens: [M, 1, rotary_size / 2] each."""
+    def angles(self, count: int) -> tuple[Tensor, Tensor]:
+        """Room for cos and sin of ``count`` tokens: [M, 1, rotary_size / 2] each."""
         assert self.config.rope is not None
         pairs = self.config.rope.rotary_size // 2
         both = self._memory["angles"][: 2 * count * pairs].view(2, count, 1, pairs)
@@ -113,8 +136,7 @@ class Workspace:
             views[name] = self._memory[name][: count * width].view(count, width)
         heads = self.config.num_heads + self.config.num_kv_heads
         views["rotated"] = views["rotated"].view(count, heads, self.config.head_size)
-        scale = self._memory["norm_scale"][:count].view(count, 1)
-        buffers = Buffers(**views, norm_scale=scale)
+        buffers = Buffers(**views, statistics=self._memory["statistics"])
         if count <= 16:
             self._buffers[count] = buffers
         return buffers
@@ -129,7 +151,7 @@ def _widths(config: ModelConfig) -> dict[str, int]:
         "qkv": (heads + 2 * groups) * size,
         "rotated": (heads + groups) * size,
         "attended": heads * size,
-        "gate_up": 2 * config.intermediate_size,
+        "gate_up": (2 if config.gated else 1) * config.intermediate_size,
         "activated": config.intermediate_size,
     }
 
@@ -139,13 +161,15 @@ def workspace_sizes(
 ) -> dict[str, tuple[str, int, torch.dtype]]:
     """Name -> (plan part, elements, dtype) of every buffer: the plan and the engine both add up."""
     sizes = {k: ("activations", tokens * w, dtype) for k, w in _widths(config).items()}
-    sizes["norm_scale"] = ("activations", tokens, torch.float32)
+    heads = config.num_heads + config.num_kv_heads
+    sizes["statistics"] = ("activations", 2 * tokens * heads, torch.float32)
     pairs = config.rope.rotary_size // 2 if config.rope else 0
     sizes["angles"] = ("activations", 2 * tokens * pairs, dtype)
     tile = min(_QUERY_TILE, tokens)
     scores = AttentionScratch.elements(tile, config.num_heads, context, config.head_size)
     sizes["scores"] = ("attention", scores, torch.float32)
-    sizes["masks"] = ("attention", tokens * context, torch.float32)
+    masks = tokens * context * len(set(config.windows))
+    sizes["masks"] = ("attention", masks, torch.float32)
     if kv != torch.float32:
         sizes["widened"] = ("attention", widened_elements(config, context), torch.float32)
     return sizes

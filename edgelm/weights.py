@@ -1,43 +1,66 @@
-"""From canonical names to a file's names: one table per family, applied by one function."""
+"""From canonical names to a file's tensors: one table per family, applied by one class."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
 
 from edgelm.checkpoint import Checkpoint, TensorInfo
 from edgelm.errors import ModelFileError
+from quant import PackedWeight
 
-_BASE_PREFIX = "model."  # checkpoints of a bare decoder lack it
 _INDEX = re.compile(r"\.(\d+)\.")
 
 
+@dataclass(frozen=True)
+class Interleaved:
+    """One of ``of`` matrices whose rows take turns, head by head, in one stored tensor."""
+
+    name: str
+    index: int
+    of: int
+
+
+Source = str | Interleaved
+"""A tensor's name in the file without ``.weight`` / ``.bias``, ``{}`` standing for the layer."""
+
+
 class WeightNames:
-    """Finds a model's tensors in a checkpoint and checks their shapes, from headers alone.
+    """Finds a model's tensors in a checkpoint, checks their shapes, and reads them.
 
     Args:
-        table: canonical name -> the file's name, without ``.weight`` / ``.bias`` and with ``{}``
-            for the layer.
+        table: canonical name -> source. head_size: rows of a turn in interleaved tensors.
     """
 
-    def __init__(self, table: Mapping[str, str], checkpoint: Checkpoint) -> None:
-        self.table = table
-        self.checkpoint = checkpoint
+    def __init__(self, table: Mapping[str, Source], checkpoint: Checkpoint, head_size: int) -> None:
+        self.table, self.checkpoint, self.head_size = table, checkpoint, head_size
         self._present = set(checkpoint.names())
 
     def file_name(self, canonical: str, kind: str = "weight") -> str:
-        """``layers.3.attn.q`` -> ``model.layers.3.self_attn.q_proj.weight``, as the file has it."""
-        index = _INDEX.search(canonical)
-        pattern = _INDEX.sub(".{}.", canonical, count=1) if index else canonical
-        name = f"{self.table[pattern].format(index[1] if index else '')}.{kind}"
-        bare = name.removeprefix(_BASE_PREFIX)
-        return bare if name not in self._present and bare in self._present else name
+        """``layers.3.attn.q`` -> ``model.layers.3.self_attn.q_proj.weight``, as the file has it.
+
+        Checkpoints of a bare decoder lack the family's prefix, and those of some heads have
+        ``transformer.`` instead; whichever is there is found.
+        """
+        source, layer = self._source(canonical)
+        pattern = source.name if isinstance(source, Interleaved) else source
+        name = f"{pattern.format(layer)}.{kind}"
+        prefix, _, rest = name.partition(".")
+        if prefix in ("model", "transformer"):
+            for candidate in (name, rest, f"transformer.{rest}"):
+                if candidate in self._present:
+                    return candidate
+        return name
 
     def has(self, canonical: str, kind: str = "weight") -> bool:
         return self.file_name(canonical, kind) in self._present
 
     def info(self, canonical: str, shape: tuple[int, ...], kind: str = "weight") -> TensorInfo:
-        """What the header says of a tensor that must have ``shape``.
+        """What the header says of a tensor that must have ``shape`` (its own share, if fused).
 
         Raises:
             ModelFileError: it is missing or has another shape.
@@ -48,10 +71,52 @@ class WeightNames:
                 f"{self.checkpoint.path} has no tensor {name}, which config.json implies. The "
                 "file is damaged, incomplete or of another model: fetch it again."
             )
-        info = self.checkpoint.info(name)
-        if info.shape != shape:
+        info, expected = self.checkpoint.info(name), self.stored_shape(canonical, shape)
+        if info.shape != expected:
             raise ModelFileError(
                 f"{self.checkpoint.path}: tensor {name} has shape {list(info.shape)}; config.json "
-                f"implies {list(shape)}. The two do not belong together: fetch both again."
+                f"implies {list(expected)}. The two do not belong together: fetch both again."
             )
         return info
+
+    def stored_shape(self, canonical: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of the stored tensor that a tensor of ``shape`` is part of."""
+        source = self._source(canonical)[0]
+        turns = source.of if isinstance(source, Interleaved) else 1
+        return (turns * shape[0], *shape[1:])
+
+    def read(self, canonical: str, start: int, stop: int, kind: str = "weight") -> Tensor:
+        """Rows ``start`` to ``stop`` of a tensor, as the file's floats."""
+        name = self.file_name(canonical, kind)
+        spans = self._spans(canonical, start, stop)
+        return torch.cat([self.checkpoint.read(name, *span) for span in spans])
+
+    def read_packed(self, canonical: str, shape: tuple[int, int]) -> PackedWeight:
+        """A whole tensor whose integers the file holds, as they are."""
+        name = self.file_name(canonical)
+        scheme = self.checkpoint.info(name).scheme
+        assert scheme is not None
+        packed, filled = PackedWeight.empty(shape, scheme), 0
+        for span in self._spans(canonical, 0, shape[0]):
+            block = self.checkpoint.read_packed(name, *span)
+            packed.copy_rows_(filled, block)
+            filled += block.shape[0]
+        return packed
+
+    def _spans(self, canonical: str, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """Where rows ``start`` to ``stop`` stand in the stored tensor."""
+        source = self._source(canonical)[0]
+        if not isinstance(source, Interleaved):
+            yield start, stop
+            return
+        while start < stop:
+            head, offset = divmod(start, self.head_size)
+            count = min(self.head_size - offset, stop - start)
+            first = (head * source.of + source.index) * self.head_size + offset
+            yield first, first + count
+            start += count
+
+    def _source(self, canonical: str) -> tuple[Source, str]:
+        index = _INDEX.search(canonical)
+        pattern = _INDEX.sub(".{}.", canonical, count=1) if index else canonical
+        return self.table[pattern], index[1] if index else ""

@@ -46,7 +46,8 @@ def convert(model: Path, tokenizer: Path, folder: Path) -> Path:
         for layer in range(layers):
             weights[f"model.layers.{layer}.{name}.weight"] = tensors[layer].contiguous()
     weights["model.norm.weight"] = take(dim)
-    save_file({name: tensor.clone() for name, tensor in weights.items()}, folder / "model.safetensors")
+    own = {name: tensor.clone() for name, tensor in weights.items()}
+    save_file(own, folder / "model.safetensors")
     config = {
         "model_type": "llama", "hidden_size": dim, "intermediate_size": hidden,
         "num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": groups,

@@ -17,9 +17,7 @@ from edgelm.memory import Ledger, Part, parse_budget
 @pytest.mark.parametrize("quant", ["none", "int4", "int8-g32"])
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("kv", ["float32", "bfloat16"])
-def test_what_is_taken_is_what_was_planned(
-    tmp_path: Path, quant: str, tied: bool, kv: str
-) -> None:
+def test_what_is_taken_is_what_was_planned(tmp_path: Path, quant: str, tied: bool, kv: str) -> None:
     """To the byte, for every part that holds tensors."""
     _, folder = oracle.llama(
         tmp_path, tie_word_embeddings=tied, hidden_size=96, intermediate_size=160

@@ -30,7 +30,7 @@ STORY = (
     "Once upon a time, there was a little girl named Lily. She loved to play outside in the park. "
     "One day, she saw a big, red ball. She wanted to play with it, but it was too high.\n"
     "Lily's mom said, \"Lily, let's go to the park.\" Lily was sad and didn't know what to do. "
-    "She said, \"I want to play with your ball, but I can't find it.\"\n"
+    'She said, "I want to play with your ball, but I can\'t find it."\n'
     "Lily was sad and didn't know what to do. She said, \"I'm sorry, Lily. I didn't know what to "
     "do.\"\nLily didn't want to help her mom, so she"
 )
@@ -109,7 +109,9 @@ def test_demo_equals_transformers_on_the_dequantized_file(demo: Path) -> None:
         for prompt in PROMPTS:
             ids = tokenizer(prompt, return_tensors="pt").input_ids
             assert ids[0].tolist() == lm.encode(prompt)
-            expected = reference.generate(ids, max_new_tokens=32, do_sample=False)[0, ids.shape[1]:]
+            expected = reference.generate(ids, max_new_tokens=32, do_sample=False)[
+                0, ids.shape[1] :
+            ]
             got = lm.generate(prompt, max_new_tokens=32, temperature=0.0).token_ids
             if list(got) != expected.tolist():
                 different.append(prompt)

@@ -84,7 +84,7 @@ def test_steps_reuse_the_same_buffers(tmp_path: Path) -> None:
 
 def test_rms_norm_is_its_definition() -> None:
     x, weight = torch.randn(3, 40) * 4, torch.rand(40) + 0.5
-    out = reference.rms_norm(x, weight, 1e-2, torch.empty(3, 40), torch.empty(3, 1))
+    out = reference.rms_norm(x, weight, 1e-2, torch.empty(3, 40), torch.empty(6))
     expected = x / (x.square().mean(-1, keepdim=True) + 1e-2).sqrt() * weight
     error = float((out - expected).abs().max())
     print(f"rms_norm differs by {error:.1e}")
@@ -131,12 +131,14 @@ def test_attend_is_its_definition(kv: torch.dtype) -> None:
     queries = torch.randn(tokens, heads, size)
     keys, values = torch.randn(2, visible, groups, size).to(kv)
     mask = torch.empty(tokens, visible)
-    reference.causal_mask(torch.arange(8, 17), torch.arange(visible), mask)
+    reference.causal_mask(torch.arange(8, 17), torch.arange(visible), None, mask)
     elements = reference.AttentionScratch.elements(4, heads, visible, size)
     widened = None if kv == torch.float32 else torch.empty(2 * keys.numel())
     scratch = reference.AttentionScratch(torch.empty(elements), 4, widened)
     out, weights = torch.empty(tokens, heads, size), torch.empty(heads, tokens, visible)
-    reference.attend(queries, keys, values, mask, 0.3, out, scratch, weights)
+    stored, scoring = reference.Stored(keys, values), reference.Scoring(0.3)
+    distances = torch.arange(visible) - float(visible - 1)
+    reference.attend(queries, stored, mask, distances, scoring, out, scratch, weights)
     for head in range(heads):
         group = head // (heads // groups)
         scores = queries[:, head] @ keys[:, group].float().T * 0.3

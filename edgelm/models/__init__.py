@@ -9,7 +9,7 @@ from typing import Any
 
 from edgelm.errors import ModelFileError, UnsupportedModelError
 
-FAMILIES = ("llama",)
+FAMILIES = ("bloom", "gemma2", "helium", "llama", "persimmon")
 
 
 def family_of(config: Mapping[str, Any]) -> ModuleType:

@@ -4,37 +4,64 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+import torch
 from torch import Tensor, nn
 
 from edgelm.attention import Attention
 from edgelm.errors import NonFiniteError
-from edgelm.layers import Embedding, GatedMLP, Projection, RMSNorm, all_finite, part_names
+from edgelm.layers import MLP, Embedding, GatedMLP, Norm, Projection, all_finite, part_names
 from edgelm.step import Step
 
 
 class DecoderLayer(nn.Module):
-    """x += attn(attn_norm(x)); x += mlp(mlp_norm(x))."""
+    """x += attn(attn_norm(x)); x += mlp(mlp_norm(x)).
 
-    def __init__(self, attn_norm: RMSNorm, attn: Attention, mlp_norm: RMSNorm, mlp: GatedMLP):
+    Args:
+        attn_out_norm, mlp_out_norm: norms of a branch's result (Gemma 2).
+        keep_normed: the normed input, not x, goes around the branch (some BLOOMs).
+    """
+
+    def __init__(
+        self, attn_norm: Norm, attn: Attention, mlp_norm: Norm, mlp: GatedMLP | MLP, *,
+        attn_out_norm: Norm | None = None, mlp_out_norm: Norm | None = None,
+        keep_normed: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.attn_norm, self.attn = attn_norm, attn
-        self.mlp_norm, self.mlp = mlp_norm, mlp
+        self.attn_norm, self.attn, self.attn_out_norm = attn_norm, attn, attn_out_norm
+        self.mlp_norm, self.mlp, self.mlp_out_norm = mlp_norm, mlp, mlp_out_norm
+        self.keep_normed = keep_normed
 
     def forward(self, x: Tensor, step: Step) -> None:
         """x [M, N], changed in place."""
-        buffers, add_ = step.buffers, step.ops.add_
-        add_(x, self.attn(self.attn_norm(x, buffers.normed, step), buffers.branch, step))
-        add_(x, self.mlp(self.mlp_norm(x, buffers.normed, step), buffers.branch, step))
+        self._branch(x, self.attn_norm, self.attn, self.attn_out_norm, step)
+        self._branch(x, self.mlp_norm, self.mlp, self.mlp_out_norm, step)
+
+    def _branch(
+        self, x: Tensor, norm: Norm, block: nn.Module, out_norm: Norm | None, step: Step
+    ) -> None:
+        normed = norm(x, step.buffers.normed, step)
+        if self.keep_normed:
+            x.copy_(normed)
+        out = block(normed, step.buffers.branch, step)
+        if out_norm is not None:
+            out = out_norm(out, step.buffers.normed, step)
+        step.ops.add_(x, out)
 
 
 class Decoder(nn.Module):
-    """Token ids or embeddings -> final hidden states; ``head`` makes logits of them."""
+    """Token ids or embeddings -> final hidden states; ``head`` makes logits of them.
+
+    Args:
+        embed_scale: factor on looked-up embeddings, in the activations' dtype (Gemma).
+        embed_norm: norm of the embeddings, given ones too (BLOOM).
+    """
 
     def __init__(
-        self, embed: Embedding, layers: Iterable[nn.Module], norm: RMSNorm, head: Projection | None
-    ) -> None:
+        self, embed: Embedding, layers: Iterable[nn.Module], norm: Norm, head: Projection | None,
+        *, embed_scale: float | None = None, embed_norm: Norm | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.embed = embed
+        self.embed, self.embed_scale, self.embed_norm = embed, embed_scale, embed_norm
         self.layers = nn.ModuleList(layers)
         self.norm = norm
         self.head = head
@@ -44,6 +71,12 @@ class Decoder(nn.Module):
         for path, module in self.named_modules():
             if isinstance(module, Projection):
                 yield path.rpartition(".")[0], module
+
+    def norms(self) -> Iterator[tuple[str, Norm]]:
+        """Every norm with its canonical name."""
+        for path, module in self.named_modules():
+            if isinstance(module, Norm):
+                yield path, module
 
     def matrices(self) -> Iterator[tuple[str, tuple[int, int]]]:
         """Canonical name and shape [N, K] of every stored matrix; a tied head has none."""
@@ -55,17 +88,22 @@ class Decoder(nn.Module):
             for name, rows in zip(names, projection.parts.values(), strict=True):
                 yield name, (rows, projection.in_size)
 
+    def biases(self) -> Iterator[tuple[str, int]]:
+        """Canonical name and size of every bias."""
+        for prefix, projection in self.projections():
+            if projection.bias:
+                yield from zip(
+                    part_names(prefix, list(projection.parts)), projection.parts.values(),
+                    strict=True,
+                )  # fmt: skip
+
     def forward(self, tokens: Tensor, step: Step) -> Tensor:
         """ids [M] or embeddings [M, N] -> hidden states [M, N] after the final norm.
 
         Returned in a buffer that the next step overwrites. Hidden states are recorded as
         transformers does: the embedding, each layer's input after it, and the final norm last.
         """
-        x = step.buffers.hidden
-        if tokens.is_floating_point():
-            x.copy_(tokens)
-        else:
-            self.embed(tokens, x)
+        x = self._embedded(tokens, step)
         _check(x, "embed", step)
         for index, layer in enumerate(self.layers):
             if step.hidden_states is not None:
@@ -76,6 +114,18 @@ class Decoder(nn.Module):
         if step.hidden_states is not None:
             step.hidden_states.append(out.clone())
         return out
+
+    def _embedded(self, tokens: Tensor, step: Step) -> Tensor:
+        x = step.buffers.hidden
+        if tokens.is_floating_point():
+            x.copy_(tokens)
+        else:
+            self.embed(tokens, x)
+            if self.embed_scale is not None:
+                x.mul_(torch.tensor(self.embed_scale, dtype=x.dtype))
+        if self.embed_norm is not None:
+            x.copy_(self.embed_norm(x, step.buffers.normed, step))
+        return x
 
 
 def _check(x: Tensor, name: str, step: Step) -> None:

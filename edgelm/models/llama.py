@@ -13,8 +13,9 @@ from edgelm.config import ConfigReader, ModelConfig, head_layout
 from edgelm.layers import Embedding, GatedMLP, Projection, RMSNorm
 from edgelm.models.decoder import Decoder, DecoderLayer
 from edgelm.position import Rope
+from edgelm.weights import Source
 
-WEIGHTS = {
+WEIGHTS: dict[str, Source] = {
     "embed": "model.embed_tokens",
     "layers.{}.attn.q": "model.layers.{}.self_attn.q_proj",
     "layers.{}.attn.k": "model.layers.{}.self_attn.k_proj",
@@ -33,7 +34,7 @@ WEIGHTS = {
 def read_config(data: Mapping[str, Any]) -> ModelConfig:
     """The numbers of a ``config.json`` whose ``model_type`` is llama."""
     reader = ConfigReader(data)
-    hidden = reader.integer("hidden_size")
+    hidden, layers = reader.integer("hidden_size"), reader.integer("num_hidden_layers")
     heads, kv_heads, head_size = head_layout(reader, hidden)
     context = reader.integer("max_position_embeddings", default=2048)
     rope = reader.rope(head_size, context, default_theta=10000.0)
@@ -42,7 +43,7 @@ def read_config(data: Mapping[str, Any]) -> ModelConfig:
         vocab_size=reader.integer("vocab_size"),
         hidden_size=hidden,
         intermediate_size=reader.integer("intermediate_size"),
-        num_layers=reader.integer("num_hidden_layers"),
+        num_layers=layers,
         num_heads=heads,
         num_kv_heads=kv_heads,
         head_size=head_size,
@@ -50,38 +51,27 @@ def read_config(data: Mapping[str, Any]) -> ModelConfig:
         norm_eps=reader.number("rms_norm_eps", default=1e-6),
         activation=reader.choice("hidden_act", allowed=["silu"], default="silu"),
         tied=reader.flag("tie_word_embeddings"),
+        scale=head_size**-0.5,
+        windows=(None,) * layers,
         rope=rope,
         attention_bias=reader.flag("attention_bias"),
         mlp_bias=reader.flag("mlp_bias"),
-        bos_id=reader.token_id("bos_token_id"),
-        pad_id=reader.token_id("pad_token_id"),
-        eos_ids=reader.token_ids("eos_token_id"),
+        **reader.special_ids(),
     )
 
 
 def build(config: ModelConfig, head: Projection | None) -> Decoder:
     """The decoder under ``head``, without weights."""
     assert config.rope is not None
-    hidden, eps = config.hidden_size, config.norm_eps
-    rope = Rope(config.rope)
+    hidden, eps, rope = config.hidden_size, config.norm_eps, Rope(config.rope)
     layers = [
         DecoderLayer(
             RMSNorm(hidden, eps),
-            Attention(
-                hidden,
-                config.num_heads,
-                config.num_kv_heads,
-                config.head_size,
-                scale=config.head_size**-0.5,
-                rope=rope,
-                qkv_bias=config.attention_bias,
-                out_bias=config.attention_bias,
-                layer=index,
-            ),
+            Attention(config, index, rope, out_bias=config.attention_bias),
             RMSNorm(hidden, eps),
-            GatedMLP(hidden, config.intermediate_size, config.activation, config.mlp_bias),
+            GatedMLP(config),
         )
         for index in range(config.num_layers)
     ]
-    embed = Embedding(config.vocab_size, hidden, tied_to_head=config.tied and head is not None)
+    embed = Embedding.for_head(config, head)
     return Decoder(embed, layers, RMSNorm(hidden, eps), head)

@@ -6,6 +6,7 @@ M tokens of any rows stand one after another in ``[M, ...]`` buffers; padding ne
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,17 +14,39 @@ from torch import Tensor
 from edgelm.position import Rope
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float, out: Tensor, scale: Tensor) -> Tensor:
+def rms_norm(x: Tensor, weight: Tensor, eps: float, out: Tensor, scratch: Tensor) -> Tensor:
     """x / rms(x) * weight over the last dimension (Zhang & Sennrich 2019, arXiv:1910.07467).
 
     Args:
-        x: [M, N]. weight: [N]. out: [M, N], may not be ``x``.
-        scale: [M, 1] float32 scratch.
+        x: [..., N]. weight: [N] float32. out: as ``x``, other memory.
+        scratch: float32, at least two numbers for each vector of ``x``.
     """
+    scale, _ = _statistics(x, scratch)
     torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32, out=scale)
     scale.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
-    out.copy_(x).mul_(scale)
-    return out.mul_(weight)
+    return out.copy_(x).mul_(scale).mul_(weight)
+
+
+def layer_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, out: Tensor, scratch: Tensor
+) -> Tensor:
+    """(x - mean) / deviation * weight + bias over the last dimension (Ba et al. 2016).
+
+    Arguments as for ``rms_norm``; bias: [N] float32.
+    """
+    scale, mean = _statistics(x, scratch)
+    torch.mean(x, dim=-1, keepdim=True, dtype=torch.float32, out=mean)
+    torch.sub(x, mean, out=out)
+    torch.linalg.vector_norm(out, dim=-1, keepdim=True, dtype=torch.float32, out=scale)
+    scale.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    return out.mul_(scale).mul_(weight).add_(bias)
+
+
+def _statistics(x: Tensor, scratch: Tensor) -> tuple[Tensor, Tensor]:
+    """Two views [..., 1] of ``scratch``, one number for each vector of ``x``."""
+    shape = (*x.shape[:-1], 1)
+    count = x.numel() // x.shape[-1]
+    return scratch[:count].view(shape), scratch[count : 2 * count].view(shape)
 
 
 def rotate(x: Tensor, rope: Rope, cos: Tensor, sin: Tensor, out: Tensor) -> Tensor:
@@ -43,39 +66,61 @@ def rotate(x: Tensor, rope: Rope, cos: Tensor, sin: Tensor, out: Tensor) -> Tens
     return out
 
 
-def causal_mask(queries: Tensor, keys: Tensor, out: Tensor) -> Tensor:
+def causal_mask(queries: Tensor, keys: Tensor, window: int | None, out: Tensor) -> Tensor:
     """0 where a key may be seen and the lowest number where not, from positions alone.
 
     Args:
-        queries: [T] positions. keys: [S] positions. out: [T, S] floating.
+        queries: [T] positions. keys: [S] positions, negative where a slot is empty.
+        window: how many tokens back a query sees, itself included; None: all.
+        out: [T, S] floating.
     """
-    torch.gt(keys, queries[:, None], out=out)  # 1 where hidden
-    return out.mul_(torch.finfo(out.dtype).min)
+    hidden = keys > queries[:, None]
+    hidden |= keys < 0
+    if window is not None:
+        hidden |= keys <= queries[:, None] - window
+    return out.copy_(hidden).mul_(torch.finfo(out.dtype).min)
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How scores become weights: scale * q k^T, soft-capped, plus slopes[head] * distance.
+
+    softcap c: c * tanh(score / c) (Gemma 2, arXiv:2408.00118). slopes: [H] float32 of ALiBi
+    (Press et al. 2022, arXiv:2108.12409).
+    """
+
+    scale: float
+    softcap: float | None = None
+    slopes: Tensor | None = None
 
 
 def attend(
-    queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float,
+    queries: Tensor, stored: Stored, mask: Tensor | None, distances: Tensor, scoring: Scoring,
     out: Tensor, scratch: AttentionScratch, probabilities: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """softmax(scale * q k^T + mask) v for the tokens of one row (Vaswani et al. 2017).
+    """softmax(scores + mask) v for the tokens of one row (Vaswani et al. 2017).
 
     Args:
-        queries: [T, H, D]. keys, values: [S, G, D] with H a multiple of G, any float dtype.
+        queries: [T, H, D]. stored: keys and values [S, G, D] with H a multiple of G.
         mask: [T, S] added to the scores, or None when every key is visible.
+        distances: [S] float32, each key's position less the last one's: ALiBi's, up to a constant
+            that softmax does not see.
         out: [T, H, D]. probabilities: [H, T, S] to be filled when somebody asked for them.
     """
     heads, size = queries.shape[1:]
+    keys, values = scratch.widen(stored)
     groups = keys.shape[1]
-    keys, values = scratch.widen(keys, values)
     for start in range(0, queries.shape[0], scratch.tile):
         tile = queries[start : start + scratch.tile]
         count = tile.shape[0]
         q, scores, mixed = scratch.views(count, heads, groups, keys.shape[0], size)
         q.view(groups, -1, count, size).copy_(tile.unflatten(1, (groups, -1)).permute(1, 2, 0, 3))
         torch.bmm(q, keys.permute(1, 2, 0), out=scores)
-        scores.mul_(scale)
+        _score_(scores, scoring)
+        per_head = scores.view(heads, count, scores.shape[-1])
+        if scoring.slopes is not None:
+            per_head.addcmul_(scoring.slopes[:, None, None], distances)
         if mask is not None:
-            per_head = scores.view(groups, -1, count, scores.shape[-1])
             per_head.add_(mask[start : start + count])
         softmax_(scores)
         if probabilities is not None:
@@ -85,9 +130,31 @@ def attend(
     return out
 
 
+def _score_(scores: Tensor, scoring: Scoring) -> None:
+    if scoring.softcap is None:
+        scores.mul_(scoring.scale)
+    else:
+        softcap_(scores.mul_(scoring.scale), scoring.softcap)
+
+
+def softcap_(x: Tensor, bound: float) -> Tensor:
+    """bound * tanh(x / bound), in place."""
+    return x.div_(bound).tanh_().mul_(bound)
+
+
 def softmax_(scores: Tensor) -> Tensor:
     """Softmax over the last dimension, in place."""
     return torch.softmax(scores, dim=-1, out=scores)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Keys and values [S, G, D] as a cache holds them, with scales [S, G, 1] for int8."""
+
+    keys: Tensor
+    values: Tensor
+    key_scales: Tensor | None = None
+    value_scales: Tensor | None = None
 
 
 class AttentionScratch:
@@ -128,29 +195,52 @@ class AttentionScratch:
             mixed.view(groups, per_group, size),
         )
 
-    def widen(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    def widen(self, stored: Stored) -> tuple[Tensor, Tensor]:
         """Keys and values [S, G, D] in float32, converted only when stored in fewer bits."""
-        if self.widened is None:
-            return keys, values
-        wide = self.widened[: 2 * keys.numel()].view(2, *keys.shape)
-        return wide[0].copy_(keys), wide[1].copy_(values)
+        if stored.keys.dtype == torch.float32:
+            return stored.keys, stored.values
+        assert self.widened is not None
+        wide = self.widened[: 2 * stored.keys.numel()].view(2, *stored.keys.shape)
+        wide[0].copy_(stored.keys)
+        wide[1].copy_(stored.values)
+        if stored.key_scales is not None and stored.value_scales is not None:
+            wide[0].mul_(stored.key_scales)
+            wide[1].mul_(stored.value_scales)
+        return wide[0], wide[1]
 
 
-def _silu(gate: Tensor, out: Tensor) -> Tensor:
-    return torch.sigmoid(gate, out=out).mul_(gate)
+def _silu(x: Tensor, out: Tensor) -> Tensor:
+    return torch.sigmoid(x, out=out).mul_(x)
 
 
-ACTIVATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"silu": _silu}
+def _gelu_tanh(x: Tensor, out: Tensor) -> Tensor:
+    return torch.ops.aten.gelu.out(x, approximate="tanh", out=out)
 
 
-def gated_activation(gate_up: Tensor, activation: str, out: Tensor) -> Tensor:
+def _relu_squared(x: Tensor, out: Tensor) -> Tensor:
+    return torch.clamp(x, min=0, out=out).square_()
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "silu": _silu,
+    "gelu_pytorch_tanh": _gelu_tanh,
+    "relu2": _relu_squared,
+}
+
+
+def activation(x: Tensor, name: str, out: Tensor) -> Tensor:
+    """An element-wise function by transformers' name; x, out: [M, I], not the same memory."""
+    return ACTIVATIONS[name](x, out)
+
+
+def gated_activation(gate_up: Tensor, name: str, out: Tensor) -> Tensor:
     """activation(gate) * up (Shazeer 2020, arXiv:2002.05202).
 
     Args:
         gate_up: [M, 2 * I], gate first. out: [M, I].
     """
     gate, up = gate_up.chunk(2, dim=-1)
-    return ACTIVATIONS[activation](gate, out).mul_(up)
+    return activation(gate, name, out).mul_(up)
 
 
 def add_(x: Tensor, branch: Tensor) -> Tensor:

@@ -1,0 +1,50 @@
+"""Helium 1: a Llama whose rotary pairs are neighbours and whose output projection has no bias.
+
+Kyutai 2025 (huggingface.co/kyutai/helium-1-preview-2b); the oracle is ``HeliumForCausalLM``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from edgelm.attention import Attention
+from edgelm.config import ConfigReader, ModelConfig
+from edgelm.errors import ModelFileError
+from edgelm.layers import Embedding, GatedMLP, Projection, RMSNorm
+from edgelm.models import llama
+from edgelm.models.decoder import Decoder, DecoderLayer
+from edgelm.position import Rope
+
+WEIGHTS = llama.WEIGHTS
+
+
+def read_config(data: Mapping[str, Any]) -> ModelConfig:
+    """The numbers of a ``config.json`` whose ``model_type`` is helium."""
+    reader = ConfigReader(data)
+    defaults = {"rms_norm_eps": 1e-8, "max_position_embeddings": 4096}
+    config = llama.read_config(defaults | dict(data))
+    if config.num_heads * config.head_size != config.hidden_size:
+        raise ModelFileError(
+            f"config.json: num_attention_heads {config.num_heads} x head_dim {config.head_size} "
+            f"is not hidden_size {config.hidden_size}, which Helium requires."
+        )
+    rope = reader.rope(config.head_size, config.max_context, default_theta=100000.0)
+    return replace(config, model_type="helium", rope=rope, max_context=rope.context_limit)
+
+
+def build(config: ModelConfig, head: Projection | None) -> Decoder:
+    """The decoder under ``head``, without weights."""
+    assert config.rope is not None
+    hidden, eps, rope = config.hidden_size, config.norm_eps, Rope(config.rope, interleaved=True)
+    layers = [
+        DecoderLayer(
+            RMSNorm(hidden, eps),
+            Attention(config, index, rope, out_bias=False),
+            RMSNorm(hidden, eps),
+            GatedMLP(config),
+        )
+        for index in range(config.num_layers)
+    ]
+    return Decoder(Embedding.for_head(config, head), layers, RMSNorm(hidden, eps), head)

@@ -1,0 +1,83 @@
+"""Persimmon 8B: LayerNorms, normed queries and keys, half of each head rotated, squared ReLU.
+
+Adept 2023 (adept.ai/blog/persimmon-8b); the oracle is ``PersimmonForCausalLM``. Dropouts in its
+config belong to training and never act here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from edgelm.attention import Attention
+from edgelm.config import ConfigReader, ModelConfig, head_layout
+from edgelm.layers import MLP, Embedding, LayerNorm, Projection
+from edgelm.models.decoder import Decoder, DecoderLayer
+from edgelm.position import Rope
+from edgelm.weights import Interleaved, Source
+
+_QKV = "model.layers.{}.self_attn.query_key_value"
+
+WEIGHTS: dict[str, Source] = {
+    "embed": "model.embed_tokens",
+    "layers.{}.attn.q": Interleaved(_QKV, 0, 3),
+    "layers.{}.attn.k": Interleaved(_QKV, 1, 3),
+    "layers.{}.attn.v": Interleaved(_QKV, 2, 3),
+    "layers.{}.attn.o": "model.layers.{}.self_attn.dense",
+    "layers.{}.attn.q_norm": "model.layers.{}.self_attn.q_layernorm",
+    "layers.{}.attn.k_norm": "model.layers.{}.self_attn.k_layernorm",
+    "layers.{}.mlp.up": "model.layers.{}.mlp.dense_h_to_4h",
+    "layers.{}.mlp.down": "model.layers.{}.mlp.dense_4h_to_h",
+    "layers.{}.attn_norm": "model.layers.{}.input_layernorm",
+    "layers.{}.mlp_norm": "model.layers.{}.post_attention_layernorm",
+    "norm": "model.final_layernorm",
+    "head": "lm_head",
+}
+
+
+def read_config(data: Mapping[str, Any]) -> ModelConfig:
+    """The numbers of a ``config.json`` whose ``model_type`` is persimmon."""
+    reader = ConfigReader(data)
+    hidden, layers = reader.integer("hidden_size"), reader.integer("num_hidden_layers")
+    heads, kv_heads, head_size = head_layout(reader, hidden)
+    context = reader.integer("max_position_embeddings", default=16384)
+    rope = reader.rope(head_size, context, default_theta=25000.0, default_part=0.5)
+    return ModelConfig(
+        model_type="persimmon",
+        vocab_size=reader.integer("vocab_size"),
+        hidden_size=hidden,
+        intermediate_size=reader.integer("intermediate_size"),
+        num_layers=layers,
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_size=head_size,
+        max_context=rope.context_limit,
+        norm_eps=reader.number("layer_norm_eps", default=1e-5),
+        activation=reader.choice("hidden_act", allowed=["relu2"], default="relu2"),
+        tied=reader.flag("tie_word_embeddings"),
+        scale=head_size**-0.5,
+        windows=(None,) * layers,
+        rope=rope,
+        attention_bias=True,
+        mlp_bias=True,
+        qk_norm=reader.flag("qk_layernorm", default=True),
+        gated=False,
+        **reader.special_ids(),
+    )
+
+
+def build(config: ModelConfig, head: Projection | None) -> Decoder:
+    """The decoder under ``head``, without weights."""
+    assert config.rope is not None
+    hidden, eps, rope = config.hidden_size, config.norm_eps, Rope(config.rope)
+    qk_norm_eps = eps if config.qk_norm else None
+    layers = [
+        DecoderLayer(
+            LayerNorm(hidden, eps),
+            Attention(config, index, rope, out_bias=True, qk_norm_eps=qk_norm_eps),
+            LayerNorm(hidden, eps),
+            MLP(config),
+        )
+        for index in range(config.num_layers)
+    ]
+    return Decoder(Embedding.for_head(config, head), layers, LayerNorm(hidden, eps), head)
