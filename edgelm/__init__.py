@@ -1,6 +1,7 @@
 """Run 2B-8B language models on a laptop inside a memory budget, and know what quantizing cost."""
 
 from edgelm.cache import KVCache
+from edgelm.entry import load, plan
 from edgelm.errors import (
     BudgetExceededError,
     CancelledError,
@@ -14,9 +15,9 @@ from edgelm.errors import (
     UnsupportedModelError,
     UsageError,
 )
-from edgelm.generate import Chunk, Result, Stats
 from edgelm.memory import Plan
-from edgelm.model import LanguageModel, load, plan
+from edgelm.model import LanguageModel
+from edgelm.request import Chunk, Result, Stats
 from quant import Recipe, Scheme
 
 __version__ = "0.1.0"

@@ -13,14 +13,15 @@ import torch
 from edgelm import hardware
 from edgelm.checkpoint.random_weights import RandomWeights
 from edgelm.checkpoint.shapes import shape_config
+from edgelm.entry import load
 from edgelm.errors import UsageError
 from edgelm.files import ModelFiles
-from edgelm.generate import Request, Stats
 from edgelm.loading import Progress
-from edgelm.model import LanguageModel, load
+from edgelm.model import LanguageModel
 from edgelm.models import family_of
 from edgelm.models.heads import head_for
 from edgelm.planner import bytes_per_token
+from edgelm.request import Request, Stats
 from edgelm.sampling import SamplingSettings
 from edgelm.weights import WeightNames
 from quant import QuantError, Recipe, Scheme, find
@@ -133,10 +134,10 @@ def run_round(lm: LanguageModel, workload: Workload) -> Stats:
     ids = torch.randint(lm.config.vocab_size, (workload.prompt_tokens,), generator=generator)
     sampling = SamplingSettings(seed=workload.seed)
     request = Request(tuple(ids.tolist()), workload.decode_tokens + 1, sampling)
-    with lm.generation(request, end_ids=frozenset()) as generation:
-        for _ in generation.tokens():
+    with lm.batch([request], end_ids=frozenset()) as batch:
+        for _ in batch.tokens():
             pass
-        return generation.stats()
+        return batch.stats(0)
 
 
 def _backends(lm: LanguageModel) -> str:

@@ -1,224 +1,198 @@
-"""Request -> token ids -> text -> result: three nested generators, one loop."""
+"""Requests -> token ids -> pieces of text: one loop for one answer or many at once."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from collections.abc import Callable, Generator, Iterator, Sequence
 
 import torch
+from torch import Tensor
 
 from edgelm.cache import KVCache
 from edgelm.engine import Engine, RowTokens
-from edgelm.errors import ContextLengthError, UsageError
-from edgelm.sampling import Sampler, SamplingSettings
+from edgelm.request import Chunk, Request, Stats
+from edgelm.sampling import Sampler
 from edgelm.tokenizer import Tokenizer
 
 
-@dataclass(frozen=True)
-class Request:
-    """One answer to be made; the command line, Python and evaluation all build this.
-
-    ``max_new_tokens`` None means until the context is full. ``keep_prefix`` continues from what
-    the cache still holds of an earlier prompt instead of starting anew.
-    """
-
-    prompt_ids: tuple[int, ...]
-    max_new_tokens: int | None = None
-    sampling: SamplingSettings = field(default_factory=SamplingSettings)
-    stop: tuple[str, ...] = ()
-    keep_prefix: bool = False
-
-    def limit(self, context: int, vocab_size: int) -> int:
-        """How many tokens may be generated.
-
-        Raises:
-            UsageError: an empty prompt, ids out of range, a limit below 1, an empty stop string.
-            ContextLengthError: prompt and answer do not fit the context.
-        """
-        if not self.prompt_ids:
-            raise UsageError("The prompt is empty; give at least one token.")
-        for token in self.prompt_ids:
-            if not 0 <= token < vocab_size:
-                raise UsageError(f"Token id {token} is out of range; allowed: 0-{vocab_size - 1}.")
-        if self.max_new_tokens is not None and self.max_new_tokens < 1:
-            raise UsageError(f"max_new_tokens is {self.max_new_tokens}; it must be at least 1.")
-        if "" in self.stop:
-            raise UsageError("A stop string is empty; leave it out to stop only at end tokens.")
-        prompt, wanted = len(self.prompt_ids), self.max_new_tokens or 1
-        if prompt + wanted > context:
-            raise ContextLengthError(
-                f"The prompt has {prompt} tokens and {wanted} are to be generated; the context "
-                f"holds {context}. Shorten the prompt or load with a larger context.",
-                prompt + wanted,
-                context,
-            )
-        return self.max_new_tokens or context - prompt
-
-
-@dataclass(frozen=True)
-class Stats:
-    """Counts, seconds and tokens per second of one answer.
-
-    ``decode_tok_s`` counts the steps after the first token; ``kept_tokens`` of the prompt were in
-    the cache already. ``kernels`` names the kernel of every tensor class.
-    """
-
-    prompt_tokens: int
-    kept_tokens: int
-    new_tokens: int
-    prefill_s: float
-    decode_s: float
-    seed: int
-    kernels: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def prefill_tok_s(self) -> float:
-        return (self.prompt_tokens - self.kept_tokens) / self.prefill_s if self.prefill_s else 0.0
-
-    @property
-    def decode_tok_s(self) -> float:
-        return (self.new_tokens - 1) / self.decode_s if self.decode_s else 0.0
-
-    def to_dict(self) -> dict[str, Any]:
-        rates = {"prefill_tok_s": self.prefill_tok_s, "decode_tok_s": self.decode_tok_s}
-        return asdict(self) | rates
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """A piece of an answer: whole characters, the ids since the last piece.
-
-    ``finish_reason`` and ``stats`` are set in the last one: ``stop`` (end token or stop string),
-    ``length`` or ``cancelled``.
-    """
-
-    text: str
-    token_ids: tuple[int, ...] = ()
-    finish_reason: str | None = None
-    stats: Stats | None = None
-
-
-@dataclass(frozen=True)
-class Result:
-    """A whole answer; ``token_ids`` include the end token that stopped it."""
-
-    text: str
-    token_ids: tuple[int, ...]
-    finish_reason: str
-    stats: Stats
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "text": self.text,
-            "token_ids": list(self.token_ids),
-            "finish_reason": self.finish_reason,
-            "stats": self.stats.to_dict(),
-        }
-
-
-class Generation:
-    """One request on row 0 of a cache.
+class Answer:
+    """One request while it is being answered: what its row still has to run, what it has said.
 
     Args:
-        held: the ids that the cache's row holds, kept up to date token by token.
-        cancelled: asked before every step.
+        limit: how many tokens may be generated.
     """
 
-    def __init__(
-        self, engine: Engine, cache: KVCache, held: list[int], request: Request,
-        end_ids: frozenset[int], cancelled: Callable[[], bool], kernels: dict[str, str],
-    ) -> None:  # fmt: skip
-        self.engine, self.cache, self.held = engine, cache, held
-        self.request, self.end_ids, self.cancelled = request, end_ids, cancelled
-        self.limit = request.limit(cache.context, engine.config.vocab_size)
-        self.finish_reason = "cancelled"
-        self._kernels = kernels
-        self._new_tokens = 0
-        self._start = self._prefilled = self._last = time.perf_counter()
-        self._kept = self._keep_prefix()
+    def __init__(self, index: int, request: Request, limit: int) -> None:
+        self.index, self.request, self.limit = index, request, limit
+        self.sample = Sampler(request.sampling)
+        self.pending: list[int] = []
+        self.finish_reason: str | None = None
+        self.row = -1
+        self.kept_tokens = self.new_tokens = 0
+        self._start = self._first = self._last = 0.0
 
-    def tokens(self) -> Generator[int, None, None]:
-        """The generated ids, the end token included: the one generation loop."""
-        sample = Sampler(self.request.sampling)
-        pending = list(self.request.prompt_ids[self._kept :])
-        while pending:
-            if self.cancelled():
-                return
-            piece, pending = pending[: self.engine.plan.chunk], pending[self.engine.plan.chunk :]
-            hidden = self._run(piece)
-            if pending:
-                continue
-            token = sample(self.engine.logits(hidden[-1:])[0], self._new_tokens)
-            self._count()
-            yield token
-            if token in self.end_ids:
-                self.finish_reason = "stop"
-            elif self._new_tokens == self.limit:
-                self.finish_reason = "length"
-            else:
-                pending = [token]
+    def begin(self, row: int, kept_tokens: int) -> None:
+        """Start on a row that holds the first ``kept_tokens`` of the prompt already."""
+        self.row, self.kept_tokens = row, kept_tokens
+        self.pending = list(self.request.prompt_ids[kept_tokens:])
+        self._start = self._first = self._last = time.perf_counter()
 
-    def stats(self) -> Stats:
+    def choose(self, logits: Tensor, end_ids: frozenset[int]) -> int:
+        """The next token from ``logits`` [V], which are changed in place."""
+        token = self.sample(logits, self.new_tokens)
+        self._last = time.perf_counter()
+        if self.new_tokens == 0:
+            self._first = self._last
+        self.new_tokens += 1
+        if token in end_ids:
+            self.finish_reason = "stop"
+        elif self.new_tokens == self.limit:
+            self.finish_reason = "length"
+        else:
+            self.pending = [token]
+        return token
+
+    def stats(self, kernels: dict[str, str]) -> Stats:
         """Of what has been generated so far."""
         return Stats(
             prompt_tokens=len(self.request.prompt_ids),
-            kept_tokens=self._kept,
-            new_tokens=self._new_tokens,
-            prefill_s=self._prefilled - self._start,
-            decode_s=self._last - self._prefilled,
+            kept_tokens=self.kept_tokens,
+            new_tokens=self.new_tokens,
+            prefill_s=self._first - self._start,
+            decode_s=self._last - self._first,
             seed=self.request.sampling.seed,
-            kernels=self._kernels,
+            kernels=kernels,
         )
 
-    def _run(self, ids: list[int]) -> torch.Tensor:
-        hidden = self.engine.run(self.cache, [RowTokens(0, torch.tensor(ids))])
-        self.held.extend(ids)
-        return hidden
 
-    def _count(self) -> None:
-        self._last = time.perf_counter()
-        if self._new_tokens == 0:
-            self._prefilled = self._last
-        self._new_tokens += 1
+class Batch:
+    """Requests on the rows of a cache: as many at once as there are rows, the others after them.
 
-    def _keep_prefix(self) -> int:
-        """Cut the row to what it shares with the prompt; the last token is always run again."""
-        shared = 0
-        if self.request.keep_prefix:
-            prompt = self.request.prompt_ids[:-1]
-            while shared < min(len(prompt), len(self.held)) and (
-                prompt[shared] == self.held[shared]
-            ):
+    Args:
+        held: the ids that each row of the cache holds, kept up to date token by token.
+        end_ids: tokens that end an answer. cancelled: asked before every step.
+        kernels: for the statistics.
+
+    Raises:
+        UsageError, ContextLengthError: a request that cannot be run; none is started then.
+    """
+
+    def __init__(
+        self, engine: Engine, cache: KVCache, held: list[list[int]], requests: Sequence[Request],
+        end_ids: frozenset[int], cancelled: Callable[[], bool], kernels: dict[str, str],
+    ) -> None:  # fmt: skip
+        self.engine, self.cache, self.held = engine, cache, held
+        self.end_ids, self.cancelled, self._kernels = end_ids, cancelled, kernels
+        self.answers = [
+            Answer(index, request, request.limit(cache.context, engine.config.vocab_size))
+            for index, request in enumerate(requests)
+        ]
+        self._waiting = list(self.answers)
+        self._running: list[Answer] = []
+
+    def tokens(self) -> Generator[tuple[Answer, int], None, None]:
+        """Each answer's ids as they come, end tokens included: the one generation loop."""
+        while self._fill_rows() and not self.cancelled():
+            pieces = list(self._pieces())
+            hidden = self.engine.run(
+                self.cache, [RowTokens(answer.row, torch.tensor(ids)) for answer, ids in pieces]
+            )
+            ready, at = [], -1
+            for answer, ids in pieces:
+                self.held[answer.row].extend(ids)
+                del answer.pending[: len(ids)]
+                at += len(ids)
+                if not answer.pending:
+                    ready.append((answer, at))
+            if not ready:
+                continue
+            logits = self.engine.logits(hidden[[last for _, last in ready]])
+            for (answer, _), own in zip(ready, logits, strict=True):
+                yield answer, answer.choose(own, self.end_ids)
+
+    def stats(self, index: int) -> Stats:
+        return self.answers[index].stats(self._kernels)
+
+    def _fill_rows(self) -> bool:
+        """Give rows of finished answers to waiting ones; False when nothing is left to run."""
+        self._running = [answer for answer in self._running if answer.finish_reason is None]
+        busy = {answer.row for answer in self._running}
+        free = [row for row in range(self.cache.rows) if row not in busy]
+        for row in free[: len(self._waiting)]:
+            answer = self._waiting.pop(0)
+            answer.begin(row, self._keep_prefix(answer.request, row))
+            self._running.append(answer)
+        return bool(self._running)
+
+    def _pieces(self) -> Iterator[tuple[Answer, list[int]]]:
+        """What each running answer contributes to the next step; single tokens come first."""
+        room = self.engine.plan.chunk
+        for answer in sorted(self._running, key=lambda a: len(a.pending)):
+            ids = answer.pending[:room]
+            room -= len(ids)
+            if ids:
+                yield answer, ids
+
+    def _keep_prefix(self, request: Request, row: int) -> int:
+        """Cut a row to what it shares with the prompt; the last token is always run again."""
+        held, shared = self.held[row], 0
+        if request.keep_prefix:
+            prompt = request.prompt_ids[:-1]
+            while shared < min(len(prompt), len(held)) and prompt[shared] == held[shared]:
                 shared += 1
-        if not self.cache.truncate(0, shared):
+        if not self.cache.truncate(row, shared):
             shared = 0
-            self.cache.truncate(0, 0)
-        del self.held[shared:]
+            self.cache.truncate(row, 0)
+        del held[shared:]
         return shared
 
 
-def stream_text(generation: Generation, tokenizer: Tokenizer) -> Iterator[Chunk]:
-    """Pieces of text as they become final: whole characters, nothing of a stop string."""
-    # A completion continues the prompt's text; a chat reply begins a text of its own.
-    decoder = tokenizer.stream(continues=not generation.request.keep_prefix)
-    stops = StopStrings(generation.request.stop)
-    waiting: list[int] = []
-    tokens = generation.tokens()
-    for token in tokens:
-        waiting.append(token)
-        text = "" if token in generation.end_ids else stops.push(decoder.push(token))
-        if stops.found:
-            generation.finish_reason = "stop"
-            tokens.close()
-            break
-        if text:
-            yield Chunk(text, tuple(waiting))
-            waiting.clear()
-    text = "" if stops.found else stops.push(decoder.finish())
-    text += stops.finish()
-    yield Chunk(text, tuple(waiting), generation.finish_reason, generation.stats())
+def stream_text(batch: Batch, tokenizer: Tokenizer) -> Iterator[tuple[int, Chunk]]:
+    """Pieces of each answer's text as they become final, with the number of its request."""
+    writers = [Writer(answer.request, tokenizer) for answer in batch.answers]
+    for answer, token in batch.tokens():
+        writer = writers[answer.index]
+        text = writer.push(token, answer.finish_reason == "stop")
+        if writer.stops.found:
+            answer.finish_reason = "stop"
+        if answer.finish_reason is not None:
+            yield answer.index, _last_chunk(batch, answer, writer, text)
+        elif text:
+            yield answer.index, Chunk(text, writer.take_ids())
+    for answer in batch.answers:
+        if answer.finish_reason is None:
+            answer.finish_reason = "cancelled"
+            yield answer.index, _last_chunk(batch, answer, writers[answer.index], "")
+
+
+def _last_chunk(batch: Batch, answer: Answer, writer: Writer, text: str) -> Chunk:
+    text += writer.finish()
+    return Chunk(text, writer.take_ids(), answer.finish_reason, batch.stats(answer.index))
+
+
+class Writer:
+    """Turns one answer's ids into text: whole characters, nothing of a stop string."""
+
+    def __init__(self, request: Request, tokenizer: Tokenizer) -> None:
+        # A completion continues the prompt's text; a chat reply begins a text of its own.
+        self.decoder = tokenizer.stream(continues=not request.keep_prefix)
+        self.stops = StopStrings(request.stop)
+        self._ids: list[int] = []
+
+    def push(self, token: int, ends: bool) -> str:
+        """The text that is certain after a token; an end token has none."""
+        self._ids.append(token)
+        return "" if ends else self.stops.push(self.decoder.push(token))
+
+    def finish(self) -> str:
+        """What was held back, once nothing more comes."""
+        text = "" if self.stops.found else self.stops.push(self.decoder.finish())
+        return text + self.stops.finish()
+
+    def take_ids(self) -> tuple[int, ...]:
+        """The ids since the last call."""
+        ids, self._ids = tuple(self._ids), []
+        return ids
 
 
 class StopStrings:
@@ -252,15 +226,3 @@ def _overlap(text: str, stop: str) -> int:
     """Length of the longest end of ``text`` that begins ``stop``."""
     longest = min(len(stop) - 1, len(text))
     return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)
-
-
-def collect(chunks: Iterator[Chunk]) -> Result:
-    """Fold a stream into one result."""
-    texts: list[str] = []
-    ids: list[int] = []
-    for chunk in chunks:
-        texts.append(chunk.text)
-        ids.extend(chunk.token_ids)
-        last = chunk
-    assert last.finish_reason is not None and last.stats is not None
-    return Result("".join(texts), tuple(ids), last.finish_reason, last.stats)

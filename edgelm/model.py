@@ -1,4 +1,4 @@
-"""LanguageModel: a loaded model, and ``load`` / ``plan`` that lead to one."""
+"""LanguageModel: a model in memory and everything that can be asked of it."""
 
 from __future__ import annotations
 
@@ -6,75 +6,28 @@ import os
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from edgelm import hardware
 from edgelm.cache import KVCache, cache_bytes
 from edgelm.chat import render
 from edgelm.engine import Engine, RowTokens
-from edgelm.errors import DoesNotFitError, EdgeLMError, UsageError
+from edgelm.errors import EdgeLMError, UsageError
 from edgelm.files import ModelFiles
 from edgelm.forward import Output, forward
-from edgelm.generate import Chunk, Generation, Request, Result, collect, stream_text
+from edgelm.generate import Batch, stream_text
 from edgelm.loading import Loader, Progress, warn_of_requantizing
-from edgelm.memory import Ledger, Plan, human
-from edgelm.planner import KV_DTYPES, Settings, make_plan
+from edgelm.memory import Ledger, Plan
+from edgelm.planner import KV_DTYPES
+from edgelm.request import Chunk, Request, Result, collect
 from edgelm.sampling import SamplingSettings
 from edgelm.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int]
 Messages = Sequence[dict[str, str]]
-
-
-def plan(
-    model: str | Path | ModelFiles, *, task: str = "causal-lm", revision: str | None = None,
-    offline: bool = False, **settings: Any,
-) -> Plan:  # fmt: skip
-    """What ``load`` with the same settings would do and take, from headers alone.
-
-    Args:
-        settings: the fields of ``planner.Settings``.
-    """
-    files = _open(model, revision, offline)
-    return make_plan(files.decoder(task), files.config, files.names, _settings(settings))
-
-
-def load(
-    model: str | Path | ModelFiles, *, task: str = "causal-lm", threads: int | None = None,
-    revision: str | None = None, offline: bool = False, progress: Progress | None = None,
-    **settings: Any,
-) -> LanguageModel:  # fmt: skip
-    """Load a model as planned.
-
-    Args:
-        model: a Hub id, a folder, a ``.gguf`` file or ``demo``.
-        threads: cores to use; None means EDGELM_THREADS, else all.
-        progress: called with (matrix name, bytes done, bytes in all).
-        settings: the fields of ``planner.Settings``: quant, method, kv, backend, device, dtype,
-            context, rows, chunk, budget.
-
-    Raises:
-        DoesNotFitError: the plan exceeds the budget; it is carried along.
-        EdgeLMError: files, settings or kernels that do not go together.
-    """
-    files = _open(model, revision, offline)
-    torch.set_num_threads(_threads(threads))
-    chosen = _settings(settings)
-    decoder = files.decoder(task)
-    made = make_plan(decoder, files.config, files.names, chosen)
-    if not made.fits:
-        raise DoesNotFitError(
-            f"{files.name} needs {human(made.predicted_peak_bytes)} with these settings; the "
-            f"budget is {human(made.budget_bytes)}. Choose a smaller scheme or context, or raise "
-            "the budget.",
-            made,
-        )
-    return LanguageModel(files, decoder, made, chosen.method, progress)
 
 
 class LanguageModel:
@@ -98,7 +51,7 @@ class LanguageModel:
         self._cache: KVCache | None = self._engine.make_cache(
             made.rows, made.context, KV_DTYPES[made.kv], self._owner
         )
-        self._held: list[int] = []
+        self._held: list[list[int]] = [[] for _ in range(made.rows)]
         self._lock = threading.Lock()
         self._holder: int | None = None
 
@@ -119,14 +72,18 @@ class LanguageModel:
     def generate(self, prompt: Any, **options: Any) -> Any:
         """Answer a prompt (text or ids), or each prompt of a list of texts.
 
+        Prompts of a list share the rows that the model was loaded with; each gets what it would
+        get alone.
+
         Args:
-            options: see ``request``; ``stop_event`` cancels.
+            options: see ``request``; for a list of texts ``max_new_tokens``, ``seed`` and
+                ``temperature`` may be lists too. ``stop_event`` cancels.
 
         Returns:
             A Result; for a list of texts a list of Results.
         """
         if isinstance(prompt, list | tuple) and prompt and isinstance(prompt[0], str):
-            return [self.generate(text, **options) for text in prompt]
+            return self._generate_many(prompt, **options)
         return collect(self.stream(prompt, **options))
 
     def stream(
@@ -135,8 +92,9 @@ class LanguageModel:
         """The answer piece by piece. Closing it, or setting ``stop_event``, cancels it."""
         request = self.request(prompt, **options)
         cancelled = stop_event.is_set if stop_event else bool
-        with self.generation(request, self.end_ids, cancelled) as generation:
-            yield from stream_text(generation, self.tokenizer)
+        with self.batch([request], self.end_ids, cancelled) as batch:
+            for _, chunk in stream_text(batch, self.tokenizer):
+                yield chunk
 
     def chat(self, messages: Messages, **options: Any) -> Result:
         """Answer a conversation: messages with ``role`` and ``content``."""
@@ -172,12 +130,27 @@ class LanguageModel:
         return Request(tuple(ids), max_new_tokens, sampling, stops, keep_prefix)
 
     @contextmanager
-    def generation(
-        self, request: Request, end_ids: frozenset[int], cancelled: Callable[[], bool] = bool
-    ) -> Iterator[Generation]:
-        """One request in ids, without text: nothing but ``end_ids`` and its limit end it."""
+    def batch(
+        self, requests: Sequence[Request], end_ids: frozenset[int],
+        cancelled: Callable[[], bool] = bool,
+    ) -> Iterator[Batch]:  # fmt: skip
+        """Requests in ids, without text: nothing but ``end_ids`` and their limits end them."""
         with self._running() as (engine, cache):
-            yield Generation(engine, cache, self._held, request, end_ids, cancelled, self.kernels)
+            yield Batch(engine, cache, self._held, requests, end_ids, cancelled, self.kernels)
+
+    def _generate_many(
+        self, prompts: Sequence[str], *, stop_event: threading.Event | None = None, **options: Any
+    ) -> list[Result]:
+        requests = [
+            self.request(prompt, **_options_of(options, index, len(prompts)))
+            for index, prompt in enumerate(prompts)
+        ]
+        chunks: list[list[Chunk]] = [[] for _ in prompts]
+        cancelled = stop_event.is_set if stop_event else bool
+        with self.batch(requests, self.end_ids, cancelled) as batch:
+            for index, chunk in stream_text(batch, self.tokenizer):
+                chunks[index].append(chunk)
+        return [collect(own) for own in chunks]
 
     @property
     def end_ids(self) -> frozenset[int]:
@@ -313,23 +286,13 @@ class LanguageModel:
         return seed | {"temperature": 1.0} | {k: own[k] for k in names if own.get(k) is not None}
 
 
-def _open(model: str | Path | ModelFiles, revision: str | None, offline: bool) -> ModelFiles:
-    if isinstance(model, ModelFiles):
-        return model
-    return ModelFiles.open(model, revision=revision, offline=offline)
-
-
-def _settings(given: dict[str, Any]) -> Settings:
-    known = Settings.__dataclass_fields__
-    for name in given:
-        if name not in known:
-            raise UsageError(f"{name!r} is not a setting; allowed: {', '.join(known)}.")
-    return Settings(**given)
-
-
-def _threads(given: int | None) -> int:
-    if given is None:
-        return hardware.default_threads()
-    if not 0 < given <= (os.cpu_count() or 1):
-        raise UsageError(f"threads is {given}; allowed: 1 to {os.cpu_count()} on this machine.")
-    return given
+def _options_of(options: dict[str, Any], index: int, count: int) -> dict[str, Any]:
+    """One prompt's share of the options: its own entry where a list was given."""
+    chosen = dict(options)
+    for name in ("max_new_tokens", "seed", "temperature"):
+        value = options.get(name)
+        if isinstance(value, list | tuple):
+            if len(value) != count:
+                raise UsageError(f"{name} has {len(value)} entries for {count} prompts.")
+            chosen[name] = value[index]
+    return chosen

@@ -84,15 +84,10 @@ class SamplingSettings:
 
 
 class Sampler:
-    """Chooses the next id of one row.
+    """Chooses the next id of one row; which row does not matter, so batches change nothing."""
 
-    Args:
-        settings: what to sample by. row: keeps rows of one request apart under one seed.
-    """
-
-    def __init__(self, settings: SamplingSettings, row: int = 0) -> None:
+    def __init__(self, settings: SamplingSettings) -> None:
         self.settings = settings
-        self.row = row
         self.processors = _processors(settings)
 
     def __call__(self, logits: Tensor, index: int) -> int:
@@ -102,18 +97,18 @@ class Sampler:
         for process in self.processors:
             process(logits)
         cumulative = logits.double().softmax(0).cumsum(0)
-        drawn = uniform(self.settings.seed, self.row, index) * float(cumulative[-1])
+        drawn = uniform(self.settings.seed, index) * float(cumulative[-1])
         return int(torch.searchsorted(cumulative, drawn, right=True).clamp(max=len(logits) - 1))
 
 
-def uniform(seed: int, row: int, index: int) -> float:
+def uniform(seed: int, index: int) -> float:
     """A number in [0, 1) that depends on nothing but its arguments.
 
-    Philox (Salmon et al. 2011) as numpy has it: key (seed, row), counter ``index``.
+    Philox (Salmon et al. 2011) as numpy has it: key ``seed``, counter ``index``.
     """
     from numpy.random import Generator, Philox
 
-    return float(Generator(Philox(key=[seed, row], counter=[0, index, 0, 0])).random())
+    return float(Generator(Philox(key=seed, counter=[0, index, 0, 0])).random())
 
 
 def _processors(settings: SamplingSettings) -> Sequence[LogitsProcessor]:

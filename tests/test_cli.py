@@ -129,7 +129,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "wrong shape": (lambda f: edit_config(f, intermediate_size=96), "implies"),
     "nan": (put_nan, "up_proj.weight"),
     "outside": (point_outside, "outside"),
-    "model type": (lambda f: edit_config(f, model_type="mamba"), "'mamba'; supported: llama"),
+    "model type": (lambda f: edit_config(f, model_type="mamba"), "'mamba'; supported: "),
     "activation": (lambda f: edit_config(f, hidden_act="xielu"), "'xielu'; supported: silu"),
     "rope": (lambda f: edit_config(f, rope_parameters={"rope_type": "su"}), "'su'"),
     "quantized": (lambda f: edit_config(f, quantization_config={"quant_method": "x9"}), "'x9'"),

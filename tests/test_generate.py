@@ -51,6 +51,32 @@ def test_list_input_gives_a_list(lm: edgelm.LanguageModel) -> None:
     assert [r.text for r in both] == [lm.generate(p, max_new_tokens=8).text for p in prompts]
 
 
+@pytest.mark.parametrize("rows", [2, 3, 8])
+def test_rows_of_a_batch_get_what_each_gets_alone(assets: Path, rows: int) -> None:
+    """Five prompts of different lengths, limits, seeds and temperatures on fewer or more rows."""
+    prompts = [PROMPT, "The whale", PROMPT[:30], "Call me", "She said that " * 4]
+    options = {
+        "max_new_tokens": [7, 20, 3, 12, 9],
+        "seed": [1, 2, 3, 4, 5],
+        "temperature": [0.0, 0.8, 0.0, 1.2, 0.0],
+    }
+    folder = assets / "nano" / "llama"
+    with edgelm.load(folder, quant="none", context=96, chunk=16, rows=rows) as lm:
+        together = lm.generate(prompts, **options)
+        for index, prompt in enumerate(prompts):
+            own = {name: values[index] for name, values in options.items()}
+            alone = lm.generate(prompt, **own)
+            assert together[index].token_ids == alone.token_ids, prompt
+            assert together[index].text == alone.text
+            assert together[index].finish_reason == alone.finish_reason
+            assert together[index].stats.seed == options["seed"][index]
+        stop = together[1].text[8:11]
+        stopped = lm.generate(prompts, stop=stop, **options)
+        assert stopped[1].text == together[1].text[: together[1].text.index(stop)]
+        with pytest.raises(edgelm.UsageError, match="5 prompts"):
+            lm.generate(prompts, seed=[1, 2])
+
+
 def test_stop_strings_cut_the_text(lm: edgelm.LanguageModel) -> None:
     whole = lm.generate(PROMPT, max_new_tokens=40).text
     stop = whole[20:26]

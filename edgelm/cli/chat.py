@@ -16,8 +16,8 @@ from edgelm.cli.options import (
     SamplingOptions,
     SourceOptions,
 )
-from edgelm.generate import Result
 from edgelm.model import LanguageModel
+from edgelm.request import Result
 
 
 def chat(

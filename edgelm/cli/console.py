@@ -15,8 +15,8 @@ from rich.progress import Progress
 from edgelm import hardware
 from edgelm.cli.options import OutputOptions
 from edgelm.errors import ContextLengthError, DoesNotFitError, EdgeLMError
-from edgelm.generate import Chunk, Result, Stats, collect
 from edgelm.memory import Plan, human
+from edgelm.request import Chunk, Result, Stats, collect
 
 
 def set_verbosity(output: OutputOptions) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from edgelm.chat import render
 from edgelm.cli.console import progress_bars, set_verbosity, waiting
 from edgelm.cli.options import LoadOptions, OutputOptions, RunOptions, SourceOptions
+from edgelm.entry import load
 from edgelm.files import ModelFiles
-from edgelm.model import LanguageModel, load
+from edgelm.model import LanguageModel
 
 
 def open_files(model: str, source: SourceOptions, output: OutputOptions) -> ModelFiles:

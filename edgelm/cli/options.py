@@ -34,7 +34,7 @@ class LoadOptions:
         str, typer.Option(help="auto, none, int4, int8, a scheme like int4-g64, or a JSON recipe.")
     ] = "auto"
     method: Annotated[str, typer.Option(help="How the integers are chosen.")] = "rtn"
-    kv: Annotated[str, typer.Option(help="Cache: auto, float32, bfloat16 or float16.")] = "auto"
+    kv: Annotated[str, typer.Option(help="Cache: auto, float32, bfloat16, float16, int8.")] = "auto"
     backend: Annotated[str, typer.Option(help="Kernels: auto, torch or reference.")] = "auto"
     dtype: Annotated[str, typer.Option(help="Activations: auto, float32 or bfloat16.")] = "auto"
     device: Annotated[str, typer.Option(help="auto or cpu.")] = "auto"

@@ -1,0 +1,85 @@
+"""``load`` and ``plan``: from a model reference and settings to a model, or to what it takes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from edgelm import hardware
+from edgelm.errors import DoesNotFitError, UsageError
+from edgelm.files import ModelFiles
+from edgelm.loading import Progress
+from edgelm.memory import Plan, human
+from edgelm.model import LanguageModel
+from edgelm.planner import Settings, make_plan
+
+
+def plan(
+    model: str | Path | ModelFiles, *, task: str = "causal-lm", revision: str | None = None,
+    offline: bool = False, **settings: Any,
+) -> Plan:  # fmt: skip
+    """What ``load`` with the same settings would do and take, from headers alone.
+
+    Args:
+        settings: the fields of ``planner.Settings``.
+    """
+    files = _open(model, revision, offline)
+    return make_plan(files.decoder(task), files.config, files.names, _settings(settings))
+
+
+def load(
+    model: str | Path | ModelFiles, *, task: str = "causal-lm", threads: int | None = None,
+    revision: str | None = None, offline: bool = False, progress: Progress | None = None,
+    **settings: Any,
+) -> LanguageModel:  # fmt: skip
+    """Load a model as planned.
+
+    Args:
+        model: a Hub id, a folder, a ``.gguf`` file or ``demo``.
+        threads: cores to use; None means EDGELM_THREADS, else all.
+        progress: called with (matrix name, bytes done, bytes in all).
+        settings: the fields of ``planner.Settings``: quant, method, kv, backend, device, dtype,
+            context, rows, chunk, budget.
+
+    Raises:
+        DoesNotFitError: the plan exceeds the budget; it is carried along.
+        EdgeLMError: files, settings or kernels that do not go together.
+    """
+    files = _open(model, revision, offline)
+    torch.set_num_threads(_threads(threads))
+    chosen = _settings(settings)
+    decoder = files.decoder(task)
+    made = make_plan(decoder, files.config, files.names, chosen)
+    if not made.fits:
+        raise DoesNotFitError(
+            f"{files.name} needs {human(made.predicted_peak_bytes)} with these settings; the "
+            f"budget is {human(made.budget_bytes)}. Choose a smaller scheme or context, or raise "
+            "the budget.",
+            made,
+        )
+    return LanguageModel(files, decoder, made, chosen.method, progress)
+
+
+def _open(model: str | Path | ModelFiles, revision: str | None, offline: bool) -> ModelFiles:
+    if isinstance(model, ModelFiles):
+        return model
+    return ModelFiles.open(model, revision=revision, offline=offline)
+
+
+def _settings(given: dict[str, Any]) -> Settings:
+    known = Settings.__dataclass_fields__
+    for name in given:
+        if name not in known:
+            raise UsageError(f"{name!r} is not a setting; allowed: {', '.join(known)}.")
+    return Settings(**given)
+
+
+def _threads(given: int | None) -> int:
+    if given is None:
+        return hardware.default_threads()
+    if not 0 < given <= (os.cpu_count() or 1):
+        raise UsageError(f"threads is {given}; allowed: 1 to {os.cpu_count()} on this machine.")
+    return given

@@ -1,0 +1,124 @@
+"""What is asked and what comes back: Request, Chunk, Result and their statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from edgelm.errors import ContextLengthError, UsageError
+from edgelm.sampling import SamplingSettings
+
+
+@dataclass(frozen=True)
+class Request:
+    """One answer to be made; the command line, Python and evaluation all build this.
+
+    ``max_new_tokens`` None means until the context is full. ``keep_prefix`` continues from what
+    the cache still holds of an earlier prompt instead of starting anew.
+    """
+
+    prompt_ids: tuple[int, ...]
+    max_new_tokens: int | None = None
+    sampling: SamplingSettings = field(default_factory=SamplingSettings)
+    stop: tuple[str, ...] = ()
+    keep_prefix: bool = False
+
+    def limit(self, context: int, vocab_size: int) -> int:
+        """How many tokens may be generated.
+
+        Raises:
+            UsageError: an empty prompt, ids out of range, a limit below 1, an empty stop string.
+            ContextLengthError: prompt and answer do not fit the context.
+        """
+        if not self.prompt_ids:
+            raise UsageError("The prompt is empty; give at least one token.")
+        for token in self.prompt_ids:
+            if not 0 <= token < vocab_size:
+                raise UsageError(f"Token id {token} is out of range; allowed: 0-{vocab_size - 1}.")
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
+            raise UsageError(f"max_new_tokens is {self.max_new_tokens}; it must be at least 1.")
+        if "" in self.stop:
+            raise UsageError("A stop string is empty; leave it out to stop only at end tokens.")
+        prompt, wanted = len(self.prompt_ids), self.max_new_tokens or 1
+        if prompt + wanted > context:
+            raise ContextLengthError(
+                f"The prompt has {prompt} tokens and {wanted} are to be generated; the context "
+                f"holds {context}. Shorten the prompt or load with a larger context.",
+                prompt + wanted,
+                context,
+            )
+        return self.max_new_tokens or context - prompt
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Counts, seconds and tokens per second of one answer.
+
+    ``decode_tok_s`` counts the steps after the first token; ``kept_tokens`` of the prompt were in
+    the cache already. ``kernels`` names the kernel of every tensor class.
+    """
+
+    prompt_tokens: int
+    kept_tokens: int
+    new_tokens: int
+    prefill_s: float
+    decode_s: float
+    seed: int
+    kernels: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def prefill_tok_s(self) -> float:
+        return (self.prompt_tokens - self.kept_tokens) / self.prefill_s if self.prefill_s else 0.0
+
+    @property
+    def decode_tok_s(self) -> float:
+        return (self.new_tokens - 1) / self.decode_s if self.decode_s else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        rates = {"prefill_tok_s": self.prefill_tok_s, "decode_tok_s": self.decode_tok_s}
+        return asdict(self) | rates
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A piece of an answer: whole characters, the ids since the last piece.
+
+    ``finish_reason`` and ``stats`` are set in the last one: ``stop`` (end token or stop string),
+    ``length`` or ``cancelled``.
+    """
+
+    text: str
+    token_ids: tuple[int, ...] = ()
+    finish_reason: str | None = None
+    stats: Stats | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """A whole answer; ``token_ids`` include the end token that stopped it."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: str
+    stats: Stats
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "text": self.text,
+            "token_ids": list(self.token_ids),
+            "finish_reason": self.finish_reason,
+            "stats": self.stats.to_dict(),
+        }
+
+
+def collect(chunks: Iterable[Chunk]) -> Result:
+    """Fold a stream into one result."""
+    texts: list[str] = []
+    ids: list[int] = []
+    for chunk in chunks:
+        texts.append(chunk.text)
+        ids.extend(chunk.token_ids)
+        last = chunk
+    assert last.finish_reason is not None and last.stats is not None
+    return Result("".join(texts), tuple(ids), last.finish_reason, last.stats)
