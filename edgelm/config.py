@@ -13,6 +13,7 @@ from typing import Any
 from edgelm.errors import ModelFileError, UnsupportedModelError
 
 _MAX_COUNT = 1 << 31  # a count in a file beyond this is a lie, not a model
+_MAX_NUMBER = 1e30
 
 
 @dataclass(frozen=True)
@@ -97,14 +98,13 @@ class ConfigReader:
     def integer(self, *keys: str, default: int | None = None) -> int:
         value = self._required(keys, default)
         if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < _MAX_COUNT:
-            raise ModelFileError(f"config.json: {keys[0]} is {value!r}; expected a count above 0.")
+            raise ModelFileError(
+                f"config.json: {self._present(keys)} is {value!r}; expected a count above 0."
+            )
         return value
 
     def number(self, *keys: str, default: float | None = None) -> float:
-        value = self._required(keys, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-            raise ModelFileError(f"config.json: {keys[0]} is {value!r}; expected a number above 0.")
-        return float(value)
+        return _positive(self._present(keys), self._required(keys, default))
 
     def flag(self, key: str, default: bool = False) -> bool:
         value = self.value(key, default=default)
@@ -116,7 +116,7 @@ class ConfigReader:
         value = self._required(keys, default)
         if value not in allowed:
             raise UnsupportedModelError(
-                f"config.json: {keys[0]} is {value!r}; supported: {', '.join(allowed)}."
+                f"config.json: {self._present(keys)} is {value!r}; supported: {', '.join(allowed)}."
             )
         return str(value)
 
@@ -148,24 +148,30 @@ class ConfigReader:
         if not isinstance(given, Mapping):
             raise ModelFileError(f"config.json: rope_parameters is {given!r}; expected an object.")
         fields = {k: v for k, v in given.items() if v is not None}
-        rope_type = fields.pop("rope_type", None) or fields.pop("type", None) or "default"
-        fields.pop("type", None)
-        theta = fields.pop("rope_theta", None) or self.value("rope_theta", default=default_theta)
-        part = fields.pop("partial_rotary_factor", None)
-        part = part or self.value("partial_rotary_factor", default=default_part)
+        old_type = fields.pop("type", "default")
+        rope_type = fields.pop("rope_type", old_type)
+        theta = fields.pop("rope_theta", self.value("rope_theta", default=default_theta))
+        part = fields.pop(
+            "partial_rotary_factor", self.value("partial_rotary_factor", default=default_part)
+        )
         original = self.value("original_max_position_embeddings")
         if original is not None:
             fields["original_max_position_embeddings"] = original
-        for key, value in (("rope_theta", theta), ("partial_rotary_factor", part)):
-            if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-                raise ModelFileError(f"config.json: {key} is {value!r}; expected a number above 0.")
+        theta = _positive("rope_theta", theta)
+        part = _positive("partial_rotary_factor", part)
+        if "factor" in fields:
+            fields["factor"] = _positive("the rope's factor", fields["factor"])
         rotary_size = int(head_size * part)
         if rotary_size % 2 or not 0 < rotary_size <= head_size:
             raise ModelFileError(
                 f"config.json: partial_rotary_factor {part} of a head of {head_size} rotates "
                 f"{rotary_size} dimensions; expected an even number up to {head_size}."
             )
-        return RopeParameters(str(rope_type), float(theta), rotary_size, max_context, fields)
+        return RopeParameters(str(rope_type), theta, rotary_size, max_context, fields)
+
+    def _present(self, keys: tuple[str, ...]) -> str:
+        """The key that ``value`` reads, for messages."""
+        return next((key for key in keys if self.data.get(key) is not None), keys[0])
 
     def _required(self, keys: tuple[str, ...], default: Any) -> Any:
         value = self.value(*keys, default=default)
@@ -174,6 +180,13 @@ class ConfigReader:
                 f"config.json has no {' or '.join(keys)}; the file is damaged or of another family."
             )
         return value
+
+
+def _positive(key: str, value: Any) -> float:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not 0 < value < _MAX_NUMBER:
+        raise ModelFileError(f"config.json: {key} is {value!r}; expected a number above 0.")
+    return float(value)
 
 
 def head_layout(reader: ConfigReader, hidden_size: int) -> tuple[int, int, int]:

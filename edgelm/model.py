@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -230,8 +230,12 @@ class LanguageModel:
         return {kind: " + ".join(sorted(kernels)) for kind, kernels in found.items()}
 
     def close(self) -> None:
-        """Free weights, caches and buffers; further calls are refused."""
-        with self._lock:
+        """Free weights, caches and buffers; further calls are refused.
+
+        Waits for other threads' calls; an answer half read in this thread is given up.
+        """
+        own = self._holder == threading.get_ident()
+        with nullcontext() if own else self._lock:
             self._engine = self._cache = None
 
     def __enter__(self) -> LanguageModel:

@@ -12,22 +12,21 @@ Layout = tuple[Tensors, Scheme, Shape]
 
 
 class _QuantMatrix(nn.Module):
-    """A matrix [N, K] in a kernel's layout; the layout's tensors are the module's buffers."""
+    """A matrix [N, K] in a kernel's layout; the layout's tensors are the module's buffers.
+
+    ``tensors`` is that layout by name, looked up once because a decode step asks for it often.
+    """
+
+    tensors: Tensors
 
     def __init__(self, matrix: PackedWeight | Layout, kernel: Kernel) -> None:
         super().__init__()
         if isinstance(matrix, PackedWeight):
             matrix = (kernel.prepare(matrix), matrix.scheme, matrix.shape)
-        tensors, self.scheme, self.shape = matrix
+        self.tensors, self.scheme, self.shape = matrix
         self.kernel = kernel
-        self._names = tuple(tensors)
-        for name, tensor in tensors.items():
+        for name, tensor in self.tensors.items():
             self.register_buffer(name, tensor)
-
-    @property
-    def tensors(self) -> Tensors:
-        """The kernel's layout, by buffer name."""
-        return {name: self.get_buffer(name) for name in self._names}
 
     @property
     def nbytes(self) -> int:

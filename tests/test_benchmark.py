@@ -29,7 +29,7 @@ TINY_CHANGES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers"
 TINY = SHAPES["llama-3.2-1b"] | TINY_CHANGES | {"vocab_size": 320, "head_dim": 64}
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", PARAMETERS)
 def test_shapes_have_the_parameters_of_the_public_models(shape: str) -> None:
     files = random_model(shape)
     infos = [files.checkpoint.info(name) for name in files.checkpoint.names()]

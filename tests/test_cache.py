@@ -98,6 +98,17 @@ def test_bfloat16_cache_stays_near(lm: edgelm.LanguageModel) -> None:
     assert 0 < share < 2e-2
 
 
+def test_a_snapshot_brings_back_keys_and_values(lm: edgelm.LanguageModel) -> None:
+    """Into another row, whose memory held something else."""
+    cache, tokens = lm.new_cache(rows=2), ids(9)
+    _step(lm, cache, 0, tokens)
+    _step(lm, cache, 1, ids(11, seed=8))
+    cache.restore(1, cache.snapshot(0))
+    out = _step(lm, cache, 1, torch.tensor([7]))
+    alone = lm.forward(torch.cat([tokens, torch.tensor([7])])[None]).logits[0, -1:]
+    assert_close(out, alone)
+
+
 def test_a_full_row_is_refused_and_unchanged(lm: edgelm.LanguageModel) -> None:
     cache = lm.new_cache()
     lm.forward(ids(1, CONTEXT - 1), cache=cache)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
+import edgelm
 from edgelm import diagnosis, hardware
 from edgelm.cli.main import main
 from edgelm.errors import HubError
@@ -297,6 +298,28 @@ def test_ctrl_c_ends_with_130(run: Run, nano: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("edgelm.cli.opening.load", interrupt)
     ran = run("generate", nano, "Once", "--json")
     assert ran.code == 130 and ran.document["error"]["type"] == "CancelledError"
+
+
+def test_ctrl_c_while_a_piece_is_written(
+    run: Run, nano: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model is closed then although its answer is half read: in the same thread, no wait."""
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("edgelm.cli.console.print", interrupt, raising=False)
+    monkeypatch.setattr("edgelm.cli.main.console.print_error", lambda *_, **__: None)
+    assert run("generate", nano, "Once").code == 130
+
+
+def test_a_model_closes_over_a_half_read_answer(nano: Path) -> None:
+    with edgelm.load(nano, quant="none") as lm:
+        stream = lm.stream("Once", max_new_tokens=50)
+        assert next(stream).text
+    stream.close()
+    with pytest.raises(edgelm.EdgeLMError, match="closed"):
+        lm.generate("Once")
 
 
 def test_version_and_help(run: Run) -> None:

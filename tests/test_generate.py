@@ -45,6 +45,19 @@ def test_the_loop_equals_forward(lm: edgelm.LanguageModel) -> None:
     assert tuple(best[len(prompt) - 1 : -1].tolist()) == out.token_ids
 
 
+def test_a_chunk_is_filled(lm: edgelm.LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prompt runs in as few steps as the plan's chunk of 16 allows."""
+    sizes, original = [], lm._engine.run
+
+    def counted(cache, batch):
+        sizes.append(sum(len(entry.tokens) for entry in batch))
+        return original(cache, batch)
+
+    monkeypatch.setattr(lm._engine, "run", counted)
+    lm.generate([5] * 40, max_new_tokens=3)
+    assert sizes == [16, 16, 8, 1, 1]
+
+
 def test_list_input_gives_a_list(lm: edgelm.LanguageModel) -> None:
     prompts = [PROMPT, "The whale"]
     both = lm.generate(prompts, max_new_tokens=8)

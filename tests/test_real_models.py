@@ -60,13 +60,14 @@ def heldout_perplexity(lm: edgelm.LanguageModel, text: str, windows: int) -> flo
     return math.exp(loss / count)
 
 
-def test_nano_llama_heldout_perplexity(assets: Path) -> None:
-    folder = assets / "nano" / "llama"
+@pytest.mark.parametrize("family", ["bloom", "gemma2", "helium", "llama", "persimmon"])
+def test_nano_heldout_perplexity(assets: Path, family: str) -> None:
+    folder = assets / "nano" / family
     expected = json.loads((folder / "training.json").read_text())["heldout_ppl_fp32"]
     text = (assets / "nano" / "heldout.txt").read_text(encoding="utf-8")
     with edgelm.load(folder, quant="none", dtype="float32") as lm:
         got = heldout_perplexity(lm, text, windows=10**6)
-    print(f"perplexity {got:.4f}, at training {expected:.4f}")
+    print(f"{family}: perplexity {got:.4f}, at training {expected:.4f}")
     assert abs(got / expected - 1) < PPL_SHARE
 
 

@@ -30,8 +30,8 @@ class RandomWeights:
     Args:
         name: shown as the path.
         config: the content of a config.json.
-        tensors: shape and scheme by the weight's Hugging Face name; scheme None is a vector of
-            ones (a norm).
+        tensors: shape and scheme by the weight's Hugging Face name; scheme None is a vector: ones
+            (a norm), or small numbers where the name ends in ``.bias``.
     """
 
     format = "random"
@@ -46,6 +46,7 @@ class RandomWeights:
         self.config = config
         self.metadata: dict[str, Any] = {}
         self._tensors = dict(tensors)
+        self._last: tuple[str, int, PackedWeight] | None = None
 
     def names(self) -> list[str]:
         return list(self._tensors)
@@ -62,7 +63,7 @@ class RandomWeights:
         shape, scheme = self._tensors[name]
         if scheme is None:
             start, stop = span(shape[0], start, stop, name)
-            return torch.ones(stop - start)
+            return self._vector(name, shape[0])[start:stop]
         packed = self._packed(name, start, stop)
         return packed.qweight if scheme.is_float else dequantize(packed)
 
@@ -70,18 +71,40 @@ class RandomWeights:
         """Rows [start, stop) of a matrix whose scheme is packed."""
         return self._packed(name, start, stop)
 
+    def _vector(self, name: str, size: int) -> Tensor:
+        if not name.endswith(".bias"):
+            return torch.ones(size)
+        return torch.empty(size).normal_(0, WEIGHT_STD, generator=_generator(name))
+
     def _packed(self, name: str, start: int, stop: int | None) -> PackedWeight:
         shape, scheme = self._tensors[name]
         assert scheme is not None
         start, stop = span(shape[0], start, stop, name)
         packed = PackedWeight.empty((stop - start, shape[1]), scheme)
         for first in range(start - start % _BLOCK_ROWS, stop, _BLOCK_ROWS):
-            generator = torch.Generator().manual_seed(crc32(f"{name}:{first}".encode()))
-            rows = min(_BLOCK_ROWS, shape[0] - first)
-            block = _random_block((rows, shape[1]), scheme, generator)
-            below, above = max(start, first), min(stop, first + rows)
+            block = self._block(name, first)
+            below, above = max(start, first), min(stop, first + block.shape[0])
             packed.copy_rows_(below - start, block.rows(below - first, above - first))
+        if stop == shape[0]:
+            self._last = None  # the tensor was read to its end: nothing stays in memory
         return packed
+
+    def _block(self, name: str, first: int) -> PackedWeight:
+        """The block that starts at row ``first``.
+
+        The last one is kept: of interleaved tensors a head's few rows are read at a time.
+        """
+        if self._last is None or self._last[:2] != (name, first):
+            (rows, columns), scheme = self._tensors[name]
+            assert scheme is not None
+            shape = (min(_BLOCK_ROWS, rows - first), columns)
+            block = _random_block(shape, scheme, _generator(f"{name}:{first}"))
+            self._last = (name, first, block)
+        return self._last[2]
+
+
+def _generator(seed: str) -> torch.Generator:
+    return torch.Generator().manual_seed(crc32(seed.encode()))
 
 
 def _random_block(

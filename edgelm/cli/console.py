@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from typing import Any
 
 from rich.console import Console
@@ -62,7 +62,7 @@ def print_error(error: EdgeLMError, as_json: bool) -> None:
         print_json({"error": said})
 
 
-def say(chunks: Iterator[Chunk], output: OutputOptions) -> Result:
+def say(chunks: Generator[Chunk, None, None], output: OutputOptions) -> Result:
     """Write an answer while it comes (nothing with ``--json``) and give it back whole."""
 
     def written() -> Iterator[Chunk]:
@@ -71,7 +71,8 @@ def say(chunks: Iterator[Chunk], output: OutputOptions) -> Result:
                 print(chunk.text, end="", flush=True)
             yield chunk
 
-    answer = collect(written())
+    with closing(chunks):  # whatever stops the writing also stops the model
+        answer = collect(written())
     if not output.json:
         print()
     return answer

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 import edgelm
-from edgelm.cli import bench, chat, console, demo, doctor, generate, inspect, plan
+from edgelm.cli import bench, chat, console, demo, doctor, generate, inspect, mask, plan
 from edgelm.cli.options import expanded
 from edgelm.errors import CancelledError, EdgeLMError, UsageError
 
@@ -32,6 +32,7 @@ for verb in (
     plan.plan,
     bench.bench,
     inspect.inspect,
+    mask.mask,
     doctor.doctor,
 ):
     app.command()(expanded(verb))

@@ -47,11 +47,14 @@ def read_config(data: Mapping[str, Any]) -> ModelConfig:
         max_context=rope.context_limit,
         norm_eps=reader.number("rms_norm_eps", default=1e-6),
         activation=reader.choice(
-            "hidden_activation", allowed=["gelu_pytorch_tanh"], default="gelu_pytorch_tanh"
+            "hidden_activation",
+            "hidden_act",
+            allowed=["gelu_pytorch_tanh"],
+            default="gelu_pytorch_tanh",
         ),
         tied=reader.flag("tie_word_embeddings", default=True),
         scale=reader.number("query_pre_attn_scalar", default=256.0) ** -0.5,
-        windows=_windows(reader, layers),
+        windows=_windows(reader, layers, rope.context_limit),
         rope=rope,
         attention_bias=reader.flag("attention_bias"),
         attention_softcap=_softcap(reader, "attn_logit_softcapping", 50.0),
@@ -68,16 +71,22 @@ def _softcap(reader: ConfigReader, key: str, default: float) -> float | None:
     return reader.number(key, default=default)
 
 
-def _windows(reader: ConfigReader, layers: int) -> tuple[int | None, ...]:
+def _windows(reader: ConfigReader, layers: int, context: int) -> tuple[int | None, ...]:
     """``layer_types``, or for configs without them the original models' even layers."""
     window = reader.integer("sliding_window", default=4096)
     kinds = reader.value("layer_types")
     if kinds is None:
         kinds = ["full_attention" if i % 2 else "sliding_attention" for i in range(layers)]
     known = {"full_attention": None, "sliding_attention": window}
-    if not isinstance(kinds, list) or len(kinds) != layers or not set(kinds) <= set(known):
+    allowed = list(known)  # a file's entry may be something that no dict can look up
+    if not isinstance(kinds, list) or len(kinds) != layers or any(k not in allowed for k in kinds):
         raise ModelFileError(
             f"config.json: layer_types must name {layers} layers, each {' or '.join(known)}."
+        )
+    if window > context and "sliding_attention" in kinds:
+        raise ModelFileError(
+            f"config.json: sliding_window is {window}, beyond max_position_embeddings {context}; "
+            "such a window never acts: the file is damaged or edited."
         )
     return tuple(known[kind] for kind in kinds)
 
