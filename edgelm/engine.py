@@ -148,11 +148,11 @@ class Engine:
             positions = store.key_positions(length)
             distances = (positions - (length - 1)).float()
         if count == 1 and (store.window is None or length <= store.window):
-            return Seen(None, distances)
+            return Seen(None, distances, length)
         mask = self.workspace.mask(masked, count, len(positions))
         queries = self._positions[position:length]
         self.ops.causal_mask(queries, positions, store.window, mask)
-        return Seen(mask, distances)
+        return Seen(mask, distances, length)
 
     def _angles(
         self, batch: Sequence[RowTokens], segments: list[Segment], count: int

@@ -31,17 +31,17 @@ class Seen:
 
     mask: [count, visible] added to the scores; None: all keys are visible.
     distances: [visible] float32, each key's position less the last one's.
+    length: tokens of the row, these included.
     """
 
     mask: Tensor | None
     distances: Tensor
+    length: int
 
     def by_position(self, probabilities: Tensor) -> Tensor:
         """Probabilities [H, T, visible] by slot -> [H, T, positions], zeros at forgotten keys."""
-        positions = (self.distances - self.distances.min()).long()
-        last = int(-self.distances.min())
-        found = probabilities.new_zeros(*probabilities.shape[:2], last + 1)
-        found[:, :, positions] = probabilities
+        found = probabilities.new_zeros(*probabilities.shape[:2], self.length)
+        found[:, :, self.distances.long() + self.length - 1] = probabilities
         return found
 
 

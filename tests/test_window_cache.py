@@ -92,7 +92,7 @@ def test_every_query_sees_exactly_its_window(data: st.DataObject, window: int, c
 def test_one_slot_fewer_is_wrong(
     window: int, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Chunks of full size: exact with window + chunk - 1 slots, a stale or missing key with less."""
+    """Full chunks: exact with window + chunk - 1 slots, a stale or missing key with one less."""
     assert ring_slots(window, CONTEXT, chunk) == window + chunk - 1
 
     def run() -> bool:

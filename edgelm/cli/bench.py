@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
-from edgelm.benchmark import Measurement, Workload, measure, random_model
-from edgelm.checkpoint.shapes import SHAPES
+from edgelm.benchmark import Measurement, Workload, measure
 from edgelm.cli import console
-from edgelm.cli.opening import open_files
-from edgelm.cli.options import LoadOptions, OutputOptions, RunOptions, SourceOptions
-from edgelm.errors import UsageError
+from edgelm.cli.opening import open_files_or_shape
+from edgelm.cli.options import (
+    LoadOptions,
+    ModelIfNoShape,
+    OutputOptions,
+    RunOptions,
+    Shape,
+    SourceOptions,
+)
 from edgelm.memory import human
 
-Model = Annotated[str | None, typer.Argument(help="As for the other commands; or use --shape.")]
-Shape = Annotated[str | None, typer.Option(help=f"Random weights of {', '.join(SHAPES)}.")]
 PromptTokens = Annotated[int, typer.Option(help="Length of the random prompt.")]
 DecodeTokens = Annotated[int, typer.Option(help="Decode steps after the first token.")]
 Repeat = Annotated[int, typer.Option(help="Rounds, of which medians are taken.")]
@@ -25,18 +27,11 @@ Repeat = Annotated[int, typer.Option(help="Rounds, of which medians are taken.")
 
 def bench(
     source: SourceOptions, load: LoadOptions, run: RunOptions, output: OutputOptions,
-    model: Model = None, shape: Shape = None, prompt_tokens: PromptTokens = 512,
+    model: ModelIfNoShape = None, shape: Shape = None, prompt_tokens: PromptTokens = 512,
     decode_tokens: DecodeTokens = 64, repeat: Repeat = 3,
 ) -> None:  # fmt: skip
     """Measure prefill and decode speed, bytes per token and peak memory."""
-    if (model is None) == (shape is None):
-        raise UsageError("bench takes either a MODEL or --shape; give one of them.")
-    if shape is not None:
-        load = replace(load, quant="int4") if load.quant == "auto" else load
-        console.set_verbosity(output)
-        files = random_model(shape, load.quant)
-    else:
-        files = open_files(str(model), source, output)
+    files, load = open_files_or_shape(model, shape, source, load, output)
     workload = Workload(prompt_tokens, decode_tokens, repeat, run.seed or 0)
     with console.progress_bars(output) as bar:
         measured = measure(

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from edgelm.benchmark import random_model
 from edgelm.chat import render
 from edgelm.cli.console import progress_bars, set_verbosity, waiting
 from edgelm.cli.options import LoadOptions, OutputOptions, RunOptions, SourceOptions
 from edgelm.entry import load
+from edgelm.errors import UsageError
 from edgelm.files import ModelFiles
 from edgelm.model import LanguageModel
 
@@ -17,6 +21,21 @@ def open_files(model: str, source: SourceOptions, output: OutputOptions) -> Mode
         return ModelFiles.open(model, revision=source.revision, offline=source.offline)
     with waiting("opening the demo model (98 MB, fetched once)", output):
         return ModelFiles.open(model, revision=source.revision, offline=source.offline)
+
+
+def open_files_or_shape(
+    model: str | None, shape: str | None, source: SourceOptions, options: LoadOptions,
+    output: OutputOptions,
+) -> tuple[ModelFiles, LoadOptions]:  # fmt: skip
+    """Headers of a model, or a shape whose random weights come in the scheme asked for."""
+    if shape is None and model is not None:
+        return open_files(model, source, output), options
+    if shape is None or model is not None:
+        raise UsageError("Give either a MODEL or --shape, one of them.")
+    set_verbosity(output)
+    if options.quant == "auto":
+        options = replace(options, quant="int4")
+    return random_model(shape, options.quant), options
 
 
 def load_for_text(

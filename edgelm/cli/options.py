@@ -10,12 +10,19 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from edgelm.checkpoint.shapes import SHAPES
+
 Model = Annotated[
     str,
     typer.Argument(
         help="A Hub id (owner/name or owner/name@revision), a folder, a .gguf file, or demo."
     ),
 ]
+
+ModelIfNoShape = Annotated[
+    str | None, typer.Argument(help="As for the other commands; or use --shape.")
+]
+Shape = Annotated[str | None, typer.Option(help=f"Random weights of {', '.join(SHAPES)}.")]
 
 
 @dataclass(frozen=True)

@@ -8,17 +8,26 @@ from rich.table import Table
 import edgelm
 from edgelm import hardware
 from edgelm.cli import console
-from edgelm.cli.opening import open_files
-from edgelm.cli.options import LoadOptions, Model, OutputOptions, SourceOptions
+from edgelm.cli.opening import open_files_or_shape
+from edgelm.cli.options import (
+    LoadOptions,
+    ModelIfNoShape,
+    OutputOptions,
+    Shape,
+    SourceOptions,
+)
 from edgelm.errors import DoesNotFitError
 from edgelm.hub import cache_dir
 from edgelm.inspection import tensor_classes
 from edgelm.memory import Plan, human
 
 
-def plan(model: Model, source: SourceOptions, load: LoadOptions, output: OutputOptions) -> int:
+def plan(
+    source: SourceOptions, load: LoadOptions, output: OutputOptions,
+    model: ModelIfNoShape = None, shape: Shape = None,
+) -> int:  # fmt: skip
     """Say what MODEL would take, from headers alone; exit code 3 when it does not fit."""
-    files = open_files(model, source, output)
+    files, load = open_files_or_shape(model, shape, source, load, output)
     if hardware.recorded_read_gb_s(cache_dir()) is None:
         hardware.record_read_gb_s(cache_dir())
     made = edgelm.plan(files, **load.settings())
