@@ -346,3 +346,25 @@ def test_demo_names_paris(demo: Path, capsys: pytest.CaptureFixture[str]) -> Non
     print(out)
     assert "Paris" in out
     assert "5.74 bits per weight" in out and "tok/s" in out and "planned" in out
+
+
+def test_generate_reads_prompts_from_a_file(run: Run, assets: Path, tmp_path: Path) -> None:
+    """One prompt a line; each answer is what the prompt gets alone."""
+    lines = ["The whale", "It is a truth universally acknowledged", "Call me"]
+    file = tmp_path / "prompts.txt"
+    file.write_text("\n".join(lines) + "\n\n", encoding="utf-8")
+    folder = str(assets / "nano" / "llama")
+    options = ["--max-tokens", "6", "--quant", "none", "--context", "64", "--json"]
+    ran = run("generate", folder, "--file", str(file), *options)
+    assert ran.code == 0, ran.err
+    results = ran.document["results"]
+    alone = [run("generate", folder, line, *options).document for line in lines]
+    assert [r["token_ids"] for r in results] == [r["token_ids"] for r in alone]
+    (tmp_path / "empty.txt").write_text("\n")
+    for wrong in (
+        ["--file", str(tmp_path / "missing.txt")],
+        ["--file", str(tmp_path / "empty.txt")],
+        ["--file", str(file), "and a prompt"],
+        [],
+    ):
+        assert run("generate", folder, *wrong).code == 2

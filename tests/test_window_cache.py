@@ -89,9 +89,7 @@ def test_every_query_sees_exactly_its_window(data: st.DataObject, window: int, c
 
 
 @pytest.mark.parametrize(("window", "chunk"), [(8, 5), (3, 7), (1, 4)])
-def test_one_slot_fewer_is_wrong(
-    window: int, chunk: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_slot_fewer_is_wrong(window: int, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Full chunks: exact with window + chunk - 1 slots, a stale or missing key with one less."""
     assert ring_slots(window, CONTEXT, chunk) == window + chunk - 1
 
@@ -160,9 +158,7 @@ def lm(assets: Path) -> Iterator[edgelm.LanguageModel]:
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
-def test_gemma_rows_equal_their_text_alone(
-    lm: edgelm.LanguageModel, data: st.DataObject
-) -> None:
+def test_gemma_rows_equal_their_text_alone(lm: edgelm.LanguageModel, data: st.DataObject) -> None:
     cache, texts, saved = lm.new_cache(rows=2), [[], []], None
     for _ in range(data.draw(st.integers(1, 10), "operations")):
         row = data.draw(st.integers(0, 1), "row")

@@ -40,12 +40,16 @@ def open_files_or_shape(
 
 def load_for_text(
     files: ModelFiles, options: LoadOptions, run: RunOptions, output: OutputOptions,
-    *, chat: bool = False,
+    *, chat: bool = False, rows: int = 1,
 ) -> LanguageModel:  # fmt: skip
-    """Weights, after the tokenizer (and for ``chat`` the template) proved to be there."""
+    """Weights, after the tokenizer (and for ``chat`` the template) proved to be there.
+
+    ``rows`` answers are made side by side.
+    """
     template = files.tokenizer.chat_template
     if chat:
         render(template, [{"role": "user", "content": "Hello!"}], bos="", eos="")
     with progress_bars(output) as bar:
         progress = bar(f"loading {files.name}")
-        return load(files, threads=run.threads, progress=progress, **options.settings())
+        settings = options.settings() | {"rows": rows}
+        return load(files, threads=run.threads, progress=progress, **settings)
