@@ -104,7 +104,7 @@ def measure(
                 on_round(done + 1, workload.repeat + 1)
         peak = hardware.peak_resident_bytes()  # before the buffer that the bandwidth is read from
     decode_tok_s = median(stats.decode_tok_s for stats in rounds[1:])
-    token_bytes = bytes_per_token(files.decoder("causal-lm"), lm.plan.products)
+    token_bytes = bytes_per_token(files.assemble("causal-lm")[0], lm.plan.products)
     return Measurement(
         model=files.name,
         scheme=lm.plan.scheme,

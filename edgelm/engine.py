@@ -10,7 +10,7 @@ from torch import Tensor
 
 from edgelm.cache import KVCache, LayerStore
 from edgelm.config import ModelConfig
-from edgelm.errors import NonFiniteError
+from edgelm.errors import NonFiniteError, UsageError
 from edgelm.layers import all_finite
 from edgelm.loading import rope_table
 from edgelm.memory import Ledger, Plan
@@ -55,7 +55,7 @@ class Engine:
         self._rope_table = rope_table(config, plan, ledger)
         self._positions = torch.arange(plan.context)
         self._distances = torch.arange(1.0 - plan.context, 1.0)
-        self._logits = ledger.empty("logits", (plan.rows, config.vocab_size), torch.float32)
+        self._logits = ledger.empty("logits", (plan.rows, decoder.outputs), torch.float32)
 
     def make_cache(self, rows: int, context: int, dtype: torch.dtype, owner: object) -> KVCache:
         """A cache within the plan, and the scratch that its dtype needs."""
@@ -66,6 +66,16 @@ class Engine:
             scratch.widened = self._ledger.empty("attention", (elements,), torch.float32)
         chunk = self.plan.chunk
         return KVCache(self.config, rows, context, chunk, dtype, self._ledger.empty, owner)
+
+    def require_language_model(self, what: str) -> None:
+        """Raises UsageError unless the head makes logits of the next token."""
+        head = self.decoder.head
+        if head is None or not head.is_language_model:
+            task = "base" if head is None else head.task
+            raise UsageError(
+                f"{what} needs a language model; this one was loaded with task={task!r}. Load it "
+                "with task='causal-lm'."
+            )
 
     @torch.inference_mode()
     def run(
@@ -103,8 +113,8 @@ class Engine:
             head(hidden, logits)
         else:
             logits.copy_(head(hidden, hidden.new_empty(logits.shape)))
-        if self.config.final_softcap is not None:
-            softcap_(logits, self.config.final_softcap)
+        if head.softcap is not None:
+            softcap_(logits, head.softcap)
         if not all_finite(logits):
             raise NonFiniteError("The head produced NaN or infinity; its weights are damaged.")
         return logits

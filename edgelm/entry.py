@@ -18,27 +18,30 @@ from edgelm.planner import Settings, make_plan
 
 
 def plan(
-    model: str | Path | ModelFiles, *, task: str = "causal-lm", revision: str | None = None,
-    offline: bool = False, **settings: Any,
+    model: str | Path | ModelFiles, *, task: str = "causal-lm", num_labels: int | None = None,
+    problem_type: str | None = None, revision: str | None = None, offline: bool = False,
+    **settings: Any,
 ) -> Plan:  # fmt: skip
-    """What ``load`` with the same settings would do and take, from headers alone.
-
-    Args:
-        settings: the fields of ``planner.Settings``.
-    """
+    """What ``load`` with the same arguments would do and take, from headers alone."""
     files = _open(model, revision, offline)
-    return make_plan(files.decoder(task), files.config, files.names, _settings(settings))
+    decoder, names = files.assemble(task, num_labels, problem_type)
+    return make_plan(decoder, files.config, names, _settings(settings))
 
 
 def load(
-    model: str | Path | ModelFiles, *, task: str = "causal-lm", threads: int | None = None,
-    revision: str | None = None, offline: bool = False, progress: Progress | None = None,
-    **settings: Any,
+    model: str | Path | ModelFiles, *, task: str = "causal-lm", num_labels: int | None = None,
+    problem_type: str | None = None, threads: int | None = None, revision: str | None = None,
+    offline: bool = False, progress: Progress | None = None, **settings: Any,
 ) -> LanguageModel:  # fmt: skip
     """Load a model as planned.
 
     Args:
         model: a Hub id, a folder, a ``.gguf`` file or ``demo``.
+        task: causal-lm, base, sequence-classification, token-classification or (Llama and BLOOM)
+            question-answering.
+        num_labels: how many labels a head has that the files lack; such a head is fresh.
+        problem_type: of a sequence classification, if it is not the config's: regression,
+            single_label_classification or multi_label_classification.
         threads: cores to use; None means EDGELM_THREADS, else all.
         progress: called with (matrix name, bytes done, bytes in all).
         settings: the fields of ``planner.Settings``: quant, method, kv, backend, device, dtype,
@@ -51,8 +54,8 @@ def load(
     files = _open(model, revision, offline)
     torch.set_num_threads(_threads(threads))
     chosen = _settings(settings)
-    decoder = files.decoder(task)
-    made = make_plan(decoder, files.config, files.names, chosen)
+    decoder, names = files.assemble(task, num_labels, problem_type)
+    made = make_plan(decoder, files.config, names, chosen)
     if not made.fits:
         raise DoesNotFitError(
             f"{files.name} needs {human(made.predicted_peak_bytes)} with these settings; the "
@@ -60,7 +63,7 @@ def load(
             "the budget.",
             made,
         )
-    return LanguageModel(files, decoder, made, chosen.method, progress)
+    return LanguageModel(files, decoder, names, made, chosen.method, progress)
 
 
 def _open(model: str | Path | ModelFiles, revision: str | None, offline: bool) -> ModelFiles:

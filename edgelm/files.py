@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import logging
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgelm.checkpoint import Checkpoint, open_checkpoint
-from edgelm.config import ModelConfig
-from edgelm.errors import ModelFileError
+from edgelm.checkpoint.fresh_head import FreshHead
+from edgelm.config import ConfigReader, ModelConfig
+from edgelm.errors import ModelFileError, UsageError
 from edgelm.hub import resolve
+from edgelm.layers import Head
 from edgelm.models import family_of
 from edgelm.models.decoder import Decoder
 from edgelm.models.heads import head_for
@@ -18,6 +21,8 @@ from edgelm.weights import WeightNames
 
 if TYPE_CHECKING:
     from edgelm.tokenizer import Tokenizer
+
+logger = logging.getLogger("edgelm")
 
 
 class ModelFiles:
@@ -32,7 +37,6 @@ class ModelFiles:
         self.checkpoint = checkpoint
         self._family = family_of(checkpoint.config)
         self.config: ModelConfig = self._family.read_config(checkpoint.config)
-        self.names = WeightNames(self._family.WEIGHTS, checkpoint, self.config.head_size)
 
     @classmethod
     def open(
@@ -47,10 +51,58 @@ class ModelFiles:
         path = resolve(str(model), revision=revision, offline=offline)
         return cls(str(model), open_checkpoint(path))
 
-    def decoder(self, task: str) -> Decoder:
-        """The model's modules with ``task``'s head, still without weights."""
-        decoder: Decoder = self._family.build(self.config, head_for(self.config, task))
-        return decoder
+    def assemble(
+        self, task: str, num_labels: int | None = None, problem_type: str | None = None
+    ) -> tuple[Decoder, WeightNames]:
+        """The model's modules with ``task``'s head, still without weights, and where these are.
+
+        Args:
+            num_labels, problem_type: a user's own, see ``load``; a head that the files lack is
+                then a fresh one.
+
+        Raises:
+            UsageError, UnsupportedModelError: the task does not go with the model or the options.
+            ModelFileError: the files lack the head and nobody asked for a fresh one.
+        """
+        head = head_for(self.config, task, self.checkpoint.config, num_labels, problem_type)
+        decoder: Decoder = self._family.build(self.config, head)
+        if head is None or head.tied:
+            return decoder, self._names(self.checkpoint, head)
+        names = self._names(self.checkpoint, head)
+        if not names.has("head"):
+            if num_labels is None:
+                raise ModelFileError(
+                    f"{self.checkpoint.path} has no tensor {head.source}.weight, the head of task "
+                    f"{task!r}. Load a checkpoint that was trained for this task"
+                    + ("." if head.is_language_model else ", or give num_labels= for a fresh head.")
+                )
+            return decoder, self._names(self._with_fresh(head), head)
+        stored = self.checkpoint.info(names.file_name("head")).shape
+        if num_labels not in (None, stored[0]):
+            raise UsageError(
+                f"num_labels is {num_labels}; the head of {self.checkpoint.path} has {stored[0]} "
+                "labels. Leave num_labels out to use it."
+            )
+        return decoder, names
+
+    def _names(self, checkpoint: Checkpoint, head: Head | None) -> WeightNames:
+        table = self._family.WEIGHTS | ({} if head is None else {"head": head.source})
+        return WeightNames(table, checkpoint, self.config.head_size)
+
+    def _with_fresh(self, head: Head) -> Checkpoint:
+        logger.warning(
+            "%s has no head for task %r; a fresh one with random weights is made, whose results "
+            "mean nothing before it is trained.",
+            self.name,
+            head.task,
+        )
+        shapes: dict[str, tuple[int, ...]] = {
+            f"{head.source}.weight": (head.out_size, head.in_size)
+        }
+        if head.bias:
+            shapes[f"{head.source}.bias"] = (head.out_size,)
+        std = ConfigReader(self.checkpoint.config).number("initializer_range", default=0.02)
+        return FreshHead(self.checkpoint, shapes, std)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

@@ -11,20 +11,22 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from edgelm.cache import KVCache
 from edgelm.engine import Engine, Recording, RowTokens
 from edgelm.errors import ContextLengthError, UsageError
+from edgelm.layers import Head
+from edgelm.losses import Loss, loss_for
 
 
 @dataclass(frozen=True)
 class Output:
     """What ``forward`` gives; a field is None when the head has none or nobody asked.
 
-    logits: [B, T or kept, V] float32, zeros at padding. last_hidden_state: [B, T, N], for
-    ``task="base"``. hidden_states: layers + 1 tensors [B, T, N]. attentions: per layer
-    [B, H, T, S]. loss: scalar float32.
+    logits: [B, T or kept, V] float32, zeros at padding; [B, T, labels] of token and [B, labels] of
+    sequence classification. start_logits, end_logits: [B, T], of question answering.
+    last_hidden_state: [B, T, N], for ``task="base"``. hidden_states: layers + 1 tensors
+    [B, T, N]. attentions: per layer [B, H, T, S]. loss: scalar float32.
     """
 
     logits: Tensor | None = None
@@ -32,6 +34,8 @@ class Output:
     loss: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
+    start_logits: Tensor | None = None
+    end_logits: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,13 @@ class _Batch:
     tokens: Tensor  # [B, T] ids or [B, T, N] embeddings
     spans: list[tuple[int, int]]  # first column and count of each row's tokens
     positions: Tensor | None  # [B, T]
+
+    def real(self) -> Tensor:
+        """[B, T] bool, False at padding."""
+        found = torch.zeros(self.tokens.shape[:2], dtype=torch.bool)
+        for row, (first, count) in enumerate(self.spans):
+            found[row, first : first + count] = True
+        return found
 
     def step(self, row: int, start: int, count: int) -> tuple[RowTokens, slice] | None:
         """Tokens ``start`` to ``start + count`` of a row with their columns, None when none."""
@@ -56,31 +67,47 @@ def forward(
     engine: Engine, cache: KVCache, *, input_ids: Tensor | None = None,
     inputs_embeds: Tensor | None = None, attention_mask: Tensor | None = None,
     position_ids: Tensor | None = None, logits_to_keep: int | Tensor = 0,
-    labels: Tensor | None = None, output_hidden_states: bool = False,
+    labels: Tensor | None = None, start_positions: Tensor | None = None,
+    end_positions: Tensor | None = None, output_hidden_states: bool = False,
     output_attentions: bool = False,
 ) -> Output:  # fmt: skip
     """Run a batch through the model, continuing the rows of ``cache``.
+
+    Sequence classification looks at each row's last real token: by ``attention_mask``, else the
+    last one that is not the config's pad_token_id, else (embeddings) the last column.
 
     Raises:
         UsageError: shapes, ids, masks or options that do not go together.
         ContextLengthError: a row does not fit the cache; nothing is changed then.
     """
     batch = _read_batch(engine, cache, input_ids, inputs_embeds, attention_mask, position_ids)
-    columns = _kept_columns(logits_to_keep, batch.tokens.shape[1])
-    if labels is not None and (engine.decoder.head is None or not _keeps_all(logits_to_keep)):
-        raise UsageError("labels need a head and logits of every position (logits_to_keep=0).")
+    head = engine.decoder.head
+    loss = loss_for(head, batch.real(), labels, start_positions, end_positions)
+    if not _keeps_all(logits_to_keep) and (loss or (head and not head.is_language_model)):
+        raise UsageError("logits_to_keep goes with a language model's logits, without labels.")
+    if head is not None and head.task == "sequence-classification":
+        columns = _last_columns(batch, attention_mask is not None, engine.config.pad_id)
+    else:
+        columns = _kept_columns(logits_to_keep, *batch.tokens.shape[:2])
     result = _Assembly(engine, cache, batch, columns, output_hidden_states, output_attentions)
     for entries in _steps(batch, engine.plan.chunk):
         result.run(entries)
-    loss = None if labels is None else _causal_loss(result.logits, labels)
-    is_base = engine.decoder.head is None
     return Output(
-        logits=None if is_base else result.logits,
-        last_hidden_state=result.last_hidden if is_base else None,
-        loss=loss,
+        **_results(head, result, loss),
         hidden_states=tuple(result.hidden) if output_hidden_states else None,
         attentions=tuple(result.attentions) if output_attentions else None,
     )
+
+
+def _results(head: Head | None, result: _Assembly, loss: Loss | None) -> dict[str, Tensor]:
+    """The fields of an Output that depend on the head."""
+    if head is None:
+        return {"last_hidden_state": result.last_hidden}
+    logits = result.logits[:, 0] if head.task == "sequence-classification" else result.logits
+    fields = {"logits": logits}
+    if head.task == "question-answering":
+        fields = {"start_logits": logits[:, :, 0], "end_logits": logits[:, :, 1]}
+    return fields if loss is None else fields | {"loss": loss(logits)}
 
 
 def _steps(batch: _Batch, chunk: int) -> Iterator[list[tuple[RowTokens, slice]]]:
@@ -109,7 +136,7 @@ class _Assembly:
         self.logits = torch.zeros(0)
         grid = (rows, width, config.hidden_size)
         if engine.decoder.head is not None:
-            self.logits = torch.zeros(rows, len(columns), config.vocab_size)
+            self.logits = torch.zeros(rows, columns.shape[1], engine.decoder.outputs)
         self.last_hidden = torch.zeros(grid if engine.decoder.head is None else 0)
         count = config.num_layers + 1 if hidden_states else 0
         self.hidden = [torch.zeros(grid, dtype=engine.dtype) for _ in range(count)]
@@ -137,11 +164,12 @@ class _Assembly:
         if self.engine.decoder.head is None:
             self.last_hidden[row, columns] = hidden.float()
             return
-        inside = (self.columns >= columns.start) & (self.columns < columns.stop)
+        wanted = self.columns[row]
+        inside = (wanted >= columns.start) & (wanted < columns.stop)
         kept = inside.nonzero()[:, 0]
         if len(kept) == 0:
             return
-        source = hidden[self.columns[kept] - columns.start]
+        source = hidden[wanted[kept] - columns.start]
         whole = len(kept) == int(kept[-1] - kept[0]) + 1
         target = self.logits[row, int(kept[0]) : int(kept[-1]) + 1] if whole else None
         logits = self.engine.logits(source, out=self.logits.new_empty(
@@ -185,6 +213,11 @@ def _read_batch(
     for row, (_, count) in enumerate(spans):
         cache.check_room(row, count)
     if position_ids is not None:
+        if engine.config.rope is None:
+            raise UsageError(
+                f"position_ids is given; {engine.config.model_type} has no table of positions "
+                "(ALiBi counts distances between tokens). Leave it out."
+            )
         position_ids = _checked_positions(position_ids, rows, width, engine.plan.context)
     return _Batch(tokens, spans, position_ids)
 
@@ -238,31 +271,32 @@ def _keeps_all(logits_to_keep: int | Tensor) -> bool:
     return isinstance(logits_to_keep, int) and logits_to_keep == 0
 
 
-def _kept_columns(logits_to_keep: int | Tensor, width: int) -> Tensor:
-    """Columns of the grid whose logits are wanted: the last n (0: all), or those of an index."""
+def _kept_columns(logits_to_keep: int | Tensor, rows: int, width: int) -> Tensor:
+    """[B, kept] columns whose logits are wanted: the last n (0: all), or those of an index."""
     if isinstance(logits_to_keep, int):
         if logits_to_keep < 0:
             raise UsageError(f"logits_to_keep is {logits_to_keep}; expected 0 (all) or a count.")
-        return torch.arange(width)[-logits_to_keep:] if logits_to_keep else torch.arange(width)
+        kept = torch.arange(width)[-logits_to_keep:] if logits_to_keep else torch.arange(width)
+        return kept.expand(rows, -1)
     columns = logits_to_keep.long()
     if columns.dim() != 1 or not bool(((columns >= -width) & (columns < width)).all()):
         raise UsageError(
             f"logits_to_keep must be a count or a 1-D tensor of columns below {width}."
         )
-    return columns % width
+    return (columns % width).expand(rows, -1)
 
 
-def _causal_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy of each next token, labels of -100 left out, as transformers has it."""
-    labels = torch.as_tensor(labels)
-    if labels.shape != logits.shape[:2]:
+def _last_columns(batch: _Batch, masked: bool, pad_id: int | None) -> Tensor:
+    """[B, 1] column of each row's last real token."""
+    if masked or (len(batch.spans) == 1 and pad_id is None):
+        return torch.tensor([[first + count - 1] for first, count in batch.spans])
+    if pad_id is None:
         raise UsageError(
-            f"labels is {list(labels.shape)}; expected {list(logits.shape[:2])}, one id or -100 "
-            "per position."
+            f"A batch of {len(batch.spans)} rows without attention_mask: config.json has no "
+            "pad_token_id that would tell where each row ends. Give attention_mask."
         )
-    real = labels[labels != -100]
-    if real.numel() and not 0 <= int(real.min()) <= int(real.max()) < logits.shape[-1]:
-        raise UsageError(f"labels hold ids beyond the model's {logits.shape[-1]}; -100 is ignored.")
-    return functional.cross_entropy(
-        logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100
-    )
+    rows, width = batch.tokens.shape[:2]
+    if batch.tokens.is_floating_point():
+        return torch.full((rows, 1), width - 1)
+    real = batch.tokens != pad_id
+    return (torch.arange(width) * real).argmax(1, keepdim=True)

@@ -47,6 +47,30 @@ class Projection(nn.Module):
         return out
 
 
+class Head(Projection):
+    """What makes a task's result of final hidden states: canonical name ``head``.
+
+    Args:
+        task, source: the task, and the tensor's name in the file.
+        tied: the matrix is the embedding's. softcap: bound of the results (Gemma 2's logits).
+        labels: names of the rows, none for the language model. problem: regression or kind of
+            classification, None where the config leaves it open.
+    """
+
+    def __init__(
+        self, task: str, source: str, rows: int, in_size: int, bias: bool = False, *,
+        tied: bool = False, softcap: float | None = None, labels: tuple[str, ...] = (),
+        problem: str | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__({"head": rows}, in_size, bias)
+        self.task, self.source, self.tied, self.softcap = task, source, tied, softcap
+        self.labels, self.problem = labels, problem
+
+    @property
+    def is_language_model(self) -> bool:
+        return self.task == "causal-lm"
+
+
 class Embedding(nn.Module):
     """Token id -> row. ``tied_to_head`` asks the loader for a layout that can also multiply."""
 
@@ -57,9 +81,9 @@ class Embedding(nn.Module):
         self.table: QuantEmbedding | None = None
 
     @classmethod
-    def for_head(cls, config: ModelConfig, head: nn.Module | None) -> Embedding:
-        """The embedding of a model, tied when its config says so and there is a head to tie."""
-        return cls(config.vocab_size, config.hidden_size, config.tied and head is not None)
+    def for_head(cls, config: ModelConfig, head: Head | None) -> Embedding:
+        """The embedding of a model, tied when its head says so."""
+        return cls(config.vocab_size, config.hidden_size, head is not None and head.tied)
 
     def forward(self, ids: Tensor, out: Tensor) -> Tensor:
         """ids [M] -> out [M, N]."""

@@ -21,10 +21,13 @@ from edgelm.forward import Output, forward
 from edgelm.generate import Batch, stream_text
 from edgelm.loading import Loader, Progress, warn_of_requantizing
 from edgelm.memory import Ledger, Plan
+from edgelm.models.decoder import Decoder
 from edgelm.planner import KV_DTYPES
+from edgelm.prediction import predict
 from edgelm.request import Chunk, Request, Result, collect
 from edgelm.sampling import SamplingSettings
 from edgelm.tokenizer import Tokenizer
+from edgelm.weights import WeightNames
 
 Prompt = str | Sequence[int]
 Messages = Sequence[dict[str, str]]
@@ -37,15 +40,16 @@ class LanguageModel:
     """
 
     def __init__(
-        self, files: ModelFiles, decoder: Any, made: Plan, method: str, progress: Progress | None
-    ) -> None:
+        self, files: ModelFiles, decoder: Decoder, names: WeightNames, made: Plan, method: str,
+        progress: Progress | None,
+    ) -> None:  # fmt: skip
         self.plan = made
         self.config = files.config
         self.name = files.name
         self.ledger = Ledger(made.parts, made.budget_bytes - made.predicted_peak_bytes)
         self._files = files
         self._owner = object()
-        self.report = Loader(decoder, files.names, made, self.ledger, method, progress).load()
+        self.report = Loader(decoder, names, made, self.ledger, method, progress).load()
         warn_of_requantizing(self.report)
         self._engine: Engine | None = Engine(decoder, files.config, made, self.ledger)
         self._cache: KVCache | None = self._engine.make_cache(
@@ -136,6 +140,7 @@ class LanguageModel:
     ) -> Iterator[Batch]:  # fmt: skip
         """Requests in ids, without text: nothing but ``end_ids`` and their limits end them."""
         with self._running() as (engine, cache):
+            engine.require_language_model("Generating")
             yield Batch(engine, cache, self._held, requests, end_ids, cancelled, self.kernels)
 
     def _generate_many(
@@ -176,6 +181,10 @@ class LanguageModel:
             with self._temporary_cache(rows, context) as temporary:
                 return forward(engine, temporary, input_ids=input_ids, **options)
 
+    def predict(self, inputs: Any) -> Any:
+        """What the head of a classifier says of texts; see ``prediction.predict``."""
+        return predict(self, self._open_engine().decoder.head, inputs)
+
     def score(self, prompt: str, continuation: str) -> float:
         """Log-likelihood (natural) of ``continuation`` after ``prompt``."""
         start = self.encode(prompt)
@@ -189,6 +198,7 @@ class LanguageModel:
         tokens = torch.tensor(ids)
         found = []
         with self._running() as (engine, _), self._temporary_cache(1, len(ids)) as cache:
+            engine.require_language_model("Scoring")
             for start in range(0, len(ids) - 1, engine.plan.chunk):
                 piece = tokens[start : start + engine.plan.chunk]
                 hidden = engine.run(cache, [RowTokens(0, piece)])

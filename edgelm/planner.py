@@ -61,6 +61,7 @@ def make_plan(
     parts = _weight_parts(decoder, config, products, names, dtype)
     tied = decoder.embed.tied_to_head
     parts += _runtime_parts(config, settings.rows, tokens, context, dtype, kv, products, tied)
+    parts.append(Part("logits", settings.rows * decoder.outputs * torch.float32.itemsize))
     runtime = hardware.resident_bytes()
     weight_bytes = sum(part.bytes for part in parts if part.name.startswith("weights."))
     load_peak = runtime + weight_bytes + _load_scratch(products)
@@ -161,7 +162,11 @@ def _products(
         runs: list[tuple[list[str], list[tuple[int, int]], Scheme, bool]] = []
         for name, rows in zip(named, projection.parts.values(), strict=True):
             shape = (rows, projection.in_size)
-            scheme, stored = _scheme(name, shape, names, recipe, dtype)
+            if projection is decoder.head and not decoder.head.is_language_model:
+                names.info(name, shape)
+                scheme, stored = Scheme.floating(dtype), False  # small, and nothing comes after it
+            else:
+                scheme, stored = _scheme(name, shape, names, recipe, dtype)
             if not runs or runs[-1][2:] != (scheme, stored):
                 runs.append(([], [], scheme, stored))
             runs[-1][0].append(name)
@@ -241,7 +246,6 @@ def _runtime_parts(
     if config.rope is not None:
         sizes["rope table"] = context * config.rope.rotary_size * dtype.itemsize
     sizes["kv cache"] = cache_bytes(config, rows, context, tokens, kv)
-    sizes["logits"] = rows * config.vocab_size * torch.float32.itemsize
     sizes["kernel scratch"] = max(_kernel_scratch(p, tokens, tied) for p in products)
     sizes["runtime"] = hardware.resident_bytes()
     return [Part(name, nbytes) for name, nbytes in sizes.items()]

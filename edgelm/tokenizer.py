@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,6 +96,28 @@ class Tokenizer:
     def stream(self, *, skip_special: bool = True, continues: bool = False) -> DecodeStream:
         """A decoder that takes ids one by one; see ``decode`` for the arguments."""
         return DecodeStream(self._vocabulary, skip_special, continues)
+
+    def spans(self, text: str, ids: Sequence[int]) -> list[tuple[int, int]] | None:
+        """Characters [start, stop) of the text that each of its ids (without BOS) stands for.
+
+        A character of several ids belongs to all of them. White space may have been added,
+        squeezed or replaced. None where the ids do not spell the text otherwise: the tokenizer
+        normalized it, or has no token for a part.
+        """
+        owners = [index for index, char in enumerate(text) for _ in char.encode()] + [len(text)]
+        data, at, found = text.encode(), 0, []
+        for token_id in ids:
+            piece = self._vocabulary.bytes_of(token_id)
+            if not data.startswith(piece, at):
+                piece = piece.lstrip()
+                while data[at : at + 1].isspace():
+                    at += 1
+            if not data.startswith(piece, at):
+                return None
+            stop = owners[at + len(piece) - 1] + 1 if piece else owners[at]
+            found.append((owners[at], stop))
+            at += len(piece)
+        return None if data[at:].strip() else found
 
     def token_of(self, token_id: int | None) -> str | None:
         """The token as the vocabulary writes it (chat templates want BOS and EOS so)."""

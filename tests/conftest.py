@@ -11,6 +11,7 @@ from typing import Any
 # Read when torch is first imported: two xdist workers on two cores must not start four threads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
@@ -19,6 +20,10 @@ ROOT = Path(__file__).resolve().parent.parent
 ASSETS = Path(os.environ.get("EDGELM_ASSETS") or ROOT.parent / "shared" / "assets")
 
 torch.set_num_threads(1)
+
+# The same examples on every run: a mutation is noticed always or never.
+hypothesis.settings.register_profile("repeatable", derandomize=True, database=None)
+hypothesis.settings.load_profile("repeatable")
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

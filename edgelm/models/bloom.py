@@ -12,7 +12,7 @@ from typing import Any
 from edgelm.attention import Attention
 from edgelm.config import ConfigReader, ModelConfig
 from edgelm.errors import ModelFileError
-from edgelm.layers import MLP, Embedding, LayerNorm, Projection
+from edgelm.layers import MLP, Embedding, Head, LayerNorm
 from edgelm.models.decoder import Decoder, DecoderLayer
 from edgelm.position import Alibi
 from edgelm.weights import Interleaved, Source
@@ -69,7 +69,7 @@ def read_config(data: Mapping[str, Any]) -> ModelConfig:
     )
 
 
-def build(config: ModelConfig, head: Projection | None) -> Decoder:
+def build(config: ModelConfig, head: Head | None) -> Decoder:
     """The decoder under ``head``, without weights."""
     hidden, eps, alibi = config.hidden_size, config.norm_eps, Alibi(config.num_heads)
     layers = [

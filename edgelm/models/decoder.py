@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from edgelm.attention import Attention
 from edgelm.errors import NonFiniteError
-from edgelm.layers import MLP, Embedding, GatedMLP, Norm, Projection, all_finite, part_names
+from edgelm.layers import MLP, Embedding, GatedMLP, Head, Norm, Projection, all_finite, part_names
 from edgelm.step import Step
 
 
@@ -57,7 +57,7 @@ class Decoder(nn.Module):
     """
 
     def __init__(
-        self, embed: Embedding, layers: Iterable[nn.Module], norm: Norm, head: Projection | None,
+        self, embed: Embedding, layers: Iterable[nn.Module], norm: Norm, head: Head | None,
         *, embed_scale: float | None = None, embed_norm: Norm | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
@@ -65,6 +65,11 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(layers)
         self.norm = norm
         self.head = head
+
+    @property
+    def outputs(self) -> int:
+        """Numbers that the head makes of a token, 0 without one."""
+        return self.head.out_size if self.head is not None else 0
 
     def projections(self) -> Iterator[tuple[str, Projection]]:
         """Every projection with the canonical prefix of its parts, ``layers.3.attn``, in order."""

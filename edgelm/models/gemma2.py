@@ -11,7 +11,7 @@ from typing import Any
 from edgelm.attention import Attention
 from edgelm.config import ConfigReader, ModelConfig, head_layout
 from edgelm.errors import ModelFileError, UnsupportedModelError
-from edgelm.layers import Embedding, GatedMLP, Projection, RMSNorm
+from edgelm.layers import Embedding, GatedMLP, Head, RMSNorm
 from edgelm.models import llama
 from edgelm.models.decoder import Decoder, DecoderLayer
 from edgelm.position import Rope
@@ -91,7 +91,7 @@ def _windows(reader: ConfigReader, layers: int, context: int) -> tuple[int | Non
     return tuple(known[kind] for kind in kinds)
 
 
-def build(config: ModelConfig, head: Projection | None) -> Decoder:
+def build(config: ModelConfig, head: Head | None) -> Decoder:
     """The decoder under ``head``, without weights."""
     assert config.rope is not None
     rope = Rope(config.rope)

@@ -10,9 +10,9 @@ from dataclasses import replace
 from typing import Any
 
 from edgelm.attention import Attention
-from edgelm.config import ConfigReader, ModelConfig
+from edgelm.config import ModelConfig
 from edgelm.errors import ModelFileError
-from edgelm.layers import Embedding, GatedMLP, Projection, RMSNorm
+from edgelm.layers import Embedding, GatedMLP, Head, RMSNorm
 from edgelm.models import llama
 from edgelm.models.decoder import Decoder, DecoderLayer
 from edgelm.position import Rope
@@ -22,19 +22,18 @@ WEIGHTS = llama.WEIGHTS
 
 def read_config(data: Mapping[str, Any]) -> ModelConfig:
     """The numbers of a ``config.json`` whose ``model_type`` is helium."""
-    reader = ConfigReader(data)
-    defaults = {"rms_norm_eps": 1e-8, "max_position_embeddings": 4096}
-    config = llama.read_config(defaults | dict(data))
+    defaults = {"rms_norm_eps": 1e-8, "max_position_embeddings": 4096, "rope_theta": 100000.0}
+    given = {key: value for key, value in data.items() if value is not None}
+    config = llama.read_config(defaults | given)
     if config.num_heads * config.head_size != config.hidden_size:
         raise ModelFileError(
             f"config.json: num_attention_heads {config.num_heads} x head_dim {config.head_size} "
             f"is not hidden_size {config.hidden_size}, which Helium requires."
         )
-    rope = reader.rope(config.head_size, config.max_context, default_theta=100000.0)
-    return replace(config, model_type="helium", rope=rope, max_context=rope.context_limit)
+    return replace(config, model_type="helium")
 
 
-def build(config: ModelConfig, head: Projection | None) -> Decoder:
+def build(config: ModelConfig, head: Head | None) -> Decoder:
     """The decoder under ``head``, without weights."""
     assert config.rope is not None
     hidden, eps, rope = config.hidden_size, config.norm_eps, Rope(config.rope, interleaved=True)

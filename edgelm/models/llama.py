@@ -10,7 +10,7 @@ from typing import Any
 
 from edgelm.attention import Attention
 from edgelm.config import ConfigReader, ModelConfig, head_layout
-from edgelm.layers import Embedding, GatedMLP, Projection, RMSNorm
+from edgelm.layers import Embedding, GatedMLP, Head, RMSNorm
 from edgelm.models.decoder import Decoder, DecoderLayer
 from edgelm.position import Rope
 from edgelm.weights import Source
@@ -60,7 +60,7 @@ def read_config(data: Mapping[str, Any]) -> ModelConfig:
     )
 
 
-def build(config: ModelConfig, head: Projection | None) -> Decoder:
+def build(config: ModelConfig, head: Head | None) -> Decoder:
     """The decoder under ``head``, without weights."""
     assert config.rope is not None
     hidden, eps, rope = config.hidden_size, config.norm_eps, Rope(config.rope)
