@@ -859,8 +859,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "heads: a fresh head is seeded",
         "edgelm/checkpoint/fresh_head.py",
-        ".manual_seed(SEED)",
-        "",
+        "torch.randn(shape, generator=generator)",
+        "torch.randn(shape)",
         (f"{HEADS}::test_a_fresh_head",),
     ),
     Mutation(
