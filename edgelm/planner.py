@@ -177,9 +177,11 @@ def _scheme(
     dtype: torch.dtype,
 ) -> tuple[Scheme, bool]:  # fmt: skip
     """(scheme, whether the file's own integers are kept)."""
-    stored = names.info(name, shape).scheme
-    if stored is not None and (recipe is None or recipe.accepts(name, stored)):
-        return stored, True
+    info = names.info(name, shape)
+    if info.scheme is not None and (recipe is None or recipe.accepts(name, info.scheme)):
+        return info.scheme, True
+    if recipe is None and info.stays_float:
+        return Scheme.floating(dtype), False
     try:
         return (recipe or Recipe.parse("int4")).scheme_for(name, shape, dtype), False
     except QuantError as error:

@@ -97,6 +97,20 @@ class Tokenizer:
         """A decoder that takes ids one by one; see ``decode`` for the arguments."""
         return DecodeStream(self._vocabulary, skip_special, continues)
 
+    def save(self, folder: Path) -> None:
+        """Write it as files that ``load_tokenizer`` and transformers read."""
+        self._vocabulary.save(folder)
+        special = self._special
+        ids = {"bos": self.bos_id, "eos": self.eos_id, "pad": self.pad_id}
+        told: dict[str, Any] = {
+            f"{key}_token": self.token_of(i) for key, i in ids.items() if i is not None
+        }
+        told |= {"add_bos_token": self.add_bos, "add_eos_token": bool(special.suffix)}
+        if self.chat_template is not None:
+            told["chat_template"] = self.chat_template
+        text = json.dumps(told, indent=2, ensure_ascii=False) + "\n"
+        (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
+
     def token_of(self, token_id: int | None) -> str | None:
         """The token as the vocabulary writes it (chat templates want BOS and EOS so)."""
         return None if token_id is None else self._vocabulary.name_of(token_id)

@@ -25,12 +25,14 @@ class TensorInfo:
 
     `dtype` is torch's name ("bfloat16") or the file's own ("Q4_0", "F8_E4M3"); `scheme` is set
     when the file holds packed integers; `nbytes` counts the tensor's bytes in the file.
+    `stays_float` marks a matrix that a quantized file left in floats on purpose.
     """
 
     shape: tuple[int, ...]
     dtype: str
     scheme: Scheme | None
     nbytes: int
+    stays_float: bool = False
 
 
 class Checkpoint(Protocol):
@@ -69,8 +71,12 @@ def open_checkpoint(path: Path) -> Checkpoint:
     that hold something this package does not read.
     """
     from edgelm.checkpoint.gguf_files import GGUFCheckpoint
+    from edgelm.checkpoint.manifest import MANIFEST
+    from edgelm.checkpoint.packed import PackedCheckpoint
     from edgelm.checkpoint.safetensors_files import SafetensorsCheckpoint
 
+    if (path / MANIFEST).is_file():
+        return PackedCheckpoint(path)
     if path.is_dir():
         return SafetensorsCheckpoint(path)
     if path.is_file() and path.suffix.lower() == ".gguf":

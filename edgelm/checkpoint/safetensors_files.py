@@ -33,7 +33,7 @@ AGAIN = "Fetch it again, or convert the model anew."
 
 
 @dataclass(frozen=True)
-class _Stored:
+class Stored:
     """Where one tensor lies: bytes [offset, offset + info.nbytes) of `file`."""
 
     file: Path
@@ -53,7 +53,7 @@ class SafetensorsCheckpoint:
         self.config = read_json(path / "config.json")
         if "quantization_config" in self.config:
             _refuse_quantized(path, self.config["quantization_config"])
-        self._tensors = _open_weights(path)
+        self._tensors = open_weights(path)
 
     def names(self) -> list[str]:
         return list(self._tensors)
@@ -64,22 +64,29 @@ class SafetensorsCheckpoint:
     def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """Rows [start, stop) (of a scalar: its one value) in the stored float dtype."""
         stored = self._tensors[name]
-        shape, dtype = stored.info.shape, stored.dtype
-        if dtype is None:
+        if stored.dtype is None:
             raise UnsupportedModelError(
                 f"{stored.file}: tensor {name} is stored as {stored.info.dtype}; weights are read "
                 f"from {', '.join(FLOATS)}. Convert the model to one of these."
             )
-        start, stop = span(shape[0] if shape else 1, start, stop, name)
-        out = torch.empty((stop - start, *shape[1:]) if shape else (), dtype=dtype)
-        row_bytes = prod(shape[1:]) * dtype.itemsize
-        with opened(stored.file) as file:
-            fill(file, stored.offset + start * row_bytes, out, stored.file)
-        return out
+        return read_rows(stored, name, stored.dtype, start, stop)
 
     def read_packed(self, name: str, start: int = 0, stop: int | None = None) -> PackedWeight:
         """Never possible here: these files hold floats, and `info` says so."""
         raise TypeError(f"{name} is stored as {self.info(name).dtype}, not as packed integers")
+
+
+def read_rows(
+    stored: Stored, name: str, dtype: torch.dtype, start: int = 0, stop: int | None = None
+) -> torch.Tensor:
+    """Rows [start, stop) of a tensor that is stored in `dtype`, as a private copy."""
+    shape = stored.info.shape
+    start, stop = span(shape[0] if shape else 1, start, stop, name)
+    out = torch.empty((stop - start, *shape[1:]) if shape else (), dtype=dtype)
+    row_bytes = prod(shape[1:]) * dtype.itemsize
+    with opened(stored.file) as file:
+        fill(file, stored.offset + start * row_bytes, out, stored.file)
+    return out
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -108,7 +115,7 @@ def _refuse_quantized(path: Path, settings: Any) -> None:
     )
 
 
-def _open_weights(folder: Path) -> dict[str, _Stored]:
+def open_weights(folder: Path) -> dict[str, Stored]:
     if (folder / SINGLE).is_file():
         return _open_file(folder / SINGLE)
     if (folder / INDEX).is_file():
@@ -123,13 +130,13 @@ def _open_weights(folder: Path) -> dict[str, _Stored]:
     raise ModelFileError(f"{folder} has neither {SINGLE} nor {INDEX}: the weights are missing.")
 
 
-def _open_shards(folder: Path) -> dict[str, _Stored]:
+def _open_shards(folder: Path) -> dict[str, Stored]:
     """All tensors the index names, each found in the shard it names."""
     index = folder / INDEX
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ModelFileError(f"{index} has no weight_map from tensor names to files. {AGAIN}")
-    shards: dict[str, dict[str, _Stored]] = {}
+    shards: dict[str, dict[str, Stored]] = {}
     tensors = {}
     for name, shard in weight_map.items():
         if shard not in shards:
@@ -170,7 +177,7 @@ def _inside(folder: Path, shard: Any) -> Path:
     return path
 
 
-def _open_file(path: Path) -> dict[str, _Stored]:
+def _open_file(path: Path) -> dict[str, Stored]:
     """The tensors of one file by name, after the library has checked its header."""
     from safetensors import SafetensorError, safe_open
 
@@ -197,10 +204,10 @@ def _open_file(path: Path) -> dict[str, _Stored]:
     return {name: _stored(path, 8 + length, entry) for name, entry in entries}
 
 
-def _stored(path: Path, data: int, entry: dict[str, Any]) -> _Stored:
+def _stored(path: Path, data: int, entry: dict[str, Any]) -> Stored:
     """One header entry, `data` being where the file's tensors begin."""
     begin, end = entry["data_offsets"]
     dtype = FLOATS.get(entry["dtype"])
     named = str(dtype).removeprefix("torch.") if dtype else entry["dtype"]
     info = TensorInfo(tuple(entry["shape"]), named, None, end - begin)
-    return _Stored(path, data + begin, dtype, info)
+    return Stored(path, data + begin, dtype, info)
