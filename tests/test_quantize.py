@@ -316,3 +316,19 @@ def test_kill_at_20_random_times(assets: Path, tmp_path: Path) -> None:
         assert content(out) == content(tmp_path / "undisturbed")
     print(f"{kills} of 20 runs were killed within {whole_s:.2f} s")
     assert kills >= 15
+
+
+def test_version_1_still_loads() -> None:
+    """A folder written when format version 1 was new, with every kind of scheme in it."""
+    folder = Path(__file__).parent / "data" / "packed-v1"
+    manifest = json.loads((folder / MANIFEST).read_text())
+    for name, digest in manifest["files"].items():
+        assert quantization.file_sha256(folder / name) == digest
+    expected = json.loads(folder.with_name("packed-v1-logits.json").read_text())
+    with edgelm.load(folder, backend="reference") as lm:
+        assert {p.scheme for p in lm.plan.products} == {
+            "int8", "int4-g32", "int4-g32-zint", "int4-g32-zfloat", "int8-g32", "int8-zint",
+            "float32",
+        }  # fmt: skip
+        got = lm.forward(torch.tensor([[1, 7, 42, 60, 3]])).logits[0, -1]
+    assert (got - torch.tensor(expected)).abs().max() < 1e-4
