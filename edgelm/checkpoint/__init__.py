@@ -25,12 +25,15 @@ class TensorInfo:
 
     `dtype` is torch's name ("bfloat16") or the file's own ("Q4_0", "F8_E4M3"); `scheme` is set
     when the file holds packed integers; `nbytes` counts the tensor's bytes in the file.
+    `nearest` is the scheme for a matrix in blocks that no scheme holds as they are (GGUF's Q6_K):
+    "auto" quantizes it anew to that.
     """
 
     shape: tuple[int, ...]
     dtype: str
     scheme: Scheme | None
     nbytes: int
+    nearest: Scheme | None = None
 
 
 class Checkpoint(Protocol):
