@@ -3,9 +3,10 @@
 | types | kept as | how |
 |---|---|---|
 | Q4_0, Q4_1, Q8_0 | int4-g32, int4-g32-zfloat, int8-g32 | every bit as stored |
+| Q5_0, IQ4_NL; Q5_1 | int8-g32; int8-g32-zfloat | every value as stored: their codes fit into 8 bits |
 | Q4_K | int4-g32-zfloat | codes as stored; a group's scale and minimum, products of a float16 and 6 bits, are rounded to one float16 (about 70 dB) |
-| Q5_0, Q5_1, Q5_K, Q6_K | int8-g32 | quantized again by ``quant="auto"``: 8 bits lose nothing that 5 or 6 bits held (about 45 dB) |
-| IQ4_NL, IQ4_XS, MXFP4, NVFP4 | int8-g32 | the same: no evenly spaced 4 bits hold their unevenly spaced values |
+| Q5_K, Q6_K | int8-g32 | quantized again by ``quant="auto"``, 45 dB or better |
+| IQ4_XS, MXFP4, NVFP4 | int8-g32 | the same: no evenly spaced 4 bits hold their unevenly spaced values |
 | Q2_K, Q3_K, IQ1_*, IQ2_*, IQ3_*, TQ1_0, TQ2_0 | int4-g32-zfloat | the same, at a cost: 20 dB or more below what the file holds |
 """  # noqa: E501 - a table's rows
 
@@ -19,10 +20,13 @@ from quant.scheme import Scheme
 EXACT = {
     "Q4_0": Scheme(4, 32),
     "Q4_1": Scheme(4, 32, "float"),
+    "Q5_0": Scheme(8, 32),
+    "Q5_1": Scheme(8, 32, "float"),
     "Q8_0": Scheme(8, 32),
+    "IQ4_NL": Scheme(8, 32),
 }
 PACKED = EXACT | {"Q4_K": Scheme(4, 32, "float")}
-_IN_8_BITS = ("Q5_0", "Q5_1", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "MXFP4", "NVFP4")
+_IN_8_BITS = ("Q5_K", "Q6_K", "IQ4_XS", "MXFP4", "NVFP4")
 _IN_4_BITS = (
     *("Q2_K", "Q3_K", "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"),
     *("TQ1_0", "TQ2_0"),
@@ -30,6 +34,8 @@ _IN_4_BITS = (
 NEAREST = dict.fromkeys(_IN_8_BITS, Scheme(8, 32)) | dict.fromkeys(
     _IN_4_BITS, Scheme(4, 32, "float")
 )
+# The values of IQ4_NL's codes in units of its scale (ggml's kvalues_iq4nl).
+IQ4_NL_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 K_GROUPS = 8  # groups of 32 in a block of Q4_K
 
 
@@ -37,6 +43,8 @@ def take_apart(raw: torch.Tensor, kind: str, packed: PackedWeight) -> None:
     """Blocks of a type of PACKED (uint8 [n, bytes]) into the rows of `packed`."""
     if kind == "Q4_K":
         _take_apart_q4_k(raw, packed)
+    elif kind in ("Q5_0", "Q5_1", "IQ4_NL"):
+        _widen(raw, kind, packed)
     else:
         _take_apart_32(raw, packed)
 
@@ -72,6 +80,30 @@ def _take_apart_32(raw: torch.Tensor, packed: PackedWeight) -> None:
     halves = packed.qweight.view(*groups, 2, 8)
     halves[..., 0, :] = (words & 15) | (higher & 240)
     halves[..., 1, :] = (higher & 15) | ((words >> 8) & 240)
+
+
+def _widen(raw: torch.Tensor, kind: str, packed: PackedWeight) -> None:
+    """Q5_0, Q5_1 and IQ4_NL: the scale (and minimum) as stored, the codes as bytes.
+
+    The nibbles stand as in Q4_0; 5-bit types have their 32 fifth bits, one after the other, in
+    4 bytes before them (ggml's dequantize_row_q5_0, dequantize_row_iq4_nl).
+    """
+    assert packed.scales is not None
+    groups = packed.scales.shape
+    blocks = raw.view(*groups, -1)
+    floats = blocks[..., :4].contiguous().view(torch.float16)
+    packed.scales.copy_(floats[..., 0])
+    if packed.zeros is not None:
+        packed.zeros.copy_(floats[..., 1])
+    nibbles = blocks[..., -16:]
+    codes = torch.cat([nibbles & 15, nibbles >> 4], dim=-1)
+    out = packed.qweight.view(*groups, 32)
+    if kind == "IQ4_NL":
+        out.copy_(torch.tensor(IQ4_NL_VALUES, dtype=torch.int8)[codes.int()])
+        return
+    fifth = blocks[..., -20:-16, None] >> torch.arange(8, dtype=torch.uint8) & 1
+    codes |= fifth.view(codes.shape) << 4
+    out.copy_(codes.to(torch.int8) - (16 if kind == "Q5_0" else 0))
 
 
 def _take_apart_q4_k(raw: torch.Tensor, packed: PackedWeight) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,7 @@ class GGUFCheckpoint:
     def _floats(self, weight: _Weight, start: int, stop: int) -> torch.Tensor:
         stored = weight.stored
         out = torch.empty(stop - start, *stored.shape[1:], dtype=FLOATS[stored.type.name])
-        target = out.view(len(out), -1).view(torch.uint8)
+        target = out.view(len(out), prod(stored.shape[1:])).view(torch.uint8)
         for first, raw in self._raw_rows(weight, start, stop):
             target[first : first + len(raw)] = raw
         return out
