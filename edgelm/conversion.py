@@ -124,8 +124,8 @@ def _matrix(
     wanted = [recipe.scheme_for(part, shape, float_dtype) for part, shape in parts]
     scheme = max(wanted, key=lambda each: (each.bits, each.nbytes(parts[0][1])))
     note = "" if len(set(wanted)) == 1 else "fused in the file: the scheme with the most bits"
-    if info.scheme is not None:
-        note = "quantized again: the file holds it in other bits"
+    if info.scheme is not None or info.nearest is not None:
+        note = f"quantized again: the file holds {info.dtype}"
     if scheme.is_float:
         return Target(name, info.shape, float_dtype, None, False, canonical, note)
     return Target(name, info.shape, float_dtype, scheme, False, canonical, note)
@@ -133,7 +133,7 @@ def _matrix(
 
 def _copied(checkpoint: Checkpoint, name: str) -> Target:
     info = checkpoint.info(name)
-    if info.scheme is None and info.dtype not in DTYPES:
+    if info.scheme is None and info.nearest is None and info.dtype not in DTYPES:
         raise UnsupportedModelError(
             f"{checkpoint.path}: tensor {name} is stored as {info.dtype}; weights are read from "
             f"{', '.join(DTYPES)}. Convert the model to one of these."

@@ -35,6 +35,8 @@ _LLAMA3 = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
+_BLOOM = r" ?[^(\s|.,!?…。，、।۔،)]+"  # of BLOOM's own tokenizer.json
+
 
 @dataclass(frozen=True)
 class PreTokenizer:
@@ -49,6 +51,7 @@ _LLAMA_BPE = PreTokenizer((_LLAMA3,), ignore_merges=True, add_bos=True)
 
 # tokenizer.ggml.pre -> the cut, as llama.cpp's llama-vocab.cpp assigns them.
 PRE_TOKENIZERS = {
+    "bloom": PreTokenizer((_BLOOM,)),
     "default": PreTokenizer((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]")),
     "gpt-2": PreTokenizer((_GPT2,)),
     "llama-bpe": _LLAMA_BPE,

@@ -26,6 +26,8 @@ class TensorInfo:
     `dtype` is torch's name ("bfloat16") or the file's own ("Q4_0", "F8_E4M3"); `scheme` is set
     when the file holds packed integers; `nbytes` counts the tensor's bytes in the file.
     `stays_float` marks a matrix that a quantized file left in floats on purpose.
+    `nearest` is the scheme for a matrix in blocks that no scheme holds as they are (GGUF's Q6_K):
+    "auto" quantizes it anew to that.
     """
 
     shape: tuple[int, ...]
@@ -33,6 +35,7 @@ class TensorInfo:
     scheme: Scheme | None
     nbytes: int
     stays_float: bool = False
+    nearest: Scheme | None = None
 
 
 class Checkpoint(Protocol):
