@@ -9,16 +9,23 @@ gives the parts different schemes the whole takes the one with the most bits.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from edgelm.checkpoint import Checkpoint
-from edgelm.checkpoint.packed_layout import Spec, specs
-from edgelm.errors import UnsupportedModelError, UsageError
+from edgelm.checkpoint.manifest import Manifest, Module
+from edgelm.checkpoint.packed_layout import ROW_STEP, Spec, specs
+from edgelm.errors import ModelFileError, UnsupportedModelError, UsageError
 from edgelm.files import ModelFiles
-from quant import METHODS, QuantError, Recipe, Scheme
+from edgelm.inspection import licence_of
+from edgelm.version import __version__
+from quant import METHODS, PackedWeight, QuantError, Recipe, Scheme, Sqnr, pack
+
+BLOCK_BYTES = 32 << 20  # rows of a weight are read, packed and written this much at a time
+Progress = Callable[[str, int, int], None]
 
 DTYPES = {
     name: getattr(torch, name) for name in ("float64", "float32", "float16", "bfloat16")
@@ -197,3 +204,58 @@ def _group(scheme: Scheme, names: list[str]) -> dict[str, Any]:
             "dynamic": False,
         },
     }
+
+
+def row_blocks(target: Target) -> Iterator[tuple[int, int]]:
+    """Row ranges of about BLOCK_BYTES in float32; a scalar is one row."""
+    rows = target.shape[0] if target.shape else 1
+    row_bytes = 4 * max(1, torch.Size(target.shape[1:]).numel())
+    step = max(1, BLOCK_BYTES // row_bytes // ROW_STEP) * ROW_STEP
+    for start in range(0, rows, step):
+        yield start, min(start + step, rows)
+
+
+def converted_rows(
+    checkpoint: Checkpoint, target: Target, start: int, stop: int, method: str, error: Sqnr
+) -> PackedWeight | torch.Tensor:
+    """Rows [start, stop) of a weight as they are to be stored; what that costs goes to `error`."""
+    if target.kept:
+        return checkpoint.read_packed(target.name, start, stop)
+    rows = checkpoint.read(target.name, start, stop)
+    if target.scheme is None:
+        if not bool(torch.isfinite(rows).all()):
+            raise _damaged(checkpoint, target.name, "NaN or infinity")
+        return rows.to(target.dtype)
+    try:
+        shape = (rows.shape[0], rows.shape[1])
+        return pack([(0, rows)], shape, target.scheme, method, error=error)[0]
+    except QuantError as problem:
+        raise _damaged(checkpoint, target.name, str(problem)) from problem
+
+
+def _damaged(checkpoint: Checkpoint, name: str, problem: str) -> ModelFileError:
+    return ModelFileError(f"{checkpoint.path}: tensor {name}: {problem}")
+
+
+def manifest_of(
+    files: ModelFiles, conversion: Conversion, method: str, errors: dict[str, float | None],
+    nbytes: int, sums: dict[str, str],
+) -> Manifest:  # fmt: skip
+    """What was written, in words. errors: in dB by weight; nbytes: of all tensors."""
+    modules = {}
+    for target in conversion.targets:
+        if target.scheme is not None:
+            outputs, inputs = target.shape
+            modules[target.name] = Module(
+                target.scheme, (outputs, inputs), target.parts, errors[target.name], target.note
+            )
+    return Manifest(
+        writer=f"edgelm {__version__}",
+        recipe=conversion.recipe.to_dict() | {"name": str(conversion.recipe)},
+        method=method,
+        licence=licence_of(files.checkpoint),
+        bits_per_weight=nbytes * 8 / conversion.parameters,
+        modules=modules,
+        floats=tuple(t.name for t in conversion.targets if t.parts and t.scheme is None),
+        files=sums,
+    )

@@ -16,13 +16,13 @@ import pytest
 import torch
 
 import edgelm
-from edgelm import quantization
 from edgelm.checkpoint import open_checkpoint, safetensors_writer
 from edgelm.checkpoint.journal import Journal
 from edgelm.checkpoint.manifest import MANIFEST
 from edgelm.checkpoint.packed_layout import ROW_STEP, from_stored, specs, to_stored
 from edgelm.checkpoint.safetensors_writer import TensorFiles
 from edgelm.inspection import inspect_files
+from edgelm.packed_folder import file_sha256
 from quant import PackedWeight, Scheme
 from quant.methods.rtn import rtn
 
@@ -130,7 +130,7 @@ def test_what_inspect_and_the_manifest_say(assets: Path, tmp_path: Path) -> None
     data = json.loads((out / MANIFEST).read_text())
     assert set(data["files"]) == {path.name for path in out.iterdir()} - {MANIFEST}
     for name, digest in data["files"].items():
-        assert quantization.file_sha256(out / name) == digest
+        assert file_sha256(out / name) == digest
     assert "lm_head.weight" not in open_checkpoint(out).names()
 
 
@@ -323,7 +323,7 @@ def test_version_1_still_loads() -> None:
     folder = Path(__file__).parent / "data" / "packed-v1"
     manifest = json.loads((folder / MANIFEST).read_text())
     for name, digest in manifest["files"].items():
-        assert quantization.file_sha256(folder / name) == digest
+        assert file_sha256(folder / name) == digest
     expected = json.loads(folder.with_name("packed-v1-logits.json").read_text())
     with edgelm.load(folder, backend="reference") as lm:
         assert {p.scheme for p in lm.plan.products} == {
@@ -332,3 +332,21 @@ def test_version_1_still_loads() -> None:
         }  # fmt: skip
         got = lm.forward(torch.tensor([[1, 7, 42, 60, 3]])).logits[0, -1]
     assert (got - torch.tensor(expected)).abs().max() < 1e-4
+
+
+def test_command(tiny_llama: Callable[..., Path], tmp_path: Path, capfd: Any) -> None:
+    """The promise first, the measured peak last; with --json one document."""
+    from edgelm.cli.main import main
+
+    source, out = str(tiny_llama()), str(tmp_path / "out")
+    assert main(["quantize", source, out, "--quant", "int4-g32"]) == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert lines[0].startswith("promised peak memory")
+    assert "verified; peak memory" in lines[-1]
+    assert main(["quantize", source, out, "--json"]) == 2
+    said = json.loads(capfd.readouterr().out)
+    assert "exists" in said["error"]["message"]
+    assert main(["quantize", source, f"{out}2", "--json"]) == 0
+    said = json.loads(capfd.readouterr().out)
+    assert said["manifest"]["format_version"] == 1
+    assert said["promised_peak_bytes"] > 300 << 20
