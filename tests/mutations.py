@@ -347,16 +347,30 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "quant: scales beyond float16 are refused",
         "quant/methods/rtn.py",
-        "if largest > _LARGEST:",
+        "if largest > limit:",
         "if False:",
         (f"{QUANT}/test_rtn.py::test_scales_beyond_float16_are_refused",),
     ),
     Mutation(
         "quant: bytes include the scales",
         "quant/scheme.py",
-        "per_group = 2 +",
+        "per_group = scale +",
         "per_group = 0 +",
         (f"{QUANT}/test_scheme.py::test_nbytes_is_what_the_packing_takes",),
+    ),
+    Mutation(
+        "quant: a codebook's byte holds the even number low",
+        "quant/codebooks.py",
+        "torch.stack([table[byte & 15], table[byte >> 4]], dim=1)",
+        "torch.stack([table[byte >> 4], table[byte & 15]], dim=1)",
+        (f"{QUANT}/test_codebooks.py::test_codes_scales_and_numbers_equal_bitsandbytes",),
+    ),
+    Mutation(
+        "quant: a file in another codebook does not pass for the one asked for",
+        "quant/recipe.py",
+        "if scheme.codebook != first.codebook:",
+        "if False:",
+        (f"{QUANT}/test_scheme.py::test_files_keep_what_the_recipe_accepts",),
     ),
     Mutation(
         "quant: the last override wins",
