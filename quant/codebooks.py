@@ -1,4 +1,4 @@
-"""Codebooks of 16 numbers in [-1, 1]; a 4-bit code names one, a group's largest magnitude scales it.
+"""Codebooks of 16 numbers in [-1, 1]: a 4-bit code names one, a scale per group stretches them.
 
 Both are bitsandbytes' (functional.get_4bit_type). nf4: quantiles of the normal distribution
 (Dettmers et al. 2023, arXiv:2305.14314). fp4: floats of a sign and three bits, divided by their
