@@ -48,7 +48,7 @@ class Target:
     parts: tuple[str, ...] = ()
     note: str = ""
 
-    def specs(self, scales: torch.dtype) -> dict[str, Spec]:
+    def specs(self, scales: torch.dtype | None) -> dict[str, Spec]:
         """The tensors it is stored as, by full name."""
         if self.scheme is None:
             return {self.name: (self.dtype, self.shape)}
@@ -71,10 +71,11 @@ class Conversion:
     peer_note: str
 
     @property
-    def scale_dtype(self) -> torch.dtype:
-        """float32 where transformers dequantizes while loading, which it does in this type."""
+    def scale_dtype(self) -> torch.dtype | None:
+        """float32 where transformers dequantizes while loading, in the scales' type; else None,
+        the scheme's own."""
         exact = self.settings is not None and self.settings.get("dequantize")
-        return torch.float32 if exact else torch.float16
+        return torch.float32 if exact else None
 
     @property
     def parameters(self) -> int:
@@ -160,8 +161,8 @@ def _settings(
     packed = [target for target in targets if target.scheme is not None]
     if not packed:
         return None, ""
-    if any(target.scheme.zeros == "float" for target in packed if target.scheme):
-        note = "float zeros: read by edgelm only, compressed-tensors cannot say them"
+    if any(t.scheme.zeros == "float" or t.scheme.codebook for t in packed if t.scheme):
+        note = "float zeros or codebooks, which compressed-tensors cannot say: read by edgelm only"
         return {"quant_method": "edgelm"}, note
     groups: dict[Scheme, list[str]] = {}
     for target in packed:

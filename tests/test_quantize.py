@@ -42,7 +42,8 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("text", ["int4-g32", "int4-g32-zint", "int4-g64-zfloat", "int8",
-                                  "int8-zint", "int8-g32-zint", "int8-g128-zfloat"])  # fmt: skip
+                                  "int8-zint", "int8-g32-zint", "int8-g128-zfloat",
+                                  "int4-row-zint", "nf4", "fp4"])  # fmt: skip
 def test_layout_round_trip(text: str) -> None:
     """Every stored tensor has the shape that was planned; every block of rows comes back."""
     scheme = Scheme.parse(text)

@@ -73,15 +73,11 @@ def open_checkpoint(path: Path) -> Checkpoint:
     Raises ModelFileError for missing or damaged files, UnsupportedModelError for sound files
     that hold something this package does not read.
     """
+    from edgelm.checkpoint.folders import open_folder
     from edgelm.checkpoint.gguf_files import GGUFCheckpoint
-    from edgelm.checkpoint.manifest import MANIFEST
-    from edgelm.checkpoint.packed import PackedCheckpoint
-    from edgelm.checkpoint.safetensors_files import SafetensorsCheckpoint
 
-    if (path / MANIFEST).is_file():
-        return PackedCheckpoint(path)
     if path.is_dir():
-        return SafetensorsCheckpoint(path)
+        return open_folder(path)
     if path.is_file() and path.suffix.lower() == ".gguf":
         return GGUFCheckpoint(path)
     problem = "is neither a folder nor a .gguf file" if path.exists() else "does not exist"

@@ -14,18 +14,12 @@ from edgelm.checkpoint import TensorInfo
 from edgelm.checkpoint.manifest import MANIFEST, Manifest, Module
 from edgelm.checkpoint.packed_layout import Spec, first_row, from_stored, specs
 from edgelm.checkpoint.rows import span
-from edgelm.checkpoint.safetensors_files import (
-    FLOATS,
-    Stored,
-    open_weights,
-    read_json,
-    read_rows,
-)
-from edgelm.errors import ModelFileError, UnsupportedModelError
+from edgelm.checkpoint.safetensors_files import FLOATS, INTEGERS, SafetensorsCheckpoint
+from edgelm.errors import ModelFileError
 from quant.groupwise import dequantize
 from quant.packing import PackedWeight
 
-STORED = FLOATS | {"I32": torch.int32, "I64": torch.int64}
+_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in FLOATS.values()} | INTEGERS
 
 
 class PackedCheckpoint:
@@ -37,9 +31,9 @@ class PackedCheckpoint:
         self.path = path
         self.metadata: dict[str, Any] = {}
         self.manifest = Manifest.read(path / MANIFEST)
-        self.config = read_json(path / "config.json")
+        self._files = SafetensorsCheckpoint(path)
+        self.config = dict(self._files.config)
         self.config.pop("quantization_config", None)  # it says less than the manifest
-        self._tensors = open_weights(path)
         self._infos = self._read_infos()
 
     def names(self) -> list[str]:
@@ -52,26 +46,20 @@ class PackedCheckpoint:
         """Rows [start, stop): the stored float dtype, float32 if packed."""
         if name in self.manifest.modules:
             return dequantize(self.read_packed(name, start, stop))
-        stored = self._tensors[name]
-        if stored.dtype is None:
-            raise UnsupportedModelError(
-                f"{stored.file}: tensor {name} is stored as {stored.info.dtype}, and edgelm.json "
-                "does not say how to read it. Quantize the model again."
-            )
-        return read_rows(stored, name, stored.dtype, start, stop)
+        return self._files.read(name, start, stop)
 
     def read_packed(self, name: str, start: int = 0, stop: int | None = None) -> PackedWeight:
         """Rows [start, stop) of a weight stored as integers, in the canonical layout."""
         module = self.manifest.modules[name]
         start, stop = span(module.shape[0], start, stop, name)
         found = {}
-        for suffix, (dtype, shape) in self._specs(name, module).items():
+        for suffix, (_, shape) in self._specs(name, module).items():
             if suffix == "weight_shape":
                 continue
             first = first_row(suffix, module.scheme, start)
             last = shape[0] if stop == module.shape[0] else self._last(suffix, module, stop)
             part = name.removesuffix("weight") + suffix
-            found[suffix] = read_rows(self._tensors[part], part, dtype, first, last)
+            found[suffix] = self._files.read_stored(part, first, last)
         skip = start % (32 // module.scheme.bits)
         try:
             return from_stored(found, module.scheme, module.shape[1], skip)
@@ -89,40 +77,38 @@ class PackedCheckpoint:
             total = 0
             for suffix, spec in self._specs(name, module).items():
                 part = name.removesuffix("weight") + suffix
-                total += self._checked(part, spec).info.nbytes
+                total += self._checked(part, spec).nbytes
                 parts[part] = name
             sizes[name] = total
         infos = {}
-        for stored_name, stored in self._tensors.items():
+        for stored_name in self._files.names():
             name = parts.get(stored_name, stored_name)
             if name in self.manifest.modules:
                 module = self.manifest.modules[name]
                 scheme = module.scheme
                 infos[name] = TensorInfo(module.shape, str(scheme), scheme, sizes[name])
             else:
-                info = stored.info
+                info = self._files.info(name)
                 floats = name in self.manifest.floats
                 infos[name] = TensorInfo(info.shape, info.dtype, None, info.nbytes, floats)
         return infos
 
     def _specs(self, name: str, module: Module) -> dict[str, Spec]:
         """What the parts of a weight must be; its scales may be float16 or float32."""
-        scale = self._tensors.get(name.removesuffix("weight") + "weight_scale")
-        scales = torch.float32 if scale is None else scale.dtype or torch.float32
-        return specs(module.scheme, module.shape, scales)
+        scale = name.removesuffix("weight") + "weight_scale"
+        found = self._files.info(scale).dtype if scale in self._files else ""
+        return specs(module.scheme, module.shape, _DTYPES.get(found))
 
-    def _checked(self, part: str, spec: Spec) -> Stored:
-        stored = self._tensors.get(part)
-        if stored is None:
+    def _checked(self, part: str, spec: Spec) -> TensorInfo:
+        if part not in self._files:
             raise ModelFileError(
                 f"{self.path}: edgelm.json lists {part}, which the safetensors files lack. The "
                 "folder is incomplete or mixed up: copy all of it again."
             )
-        dtype, shape = spec
-        found = STORED.get(stored.info.dtype) or stored.dtype
-        if found != dtype or stored.info.shape != shape:
+        info, (dtype, shape) = self._files.info(part), spec
+        if _DTYPES.get(info.dtype) != dtype or info.shape != shape:
             raise ModelFileError(
-                f"{stored.file}: {part} is {stored.info.dtype} {list(stored.info.shape)}; "
-                f"edgelm.json implies {dtype} {list(shape)}. Copy the folder again."
+                f"{self.path}: {part} is {info.dtype} {list(info.shape)}; edgelm.json implies "
+                f"{dtype} {list(shape)}. Copy the folder again."
             )
-        return stored
+        return info

@@ -2,11 +2,12 @@
 
 A matrix [N, K] named `x.weight` becomes, under `x.`:
     weight_packed      int32 [N, ceil(K * bits / 32)]: unsigned codes, the first in the lowest bits
-    weight_scale       float16 or float32 [N, G]
+    weight_scale       the scheme's own type, or float32 [N, G]
     weight_zero_point  int32 [ceil(N * bits / 32), G]: unsigned zeros, packed along the rows
     weight_shape       int64 [2]
-    weight_minimum     float16 [N, G]: the float zeros of `-zfloat` schemes, which that format
-                       cannot say; only this package reads it
+    weight_minimum     [N, G] in the scales' own type: the float zeros of `-zfloat` schemes
+Float zeros, and codes that name numbers (nf4, fp4), are beyond that format: only this package
+reads them.
 Unsigned codes are 0..15 as here, and for 8 bits the signed code plus 128.
 """
 
@@ -19,6 +20,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from quant import PackedWeight, Scheme
+from quant.scheme import FLOATS
 
 ROW_STEP = 8
 """Blocks of rows start at multiples of this: so many int4 zeros share a word."""
@@ -26,19 +28,25 @@ ROW_STEP = 8
 Spec = tuple[torch.dtype, tuple[int, ...]]
 
 
-def specs(scheme: Scheme, shape: tuple[int, int], scales: torch.dtype) -> dict[str, Spec]:
-    """What a matrix of `shape` is stored as: suffix of the name -> dtype and shape."""
+def specs(
+    scheme: Scheme, shape: tuple[int, int], scales: torch.dtype | None = None
+) -> dict[str, Spec]:
+    """What a matrix of `shape` is stored as: suffix of the name -> dtype and shape.
+
+    scales: their stored type; None is the scheme's own.
+    """
+    own = FLOATS[scheme.scales]
     outputs, inputs = shape
     groups, per_word = scheme.groups(inputs), 32 // scheme.bits
     found: dict[str, Spec] = {
         "weight_packed": (torch.int32, (outputs, -(-inputs // per_word))),
-        "weight_scale": (scales, (outputs, groups)),
+        "weight_scale": (scales or own, (outputs, groups)),
         "weight_shape": (torch.int64, (2,)),
     }
     if scheme.zeros == "int":
         found["weight_zero_point"] = (torch.int32, (-(-outputs // per_word), groups))
     if scheme.zeros == "float":
-        found["weight_minimum"] = (torch.float16, (outputs, groups))
+        found["weight_minimum"] = (own, (outputs, groups))
     return found
 
 
@@ -52,13 +60,13 @@ def first_row(suffix: str, scheme: Scheme, start: int) -> int:
     return start * scheme.bits // 32 if suffix == "weight_zero_point" else start
 
 
-def to_stored(packed: PackedWeight, scales: torch.dtype) -> dict[str, Tensor]:
+def to_stored(packed: PackedWeight, scales: torch.dtype | None = None) -> dict[str, Tensor]:
     """Rows of a matrix as its stored tensors; only a matrix's last block may end mid-word."""
     assert packed.scales is not None
     scheme = packed.scheme
     found = {
         "weight_packed": _words(_unsigned(packed.qweight, scheme)),
-        "weight_scale": packed.scales.to(scales),
+        "weight_scale": packed.scales.to(scales or packed.scales.dtype),
     }
     if scheme.zeros == "float":
         assert packed.zeros is not None
@@ -78,14 +86,14 @@ def from_stored(
     """Rows of a matrix from its stored tensors, every integer as it was.
 
     skip: rows of the first word of zeros that lie before the block. Raises OverflowError for a
-    scale that float16 does not hold, because the packing here would change it.
+    scale that the scheme's type does not hold, because it would be changed.
     """
     rows = stored["weight_packed"].shape[0]
     width = inputs * scheme.bits // 8
     qweight = _signed(_bytes(stored["weight_packed"])[:, :width], scheme)
-    scales = stored["weight_scale"].to(torch.float16)
+    scales = stored["weight_scale"].to(FLOATS[scheme.scales])
     if not torch.equal(scales.to(stored["weight_scale"].dtype), stored["weight_scale"]):
-        raise OverflowError("scales that are no float16 numbers")
+        raise OverflowError(f"scales that are no {scheme.scales} numbers")
     zeros = stored.get("weight_minimum")
     if scheme.zeros == "int":
         packed = _bytes(stored["weight_zero_point"].t())
