@@ -65,7 +65,7 @@ def same(ours: PackedWeight, theirs: PackedWeight) -> None:
         assert torch.equal(ours.tensors()[name], tensor), name
 
 
-@pytest.mark.parametrize("recipe", ["int4", MIXED], ids=["int4", "mixed"])
+@pytest.mark.parametrize("recipe", ["int4", "nf4", MIXED], ids=["int4", "nf4", "mixed"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_same_logits_as_quantizing_at_load(
     assets: Path, tmp_path: Path, family: str, recipe: Any
@@ -262,6 +262,21 @@ def die_at(event: int) -> None:
     Journal.add = counted(Journal.add)  # type: ignore[method-assign]
     Journal.remove = counted(Journal.remove)  # type: ignore[method-assign]
     os.fsync, os.rename = counted(os.fsync), counted(os.rename)
+
+
+def test_a_cut_off_journal_line(tmp_path: Path) -> None:
+    """It is forgotten, and what follows does not stick to it."""
+    journal = Journal(tmp_path / "journal", "job")
+    journal.start()
+    journal.add("a", {"n": 1})
+    with journal.path.open("ab") as file:
+        file.write(b'{"name": "b", "n"')
+    again = Journal(tmp_path / "journal", "job")
+    assert again.read() and again.done == {"a": {"n": 1}}
+    again.add("c", {"n": 3})
+    assert Journal(tmp_path / "journal", "job").read()
+    again.read()
+    assert again.done == {"a": {"n": 1}, "c": {"n": 3}}
 
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
