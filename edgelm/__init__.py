@@ -17,10 +17,10 @@ from edgelm.errors import (
 )
 from edgelm.memory import Plan
 from edgelm.model import LanguageModel
+from edgelm.quantization import Quantized, quantize
 from edgelm.request import Chunk, Result, Stats
+from edgelm.version import __version__
 from quant import Recipe, Scheme
-
-__version__ = "0.1.0"
 
 __all__ = [
     "BudgetExceededError",
@@ -36,12 +36,15 @@ __all__ = [
     "ModelFileError",
     "NonFiniteError",
     "Plan",
+    "Quantized",
     "Recipe",
     "Result",
     "Scheme",
     "Stats",
     "UnsupportedModelError",
     "UsageError",
+    "__version__",
     "load",
     "plan",
+    "quantize",
 ]

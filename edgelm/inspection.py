@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from edgelm.checkpoint import Checkpoint
+from edgelm.checkpoint.manifest import FORMAT_VERSION
+from edgelm.checkpoint.packed import PackedCheckpoint
 from edgelm.errors import EdgeLMError
 from edgelm.files import ModelFiles
 from edgelm.memory import Plan
@@ -39,7 +41,11 @@ class StoredType:
 
 @dataclass(frozen=True)
 class Inspection:
-    """``tokenizer`` holds its facts, or ``error`` where the files have none."""
+    """``tokenizer`` holds its facts, or ``error`` where the files have none.
+
+    ``quantization``: format version, recipe, method and worst error of a folder that ``quantize``
+    wrote, else None.
+    """
 
     model: str
     path: str
@@ -51,6 +57,7 @@ class Inspection:
     bits_per_weight: float
     types: tuple[StoredType, ...]
     tokenizer: dict[str, Any]
+    quantization: dict[str, Any] | None
     tensors: tuple[StoredTensor, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -68,13 +75,14 @@ def inspect_files(files: ModelFiles) -> Inspection:
         model=files.name,
         path=str(checkpoint.path),
         format=checkpoint.format,
-        licence=_licence(checkpoint),
+        licence=licence_of(checkpoint),
         config=asdict(files.config),
         parameters=parameters,
         nbytes=nbytes,
         bits_per_weight=nbytes * 8 / parameters if parameters else 0.0,
         types=_types(tensors),
         tokenizer=_tokenizer(files),
+        quantization=_quantization(checkpoint),
         tensors=tensors,
     )
 
@@ -104,8 +112,24 @@ def _tokenizer(files: ModelFiles) -> dict[str, Any]:
     }
 
 
-def _licence(checkpoint: Checkpoint) -> str | None:
+def _quantization(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    if not isinstance(checkpoint, PackedCheckpoint):
+        return None
+    manifest = checkpoint.manifest
+    errors = [m.error_db for m in manifest.modules.values() if m.error_db is not None]
+    return {
+        "format_version": FORMAT_VERSION,
+        "writer": manifest.writer,
+        "recipe": manifest.recipe,
+        "method": manifest.method,
+        "lowest_error_db": min(errors, default=None),
+    }
+
+
+def licence_of(checkpoint: Checkpoint) -> str | None:
     """What the metadata says, else a model card's front matter, else a licence file's name."""
+    if isinstance(checkpoint, PackedCheckpoint) and checkpoint.manifest.licence:
+        return checkpoint.manifest.licence
     told = checkpoint.metadata.get("general.license")
     if told or not checkpoint.path.is_dir():
         return str(told) if told else None

@@ -29,6 +29,8 @@ from quant import (
 )
 
 logger = logging.getLogger("edgelm")
+AGAIN = "quantized again: the file holds it in other bits"
+FROM_BLOCKS = "quantized anew from "
 Progress = Callable[[str, int, int], None]
 
 
@@ -103,7 +105,7 @@ class Loader:
         error_db, note = None, ""
         if product.stored:
             packed = self.names.read_packed(name, shape)
-            note = "kept as stored"
+            note = f"kept as stored ({self.names.info(name, shape).dtype})"
         else:
             try:
                 packed, error_db = pack(self._blocks(name, shape), shape, scheme, self.method)
@@ -111,8 +113,11 @@ class Loader:
                 raise ModelFileError(
                     f"{self.names.checkpoint.path}: tensor {file_name}: {error}"
                 ) from error
-            if self.names.info(name, shape).scheme is not None and not scheme.is_float:
-                note = "quantized again: the file holds it in other bits"
+            info = self.names.info(name, shape)
+            if scheme == info.nearest:
+                note = f"{FROM_BLOCKS}{info.dtype}"
+            elif (info.scheme or info.nearest) and not scheme.is_float:
+                note = AGAIN
         kernel = find(product.kernel)
         nbytes = kernel.nbytes(scheme, shape)
         self.report.modules.append(
@@ -149,13 +154,22 @@ class Loader:
 
 
 def warn_of_requantizing(report: Report) -> None:
-    """Say once how many matrices lost accuracy twice."""
-    again = [module.name for module in report.modules if module.note.startswith("quantized again")]
+    """Say once how many matrices lost accuracy twice, and which of the file's types made it so."""
+    again = sum(module.note == AGAIN for module in report.modules)
     if again:
         logger.warning(
             "%d matrices of this file were quantized already and are quantized again, which costs "
             "accuracy twice; quant='auto' keeps the file's own integers.",
-            len(again),
+            again,
+        )
+    blocks = [module for module in report.modules if module.note.startswith(FROM_BLOCKS)]
+    if blocks:
+        logger.warning(
+            "%d matrices come in blocks that no kernel here multiplies with (%s): they are "
+            "quantized anew to %s. The report says how well each fits.",
+            len(blocks),
+            ", ".join(sorted({module.note.removeprefix(FROM_BLOCKS) for module in blocks})),
+            " and ".join(sorted({str(module.scheme) for module in blocks})),
         )
 
 

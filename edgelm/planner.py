@@ -70,7 +70,7 @@ def make_plan(
     parameters = sum(p.shape[0] * p.shape[1] for p in products) + _vector_elements(decoder)
     return Plan(
         fits=max(load_peak, steady) <= budget,
-        scheme=_label(products, recipe),
+        scheme=_label(products, recipe, names),
         bits_per_weight=weight_bytes * 8 / parameters,
         kv=_name(kv),
         dtype=_name(dtype),
@@ -182,9 +182,13 @@ def _scheme(
     dtype: torch.dtype,
 ) -> tuple[Scheme, bool]:  # fmt: skip
     """(scheme, whether the file's own integers are kept)."""
-    stored = names.info(name, shape).scheme
-    if stored is not None and (recipe is None or recipe.accepts(name, stored)):
-        return stored, True
+    info = names.info(name, shape)
+    if info.scheme is not None and (recipe is None or recipe.accepts(name, info.scheme)):
+        return info.scheme, True
+    if recipe is None and info.stays_float:
+        return Scheme.floating(dtype), False
+    if recipe is None and info.nearest is not None:
+        return info.nearest, False
     try:
         return (recipe or Recipe.parse("int4")).scheme_for(name, shape, dtype), False
     except QuantError as error:
@@ -278,11 +282,14 @@ def bytes_per_token(decoder: Decoder, products: tuple[ProductPlan, ...]) -> int:
     return sum(p.nbytes for p in products if p.names != ("embed",) or tied)
 
 
-def _label(products: tuple[ProductPlan, ...], recipe: Recipe | None) -> str:
-    """The recipe's name, or for kept integers the scheme that most bytes are in."""
+def _label(
+    products: tuple[ProductPlan, ...], recipe: Recipe | None, names: WeightNames
+) -> str:  # fmt: skip
+    """The recipe's name, or for a quantized file the scheme that most bytes are in."""
     if recipe is not None:
         return str(recipe)
-    if not any(p.stored for p in products):
+    infos = (names.info(n, s) for p in products for n, s in zip(p.names, p.shapes, strict=True))
+    if not any(info.scheme or info.nearest for info in infos):
         return "int4"
     totals: dict[str, int] = {}
     for product in products:

@@ -162,6 +162,11 @@ def _llama3(rope: RopeParameters, context: int) -> tuple[Tensor, float]:
     return (1 - ramp) * plain / factor + ramp * plain, 1.0
 
 
+def llama3_divisors(rope: RopeParameters) -> Tensor:
+    """What Llama 3.1's rule divides each frequency by, float32 [rotary_size / 2]."""
+    return _inverse(rope, rope.theta) / _llama3(rope, rope.trained_context)[0]
+
+
 _FREQUENCIES: dict[str, Callable[[RopeParameters, int], tuple[Tensor, float]]] = {
     "default": _default,
     "linear": _linear,

@@ -55,6 +55,7 @@ class Tokenizer:
         self.pad_id = special.pad_id
         self.chat_template = special.chat_template
         self.add_bos = special.bos_id is not None and special.bos_id in special.prefix
+        self.add_eos = special.eos_id is not None and special.eos_id in special.suffix
 
     def encode(
         self, text: str, *, add_special: bool = True, parse_special: bool = False
@@ -118,6 +119,19 @@ class Tokenizer:
             found.append((owners[at], stop))
             at += len(piece)
         return None if data[at:].strip() else found
+
+    def save(self, folder: Path) -> None:
+        """Write it as files that ``load_tokenizer`` and transformers read."""
+        self._vocabulary.save(folder)
+        ids = {"bos": self.bos_id, "eos": self.eos_id, "pad": self.pad_id}
+        told: dict[str, Any] = {
+            f"{key}_token": self.token_of(i) for key, i in ids.items() if i is not None
+        }
+        told |= {"add_bos_token": self.add_bos, "add_eos_token": self.add_eos}
+        if self.chat_template is not None:
+            told["chat_template"] = self.chat_template
+        text = json.dumps(told, indent=2, ensure_ascii=False) + "\n"
+        (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
 
     def token_of(self, token_id: int | None) -> str | None:
         """The token as the vocabulary writes it (chat templates want BOS and EOS so)."""

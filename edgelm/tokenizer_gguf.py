@@ -1,8 +1,9 @@
 """The tokenizer inside a GGUF file: its metadata keys -> a Vocabulary.
 
-``tokenizer.ggml.model`` is ``llama`` (sentencepiece's BPE with scores) or ``gpt2`` (byte-level BPE
-with merges). The former is written as sentencepiece's own ModelProto (sentencepiece_model.proto),
-the latter is put together with ``tokenizers``; both libraries then do the work.
+``tokenizer.ggml.model`` is ``llama`` (sentencepiece's BPE with scores), ``t5`` (its unigram) or
+``gpt2`` (byte-level BPE with merges). The first two are written as sentencepiece's own ModelProto
+(sentencepiece_model.proto), the last is put together with ``tokenizers``; both libraries then do
+the work.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from edgelm.vocabulary import (
 
 logger = logging.getLogger("edgelm")
 
+SENTENCEPIECE = {"llama": 2, "t5": 1}  # tokenizer.ggml.model -> sentencepiece's ModelType
 # Token types are numbered alike in GGUF and in sentencepiece.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 
@@ -34,6 +36,8 @@ _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+
+_BLOOM = r" ?[^(\s|.,!?…。，、।۔،)]+"  # of BLOOM's own tokenizer.json
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ _LLAMA_BPE = PreTokenizer((_LLAMA3,), ignore_merges=True, add_bos=True)
 
 # tokenizer.ggml.pre -> the cut, as llama.cpp's llama-vocab.cpp assigns them.
 PRE_TOKENIZERS = {
+    "bloom": PreTokenizer((_BLOOM,)),
     "default": PreTokenizer((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]")),
     "gpt-2": PreTokenizer((_GPT2,)),
     "llama-bpe": _LLAMA_BPE,
@@ -66,23 +71,29 @@ def read_vocabulary(metadata: Mapping[str, Any]) -> tuple[Vocabulary, bool]:
     tokenizer or a pre-tokenizer that is not in the tables.
     """
     kind = _required(metadata, "tokenizer.ggml.model")
-    if kind == "llama":
-        return _sentencepiece(metadata), True
+    if kind in SENTENCEPIECE:
+        return _sentencepiece(metadata, SENTENCEPIECE[kind]), True
     if kind == "gpt2":
         cut = _pre_tokenizer(metadata)
         return _byte_level_bpe(metadata, cut), cut.add_bos
     raise UnsupportedModelError(
-        f"tokenizer.ggml.model is {kind!r}; supported are 'llama' and 'gpt2'. "
+        f"tokenizer.ggml.model is {kind!r}; supported are 'llama', 't5' and 'gpt2'. "
         "Use the model's folder in Hugging Face layout instead."
     )
 
 
-def _sentencepiece(metadata: Mapping[str, Any]) -> Vocabulary:
+def _sentencepiece(metadata: Mapping[str, Any], model_type: int) -> Vocabulary:
+    if metadata.get("tokenizer.ggml.precompiled_charsmap"):
+        raise UnsupportedModelError(
+            "tokenizer.ggml.precompiled_charsmap normalizes texts, which is not read here. "
+            "Use the model's folder in Hugging Face layout instead."
+        )
     tokens = _tokens(metadata)
     model = encode_model_proto(
         tokens,
         _per_token(metadata, "tokenizer.ggml.scores", len(tokens)),
         _token_types(metadata, len(tokens)),
+        model_type=model_type,
         add_space_prefix=bool(metadata.get("tokenizer.ggml.add_space_prefix", True)),
         remove_extra_whitespaces=bool(
             metadata.get("tokenizer.ggml.remove_extra_whitespaces", False)
@@ -96,18 +107,19 @@ def encode_model_proto(
     scores: Sequence[float],
     types: Sequence[int],
     *,
+    model_type: int,
     add_space_prefix: bool,
     remove_extra_whitespaces: bool,
 ) -> bytes:
-    """A serialized sentencepiece ModelProto of type BPE; field numbers as in the library's .proto.
+    """A serialized sentencepiece ModelProto; field numbers as in the library's .proto.
 
-    tokens, scores, types: one entry per id.
+    tokens, scores, types: one entry per id. model_type: 1 unigram, 2 BPE.
     """
     out = bytearray()
     for token, score, kind in zip(tokens, scores, types, strict=True):
         piece = _field_bytes(1, token.encode()) + b"\x15" + struct.pack("<f", score)
         out += _field_bytes(1, piece + _field_int(3, kind))
-    trainer = _field_int(3, 2) + _field_int(35, BYTE in types)  # model_type = BPE; byte_fallback
+    trainer = _field_int(3, model_type) + _field_int(35, BYTE in types)  # byte_fallback
     normalizer = (
         _field_bytes(1, b"identity")
         + _field_int(3, add_space_prefix)

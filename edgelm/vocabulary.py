@@ -48,6 +48,9 @@ class Vocabulary(Protocol):
     def bytes_of(self, token_id: int) -> bytes:
         """UTF-8 (perhaps only a part of a character) that the token stands for."""
 
+    def save(self, folder: Path) -> None:
+        """Write it as the file that its library reads: tokenizer.json or tokenizer.model."""
+
     def is_special(self, token_id: int) -> bool:
         """Whether the token steers the model rather than stands for text."""
 
@@ -152,6 +155,9 @@ class TokenizersVocabulary:
             return bytes([int(byte[1], 16)])
         return name.replace(SPACE, " ").encode()
 
+    def save(self, folder: Path) -> None:
+        self._library.save(str(folder / "tokenizer.json"))
+
     def is_special(self, token_id: int) -> bool:
         return token_id in self._special
 
@@ -231,6 +237,9 @@ class SentencePieceVocabulary:
         if self._library.is_unknown(token_id):
             return self._library.decode([token_id]).encode()
         return name.replace(SPACE, " ").encode()
+
+    def save(self, folder: Path) -> None:
+        (folder / "tokenizer.model").write_bytes(self._library.serialized_model_proto())
 
     def is_special(self, token_id: int) -> bool:
         return token_id in self._special

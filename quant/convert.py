@@ -27,18 +27,20 @@ def pack(
     scheme: Scheme,
     method: str = "rtn",
     device: torch.device | str = "cpu",
+    error: Sqnr | None = None,
 ) -> tuple[PackedWeight, float | None]:
     """Store a matrix of `shape` [N, K] whose rows arrive as `blocks` (first row, float [n, K]).
 
     Blocks come in order and without gaps, so a matrix of a gigabyte is never whole in float.
     Returns the packed matrix on `device` and its error in dB, None if every number is exact.
+    Given `error`, this call's is added to it, for a matrix that is packed in several calls.
     Raises QuantError for rows that miss, overlap or do not fit, numbers that are not finite, and
     an unknown method.
     """
     if method not in METHODS:
         raise QuantError(f"unknown method {method!r}; allowed: {', '.join(METHODS)}")
     packed = PackedWeight.empty(shape, scheme, device)
-    error, filled = Sqnr(), 0
+    error, filled = Sqnr() if error is None else error, 0
     for start, rows in blocks:
         if start != filled or rows.dim() != 2 or rows.shape[1] != shape[1]:
             raise QuantError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .codebooks import nearest_codes, number_pairs
 from .packing import PackedWeight, pack_codes, unpack_codes
 from .scheme import Scheme
 
@@ -20,7 +21,9 @@ def quantize(values: Tensor, scales: Tensor, zeros: Tensor | None, scheme: Schem
     step = scales.float().unsqueeze(-1)
     inverse = torch.where(step == 0, 0.0, 1 / step)
     codes = values.view(rows, scheme.groups(inputs), -1)
-    if scheme.zeros == "float":
+    if scheme.codebook is not None:
+        codes = nearest_codes(codes * inverse, scheme.codebook)
+    elif scheme.zeros == "float":
         assert zeros is not None
         codes = (codes - zeros.float().unsqueeze(-1)).mul_(inverse).round_()
     else:
@@ -30,7 +33,8 @@ def quantize(values: Tensor, scales: Tensor, zeros: Tensor | None, scheme: Schem
             codes += zeros.unsqueeze(-1)
         elif scheme.bits == 4:
             codes += 8
-    codes.clamp_(*scheme.code_range)
+    if scheme.codebook is None:
+        codes.clamp_(*scheme.code_range)
     qweight = pack_codes(codes.view(rows, inputs), scheme)
     return PackedWeight(scheme, (rows, inputs), qweight, scales, zeros)
 
@@ -49,9 +53,14 @@ def dequantize(
     exact = out if out.dtype == torch.float32 and out.is_contiguous() else None
     if exact is None:
         exact = torch.empty(packed.shape, dtype=torch.float32, device=out.device)
-    unpack_codes(packed.qweight, packed.scheme, exact)
     groups = exact.view(packed.shape[0], packed.scales.shape[1], -1)
     step = packed.scales.float().unsqueeze(-1)
+    if packed.scheme.codebook is not None:
+        pairs = number_pairs(packed.scheme.codebook, out.device)
+        torch.index_select(pairs, 0, packed.qweight.view(-1).int(), out=exact.view(-1, 2))
+        groups.mul_(step)
+        return exact if exact is out else out.copy_(exact)
+    unpack_codes(packed.qweight, packed.scheme, exact)
     if packed.scheme.zeros == "float":
         assert packed.zeros is not None
         groups.mul_(step).add_(packed.zeros.float().unsqueeze(-1))

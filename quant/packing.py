@@ -2,12 +2,14 @@
 
 int4: uint8 [N, K / 2], input k in byte k // 2, even k in the low nibble (the little-endian bytes
 of compressed-tensors' int32 words). int8: int8 [N, K]. Floats: [N, K] in their own type.
-scales: float16 [N, G]. zeros: uint8 (int4) or int8 (int8) for "int", float16 for "float".
+scales: [N, G] in the scheme's scale type, float16 if it says nothing else. zeros: uint8 (int4) or
+int8 (int8) for "int", the scales' type for "float". nf4 and fp4: codes as for int4.
 
 A weight's value, with code q, scale s and zero z of its group:
     zeros "none":  (q - 8) * s for int4, q * s for int8
     zeros "int":   (q - z) * s
     zeros "float": q * s + z
+    codebook:      codebook[q] * s
 So GGUF's Q4_0 is int4-g32, its Q4_1 int4-g32-zfloat and its Q8_0 int8-g32, all of them exactly.
 """
 
@@ -43,10 +45,10 @@ class PackedWeight:
         if scheme.is_float:
             return PackedWeight(scheme, shape, qweight)
         groups = scheme.groups(inputs)
-        scales = torch.empty(outputs, groups, dtype=torch.float16, device=device)
+        scales = torch.empty(outputs, groups, dtype=scheme.scale_dtype, device=device)
         zeros = None
         if scheme.zeros != "none":
-            dtype = torch.float16 if scheme.zeros == "float" else scheme.dtype
+            dtype = scheme.scale_dtype if scheme.zeros == "float" else scheme.dtype
             zeros = torch.empty(outputs, groups, dtype=dtype, device=device)
         return PackedWeight(scheme, shape, qweight, scales, zeros)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,10 @@ NAMED: dict[str, dict[str, Any]] = {
     "none": {"default": "none"},
     "int4": {
         "default": ["int4-g32", "int8"],
+        "overrides": {"embed": "int8", "head": "int8"},
+    },
+    "nf4": {
+        "default": ["nf4", "nf4-g32", "int8"],
         "overrides": {"embed": "int8", "head": "int8"},
     },
 }
@@ -139,7 +143,10 @@ class Recipe:
         first = rule.schemes[0]
         if first is None or scheme.is_float:
             return first is None and scheme.is_float
-        return scheme == first or (rule.relaxed and scheme.bits <= first.bits)
+        if scheme.codebook != first.codebook:
+            return False
+        same = replace(scheme, scales=first.scales) == first  # scales of either type serve
+        return same or (rule.relaxed and scheme.bits <= first.bits)
 
     def unused_patterns(self, names: Iterable[str]) -> list[str]:
         """Override patterns that match none of a model's `names`: most likely a mistyped one."""

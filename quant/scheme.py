@@ -10,24 +10,36 @@ from dataclasses import dataclass
 
 import torch
 
+from .codebooks import CODEBOOKS
 from .errors import QuantError
 
 GROUP_SIZES = (32, 64, 128)
 ZEROS = ("none", "int", "float")
 FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-SCHEME_TEXTS = "int4-g32|g64|g128, int8, int8-g32|g64|g128, each also with -zint or -zfloat"
+SCHEME_TEXTS = (
+    "int4-g32|g64|g128|row, int8, int8-g32|g64|g128, each also with -zint or -zfloat; nf4, fp4, "
+    "nf4-g32|g128; another type of scales than usual by -sfloat32, -sbfloat16 or -sfloat16"
+)
 
-_TEXT = re.compile(r"int(?P<bits>[48])(-g(?P<group>32|64|128))?(-z(?P<zeros>int|float))?")
+_TEXT = re.compile(
+    r"(?P<kind>int4|int8|nf4|fp4)(-(?P<group>g32|g64|g128|row))?"
+    r"(-z(?P<zeros>int|float))?(-s(?P<scales>float32|bfloat16|float16))?"
+)
+# Groups where the text names none: None is one group per output row.
+_USUAL_GROUP = {"int8": None, "nf4": 64, "fp4": 64}
 
 
 @dataclass(frozen=True)
 class Scheme:
     """Bits, groups and zeros of one stored matrix.
 
-    bits: 4 or 8 for integer codes, 16 or 32 when `codebook` names a float type.
+    bits: 4 or 8 for codes, 16 or 32 when `codebook` names a float type.
     group_size: inputs that share a scale; None is one group per output row.
     zeros: "none" (symmetric), "int" (a zero point among the codes) or "float" (a minimum).
-    codebook: None for integers, else the float type whose numbers are stored as they are.
+    codebook: None for integers; "nf4" or "fp4" for codes that name one of 16 numbers; else the
+        float type whose numbers are stored as they are.
+    scales: float type of the scales (and of "float" zeros). A file's own is kept, since a scale
+        of bfloat16's or float32's range need not survive float16.
 
     Raises QuantError for a combination that no layout exists for.
     """
@@ -36,19 +48,25 @@ class Scheme:
     group_size: int | None = None
     zeros: str = "none"
     codebook: str | None = None
+    scales: str = "float16"
 
     def __post_init__(self) -> None:
-        if self.codebook is not None:
-            bits = FLOATS[self.codebook].itemsize * 8 if self.codebook in FLOATS else None
-            valid = (self.bits, self.group_size, self.zeros) == (bits, None, "none")
+        if self.codebook in FLOATS:
+            bits = FLOATS[self.codebook].itemsize * 8
+            rest = (self.bits, self.group_size, self.zeros, self.scales)
+            valid = rest == (bits, None, "none", "float16")
         else:
-            groups = GROUP_SIZES if self.bits == 4 else (None, *GROUP_SIZES)
-            valid = self.bits in (4, 8) and self.group_size in groups and self.zeros in ZEROS
+            groups = GROUP_SIZES if self.codebook else (None, *GROUP_SIZES)
+            valid = self.group_size in groups and self.zeros in ZEROS and self.scales in FLOATS
+            if self.codebook:
+                valid &= self.codebook in CODEBOOKS and self.bits == 4 and self.zeros == "none"
+            else:
+                valid &= self.bits in (4, 8)
         if not valid:
             raise QuantError(
                 f"no layout for bits={self.bits}, group_size={self.group_size}, "
-                f"zeros={self.zeros!r}, codebook={self.codebook!r}; known: {SCHEME_TEXTS}, "
-                f"{', '.join(FLOATS)}"
+                f"zeros={self.zeros!r}, codebook={self.codebook!r}, scales={self.scales!r}; known: "
+                f"{SCHEME_TEXTS}, {', '.join(FLOATS)}"
             )
 
     @classmethod
@@ -57,10 +75,17 @@ class Scheme:
         if text in FLOATS:
             return cls.floating(FLOATS[text])
         match = _TEXT.fullmatch(text)
-        if match is None or (match["bits"] == "4" and match["group"] is None):
-            raise QuantError(f"unknown scheme {text!r}; allowed: {SCHEME_TEXTS}")
-        group = int(match["group"]) if match["group"] else None
-        return cls(int(match["bits"]), group, match["zeros"] or "none")
+        if match is not None:
+            kind, named, zeros = match["kind"], match["group"], match["zeros"] or "none"
+            group = int(named[1:]) if named and named != "row" else None
+            if named is None:
+                group = _USUAL_GROUP.get(kind)
+            codebook = kind if kind in CODEBOOKS else None
+            scales = match["scales"] or _usual_scales(codebook)
+            scheme = cls(8 if kind == "int8" else 4, group, zeros, codebook, scales)
+            if str(scheme) == text:  # "int4" alone is a recipe, and no scheme has two names
+                return scheme
+        raise QuantError(f"unknown scheme {text!r}; allowed: {SCHEME_TEXTS}")
 
     @classmethod
     def floating(cls, dtype: torch.dtype) -> Scheme:
@@ -71,21 +96,32 @@ class Scheme:
         return cls(dtype.itemsize * 8, codebook=name)
 
     def __str__(self) -> str:
-        if self.codebook is not None:
-            return self.codebook
-        group = f"-g{self.group_size}" if self.group_size else ""
-        return f"int{self.bits}{group}" + (f"-z{self.zeros}" if self.zeros != "none" else "")
+        if self.is_float:
+            return str(self.codebook)
+        kind = self.codebook or f"int{self.bits}"
+        group = f"-g{self.group_size}" if self.group_size else "-row"
+        if kind in _USUAL_GROUP and _USUAL_GROUP[kind] == self.group_size:
+            group = ""
+        zeros = f"-z{self.zeros}" if self.zeros != "none" else ""
+        usual = self.scales == _usual_scales(self.codebook)
+        return f"{kind}{group}{zeros}" + ("" if usual else f"-s{self.scales}")
 
     @property
     def is_float(self) -> bool:
-        return self.codebook is not None
+        """Whether the numbers themselves are stored, without codes and scales."""
+        return self.codebook in FLOATS
 
     @property
     def dtype(self) -> torch.dtype:
         """Element type of the stored `qweight`."""
-        if self.codebook is not None:
+        if self.codebook in FLOATS:
             return FLOATS[self.codebook]
         return torch.uint8 if self.bits == 4 else torch.int8
+
+    @property
+    def scale_dtype(self) -> torch.dtype:
+        """Element type of the scales."""
+        return FLOATS[self.scales]
 
     @property
     def code_range(self) -> tuple[int, int]:
@@ -100,6 +136,8 @@ class Scheme:
         """Raise QuantError unless a matrix of `shape` [N, K] can be stored in this scheme."""
         if len(shape) != 2 or min(shape) < 1:
             raise QuantError(f"{self} stores matrices [outputs, inputs], got shape {list(shape)}")
+        if self.bits == 4 and shape[1] % 2:
+            raise QuantError(f"{self} needs rows of even length, got shape {list(shape)}; use int8")
         if self.group_size and shape[1] % self.group_size:
             fitting = [str(g) for g in GROUP_SIZES if shape[1] % g == 0]
             remedy = f"use group size {' or '.join(fitting)}" if fitting else "use int8"
@@ -115,5 +153,11 @@ class Scheme:
         stored = outputs * inputs * self.bits // 8
         if self.is_float:
             return stored
-        per_group = 2 + {"none": 0, "int": 1, "float": 2}[self.zeros]
+        scale = self.scale_dtype.itemsize
+        per_group = scale + {"none": 0, "int": 1, "float": scale}[self.zeros]
         return stored + outputs * self.groups(inputs) * per_group
+
+
+def _usual_scales(codebook: str | None) -> str:
+    # bitsandbytes keeps nf4's scales in float32, so that its own files are this very scheme.
+    return "float32" if codebook else "float16"

@@ -24,6 +24,7 @@ LLAMA = "tests/test_llama_parity.py"
 GGUF = "tests/test_gguf_files.py"
 HEADER = "tests/test_gguf_header.py"
 SAFETENSORS = "tests/test_safetensors_files.py"
+PACKED = "tests/test_packed_readers.py"
 TOKENIZER = "tests/test_tokenizer.py"
 CHAT = "tests/test_chat.py"
 QUANT = "tests/quant"
@@ -255,10 +256,73 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "safetensors: quantized folders are refused",
-        "edgelm/checkpoint/safetensors_files.py",
-        'if "quantization_config" in self.config:',
+        "edgelm/checkpoint/folders.py",
+        'if read_json(path / "config.json").get("quantization_config") is not None:',
         "if False:",
         (f"{SAFETENSORS}::test_quantized_folder_is_refused_by_method",),
+    ),
+    Mutation(
+        "packed: version 1 of GPTQ stores zero points less one",
+        "edgelm/checkpoint/gptq.py",
+        'offset = 0 if version == "gptq_v2" else 1',
+        "offset = 0",
+        (f"{PACKED}::test_numbers_are_those_of_the_format",),
+    ),
+    Mutation(
+        "packed: 8-bit codes count from the middle",
+        "edgelm/checkpoint/packed_matrix.py",
+        "return unsigned if bits == 4 else (unsigned ^ CODE_SIGN).view(torch.int8)",
+        "return unsigned if bits == 4 else unsigned.view(torch.int8)",
+        (f"{PACKED}::test_numbers_are_those_of_the_format",),
+    ),
+    Mutation(
+        "packed: AWQ's order of nibbles",
+        "edgelm/checkpoint/awq.py",
+        "NIBBLES = (0, 4, 1, 5, 2, 6, 3, 7)",
+        "NIBBLES = (0, 2, 4, 6, 1, 3, 5, 7)",
+        (f"{PACKED}::test_numbers_are_those_of_the_format",),
+    ),
+    Mutation(
+        "packed: zero points of a later row",
+        "edgelm/checkpoint/compressed_tensors.py",
+        "zeros = zeros[start - first * per_word : stop - first * per_word]",
+        "zeros = zeros[: stop - start]",
+        (f"{PACKED}::test_numbers_are_those_of_the_format",),
+    ),
+    Mutation(
+        "packed: bitsandbytes' first code is the high one",
+        "edgelm/checkpoint/bitsandbytes_files.py",
+        "packed.qweight[first - start : last - start] = (codes << 4) | (codes >> 4)",
+        "packed.qweight[first - start : last - start] = codes",
+        (f"{PACKED}::test_numbers_are_those_of_the_format",),
+    ),
+    Mutation(
+        "packed: the offset of double-quantized scales",
+        "edgelm/checkpoint/bitsandbytes_files.py",
+        "* outer[block] + self.nested.offset",
+        "* outer[block]",
+        (f"{PACKED}::test_numbers_are_those_of_the_format",),
+    ),
+    Mutation(
+        "packed: rows that begin inside a block of scales",
+        "edgelm/checkpoint/bitsandbytes_files.py",
+        "offset = (begin - first * self.block_size) // self.scheme.group_size",
+        "offset = 0",
+        (f"{PACKED}::test_numbers_are_those_of_the_format",),
+    ),
+    Mutation(
+        "packed: inputs in another order are refused",
+        "edgelm/checkpoint/packed_matrix.py",
+        "if not torch.equal(order, in_turn) and bool((order != -1).any()):",
+        "if False:",
+        (f"{PACKED}::test_layouts_that_are_not_run_are_named",),
+    ),
+    Mutation(
+        "packed: zero points of a symmetric file are checked",
+        "edgelm/checkpoint/gptq.py",
+        "elif bool((zeros != 1 << (bits - 1)).any()):",
+        "elif False:",
+        (f"{PACKED}::test_zero_points_of_a_symmetric_file_are_checked",),
     ),
     # Text
     Mutation(
@@ -349,16 +413,30 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "quant: scales beyond float16 are refused",
         "quant/methods/rtn.py",
-        "if largest > _LARGEST:",
+        "if largest > limit:",
         "if False:",
         (f"{QUANT}/test_rtn.py::test_scales_beyond_float16_are_refused",),
     ),
     Mutation(
         "quant: bytes include the scales",
         "quant/scheme.py",
-        "per_group = 2 +",
+        "per_group = scale +",
         "per_group = 0 +",
         (f"{QUANT}/test_scheme.py::test_nbytes_is_what_the_packing_takes",),
+    ),
+    Mutation(
+        "quant: a codebook's byte holds the even number low",
+        "quant/codebooks.py",
+        "torch.stack([table[byte & 15], table[byte >> 4]], dim=1)",
+        "torch.stack([table[byte >> 4], table[byte & 15]], dim=1)",
+        (f"{QUANT}/test_codebooks.py::test_codes_scales_and_numbers_equal_bitsandbytes",),
+    ),
+    Mutation(
+        "quant: a file in another codebook does not pass for the one asked for",
+        "quant/recipe.py",
+        "if scheme.codebook != first.codebook:",
+        "if False:",
+        (f"{QUANT}/test_scheme.py::test_files_keep_what_the_recipe_accepts",),
     ),
     Mutation(
         "quant: the last override wins",
@@ -932,5 +1010,40 @@ MUTATIONS: tuple[Mutation, ...] = (
         "if head is None or not head.is_language_model:",
         "if False:",
         (f"{PREDICTION}::test_what_predict_refuses",),
+    # Writing
+    Mutation(
+        "quantize: a journal of another job is not taken up",
+        "edgelm/checkpoint/journal.py",
+        'if not entries or entries[0] != {"job": self.job}:',
+        "if not entries:",
+        ("tests/test_quantize.py::test_another_job_begins_anew",),
+    ),
+    Mutation(
+        "quantize: what was written is read back",
+        "edgelm/checkpoint/safetensors_writer.py",
+        "if not sound:",
+        "if False:",
+        ("tests/test_quantize.py::test_a_flipped_bit_is_found",),
+    ),
+    Mutation(
+        "quantize: a cut-off journal line is dropped from the file",
+        "edgelm/checkpoint/journal.py",
+        "file.truncate(sum(len(line) + 1 for line in complete))",
+        "pass",
+        ("tests/test_quantize.py::test_a_cut_off_journal_line",),
+    ),
+    Mutation(
+        "quantize: newer manifests are refused",
+        "edgelm/checkpoint/manifest.py",
+        "if isinstance(version, int) and version > FORMAT_VERSION:",
+        "if False:",
+        ("tests/test_quantize.py::test_newer_and_damaged_manifests",),
+    ),
+    Mutation(
+        "quantize: matrices left in floats stay so when loaded",
+        "edgelm/planner.py",
+        "if recipe is None and info.stays_float:",
+        "if False:",
+        ("tests/test_quantize.py::test_version_1_still_loads",),
     ),
 )

@@ -252,8 +252,8 @@ def test_lfs_pointer(tmp_path: Path) -> None:
 
 
 def test_quantized_folder_is_refused_by_method(tmp_path: Path) -> None:
-    write_folder(tmp_path, {SINGLE: TENSORS}, quantization_config={"quant_method": "awq"})
-    with pytest.raises(UnsupportedModelError, match=r"'awq'"):
+    write_folder(tmp_path, {SINGLE: TENSORS}, quantization_config={"quant_method": "exl2"})
+    with pytest.raises(UnsupportedModelError, match=r"'exl2'"):
         open_checkpoint(tmp_path)
 
 

@@ -25,12 +25,17 @@ class TensorInfo:
 
     `dtype` is torch's name ("bfloat16") or the file's own ("Q4_0", "F8_E4M3"); `scheme` is set
     when the file holds packed integers; `nbytes` counts the tensor's bytes in the file.
+    `stays_float` marks a matrix that a quantized file left in floats on purpose.
+    `nearest` is the scheme for a matrix in blocks that no scheme holds as they are (GGUF's Q6_K):
+    "auto" quantizes it anew to that.
     """
 
     shape: tuple[int, ...]
     dtype: str
     scheme: Scheme | None
     nbytes: int
+    stays_float: bool = False
+    nearest: Scheme | None = None
 
 
 class Checkpoint(Protocol):
@@ -68,11 +73,11 @@ def open_checkpoint(path: Path) -> Checkpoint:
     Raises ModelFileError for missing or damaged files, UnsupportedModelError for sound files
     that hold something this package does not read.
     """
+    from edgelm.checkpoint.folders import open_folder
     from edgelm.checkpoint.gguf_files import GGUFCheckpoint
-    from edgelm.checkpoint.safetensors_files import SafetensorsCheckpoint
 
     if path.is_dir():
-        return SafetensorsCheckpoint(path)
+        return open_folder(path)
     if path.is_file() and path.suffix.lower() == ".gguf":
         return GGUFCheckpoint(path)
     problem = "is neither a folder nor a .gguf file" if path.exists() else "does not exist"

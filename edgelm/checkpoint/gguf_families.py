@@ -1,6 +1,7 @@
 """What GGUF files of each architecture mean in Hugging Face's words: names, config, row order.
 
-The tables follow llama.cpp's converter (conversion of LlamaForCausalLM and its tensor mapping).
+The tables follow llama.cpp's converter (its conversion/llama.py, gemma.py and bloom.py, and the
+tensor mapping of its package gguf).
 """
 
 from __future__ import annotations
@@ -8,16 +9,32 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from edgelm.checkpoint.gguf_header import Header
-from edgelm.errors import ModelFileError, UnsupportedModelError
+from edgelm.checkpoint.gguf_metadata import Metadata
+from edgelm.errors import UnsupportedModelError
 
 ROPE_FACTORS = "rope_freqs.weight"
+
+
+@dataclass(frozen=True)
+class RowOrder:
+    """How the rows of a tensor, head by head, differ from Hugging Face's order.
+
+    heads_key: the metadata key (after the architecture) with the number of heads.
+    pairs: rows j and j + half of a head stand side by side, for interleaved rotation.
+    parts: 1, or how many matrices that Hugging Face interleaves head by head (q, k, v) stand one
+        below the other.
+    """
+
+    heads_key: str
+    pairs: bool = False
+    parts: int = 1
 
 
 @dataclass(frozen=True)
@@ -25,16 +42,17 @@ class Family:
     """One architecture.
 
     names: GGUF name without ".weight"/".bias" -> Hugging Face's, with * for the layer.
-    permuted: names (as in `names`) whose rows are stored in pairs for interleaved rotation, and
-        the metadata key (after the architecture) with their number of heads.
-    folded: tensors that become part of the config and are no weights.
     config: (metadata, header, factors) -> config.json, factors being ROPE_FACTORS' values.
+    orders: names (as in `names`) whose rows come in another order.
+    folded: tensors that become part of the config and are no weights.
+    norm_offset: what the converter added to the weights of all norms.
     """
 
     names: Mapping[str, str]
-    permuted: Mapping[str, str]
-    folded: frozenset[str]
     config: Callable[[Metadata, Header, torch.Tensor | None], dict[str, Any]]
+    orders: Mapping[str, RowOrder] = field(default_factory=dict)
+    folded: frozenset[str] = frozenset()
+    norm_offset: float = 0.0
 
     def hf_name(self, name: str) -> str | None:
         """Hugging Face's name of a tensor, None if this architecture has no such tensor."""
@@ -45,68 +63,89 @@ class Family:
             return None
         return f"{pattern.replace('*', layer[1]) if layer else pattern}.{kind}"
 
-    def heads_key(self, name: str) -> str | None:
-        """The metadata key with the number of heads if `name`'s rows are permuted."""
-        return self.permuted.get(re.sub(r"^blk\.\d+\.", "blk.*.", name.rpartition(".")[0]))
+    def order(self, name: str) -> RowOrder | None:
+        """The order of `name`'s rows if it is not Hugging Face's."""
+        return self.orders.get(re.sub(r"^blk\.\d+\.", "blk.*.", name.rpartition(".")[0]))
 
-
-class Metadata:
-    """Typed access to a file's keys; those of the architecture are named without its prefix."""
-
-    def __init__(self, values: Mapping[str, Any], architecture: str, path: Path) -> None:
-        self.values = values
-        self.architecture = architecture
-        self.path = path
-
-    def get(self, key: str, kind: type, default: Any = ...) -> Any:
-        """The value of "<architecture>.<key>" (or of a key of "tokenizer.") of type `kind`.
-
-        Raises ModelFileError if it is of another type, or missing without a default.
-        """
-        full = key if key.startswith("tokenizer.") else f"{self.architecture}.{key}"
-        value = self.values.get(full, default)
-        if value is ...:
-            raise ModelFileError(
-                f"{self.path} lacks the metadata key {full}, which describes the model: it was "
-                "not converted completely. Convert it again."
-            )
-        fits = isinstance(value, (int, float) if kind is float else kind)
-        if value is not default and (not fits or isinstance(value, bool)):
-            raise ModelFileError(
-                f"{self.path}: the metadata key {full} must be one {kind.__name__}, "
-                f"got {value!r:.80}."
-            )
-        return value
-
-    def refuse_unless(self, key: str, allowed: tuple[Any, ...]) -> None:
-        """UnsupportedModelError if the key is there with a value that changes the model."""
-        full = f"{self.architecture}.{key}"
-        if full in self.values and self.values[full] not in allowed:
-            raise UnsupportedModelError(
-                f"{self.path}: the metadata key {full} is {self.values[full]!r:.80}; supported: "
-                f"{', '.join(map(repr, allowed))}. This model cannot be run."
-            )
+    def offset(self, name: str) -> float:
+        """What was added to the stored numbers of `name`."""
+        return self.norm_offset if name.endswith("norm.weight") else 0.0
 
 
 def _llama_config(
     metadata: Metadata, header: Header, factors: torch.Tensor | None
 ) -> dict[str, Any]:
-    heads = metadata.get("attention.head_count", int)
-    hidden = metadata.get("embedding_length", int)
-    if heads < 1 or hidden < 1:
-        raise ModelFileError(f"{metadata.path} claims {heads} heads in {hidden} dimensions.")
-    head_dim = metadata.get("attention.key_length", int, hidden // heads)
-    metadata.refuse_unless("attention.value_length", (head_dim,))
-    metadata.refuse_unless("rope.dimension_count", (head_dim,))
-    metadata.refuse_unless("expert_count", (0,))
-    metadata.refuse_unless("attention.causal", (True,))
-    config = {
+    config = _decoder_config(metadata, header) | {
         "model_type": "llama",
         "architectures": ["LlamaForCausalLM"],
         "hidden_act": "silu",
+        "attention_bias": "blk.0.attn_q.bias" in header.tensors,
+        "mlp_bias": "blk.0.ffn_gate.bias" in header.tensors,
+    }
+    metadata.refuse_unless("expert_count", (0,))
+    scaling = _rope_scaling(metadata, config, factors)
+    return config | ({"rope_scaling": scaling} if scaling else {})
+
+
+def _gemma2_config(
+    metadata: Metadata, header: Header, factors: torch.Tensor | None
+) -> dict[str, Any]:
+    """The file has no layer types and no query scale; llama.cpp's gemma2.cpp says what they are.
+
+    Even layers slide, and queries are scaled by their size, in the 27B model (46 layers) by
+    hidden / heads.
+    """
+    config = _decoder_config(metadata, header)
+    layers, heads = config["num_hidden_layers"], config["num_attention_heads"]
+    metadata.refuse_unless("attention.sliding_window_pattern", (2,))
+    metadata.refuse_unless("rope.scaling.type", ("none",))
+    return config | {
+        "model_type": "gemma2",
+        "architectures": ["Gemma2ForCausalLM"],
+        "hidden_activation": "gelu_pytorch_tanh",
+        "attention_bias": False,
+        "sliding_window": metadata.get("attention.sliding_window", int, 4096),
+        "layer_types": ["full_attention" if i % 2 else "sliding_attention" for i in range(layers)],
+        "attn_logit_softcapping": metadata.get("attn_logit_softcapping", float, 50.0),
+        "final_logit_softcapping": metadata.get("final_logit_softcapping", float, 30.0),
+        "query_pre_attn_scalar": config["hidden_size"] // heads
+        if layers == 46
+        else config["head_dim"],
+    }
+
+
+def _bloom_config(
+    metadata: Metadata, header: Header, factors: torch.Tensor | None
+) -> dict[str, Any]:
+    hidden, heads = _hidden_and_heads(metadata)
+    metadata.refuse_unless("attention.head_count_kv", (heads,))
+    metadata.refuse_unless("feed_forward_length", (4 * hidden,))
+    metadata.refuse_unless("attention.max_alibi_bias", (8.0,))
+    return {
+        "model_type": "bloom",
+        "architectures": ["BloomForCausalLM"],
+        "hidden_size": hidden,
+        "n_layer": metadata.get("block_count", int),
+        "n_head": heads,
+        "layer_norm_epsilon": metadata.get("attention.layer_norm_epsilon", float),
+        "seq_length": metadata.get("context_length", int),
+        "vocab_size": _vocab_size(metadata, header),
+        "tie_word_embeddings": "output.weight" not in header.tensors,
+        **_token_ids(metadata),
+    }
+
+
+def _decoder_config(metadata: Metadata, header: Header) -> dict[str, Any]:
+    """What Llama and Gemma 2 share."""
+    hidden, heads = _hidden_and_heads(metadata)
+    head_dim = metadata.get("attention.key_length", int, hidden // heads)
+    metadata.refuse_unless("attention.value_length", (head_dim,))
+    metadata.refuse_unless("rope.dimension_count", (head_dim,))
+    metadata.refuse_unless("attention.causal", (True,))
+    return {
         "hidden_size": hidden,
         "intermediate_size": metadata.get("feed_forward_length", int),
-        "num_hidden_layers": metadata.get("block_count", int),
+        "num_hidden_layers": metadata.count("block_count"),
         "num_attention_heads": heads,
         "num_key_value_heads": metadata.get("attention.head_count_kv", int, heads),
         "head_dim": head_dim,
@@ -115,12 +154,12 @@ def _llama_config(
         "rope_theta": metadata.get("rope.freq_base", float, 10000.0),
         "vocab_size": _vocab_size(metadata, header),
         "tie_word_embeddings": "output.weight" not in header.tensors,
-        "attention_bias": "blk.0.attn_q.bias" in header.tensors,
-        "mlp_bias": "blk.0.ffn_gate.bias" in header.tensors,
         **_token_ids(metadata),
     }
-    scaling = _rope_scaling(metadata, config, factors)
-    return config | ({"rope_scaling": scaling} if scaling else {})
+
+
+def _hidden_and_heads(metadata: Metadata) -> tuple[int, int]:
+    return metadata.count("embedding_length"), metadata.count("attention.head_count")
 
 
 def _vocab_size(metadata: Metadata, header: Header) -> int:
@@ -197,23 +236,54 @@ def _llama3_scaling(
     return scaling if scaling["factor"] != 1 else None
 
 
+_LAYER = "model.layers.*"
 LLAMA = Family(
     names={
         "token_embd": "model.embed_tokens",
         "output_norm": "model.norm",
         "output": "lm_head",
-        "blk.*.attn_norm": "model.layers.*.input_layernorm",
-        "blk.*.attn_q": "model.layers.*.self_attn.q_proj",
-        "blk.*.attn_k": "model.layers.*.self_attn.k_proj",
-        "blk.*.attn_v": "model.layers.*.self_attn.v_proj",
-        "blk.*.attn_output": "model.layers.*.self_attn.o_proj",
-        "blk.*.ffn_norm": "model.layers.*.post_attention_layernorm",
-        "blk.*.ffn_gate": "model.layers.*.mlp.gate_proj",
-        "blk.*.ffn_up": "model.layers.*.mlp.up_proj",
-        "blk.*.ffn_down": "model.layers.*.mlp.down_proj",
+        "blk.*.attn_norm": f"{_LAYER}.input_layernorm",
+        "blk.*.attn_q": f"{_LAYER}.self_attn.q_proj",
+        "blk.*.attn_k": f"{_LAYER}.self_attn.k_proj",
+        "blk.*.attn_v": f"{_LAYER}.self_attn.v_proj",
+        "blk.*.attn_output": f"{_LAYER}.self_attn.o_proj",
+        "blk.*.ffn_norm": f"{_LAYER}.post_attention_layernorm",
+        "blk.*.ffn_gate": f"{_LAYER}.mlp.gate_proj",
+        "blk.*.ffn_up": f"{_LAYER}.mlp.up_proj",
+        "blk.*.ffn_down": f"{_LAYER}.mlp.down_proj",
     },
-    permuted={"blk.*.attn_q": "attention.head_count", "blk.*.attn_k": "attention.head_count_kv"},
-    folded=frozenset({ROPE_FACTORS}),
     config=_llama_config,
+    orders={
+        "blk.*.attn_q": RowOrder("attention.head_count", pairs=True),
+        "blk.*.attn_k": RowOrder("attention.head_count_kv", pairs=True),
+    },
+    folded=frozenset({ROPE_FACTORS}),
 )
-FAMILIES = {"llama": LLAMA}
+GEMMA2 = Family(
+    names={
+        **LLAMA.names,
+        "blk.*.post_attention_norm": f"{_LAYER}.post_attention_layernorm",
+        "blk.*.ffn_norm": f"{_LAYER}.pre_feedforward_layernorm",
+        "blk.*.post_ffw_norm": f"{_LAYER}.post_feedforward_layernorm",
+    },
+    config=_gemma2_config,
+    norm_offset=1.0,
+)
+_BLOCK = "transformer.h.*"
+BLOOM = Family(
+    names={
+        "token_embd": "transformer.word_embeddings",
+        "token_embd_norm": "transformer.word_embeddings_layernorm",
+        "output_norm": "transformer.ln_f",
+        "output": "lm_head",
+        "blk.*.attn_norm": f"{_BLOCK}.input_layernorm",
+        "blk.*.attn_qkv": f"{_BLOCK}.self_attention.query_key_value",
+        "blk.*.attn_output": f"{_BLOCK}.self_attention.dense",
+        "blk.*.ffn_norm": f"{_BLOCK}.post_attention_layernorm",
+        "blk.*.ffn_up": f"{_BLOCK}.mlp.dense_h_to_4h",
+        "blk.*.ffn_down": f"{_BLOCK}.mlp.dense_4h_to_h",
+    },
+    config=_bloom_config,
+    orders={"blk.*.attn_qkv": RowOrder("attention.head_count", parts=3)},
+)
+FAMILIES = {"llama": LLAMA, "gemma2": GEMMA2, "bloom": BLOOM}

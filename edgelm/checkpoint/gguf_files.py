@@ -1,7 +1,7 @@
-"""GGUF files: weights in floats or in ggml's Q4_0, Q4_1 and Q8_0 blocks of 32.
+"""GGUF files: weights in floats or in ggml's blocks, under Hugging Face's names.
 
-Blocks are taken apart into the canonical packing bit by bit, nothing is rounded. Rows of q and k,
-which ggml stores in pairs for interleaved rotation, come back in Hugging Face's order.
+Blocks that have a canonical packing are taken apart into it, see `gguf_blocks`; rows that a
+converter put in another order come back in Hugging Face's, what it added to norms is taken off.
 """
 
 from __future__ import annotations
@@ -9,26 +9,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from edgelm.checkpoint import TensorInfo
-from edgelm.checkpoint.gguf_families import FAMILIES, ROPE_FACTORS, Family, Metadata
+from edgelm.checkpoint.gguf_blocks import EXACT, NEAREST, PACKED, dequantized, take_apart
+from edgelm.checkpoint.gguf_families import FAMILIES, ROPE_FACTORS, Family, RowOrder
 from edgelm.checkpoint.gguf_header import StoredTensor, read_header
+from edgelm.checkpoint.gguf_metadata import Metadata
 from edgelm.checkpoint.rows import fill, opened, span
 from edgelm.errors import ModelFileError, UnsupportedModelError
 from quant.groupwise import dequantize
 from quant.packing import PackedWeight
-from quant.scheme import Scheme
 
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-SCHEMES = {
-    "Q4_0": Scheme(4, 32),
-    "Q4_1": Scheme(4, 32, "float"),
-    "Q8_0": Scheme(8, 32),
-}
 READ_BYTES = 1 << 20  # rows are read and taken apart in pieces of about this size
 
 
@@ -36,11 +33,15 @@ READ_BYTES = 1 << 20  # rows are read and taken apart in pieces of about this si
 class _Weight:
     """A tensor of the file under its Hugging Face name.
 
-    head_rows: 0, or the rows of a head if each head's rows are stored in rotation pairs.
+    order, head_rows: how its rows stand in the file, and how many of them make a head; None and
+        0 where they stand as Hugging Face has them.
+    offset: what a converter added to every number.
     """
 
     stored: StoredTensor
-    head_rows: int
+    order: RowOrder | None = None
+    head_rows: int = 0
+    offset: float = 0.0
 
 
 class GGUFCheckpoint:
@@ -60,7 +61,7 @@ class GGUFCheckpoint:
         """The metadata as config.json; UnsupportedModelError for an unknown architecture."""
         family, keys = self._family()
         stored = self._header.tensors.get(ROPE_FACTORS)
-        factors = self._floats(_Weight(stored, 0), 0, stored.shape[0]) if stored else None
+        factors = self._floats(_Weight(stored), 0, stored.shape[0]) if stored else None
         return family.config(keys, self._header, factors)
 
     def names(self) -> list[str]:
@@ -70,32 +71,43 @@ class GGUFCheckpoint:
         stored = self._weights[name].stored
         kind = stored.type.name
         dtype = str(FLOATS[kind]).removeprefix("torch.") if kind in FLOATS else kind
-        return TensorInfo(stored.shape, dtype, SCHEMES.get(kind), stored.nbytes)
+        return TensorInfo(
+            stored.shape, dtype, PACKED.get(kind), stored.nbytes, nearest=NEAREST.get(kind)
+        )
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
-        """Rows [start, stop) in the stored float dtype; packed integers give float32."""
+        """Rows [start, stop) in the stored float dtype; blocks and shifted norms give float32."""
         weight = self._weights[name]
-        if weight.stored.type.name in SCHEMES:
+        kind = weight.stored.type.name
+        if kind in EXACT:
             return dequantize(self.read_packed(name, start, stop))
-        return self._floats(weight, *span(weight.stored.shape[0], start, stop, name))
+        rows = span(weight.stored.shape[0], start, stop, name)
+        if kind in FLOATS:
+            floats = self._floats(weight, *rows)
+            return floats.float() - weight.offset if weight.offset else floats
+        out = torch.empty(rows[1] - rows[0], *weight.stored.shape[1:])
+        for first, raw in self._raw_rows(weight, *rows):
+            out[first : first + len(raw)] = dequantized(raw, kind)
+        return out
 
     def read_packed(self, name: str, start: int = 0, stop: int | None = None) -> PackedWeight:
-        """Rows [start, stop) of a Q4_0, Q4_1 or Q8_0 matrix in the canonical layout."""
+        """Rows [start, stop) of a matrix of one of the types in PACKED, in the canonical layout."""
         weight = self._weights[name]
         rows, inputs = weight.stored.shape
-        scheme = SCHEMES.get(weight.stored.type.name)
+        kind = weight.stored.type.name
+        scheme = PACKED.get(kind)
         if scheme is None:
-            raise TypeError(f"{name} is stored as {weight.stored.type.name}, not packed")
+            raise TypeError(f"{name} is stored as {kind}, not packed")
         start, stop = span(rows, start, stop, name)
         packed = PackedWeight.empty((stop - start, inputs), scheme)
         for first, raw in self._raw_rows(weight, start, stop):
-            _take_apart(raw, packed.rows(first, first + len(raw)))
+            take_apart(raw, kind, packed.rows(first, first + len(raw)))
         return packed
 
     def _floats(self, weight: _Weight, start: int, stop: int) -> torch.Tensor:
         stored = weight.stored
         out = torch.empty(stop - start, *stored.shape[1:], dtype=FLOATS[stored.type.name])
-        target = out.view(len(out), -1).view(torch.uint8)
+        target = out.view(len(out), prod(stored.shape[1:])).view(torch.uint8)
         for first, raw in self._raw_rows(weight, start, stop):
             target[first : first + len(raw)] = raw
         return out
@@ -105,7 +117,7 @@ class GGUFCheckpoint:
     ) -> Iterator[tuple[int, torch.Tensor]]:
         """Rows [start, stop) as (row, counted from start; uint8 [n, bytes of a row]) pieces.
 
-        Rows of q and k are read by whole heads: pair j of a head holds its rows j and j + half.
+        Rows in another order are read by whole heads, which stand together in both orders.
         """
         stored, head = weight.stored, weight.head_rows
         row_bytes = stored.nbytes // stored.shape[0]
@@ -114,8 +126,9 @@ class GGUFCheckpoint:
         with opened(self.path) as file:
             for top in range(begin, stop, step):
                 raw = torch.empty(min(step, end - top), row_bytes, dtype=torch.uint8)
-                fill(file, stored.offset + top * row_bytes, raw, self.path)
-                if head:
+                first = _stored_row(weight, top)
+                fill(file, stored.offset + first * row_bytes, raw, self.path)
+                if weight.order is not None and weight.order.pairs:
                     raw = raw.view(head // 2, 2, row_bytes).transpose(0, 1).reshape(head, row_bytes)
                 piece = raw[max(start - top, 0) : stop - top]
                 yield max(top - start, 0), piece
@@ -150,47 +163,31 @@ class GGUFCheckpoint:
                     f"{self.path} holds the tensor {stored.name!r}, which no {keys.architecture} "
                     "model that can be run here has."
                 )
-            if stored.type.name in SCHEMES and len(stored.shape) != 2:
+            if stored.type.name not in FLOATS and len(stored.shape) != 2:
                 raise UnsupportedModelError(
                     f"{self.path}: tensor {stored.name!r} of shape {list(stored.shape)} is stored "
                     f"as {stored.type.name}; only matrices may be."
                 )
-            weights[name] = _Weight(stored, self._head_rows(stored, family, keys))
+            order = family.order(stored.name)
+            head_rows = self._head_rows(stored, order, keys) if order else 0
+            weights[name] = _Weight(stored, order, head_rows, family.offset(stored.name))
         return weights
 
-    def _head_rows(self, stored: StoredTensor, family: Family, keys: Metadata) -> int:
-        key = family.heads_key(stored.name)
-        if key is None:
-            return 0
-        heads = keys.get(key, int, keys.get("attention.head_count", int))
-        if heads < 1 or stored.shape[0] % (2 * heads):
+    def _head_rows(self, stored: StoredTensor, order: RowOrder, keys: Metadata) -> int:
+        heads = keys.get(order.heads_key, int, keys.get("attention.head_count", int))
+        turns = heads * order.parts
+        if heads < 1 or stored.shape[0] % (turns * (2 if order.pairs else 1)):
             raise ModelFileError(
                 f"{self.path}: the {stored.shape[0]} rows of {stored.name!r} cannot be those of "
                 f"{heads} heads with an even size. The file is damaged: fetch it again."
             )
-        return stored.shape[0] // heads
+        return stored.shape[0] // turns
 
 
-def _take_apart(raw: torch.Tensor, packed: PackedWeight) -> None:
-    """ggml's blocks (uint8 [n, bytes]) into the rows of `packed`, every number as stored.
-
-    A block is a float16 scale, for Q4_1 a float16 minimum, then the codes: 32 bytes for Q8_0, and
-    for 4 bits 16 bytes that hold code i low and code i + 16 high (ggml's dequantize_row_q4_0).
-    All is moved in 16-bit words, which is twice as fast as bytes: a word of 4-bit codes
-    has i, i + 16, i + 1, i + 17 from its lowest nibble up.
-    """
-    assert packed.scales is not None
-    groups = packed.scales.shape
-    blocks = raw.view(torch.int16).view(*groups, -1)
-    packed.scales.copy_(blocks[..., 0].view(torch.float16))
-    if packed.zeros is not None:
-        packed.zeros.copy_(blocks[..., 1].view(torch.float16))
-    words = blocks[..., 1 if packed.zeros is None else 2 :]
-    if packed.scheme.bits == 8:
-        packed.qweight.view(torch.int16).view(words.shape).copy_(words)
-        return
-    words = words.contiguous()
-    higher = words >> 4
-    halves = packed.qweight.view(*groups, 2, 8)
-    halves[..., 0, :] = (words & 15) | (higher & 240)
-    halves[..., 1, :] = (higher & 15) | ((words >> 8) & 240)
+def _stored_row(weight: _Weight, row: int) -> int:
+    """Where in the file the head stands that begins at Hugging Face's row `row`."""
+    if weight.order is None or weight.order.parts == 1:
+        return row
+    head, part = divmod(row // weight.head_rows, weight.order.parts)
+    heads = weight.stored.shape[0] // weight.head_rows // weight.order.parts
+    return (part * heads + head) * weight.head_rows

@@ -46,28 +46,26 @@ UINT32, UINT64 = NUMBERS[4], NUMBERS[10]
 
 
 class TensorType(NamedTuple):
-    """How ggml stores rows: `block` elements take `block_bytes` bytes."""
+    """How ggml stores rows: `block` elements take `block_bytes` bytes (ggml's type traits)."""
 
     name: str
     block: int
     block_bytes: int
 
 
+_LAYOUTS = """
+0 F32 1 4, 1 F16 1 2, 30 BF16 1 2, 2 Q4_0 32 18, 3 Q4_1 32 20, 6 Q5_0 32 22, 7 Q5_1 32 24,
+8 Q8_0 32 34, 10 Q2_K 256 84, 11 Q3_K 256 110, 12 Q4_K 256 144, 13 Q5_K 256 176, 14 Q6_K 256 210,
+16 IQ2_XXS 256 66, 17 IQ2_XS 256 74, 18 IQ3_XXS 256 98, 19 IQ1_S 256 50, 20 IQ4_NL 32 18,
+21 IQ3_S 256 110, 22 IQ2_S 256 82, 23 IQ4_XS 256 136, 29 IQ1_M 256 56, 34 TQ1_0 256 54,
+35 TQ2_0 256 66, 39 MXFP4 32 17, 40 NVFP4 64 36
+"""
 TYPES = {
-    0: TensorType("F32", 1, 4),
-    1: TensorType("F16", 1, 2),
-    2: TensorType("Q4_0", 32, 18),
-    3: TensorType("Q4_1", 32, 20),
-    8: TensorType("Q8_0", 32, 34),
-    30: TensorType("BF16", 1, 2),
+    int(number): TensorType(name, int(block), int(block_bytes))
+    for number, name, block, block_bytes in (row.split() for row in _LAYOUTS.split(","))
 }
 # ggml's other types, so that an error can name them.
-UNREAD = (
-    "6 Q5_0, 7 Q5_1, 9 Q8_1, 10 Q2_K, 11 Q3_K, 12 Q4_K, 13 Q5_K, 14 Q6_K, 15 Q8_K, 16 IQ2_XXS, "
-    "17 IQ2_XS, 18 IQ3_XXS, 19 IQ1_S, 20 IQ4_NL, 21 IQ3_S, 22 IQ2_S, 23 IQ4_XS, 24 I8, 25 I16, "
-    "26 I32, 27 I64, 28 F64, 29 IQ1_M, 34 TQ1_0, 35 TQ2_0, 39 MXFP4"
-)
-UNREAD_NAMES = {int(number): name for number, name in (item.split() for item in UNREAD.split(", "))}
+UNREAD_NAMES = {9: "Q8_1", 15: "Q8_K", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64"}
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from edgelm.checkpoint import TensorInfo
 from edgelm.checkpoint.rows import span
+from quant.codebooks import numbers
 from quant.groupwise import dequantize
 from quant.packing import PackedWeight
 from quant.scheme import Scheme
@@ -119,7 +120,8 @@ def _random_block(
     words.random_(-(1 << 63), None, generator=generator)
     codes = words.view(block.qweight.dtype)[: block.qweight.numel()]
     block.qweight.copy_(codes.view(block.qweight.shape))
-    scale = WEIGHT_STD / _CODE_STD[scheme.bits]
+    deviation = float(numbers(scheme.codebook, torch.device("cpu")).std()) if scheme.codebook else 0
+    scale = WEIGHT_STD / (deviation or _CODE_STD[scheme.bits])
     block.scales.fill_(scale)
     if block.zeros is not None:
         middle = 8 if scheme.bits == 4 else 0

@@ -52,3 +52,18 @@ def fill(file: RawIOBase, offset: int, out: torch.Tensor, path: Path) -> None:
                 "it was opened. Fetch the file again."
             )
         done += count
+
+
+def fill_columns(
+    file: RawIOBase, offset: int, width_bytes: int, begin_bytes: int, out: torch.Tensor, path: Path
+) -> None:
+    """Columns of a stored matrix into `out` [rows, n], contiguous and of any dtype.
+
+    offset: where the matrix begins; width_bytes: of a stored row; begin_bytes: of the columns that
+    stand before the wanted ones.
+    """
+    if out.nbytes == len(out) * width_bytes:
+        fill(file, offset, out, path)
+        return
+    for index, row in enumerate(out):
+        fill(file, offset + index * width_bytes + begin_bytes, row, path)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from edgelm.checkpoint import TensorInfo
-from edgelm.checkpoint.rows import fill, opened, span
+from edgelm.checkpoint.rows import fill, fill_columns, opened, span
 from edgelm.errors import ModelFileError, UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ FLOATS = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
 }
+INTEGERS = {"U8": torch.uint8, "I8": torch.int8, "I32": torch.int32, "I64": torch.int64}
 AGAIN = "Fetch it again, or convert the model anew."
 
 
@@ -38,7 +39,7 @@ class _Stored:
 
     file: Path
     offset: int
-    dtype: torch.dtype | None  # None: no float dtype that weights come in
+    dtype: torch.dtype | None  # None: a type that neither weights nor packed codes come in
     info: TensorInfo
 
 
@@ -51,12 +52,13 @@ class SafetensorsCheckpoint:
         self.path = path
         self.metadata: dict[str, Any] = {}
         self.config = read_json(path / "config.json")
-        if "quantization_config" in self.config:
-            _refuse_quantized(path, self.config["quantization_config"])
         self._tensors = _open_weights(path)
 
     def names(self) -> list[str]:
         return list(self._tensors)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._tensors
 
     def info(self, name: str) -> TensorInfo:
         return self._tensors[name].info
@@ -64,18 +66,43 @@ class SafetensorsCheckpoint:
     def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """Rows [start, stop) (of a scalar: its one value) in the stored float dtype."""
         stored = self._tensors[name]
-        shape, dtype = stored.info.shape, stored.dtype
-        if dtype is None:
+        if stored.dtype not in FLOATS.values():
             raise UnsupportedModelError(
                 f"{stored.file}: tensor {name} is stored as {stored.info.dtype}; weights are read "
                 f"from {', '.join(FLOATS)}. Convert the model to one of these."
             )
+        return self.read_stored(name, start, stop)
+
+    def read_stored(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        """Rows [start, stop) in the stored dtype, integers too."""
+        stored, dtype = self._tensors[name], self._dtype(name)
+        shape = stored.info.shape
         start, stop = span(shape[0] if shape else 1, start, stop, name)
         out = torch.empty((stop - start, *shape[1:]) if shape else (), dtype=dtype)
         row_bytes = prod(shape[1:]) * dtype.itemsize
         with opened(stored.file) as file:
             fill(file, stored.offset + start * row_bytes, out, stored.file)
         return out
+
+    def read_columns(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Columns [start, stop) of a matrix in the stored dtype."""
+        stored, dtype = self._tensors[name], self._dtype(name)
+        rows, columns = stored.info.shape
+        start, stop = span(columns, start, stop, name)
+        out = torch.empty(rows, stop - start, dtype=dtype)
+        size = dtype.itemsize
+        with opened(stored.file) as file:
+            fill_columns(file, stored.offset, columns * size, start * size, out, stored.file)
+        return out
+
+    def _dtype(self, name: str) -> torch.dtype:
+        stored = self._tensors[name]
+        if stored.dtype is None:
+            raise UnsupportedModelError(
+                f"{stored.file}: tensor {name} is stored as {stored.info.dtype}; read are "
+                f"{', '.join(FLOATS | INTEGERS)}. Convert the model to one of these."
+            )
+        return stored.dtype
 
     def read_packed(self, name: str, start: int = 0, stop: int | None = None) -> PackedWeight:
         """Never possible here: these files hold floats, and `info` says so."""
@@ -98,14 +125,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ModelFileError(f"{path} must hold a JSON object, not a {type(content).__name__}.")
     return content
-
-
-def _refuse_quantized(path: Path, settings: Any) -> None:
-    method = settings.get("quant_method") if isinstance(settings, dict) else settings
-    raise UnsupportedModelError(
-        f"{path} holds weights quantized by {method!r} (quantization_config in config.json), which "
-        "this release does not read. Use the original 16-bit or 32-bit model and --quant."
-    )
 
 
 def _open_weights(folder: Path) -> dict[str, _Stored]:
@@ -200,7 +219,8 @@ def _open_file(path: Path) -> dict[str, _Stored]:
 def _stored(path: Path, data: int, entry: dict[str, Any]) -> _Stored:
     """One header entry, `data` being where the file's tensors begin."""
     begin, end = entry["data_offsets"]
-    dtype = FLOATS.get(entry["dtype"])
-    named = str(dtype).removeprefix("torch.") if dtype else entry["dtype"]
+    dtype = (FLOATS | INTEGERS).get(entry["dtype"])
+    floating = entry["dtype"] in FLOATS
+    named = str(dtype).removeprefix("torch.") if floating else entry["dtype"]
     info = TensorInfo(tuple(entry["shape"]), named, None, end - begin)
     return _Stored(path, data + begin, dtype, info)

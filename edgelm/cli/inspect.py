@@ -34,7 +34,8 @@ def _show(found: Inspection, output: OutputOptions) -> None:
         types.add_row(stored.dtype, count, numbers, human(stored.nbytes))
     out.print(types, "")
     facts = Table("config", "", box=None)
-    for title, values in (("", found.config), ("tokenizer ", found.tokenizer)):
+    told = (("", found.config), ("tokenizer ", found.tokenizer), ("", found.quantization or {}))
+    for title, values in told:
         for key, value in values.items():
             facts.add_row(f"{title}{key}", str(value))
     out.print(facts, "")

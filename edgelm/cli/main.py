@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 import edgelm
-from edgelm.cli import bench, chat, console, demo, doctor, generate, inspect, mask, plan
+from edgelm.cli import bench, chat, console, demo, doctor, generate, inspect, mask, plan, quantize
 from edgelm.cli.options import expanded
 from edgelm.errors import CancelledError, EdgeLMError, UsageError
 
@@ -30,6 +30,7 @@ for verb in (
     generate.generate,
     chat.chat,
     plan.plan,
+    quantize.quantize,
     bench.bench,
     inspect.inspect,
     mask.mask,

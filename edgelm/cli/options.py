@@ -38,7 +38,8 @@ class LoadOptions:
     """How a model is loaded; what a plan is made of."""
 
     quant: Annotated[
-        str, typer.Option(help="auto, none, int4, int8, a scheme like int4-g64, or a JSON recipe.")
+        str,
+        typer.Option(help="auto, none, int4, int8, nf4, a scheme like int4-g64, or a JSON recipe."),
     ] = "auto"
     method: Annotated[str, typer.Option(help="How the integers are chosen.")] = "rtn"
     kv: Annotated[str, typer.Option(help="Cache: auto, float32, bfloat16, float16, int8.")] = "auto"

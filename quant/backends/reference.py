@@ -38,8 +38,9 @@ class Reference:
 
     def scratch_bytes(self, scheme: Scheme, shape: Shape, rows: int) -> int:
         block = (min(_block_rows(shape[1]), shape[0]), shape[1])
-        # The block in float32 and in the activations' dtype, and the codes being unpacked.
-        return math.prod(block) * (4 + 4 + 1) + linear_scratch_bytes(block, rows)
+        # The block in float32 and in the activations' dtype, and the codes being unpacked (of a
+        # codebook an int32 for two of them).
+        return math.prod(block) * (4 + 4 + 2) + linear_scratch_bytes(block, rows)
 
     def multiply(
         self, x: Tensor, tensors: Tensors, scheme: Scheme, bias: Tensor | None, out: Tensor

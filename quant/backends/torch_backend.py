@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..packing import PackedWeight, unpack_codes
-from ..scheme import Scheme
+from ..scheme import GROUP_SIZES, Scheme
 from .aten import finish, has_bfloat16, no_vector_code
 from .kernel import Shape, Tensors
 from .reference import Reference, linear, linear_scratch_bytes
@@ -63,12 +63,14 @@ class Int4Pack:
     def supports(
         self, scheme: Scheme, shape: Shape, device: torch.device, lookup: bool
     ) -> str | None:
-        if scheme.bits != 4:
+        if scheme.bits != 4 or scheme.codebook is not None:
             return "holds int4"
         if lookup:
             return "its layout cannot be read by rows"
         if shape[0] % 16:
             return f"needs a multiple of 16 outputs, got {shape[0]}"
+        if shape[1] % GROUP_SIZES[0]:
+            return f"needs a multiple of {GROUP_SIZES[0]} inputs, got {shape[1]}"
         return no_vector_code(device)
 
     def prepare(self, packed: PackedWeight) -> Tensors:
@@ -86,7 +88,7 @@ class Int4Pack:
 
     def nbytes(self, scheme: Scheme, shape: Shape) -> int:
         outputs, inputs = shape
-        return outputs * inputs // 2 + outputs * scheme.groups(inputs) * 4
+        return outputs * inputs // 2 + outputs * (inputs // _group_size(scheme, inputs)) * 4
 
     def scratch_bytes(self, scheme: Scheme, shape: Shape, rows: int) -> int:
         return rows * sum(shape) * 2
@@ -97,7 +99,7 @@ class Int4Pack:
         product = torch.ops.aten._weight_int4pack_mm_for_cpu(
             x.bfloat16().contiguous(),
             tensors["qweight"],
-            scheme.group_size,
+            _group_size(scheme, x.shape[1]),
             tensors["scales_and_zeros"],
         )
         finish(product, bias, out)
@@ -106,8 +108,13 @@ class Int4Pack:
         raise AssertionError("supports() refuses lookups")
 
 
+def _group_size(scheme: Scheme, inputs: int) -> int:
+    """The op's groups: those of the scheme, or the largest that divide a row with one scale."""
+    return scheme.group_size or max(size for size in GROUP_SIZES if inputs % size == 0)
+
+
 def _scales_and_zeros(packed: PackedWeight) -> Tensor:
-    """bfloat16 [G, N, 2]: scale, and the value of code 8."""
+    """bfloat16 [G, N, 2]: scale, and the value of code 8; a row's one scale is repeated."""
     assert packed.scales is not None
     scales = packed.scales.float()
     if packed.zeros is None:
@@ -116,4 +123,6 @@ def _scales_and_zeros(packed: PackedWeight) -> Tensor:
         middle = (8 - packed.zeros.float()) * scales
     else:
         middle = packed.zeros.float() + 8 * scales
-    return torch.stack([scales.t(), middle.t()], dim=-1).bfloat16()
+    groups = packed.shape[1] // _group_size(packed.scheme, packed.shape[1])
+    pair = torch.stack([scales.t(), middle.t()], dim=-1).bfloat16()
+    return pair.expand(groups, -1, -1).contiguous()

@@ -40,7 +40,7 @@ class Int8Rows(Reference):
     def supports(
         self, scheme: Scheme, shape: Shape, device: torch.device, lookup: bool
     ) -> str | None:
-        if scheme != Scheme(8):
+        if scheme != Scheme(8, scales=scheme.scales):
             return "holds int8 with one scale per row and no zeros"
         if shape[1] % 32:
             # The op reads whole vectors, past the end of a row that does not fill them.
@@ -53,7 +53,7 @@ class Int8Rows(Reference):
     def multiply(
         self, x: Tensor, tensors: Tensors, scheme: Scheme, bias: Tensor | None, out: Tensor
     ) -> None:
-        codes, scales = tensors["qweight"], tensors["scales"].view(-1)
+        codes, scales = tensors["qweight"], tensors["scales"].view(-1).float()
         if x.shape[0] < _BLOCKWISE_ROWS:
             sums = torch.ops.aten._weight_int8pack_mm(
                 x.bfloat16().contiguous(), codes, _ones(len(codes))
@@ -71,7 +71,7 @@ class Int8Rows(Reference):
 
 
 class Int8Groups:
-    """One scale per group: group-major codes [G, N, g] and float16 scales [G, N].
+    """One scale per group: group-major codes [G, N, g] and scales [G, N].
 
     Each group of inputs is then an int8 matrix with a scale per row, as the op wants it.
     """
@@ -153,7 +153,7 @@ def _block_rows(inputs: int) -> int:
 
 
 def _ones(outputs: int) -> Tensor:
-    # The op takes scales in bfloat16 only; the float16 ones are applied afterwards, unrounded.
+    # The op takes scales in bfloat16 only; the stored ones are applied afterwards, unrounded.
     return torch.ones(outputs, dtype=torch.bfloat16)
 
 
@@ -163,8 +163,9 @@ def _scratch_bytes(shape: Shape, rows: int) -> int:
     # Activations twice, ones, one product in bfloat16 and the total in float32.
     few = min(rows, _BLOCKWISE_ROWS)
     by_op = few * (inputs * 4 + outputs * 6) + outputs * 2
+    row_scales = outputs * 4
     # Activations, a block with its scales, and two blocks' products: one is still held while the
     # next is made.
     block = min(_block_rows(inputs), outputs)
     by_blocks = (rows * inputs + 2 * block * inputs + 2 * rows * block) * _block_dtype().itemsize
-    return max(by_op, by_blocks)
+    return row_scales + max(by_op, by_blocks)

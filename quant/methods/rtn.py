@@ -2,6 +2,7 @@
 
 Symmetric int4 follows ggml's Q4_0: the scale may be negative, so that the number of largest
 magnitude, whatever its sign, lands on code -8 exactly and all sixteen codes are in use.
+nf4 and fp4 scale by the largest magnitude, as bitsandbytes does.
 """
 
 from __future__ import annotations
@@ -14,16 +15,14 @@ from ..groupwise import quantize
 from ..packing import PackedWeight
 from ..scheme import Scheme
 
-_LARGEST = torch.finfo(torch.float16).max
-
 
 def rtn(block: Tensor, scheme: Scheme) -> PackedWeight:
     """Pack the rows `block` (float32 [n, K]) in an integer scheme.
 
     Scales and zeros are rounded to their stored type before the codes are chosen. Every number
     comes back within half a step, except that symmetric int4 has no code +8: numbers nearer to
-    it than to +7 come back as 7 steps. Raises QuantError for numbers that are not finite and for
-    scales or minima beyond float16.
+    it than to +7 come back as 7 steps. In a codebook they come back as its nearest number. Raises
+    QuantError for numbers that are not finite and for scales or minima beyond their type.
     """
     rows, inputs = block.shape
     groups = block.view(rows, scheme.groups(inputs), -1)
@@ -31,23 +30,25 @@ def rtn(block: Tensor, scheme: Scheme) -> PackedWeight:
     if not bool(torch.isfinite(high - low).all()):
         raise QuantError("weights hold NaN, infinite or absurdly large numbers; repair the file")
     if scheme.zeros == "none":
-        return quantize(block, _symmetric_scales(low, high, scheme.bits), None, scheme)
+        return quantize(block, _symmetric_scales(low, high, scheme), None, scheme)
     if scheme.zeros == "int":
         return quantize(block, *_integer_zeros(low, high, scheme), scheme)
     return quantize(block, *_float_zeros(low, high, scheme), scheme)
 
 
-def _symmetric_scales(low: Tensor, high: Tensor, bits: int) -> Tensor:
-    if bits == 8:
-        return _float16(torch.maximum(high, -low) / 127)
-    return _float16(torch.where(high > -low, high, low) / -8)
+def _symmetric_scales(low: Tensor, high: Tensor, scheme: Scheme) -> Tensor:
+    if scheme.codebook is not None:
+        return _stored(torch.maximum(high, -low), scheme)
+    if scheme.bits == 8:
+        return _stored(torch.maximum(high, -low) / 127, scheme)
+    return _stored(torch.where(high > -low, high, low) / -8, scheme)
 
 
 def _integer_zeros(low: Tensor, high: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
     # Zero must be a code, so the range is stretched to hold it.
     low, high = low.clamp(max=0), high.clamp(min=0)
     first, last = scheme.code_range
-    scales = _float16((high - low) / (last - first))
+    scales = _stored((high - low) / (last - first), scheme)
     step = scales.float()
     offset = torch.where(step == 0, 0.0, -low / step)
     zeros = (offset.round() + first).clamp_(first, last)
@@ -56,15 +57,16 @@ def _integer_zeros(low: Tensor, high: Tensor, scheme: Scheme) -> tuple[Tensor, T
 
 def _float_zeros(low: Tensor, high: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
     first, last = scheme.code_range
-    scales = _float16((high - low) / (last - first))
-    return scales, _float16(low - first * scales.float())
+    scales = _stored((high - low) / (last - first), scheme)
+    return scales, _stored(low - first * scales.float(), scheme)
 
 
-def _float16(values: Tensor) -> Tensor:
-    largest = float(values.abs().max())
-    if largest > _LARGEST:
+def _stored(values: Tensor, scheme: Scheme) -> Tensor:
+    """Scales or minima in the type that the scheme keeps them in."""
+    largest, limit = float(values.abs().max()), torch.finfo(scheme.scale_dtype).max
+    if largest > limit:
         raise QuantError(
-            f"a scale or minimum of {largest:.3g} is beyond float16 ({_LARGEST:.0f}); "
+            f"a scale or minimum of {largest:.3g} is beyond {scheme.scales} ({limit:.5g}); "
             "the weights are damaged, or keep this tensor in float"
         )
-    return values.to(torch.float16)
+    return values.to(scheme.scale_dtype)

@@ -16,6 +16,8 @@ CPU = torch.device("cpu")
 LAYOUTS = ("int4-g32", "int4-g64", "int4-g128", "int8", "int8-g32", "int8-g64", "int8-g128")
 TEXTS = [
     *(layout + zeros for layout in LAYOUTS for zeros in ("", "-zint", "-zfloat")),
+    *("int4-row", "int4-row-zint", "int4-g64-zint-sbfloat16", "int4-g32-zfloat-sfloat32"),
+    *("int8-sbfloat16", "int8-sfloat32", "int8-g32-sbfloat16", "nf4", "nf4-g32-sfloat16", "fp4"),
     *("float32", "bfloat16", "float16"),
 ]
 # The second has many outputs, so that int8 in groups takes its product by groups; the third
@@ -143,12 +145,14 @@ def vectors() -> None:
 @pytest.mark.usefixtures("vectors")
 def test_choice_on_a_machine_with_vector_code() -> None:
     names = {"int4-g128-zint": "torch.int4pack", "int8": "torch.int8pack"}
-    names["int8-g32"] = "torch.int8groups"
+    names |= {"int8-g32": "torch.int8groups", "int4-row": "torch.int4pack", "nf4": "reference"}
+    names |= {"int8-sfloat32": "torch.int8pack", "int8-g32-sbfloat16": "torch.int8groups"}
     for text, name in names.items():
         assert choose(Scheme.parse(text), (64, 128), CPU).name == name
     assert choose(Scheme.parse("int4-g32"), (64, 64), CPU, lookup=True).name == "reference"
     assert choose(Scheme.parse("int8"), (64, 64), CPU, lookup=True).name == "torch.int8pack"
     assert choose(Scheme.parse("int8"), (64, 72), CPU).name == "reference"
+    assert choose(Scheme.parse("int4-row"), (64, 72), CPU).name == "reference"
 
 
 def test_a_backend_that_cannot_gives_every_reason() -> None:

@@ -11,8 +11,15 @@ import torch
 
 from quant import PackedWeight, QuantError, Recipe, Scheme
 
-LAYOUTS = ("int4-g32", "int4-g64", "int4-g128", "int8", "int8-g32", "int8-g64", "int8-g128")
-TEXTS = [layout + zeros for layout in LAYOUTS for zeros in ("", "-zint", "-zfloat")]
+LAYOUTS = (
+    *("int4-g32", "int4-g64", "int4-g128", "int4-row"),
+    *("int8", "int8-g32", "int8-g64", "int8-g128"),
+)
+TEXTS = [
+    *(layout + zeros for layout in LAYOUTS for zeros in ("", "-zint", "-zfloat")),
+    *("int4-g32-sbfloat16", "int4-row-zint-sfloat32", "int8-sfloat32", "int8-g64-zfloat-sbfloat16"),
+    *("nf4", "nf4-g32", "nf4-g128", "nf4-sfloat16", "nf4-g32-sbfloat16", "fp4", "fp4-g128"),
+]
 FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -35,10 +42,16 @@ def test_nbytes_of_known_formats() -> None:
     # GGUF's blocks of 32 weights: Q4_0 18 bytes, Q4_1 20, Q8_0 34.
     sizes = {"int4-g32": 18, "int4-g32-zfloat": 20, "int8-g32": 34}
     assert {text: Scheme.parse(text).nbytes((1, 32)) for text in sizes} == sizes
+    # bitsandbytes' blocks of 64: a float32 and 64 codes.
+    assert Scheme.parse("nf4").nbytes((1, 64)) == 36
 
 
 @pytest.mark.parametrize(
-    "text", ["int4", "int3-g32", "int4-g16", "int8-zfp", "nf4", "int4-g32-zint ", "INT8", "", "g32"]
+    "text",
+    [
+        *("int4", "int3-g32", "int4-g16", "int8-zfp", "int4-g32-zint ", "INT8", "", "g32"),
+        *("int8-row", "int8-sfloat16", "nf3", "nf4-g64", "nf4-sfloat32"),
+    ],
 )
 def test_unknown_texts_are_refused_with_the_allowed_ones(text: str) -> None:
     with pytest.raises(QuantError, match=r"allowed: int4-g32"):
@@ -49,7 +62,11 @@ def test_unknown_texts_are_refused_with_the_allowed_ones(text: str) -> None:
     "fields",
     [
         {"bits": 5},
-        {"bits": 4},
+        {"bits": 4, "group_size": 16},
+        {"bits": 4, "codebook": "nf4"},
+        {"bits": 8, "group_size": 64, "codebook": "nf4"},
+        {"bits": 4, "group_size": 64, "codebook": "nf4", "zeros": "int"},
+        {"bits": 8, "scales": "float64"},
         {"bits": 8, "group_size": 33},
         {"bits": 8, "zeros": "maybe"},
         {"bits": 16, "codebook": "float32"},
@@ -73,6 +90,8 @@ def test_a_row_that_groups_do_not_divide_names_the_remedy() -> None:
         Scheme.parse("int4-g128").check((576, 576))
     with pytest.raises(QuantError, match="use int8"):
         Scheme.parse("int4-g32").check((8, 50))
+    with pytest.raises(QuantError, match=r"even length.*use int8"):
+        Scheme.parse("int4-row").check((8, 51))
     with pytest.raises(QuantError, match="matrices"):
         Scheme.parse("int8").check((576,))
 
@@ -87,6 +106,28 @@ def test_default_recipe() -> None:
     assert scheme_text(recipe, "layers.3.attn.q", inputs=72) == "int8"
     assert scheme_text(recipe, "embed") == scheme_text(recipe, "head") == "int8"
     assert str(recipe) == "int4"
+
+
+def test_nf4_recipe() -> None:
+    recipe = Recipe.parse("nf4")
+    for inputs, text in ((576, "nf4"), (160, "nf4-g32"), (80, "int8")):
+        assert scheme_text(recipe, "layers.3.mlp.down", inputs) == text
+    assert scheme_text(recipe, "embed") == scheme_text(recipe, "head") == "int8"
+
+
+@pytest.mark.parametrize(
+    ("asked", "stored", "kept"),
+    [
+        *(("int4", text, True) for text in ("int4-g32", "int4-g128-zint-sbfloat16", "int4-row")),
+        *(("int4", text, False) for text in ("nf4", "int8", "float32")),
+        *(("nf4", text, True) for text in ("nf4", "nf4-g128", "nf4-sfloat16")),
+        *(("nf4", text, False) for text in ("fp4", "int4-g32")),
+        *(("int8", text, True) for text in ("int8", "int8-sfloat32")),
+        *(("int8", text, False) for text in ("int8-g32", "int8-zint")),
+    ],
+)
+def test_files_keep_what_the_recipe_accepts(asked: str, stored: str, kept: bool) -> None:
+    assert Recipe.parse(asked).accepts("layers.0.attn.q", Scheme.parse(stored)) == kept
 
 
 def test_a_scheme_text_and_none_apply_everywhere() -> None:
@@ -124,7 +165,7 @@ def test_a_json_file_is_a_recipe(tmp_path: Path) -> None:
     assert Recipe.parse(recipe.to_dict()).to_dict() == recipe.to_dict()
 
 
-@pytest.mark.parametrize("given", ["int4", "none", "int8-g32"])
+@pytest.mark.parametrize("given", ["int4", "nf4", "none", "int8-g32", "nf4-sfloat16"])
 def test_recipes_survive_data_and_pickle(given: str) -> None:
     recipe = Recipe.parse(given)
     again = Recipe.parse(json.loads(json.dumps(recipe.to_dict())))
@@ -136,7 +177,7 @@ def test_recipes_survive_data_and_pickle(given: str) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("int5", "allowed: none, int4, int4-g32"),
+        ("int5", "allowed: none, int4, nf4, int4-g32"),
         ("auto", "allowed"),
         ("missing.json", "cannot read the recipe missing.json"),
         ({"default": "int5"}, "unknown scheme 'int5'"),

@@ -1,0 +1,141 @@
+"""compressed-tensors' ``pack-quantized`` layout: int4 and int8, in groups or per output row.
+
+Per weight: ``weight_packed`` int32 [N, K * bits / 32], unsigned codes from the lowest bits up;
+``weight_scale`` [N, G]; ``weight_shape``; for asymmetric ones ``weight_zero_point``, int32
+[N * bits / 32, G], packed along the outputs. Layout: compressed_tensors' pack_quantized/helpers.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from edgelm.checkpoint.packed_matrix import (
+    PackedMatrix,
+    canonical_codes,
+    checked,
+    damaged,
+    part,
+    refuse_reordered,
+    row_blocks,
+    scale_type,
+    setting,
+    shaped,
+    unpack_words,
+    unsupported,
+)
+from edgelm.checkpoint.safetensors_files import SafetensorsCheckpoint
+from quant.packing import PackedWeight
+from quant.scheme import Scheme
+
+FORMAT = "pack-quantized"
+_ENDING = ".weight_packed"
+
+
+@dataclass(frozen=True)
+class PackQuantized:
+    """One weight of such a folder; `name` is its Hugging Face name, ending in ``.weight``."""
+
+    files: SafetensorsCheckpoint
+    name: str
+    shape: tuple[int, int]
+    scheme: Scheme
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        kinds = ("packed", "scale", "zero_point", "shape", "g_idx")
+        names = (f"{self.name}_{kind}" for kind in kinds)
+        return tuple(name for name in names if name in self.files)
+
+    def rows(self, start: int, stop: int) -> PackedWeight:
+        """Rows [start, stop); a word's bytes are the canonical bytes, of 8 bits with other sign."""
+        bits = self.scheme.bits
+        packed = PackedWeight.empty((stop - start, self.shape[1]), self.scheme)
+        assert packed.scales is not None
+        width = packed.qweight.shape[1]
+        for first, last in row_blocks(start, stop, width):
+            words = self.files.read_stored(f"{self.name}_packed", first, last)
+            codes = words.view(torch.uint8)[:, :width]
+            packed.qweight[first - start : last - start] = canonical_codes(codes, bits)
+        packed.scales.copy_(self.files.read_stored(f"{self.name}_scale", start, stop))
+        if packed.zeros is not None:
+            per_word = 32 // bits
+            first = start // per_word
+            words = self.files.read_stored(f"{self.name}_zero_point", first, -(-stop // per_word))
+            zeros = unpack_words(words.t().contiguous(), bits).t()
+            zeros = zeros[start - first * per_word : stop - first * per_word]
+            packed.zeros.copy_(canonical_codes(zeros.contiguous(), bits))
+        return packed
+
+
+def matrices(
+    files: SafetensorsCheckpoint, settings: Mapping[str, Any]
+) -> Mapping[str, PackedMatrix]:
+    """The packed weights by name; `settings` is the quantization_config.
+
+    Raises:
+        UnsupportedModelError: another format, bits or groups, or activations quantized too.
+        ModelFileError: a part of a weight is missing or has another shape.
+    """
+    rules = _rules(files, settings)
+    by_row = all(rule.get("strategy") == "channel" for rule in rules)
+    asymmetric = not any(rule.get("symmetric", True) for rule in rules)
+    names = [name.removesuffix("_packed") for name in files.names() if name.endswith(_ENDING)]
+    return {name: _open(files, name, by_row, asymmetric) for name in names}
+
+
+def _rules(files: SafetensorsCheckpoint, settings: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """How each group of modules has its weights, all of them checked."""
+    groups = settings.get("config_groups")
+    if not isinstance(groups, dict) or not groups:
+        raise damaged(files, "quantization_config has no config_groups")
+    transforms = settings.get("transform_config") or {}
+    sparsity = settings.get("sparsity_config") or {}
+    if transforms.get("config_groups") or sparsity.get("format", "dense") != "dense":
+        raise unsupported(files, "holds transformed or sparse weights (compressed-tensors)")
+    setting(files, settings, "format", (FORMAT, None))
+    rules: list[Mapping[str, Any]] = []
+    for group in groups.values():
+        rule = group.get("weights") if isinstance(group, dict) else None
+        if not isinstance(rule, dict):
+            raise damaged(files, "quantization_config has a group of config_groups without weights")
+        setting(files, group, "format", (FORMAT, None))
+        setting(files, group, "input_activations", (None,))
+        setting(files, group, "output_activations", (None,))
+        setting(files, rule, "type", ("int", None))
+        setting(files, rule, "num_bits", (4, 8))
+        setting(files, rule, "strategy", ("group", "channel"))
+        rules.append(rule)
+    return rules
+
+
+def _open(files: SafetensorsCheckpoint, name: str, by_row: bool, asymmetric: bool) -> PackQuantized:
+    shaped(files, f"{name}_shape", (2,), ("I64", "I32"))
+    rows, inputs = (int(size) for size in files.read_stored(f"{name}_shape"))
+    words = part(files, f"{name}_packed").shape
+    # A row of ceil(K * bits / 32) words tells the bits.
+    bits = next((b for b in (4, 8) if words == (rows, -(-inputs * b // 32))), None)
+    if bits is None or rows < 1 or inputs < 8:
+        raise damaged(
+            files, f"{name}_packed of shape {list(words)} cannot hold {rows} x {inputs} codes"
+        )
+    shaped(files, f"{name}_packed", words, ("I32",))
+    scales = part(files, f"{name}_scale").shape
+    groups = scales[1] if len(scales) == 2 else 0
+    if groups < 1 or inputs % groups:
+        raise damaged(files, f"{name}_scale has shape {list(scales)}, expected [{rows}, groups]")
+    kept = scale_type(files, f"{name}_scale", (rows, groups))
+    zeros = asymmetric or f"{name}_zero_point" in files
+    if zeros:
+        shaped(files, f"{name}_zero_point", (-(-rows * bits // 32), groups), ("I32",))
+    group_size = inputs // groups
+    if f"{name}_g_idx" in files:
+        refuse_reordered(files, f"{name}_g_idx", inputs, group_size)
+    scheme = checked(
+        files, name, (rows, inputs), bits=bits, group_size=None if by_row else group_size,
+        zeros="int" if zeros else "none", scales=kept,
+    )  # fmt: skip
+    return PackQuantized(files, name, (rows, inputs), scheme)

@@ -1,0 +1,120 @@
+"""Writing GGUF files with the package `gguf`: header and names first, then a tensor at a time."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from edgelm.checkpoint.gguf_header import read_header
+from edgelm.checkpoint.rows import fill, opened
+from edgelm.errors import ModelFileError
+from quant import PackedWeight, Scheme
+
+KINDS = {
+    Scheme(4, 32): "Q4_0",
+    Scheme(4, 32, "float"): "Q4_1",
+    Scheme(8, 32): "Q8_0",
+}
+"""The schemes that ggml has a block for, exactly."""
+
+BYTES_PER_BLOCK = {"Q4_0": 18, "Q4_1": 20, "Q8_0": 34}
+FLOAT_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of the file: its name there, ggml type and shape as Hugging Face has it."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row, of a vector's one number."""
+        inputs = torch.Size(self.shape[1:]).numel()
+        if self.kind in FLOAT_BYTES:
+            return inputs * FLOAT_BYTES[self.kind]
+        return inputs // 32 * BYTES_PER_BLOCK[self.kind]
+
+
+def to_blocks(packed: PackedWeight) -> Tensor:
+    """Rows of a matrix as ggml's blocks, uint8 [n, bytes]: scale, minimum if any, codes.
+
+    4-bit codes i and i + 16 of a block share byte i (ggml's quantize_row_q4_0).
+    """
+    assert packed.scales is not None
+    rows, groups = packed.scales.shape
+    codes = packed.qweight.view(torch.uint8).view(rows, groups, -1)
+    if packed.scheme.bits == 4:
+        flat = torch.stack((codes & 15, codes >> 4), dim=-1).flatten(2)
+        codes = flat[..., :16] | (flat[..., 16:] << 4)
+    head = [packed.scales] if packed.zeros is None else [packed.scales, packed.zeros]
+    numbers = torch.stack(head, dim=-1).view(torch.uint8)
+    return torch.cat((numbers, codes), dim=-1).flatten(1)
+
+
+def write_gguf(
+    path: Path, architecture: str, metadata: Mapping[str, Any], entries: list[Entry],
+    tensor: Callable[[int], Tensor],
+) -> None:  # fmt: skip
+    """Write a file; `tensor(i)` gives entry i as uint8 [rows, row_bytes] when its turn comes.
+
+    The file is then read back: ModelFileError if a tensor is not what was written.
+    """
+    import gguf
+    import numpy as np
+
+    writer = gguf.GGUFWriter(path, architecture)
+    for key, value in metadata.items():
+        _add(writer, key, value)
+    for entry in entries:
+        kind = gguf.GGMLQuantizationType[entry.kind]
+        shape = entry.shape if entry.kind in FLOAT_BYTES else (entry.shape[0], entry.row_bytes)
+        dtype = np.dtype(np.float32 if entry.kind in FLOAT_BYTES else np.uint8)
+        nbytes = entry.shape[0] * entry.row_bytes
+        writer.add_tensor_info(entry.name, shape, dtype, nbytes, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    digests = {}
+    for index, entry in enumerate(entries):
+        data = tensor(index).contiguous().numpy()
+        digests[entry.name] = hashlib.sha256(data.data).hexdigest()
+        writer.write_tensor_data(data)
+    writer.close()
+    _verify(path, digests.items())
+
+
+def _add(writer: Any, key: str, value: Any) -> None:
+    """A key in the type that llama.cpp expects of it."""
+    if isinstance(value, bool):
+        writer.add_bool(key, value)
+    elif isinstance(value, int):
+        writer.add_uint32(key, value)
+    elif isinstance(value, float):
+        writer.add_float32(key, value)
+    elif isinstance(value, str):
+        writer.add_string(key, value)
+    else:
+        writer.add_array(key, value)
+
+
+def _verify(path: Path, digests: Iterable[tuple[str, str]]) -> None:
+    tensors = read_header(path).tensors
+    with opened(path) as file:
+        for name, expected in digests:
+            stored = tensors[name]
+            data = torch.empty(stored.nbytes, dtype=torch.uint8)
+            fill(file, stored.offset, data, path)
+            if hashlib.sha256(data.numpy().data).hexdigest() != expected:
+                raise ModelFileError(
+                    f"{path}: {name} does not read back as it was written. The disk may be "
+                    "failing; write the file elsewhere."
+                )

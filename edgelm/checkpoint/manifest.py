@@ -1,0 +1,105 @@
+"""edgelm.json: what this package wrote into a folder, how, and the sha256 of every file.
+
+Keys of format version 1:
+    format_version, writer     1, "edgelm 0.1.0"
+    recipe, method             as given; a recipe as `quant.Recipe.to_dict` has it
+    licence                    of the original model, null where it states none
+    bits_per_weight            bytes of all tensors in the files x 8 / parameters
+    modules                    weight name -> {scheme, shape, parts, error_db, note}
+    floats                     names of the matrices left in floats
+    files                      file name -> sha256, all files but this one
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from edgelm.checkpoint.safetensors_files import read_json
+from edgelm.errors import ModelFileError, UnsupportedModelError
+from quant import QuantError, Scheme
+
+MANIFEST = "edgelm.json"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Module:
+    """One packed matrix. parts: its canonical names, several where the file fuses them."""
+
+    scheme: Scheme
+    shape: tuple[int, int]
+    parts: tuple[str, ...] = ()
+    error_db: float | None = None
+    note: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self) | {
+            "scheme": str(self.scheme),
+            "shape": [*self.shape],
+            "parts": [*self.parts],
+        }
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The content of edgelm.json, see the module's text."""
+
+    writer: str
+    recipe: dict[str, Any]
+    method: str
+    licence: str | None
+    bits_per_weight: float
+    modules: dict[str, Module]
+    floats: tuple[str, ...]
+    files: dict[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able data."""
+        shown = {name: value for name, value in vars(self).items() if name != "modules"}
+        modules = {name: module.to_dict() for name, module in self.modules.items()}
+        shown |= {"modules": modules, "floats": [*self.floats]}
+        return {"format_version": FORMAT_VERSION} | shown
+
+    @classmethod
+    def read(cls, path: Path) -> Manifest:
+        """The manifest in a file.
+
+        Raises UnsupportedModelError for a newer version, ModelFileError for a damaged file.
+        """
+        data = read_json(path)
+        version = data.get("format_version")
+        if isinstance(version, int) and version > FORMAT_VERSION:
+            raise UnsupportedModelError(
+                f"{path} is of format version {version}; this edgelm reads up to "
+                f"{FORMAT_VERSION}. Install a newer edgelm, or quantize the model again."
+            )
+        try:
+            if version != FORMAT_VERSION:
+                raise ValueError(f"format_version is {version!r}")
+            return cls(
+                writer=str(data["writer"]),
+                recipe=dict(data["recipe"]),
+                method=str(data["method"]),
+                licence=data["licence"],
+                bits_per_weight=float(data["bits_per_weight"]),
+                modules={str(n): _module(entry) for n, entry in data["modules"].items()},
+                floats=tuple(map(str, data["floats"])),
+                files={str(name): str(digest) for name, digest in data["files"].items()},
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ModelFileError(
+                f"{path} is damaged ({type(error).__name__}: {error}). Quantize the model again."
+            ) from None
+
+
+def _module(entry: dict[str, Any]) -> Module:
+    scheme = Scheme.parse(entry["scheme"])
+    rows, inputs = (int(size) for size in entry["shape"])
+    scheme.check((rows, inputs))
+    if scheme.is_float:
+        raise QuantError(f"{scheme} is no packed scheme")
+    db = entry["error_db"]
+    parts = tuple(map(str, entry["parts"]))
+    return Module(scheme, (rows, inputs), parts, db, str(entry["note"]))

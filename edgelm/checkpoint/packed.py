@@ -1,0 +1,114 @@
+"""Folders that `edgelm quantize` wrote: packed integers under Hugging Face's names.
+
+`edgelm.json` says which weights are packed and how; the headers must agree with it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from edgelm.checkpoint import TensorInfo
+from edgelm.checkpoint.manifest import MANIFEST, Manifest, Module
+from edgelm.checkpoint.packed_layout import Spec, first_row, from_stored, specs
+from edgelm.checkpoint.rows import span
+from edgelm.checkpoint.safetensors_files import FLOATS, INTEGERS, SafetensorsCheckpoint
+from edgelm.errors import ModelFileError
+from quant.groupwise import dequantize
+from quant.packing import PackedWeight
+
+_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in FLOATS.values()} | INTEGERS
+
+
+class PackedCheckpoint:
+    """A folder with edgelm.json, config.json and safetensors."""
+
+    format = "edgelm"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.metadata: dict[str, Any] = {}
+        self.manifest = Manifest.read(path / MANIFEST)
+        self._files = SafetensorsCheckpoint(path)
+        self.config = dict(self._files.config)
+        self.config.pop("quantization_config", None)  # it says less than the manifest
+        self._infos = self._read_infos()
+
+    def names(self) -> list[str]:
+        return list(self._infos)
+
+    def info(self, name: str) -> TensorInfo:
+        return self._infos[name]
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        """Rows [start, stop): the stored float dtype, float32 if packed."""
+        if name in self.manifest.modules:
+            return dequantize(self.read_packed(name, start, stop))
+        return self._files.read(name, start, stop)
+
+    def read_packed(self, name: str, start: int = 0, stop: int | None = None) -> PackedWeight:
+        """Rows [start, stop) of a weight stored as integers, in the canonical layout."""
+        module = self.manifest.modules[name]
+        start, stop = span(module.shape[0], start, stop, name)
+        found = {}
+        for suffix, (_, shape) in self._specs(name, module).items():
+            if suffix == "weight_shape":
+                continue
+            first = first_row(suffix, module.scheme, start)
+            last = shape[0] if stop == module.shape[0] else self._last(suffix, module, stop)
+            part = name.removesuffix("weight") + suffix
+            found[suffix] = self._files.read_stored(part, first, last)
+        skip = start % (32 // module.scheme.bits)
+        try:
+            return from_stored(found, module.scheme, module.shape[1], skip)
+        except OverflowError as error:
+            raise ModelFileError(f"{self.path}: {name} has {error}. Fetch it again.") from None
+
+    def _last(self, suffix: str, module: Module, stop: int) -> int:
+        return first_row(suffix, module.scheme, stop - 1) + 1 if stop else 0
+
+    def _read_infos(self) -> dict[str, TensorInfo]:
+        """Every weight by its own name, its stored parts checked against the manifest."""
+        parts: dict[str, str] = {}
+        sizes: dict[str, int] = {}
+        for name, module in self.manifest.modules.items():
+            total = 0
+            for suffix, spec in self._specs(name, module).items():
+                part = name.removesuffix("weight") + suffix
+                total += self._checked(part, spec).nbytes
+                parts[part] = name
+            sizes[name] = total
+        infos = {}
+        for stored_name in self._files.names():
+            name = parts.get(stored_name, stored_name)
+            if name in self.manifest.modules:
+                module = self.manifest.modules[name]
+                scheme = module.scheme
+                infos[name] = TensorInfo(module.shape, str(scheme), scheme, sizes[name])
+            else:
+                info = self._files.info(name)
+                floats = name in self.manifest.floats
+                infos[name] = TensorInfo(info.shape, info.dtype, None, info.nbytes, floats)
+        return infos
+
+    def _specs(self, name: str, module: Module) -> dict[str, Spec]:
+        """What the parts of a weight must be; its scales may be float16 or float32."""
+        scale = name.removesuffix("weight") + "weight_scale"
+        found = self._files.info(scale).dtype if scale in self._files else ""
+        return specs(module.scheme, module.shape, _DTYPES.get(found))
+
+    def _checked(self, part: str, spec: Spec) -> TensorInfo:
+        if part not in self._files:
+            raise ModelFileError(
+                f"{self.path}: edgelm.json lists {part}, which the safetensors files lack. The "
+                "folder is incomplete or mixed up: copy all of it again."
+            )
+        info, (dtype, shape) = self._files.info(part), spec
+        if _DTYPES.get(info.dtype) != dtype or info.shape != shape:
+            raise ModelFileError(
+                f"{self.path}: {part} is {info.dtype} {list(info.shape)}; edgelm.json implies "
+                f"{dtype} {list(shape)}. Copy the folder again."
+            )
+        return info

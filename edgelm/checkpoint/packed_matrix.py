@@ -1,0 +1,139 @@
+"""What the readers of other people's packed layouts share: one matrix, its parts, its errors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from edgelm.checkpoint import TensorInfo
+from edgelm.checkpoint.safetensors_files import SafetensorsCheckpoint
+from edgelm.errors import ModelFileError, UnsupportedModelError
+from quant.errors import QuantError
+from quant.packing import PackedWeight
+from quant.scheme import FLOATS, Scheme
+
+READ_BYTES = 16 << 20  # rows of a packed matrix are taken apart in pieces of about this size
+CODE_SIGN = 0x80  # between unsigned 8-bit codes, as files hold them, and the canonical signed ones
+
+
+class PackedMatrix(Protocol):
+    """A weight [N, K] that lies in a folder as codes, scales and whatever else its layout has."""
+
+    @property
+    def shape(self) -> tuple[int, int]: ...
+
+    @property
+    def scheme(self) -> Scheme:
+        """How its canonical form is packed: known from headers and settings alone."""
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of the stored tensors that it is made of."""
+
+    def rows(self, start: int, stop: int) -> PackedWeight:
+        """Rows [start, stop), every code and scale as stored."""
+
+
+def damaged(files: SafetensorsCheckpoint, problem: str) -> ModelFileError:
+    return ModelFileError(
+        f"{files.path}: {problem}. The weights are damaged, incomplete, or do not belong to this "
+        "config.json: fetch them again."
+    )
+
+
+def unsupported(files: SafetensorsCheckpoint, what: str) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"{files.path} {what}. Use another quantization of the model, or the original 16-bit or "
+        "32-bit model and --quant."
+    )
+
+
+def part(files: SafetensorsCheckpoint, name: str) -> TensorInfo:
+    """Header of a tensor that a packed matrix cannot do without."""
+    if name not in files:
+        raise damaged(files, f"there is no tensor {name}, which the packed weight needs")
+    return files.info(name)
+
+
+def shaped(
+    files: SafetensorsCheckpoint, name: str, shape: tuple[int, ...], dtypes: tuple[str, ...]
+) -> TensorInfo:
+    """Header of a part that must have this shape and one of these types."""
+    info = part(files, name)
+    if info.shape != shape or info.dtype not in dtypes:
+        raise damaged(
+            files,
+            f"tensor {name} is {info.dtype} {list(info.shape)}, expected {' or '.join(dtypes)} "
+            f"{list(shape)}",
+        )
+    return info
+
+
+def scale_type(files: SafetensorsCheckpoint, name: str, shape: tuple[int, ...]) -> str:
+    """Float type of a scales tensor, which must have `shape`."""
+    return shaped(files, name, shape, tuple(FLOATS)).dtype
+
+
+def checked(files: SafetensorsCheckpoint, name: str, shape: tuple[int, int], **made: Any) -> Scheme:
+    """The Scheme of these fields, if there is one and a matrix of `shape` can be stored in it."""
+    try:
+        scheme = Scheme(**made)
+        scheme.check(shape)
+    except QuantError as error:
+        raise unsupported(
+            files, f"holds {name} in a layout that is not run here: {error}"
+        ) from None
+    return scheme
+
+
+def setting(
+    files: SafetensorsCheckpoint, settings: Mapping[str, Any], key: str, allowed: tuple[Any, ...]
+) -> Any:
+    """A setting of the quantization_config that must be one of a few; None if it is absent."""
+    value = settings.get(key)
+    if not any(type(value) is type(each) and value == each for each in allowed):
+        shown = ", ".join(repr(a) for a in allowed if a is not None)
+        raise unsupported(
+            files, f"has quantization_config with {key} = {value!r}; what is run here: {shown}"
+        )
+    return value
+
+
+def row_blocks(start: int, stop: int, row_bytes: int) -> Iterator[tuple[int, int]]:
+    """[start, stop) in pieces of about READ_BYTES; whole words of eight rows where it can be."""
+    step = max(1, READ_BYTES // row_bytes // 8) * 8
+    for first in range(start, stop, step):
+        yield first, min(first + step, stop)
+
+
+def unpack_words(words: Tensor, bits: int, nibbles: tuple[int, ...] = ()) -> Tensor:
+    """int32 [R, W] -> the unsigned codes in them, uint8 [R, W * 32 / bits], lowest bits first.
+
+    nibbles: of a word's columns in turn, which place they take, where that is not their order.
+    """
+    per_word = 32 // bits
+    codes = torch.empty(*words.shape, per_word, dtype=torch.uint8)
+    for column, place in enumerate(nibbles or range(per_word)):
+        codes[..., column] = (words >> (place * bits)) & ((1 << bits) - 1)
+    return codes.view(words.shape[0], -1)
+
+
+def canonical_codes(unsigned: Tensor, bits: int) -> Tensor:
+    """Unsigned codes, or zero points among them, as the canonical packing counts."""
+    return unsigned if bits == 4 else (unsigned ^ CODE_SIGN).view(torch.int8)
+
+
+def refuse_reordered(files: SafetensorsCheckpoint, name: str, inputs: int, group_size: int) -> None:
+    """UnsupportedModelError if `name`, the group of each input, is not simply one after another."""
+    shaped(files, name, (inputs,), ("I32", "I64"))
+    order = files.read_stored(name)
+    in_turn = torch.arange(inputs, dtype=order.dtype) // group_size
+    if not torch.equal(order, in_turn) and bool((order != -1).any()):
+        raise unsupported(
+            files,
+            f"has the inputs of {name.rsplit('.', 1)[0]} in groups by importance (desc_act, act "
+            "order), which is not run here",
+        )

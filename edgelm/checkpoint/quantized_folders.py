@@ -1,0 +1,77 @@
+"""Folders whose weights somebody else quantized, each run in its own bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from edgelm.checkpoint import TensorInfo
+from edgelm.checkpoint.packed_matrix import PackedMatrix, damaged
+from edgelm.checkpoint.rows import span
+from edgelm.checkpoint.safetensors_files import SafetensorsCheckpoint
+from edgelm.errors import UnsupportedModelError
+from quant.groupwise import dequantize
+from quant.packing import PackedWeight
+
+Reader = Callable[[SafetensorsCheckpoint, Mapping[str, Any]], Mapping[str, PackedMatrix]]
+# quant_method -> the module whose `matrices` finds the packed weights
+READERS = {
+    "awq": "awq",
+    "bitsandbytes": "bitsandbytes_files",
+    "compressed-tensors": "compressed_tensors",
+    "gptq": "gptq",
+}
+
+
+class QuantizedFolder:
+    """A folder with safetensors and a quantization_config; `format` is its quant_method."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.metadata: dict[str, Any] = {}
+        self._files = SafetensorsCheckpoint(path)
+        self.config = self._files.config
+        settings = self.config["quantization_config"]
+        self.format = _method(path, settings)
+        reader = import_module(f"edgelm.checkpoint.{READERS[self.format]}")
+        self._packed: Mapping[str, PackedMatrix] = reader.matrices(self._files, settings)
+        if not self._packed:
+            raise damaged(self._files, f"no weight is packed as {self.format} packs them")
+        parts = {name for matrix in self._packed.values() for name in matrix.parts}
+        self._floats = [name for name in self._files.names() if name not in parts]
+
+    def names(self) -> list[str]:
+        return [*self._packed, *self._floats]
+
+    def info(self, name: str) -> TensorInfo:
+        if name not in self._packed:
+            return self._files.info(name)
+        matrix = self._packed[name]
+        nbytes = sum(self._files.info(part).nbytes for part in matrix.parts)
+        return TensorInfo(matrix.shape, str(matrix.scheme), matrix.scheme, nbytes)
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        """Rows [start, stop) in the stored float dtype; packed weights give float32."""
+        if name in self._packed:
+            return dequantize(self.read_packed(name, start, stop))
+        return self._files.read(name, start, stop)
+
+    def read_packed(self, name: str, start: int = 0, stop: int | None = None) -> PackedWeight:
+        """Rows [start, stop) of a packed weight in the canonical layout, codes as stored."""
+        matrix = self._packed[name]
+        return matrix.rows(*span(matrix.shape[0], start, stop, name))
+
+
+def _method(path: Path, settings: Any) -> str:
+    method = settings.get("quant_method") if isinstance(settings, dict) else settings
+    if not isinstance(method, str) or method not in READERS:
+        raise UnsupportedModelError(
+            f"{path} holds weights quantized by {method!r} (quantization_config in config.json); "
+            f"those read here are {', '.join(READERS)}. Use one of these, or the original 16-bit "
+            "or 32-bit model and --quant."
+        )
+    return method

@@ -1,0 +1,68 @@
+"""``edgelm quantize``: a model into a folder of packed weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+import edgelm
+from edgelm.cli import console
+from edgelm.cli.opening import open_files
+from edgelm.cli.options import Model, OutputOptions, SourceOptions
+from edgelm.memory import human
+from edgelm.quantization import Quantized
+
+Out = Annotated[Path, typer.Argument(help="The folder to write; it must not exist.")]
+Quant = Annotated[str, typer.Option(help="int4, int8, a scheme like int4-g64, or a JSON recipe.")]
+Method = Annotated[str, typer.Option(help="How the integers are chosen.")]
+
+
+def quantize(
+    source: SourceOptions, output: OutputOptions, model: Model, out: Out, quant: Quant = "int4",
+    method: Method = "rtn",
+) -> None:  # fmt: skip
+    """Write MODEL to OUT in few bits; the same command goes on after an interruption."""
+    files = open_files(model, source, output)
+
+    def promise(peak_bytes: int) -> None:
+        if not output.json and not output.quiet:
+            print(f"promised peak memory: {human(peak_bytes)}", flush=True)
+
+    with console.progress_bars(output) as bar:
+        done = edgelm.quantize(
+            files, out, quant=quant, method=method, announce=promise,
+            progress=bar(f"quantizing {files.name}"),
+        )  # fmt: skip
+    if output.json:
+        console.print_json(done.to_dict())
+    elif not output.quiet:
+        _show(done, output)
+
+
+def _show(done: Quantized, output: OutputOptions) -> None:
+    out, manifest = console.stdout(), done.manifest
+    schemes: dict[str, list[float]] = {}
+    for module in manifest.modules.values():
+        errors = schemes.setdefault(str(module.scheme), [])
+        errors += [] if module.error_db is None else [module.error_db]
+    table = Table("scheme", box=None)
+    for column in ("matrices", "lowest dB"):
+        table.add_column(column, justify="right")
+    for scheme, errors in schemes.items():
+        count = sum(str(m.scheme) == scheme for m in manifest.modules.values())
+        table.add_row(scheme, str(count), f"{min(errors):.1f}" if errors else "exact")
+    out.print(table)
+    if output.verbose:
+        for name, module in manifest.modules.items():
+            db = "exact" if module.error_db is None else f"{module.error_db:.1f} dB"
+            out.print(f"{name}: {module.scheme}, {db} {module.note}".rstrip())
+    if manifest.floats:
+        out.print(f"{len(manifest.floats)} matrices left in floats")
+    out.print(
+        f"{done.path}: {human(done.nbytes)}, {manifest.bits_per_weight:.2f} bits per weight, "
+        f"verified; peak memory {human(done.peak_rss_bytes)} of {human(done.promised_peak_bytes)} "
+        "promised"
+    )

@@ -1,0 +1,262 @@
+"""What becomes of each stored weight when a model is quantized into a folder: all decisions.
+
+Weights keep the names of the file. A matrix that several canonical ones share (query_key_value of
+BLOOM and Persimmon) is packed as a whole, so that transformers finds it under its own name; rows
+are packed independently of each other, so its integers are those of its parts. Where a recipe
+gives the parts different schemes the whole takes the one with the most bits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from edgelm.checkpoint import Checkpoint
+from edgelm.checkpoint.manifest import Manifest, Module
+from edgelm.checkpoint.packed_layout import ROW_STEP, Spec, specs
+from edgelm.errors import ModelFileError, UnsupportedModelError, UsageError
+from edgelm.files import ModelFiles
+from edgelm.inspection import licence_of
+from edgelm.version import __version__
+from quant import METHODS, PackedWeight, QuantError, Recipe, Scheme, Sqnr, pack
+
+BLOCK_BYTES = 32 << 20  # rows of a weight are read, packed and written this much at a time
+Progress = Callable[[str, int, int], None]
+
+DTYPES = {
+    name: getattr(torch, name) for name in ("float64", "float32", "float16", "bfloat16")
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Target:
+    """One weight of the new folder.
+
+    scheme: None for a weight copied as it is, in `dtype`. kept: the file's own integers stay.
+    parts: canonical names of the matrices in it, none for norms, biases and other tensors.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    scheme: Scheme | None = None
+    kept: bool = False
+    parts: tuple[str, ...] = ()
+    note: str = ""
+
+    def specs(self, scales: torch.dtype | None) -> dict[str, Spec]:
+        """The tensors it is stored as, by full name."""
+        if self.scheme is None:
+            return {self.name: (self.dtype, self.shape)}
+        outputs, inputs = self.shape
+        stem = self.name.removesuffix("weight")
+        found = specs(self.scheme, (outputs, inputs), scales)
+        return {stem + suffix: spec for suffix, spec in found.items()}
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """Every weight of the new folder, in the order of the old one.
+
+    peer_note: why transformers cannot load the folder, empty if it can.
+    """
+
+    targets: tuple[Target, ...]
+    recipe: Recipe
+    settings: dict[str, Any] | None
+    peer_note: str
+
+    @property
+    def scale_dtype(self) -> torch.dtype | None:
+        """float32 where transformers dequantizes while loading, in the scales' type; else None,
+        the scheme's own."""
+        exact = self.settings is not None and self.settings.get("dequantize")
+        return torch.float32 if exact else None
+
+    @property
+    def parameters(self) -> int:
+        return sum(math.prod(target.shape) for target in self.targets)
+
+
+def plan_conversion(files: ModelFiles, quant: Any, method: str) -> Conversion:
+    """Decide for every weight of a model, from headers alone.
+
+    Raises:
+        UsageError: unknown scheme or method, or overrides that name nothing.
+        ModelFileError: a weight is missing or has another shape.
+    """
+    if method not in METHODS:
+        raise UsageError(f"method {method!r} is not known; allowed: {', '.join(METHODS)}.")
+    try:
+        recipe = Recipe.parse("int4" if quant == "auto" else quant)
+        matrices = _matrices(files, recipe)
+    except QuantError as error:
+        raise UsageError(f"quant: {error}") from error
+    skipped = {files.names.file_name("head")} if files.config.tied else set()
+    targets = tuple(
+        matrices.get(name) or _copied(files.checkpoint, name)
+        for name in files.checkpoint.names()
+        if name not in skipped
+    )
+    return Conversion(targets, recipe, *_settings(files, targets))
+
+
+def _matrices(files: ModelFiles, recipe: Recipe) -> dict[str, Target]:
+    """The matrices that a recipe speaks of, by the file's names."""
+    names = files.names
+    task = "causal-lm" if files.config.tied or names.has("head") else "base"
+    parts: dict[str, list[tuple[str, tuple[int, int]]]] = {}
+    for name, shape in files.decoder(task).matrices():
+        names.info(name, shape)
+        parts.setdefault(names.file_name(name), []).append((name, shape))
+    known = ["head", *(name for own in parts.values() for name, _ in own)]
+    unused = recipe.unused_patterns(known)
+    if unused:
+        raise UsageError(f"quant: the overrides {', '.join(unused)} name nothing in this model.")
+    return {name: _matrix(files, name, own, recipe) for name, own in parts.items()}
+
+
+def _matrix(
+    files: ModelFiles, name: str, parts: list[tuple[str, tuple[int, int]]], recipe: Recipe
+) -> Target:
+    info = files.checkpoint.info(name)
+    canonical = tuple(part for part, _ in parts)
+    float_dtype = DTYPES.get(info.dtype, torch.float32)
+    if info.scheme is not None and all(recipe.accepts(part, info.scheme) for part in canonical):
+        note = "kept as stored"
+        return Target(name, info.shape, float_dtype, info.scheme, True, canonical, note)
+    wanted = [recipe.scheme_for(part, shape, float_dtype) for part, shape in parts]
+    scheme = max(wanted, key=lambda each: (each.bits, each.nbytes(parts[0][1])))
+    note = "" if len(set(wanted)) == 1 else "fused in the file: the scheme with the most bits"
+    if info.scheme is not None or info.nearest is not None:
+        note = f"quantized again: the file holds {info.dtype}"
+    if scheme.is_float:
+        return Target(name, info.shape, float_dtype, None, False, canonical, note)
+    return Target(name, info.shape, float_dtype, scheme, False, canonical, note)
+
+
+def _copied(checkpoint: Checkpoint, name: str) -> Target:
+    info = checkpoint.info(name)
+    if info.scheme is None and info.nearest is None and info.dtype not in DTYPES:
+        raise UnsupportedModelError(
+            f"{checkpoint.path}: tensor {name} is stored as {info.dtype}; weights are read from "
+            f"{', '.join(DTYPES)}. Convert the model to one of these."
+        )
+    return Target(name, info.shape, DTYPES.get(info.dtype, torch.float32))
+
+
+def _settings(
+    files: ModelFiles, targets: tuple[Target, ...]
+) -> tuple[dict[str, Any] | None, str]:  # fmt: skip
+    """config.json's quantization_config and why transformers cannot follow it.
+
+    transformers 5.23 with compressed-tensors 0.20 loads in two ways. With "dequantize" it reads
+    every matrix by the first group, so there may be only one; without, it reads mixed groups, but
+    only symmetric ones of linear layers. A mix with more is described truly and fails there.
+    """
+    packed = [target for target in targets if target.scheme is not None]
+    if not packed:
+        return None, ""
+    if any(t.scheme.zeros == "float" or t.scheme.codebook for t in packed if t.scheme):
+        note = "float zeros or codebooks, which compressed-tensors cannot say: read by edgelm only"
+        return {"quant_method": "edgelm"}, note
+    groups: dict[Scheme, list[str]] = {}
+    for target in packed:
+        assert target.scheme is not None
+        groups.setdefault(target.scheme, []).append(target.name.removesuffix(".weight"))
+    simple = all(scheme.zeros == "none" for scheme in groups) and not any(
+        "embed" in target.parts for target in packed
+    )
+    one = len(groups) == 1
+    note = "" if one or simple else (
+        "several schemes with a quantized embedding or zero points: transformers 5.23 cannot "
+        "load this mix, which edgelm does; one scheme for all, such as int4-g32, loads in both"
+    )  # fmt: skip
+    floats = [t.name.removesuffix(".weight") for t in targets if t.parts and t.scheme is None]
+    head = files.names.file_name("head").removesuffix(".weight")
+    ignored = [*floats, head] if files.config.tied else floats
+    settings = {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "quantization_status": "compressed",
+        "config_groups": {
+            f"group_{number}": _group(scheme, names)
+            for number, (scheme, names) in enumerate(groups.items())
+        },
+        "ignore": ignored,
+        "dequantize": one and not simple,
+    }
+    return settings, note
+
+
+def _group(scheme: Scheme, names: list[str]) -> dict[str, Any]:
+    return {
+        "targets": names,
+        "weights": {
+            "num_bits": scheme.bits,
+            "type": "int",
+            "symmetric": scheme.zeros == "none",
+            "strategy": "group" if scheme.group_size else "channel",
+            "group_size": scheme.group_size,
+            "dynamic": False,
+        },
+    }
+
+
+def row_blocks(target: Target) -> Iterator[tuple[int, int]]:
+    """Row ranges of about BLOCK_BYTES in float32; a scalar is one row."""
+    rows = target.shape[0] if target.shape else 1
+    row_bytes = 4 * max(1, torch.Size(target.shape[1:]).numel())
+    step = max(1, BLOCK_BYTES // row_bytes // ROW_STEP) * ROW_STEP
+    for start in range(0, rows, step):
+        yield start, min(start + step, rows)
+
+
+def converted_rows(
+    checkpoint: Checkpoint, target: Target, start: int, stop: int, method: str, error: Sqnr
+) -> PackedWeight | torch.Tensor:
+    """Rows [start, stop) of a weight as they are to be stored; what that costs goes to `error`."""
+    if target.kept:
+        return checkpoint.read_packed(target.name, start, stop)
+    rows = checkpoint.read(target.name, start, stop)
+    if target.scheme is None:
+        if not bool(torch.isfinite(rows).all()):
+            raise _damaged(checkpoint, target.name, "NaN or infinity")
+        return rows.to(target.dtype)
+    try:
+        shape = (rows.shape[0], rows.shape[1])
+        return pack([(0, rows)], shape, target.scheme, method, error=error)[0]
+    except QuantError as problem:
+        raise _damaged(checkpoint, target.name, str(problem)) from problem
+
+
+def _damaged(checkpoint: Checkpoint, name: str, problem: str) -> ModelFileError:
+    return ModelFileError(f"{checkpoint.path}: tensor {name}: {problem}")
+
+
+def manifest_of(
+    files: ModelFiles, conversion: Conversion, method: str, errors: dict[str, float | None],
+    nbytes: int, sums: dict[str, str],
+) -> Manifest:  # fmt: skip
+    """What was written, in words. errors: in dB by weight; nbytes: of all tensors."""
+    modules = {}
+    for target in conversion.targets:
+        if target.scheme is not None:
+            outputs, inputs = target.shape
+            modules[target.name] = Module(
+                target.scheme, (outputs, inputs), target.parts, errors[target.name], target.note
+            )
+    return Manifest(
+        writer=f"edgelm {__version__}",
+        recipe=conversion.recipe.to_dict() | {"name": str(conversion.recipe)},
+        method=method,
+        licence=licence_of(files.checkpoint),
+        bits_per_weight=nbytes * 8 / conversion.parameters,
+        modules=modules,
+        floats=tuple(t.name for t in conversion.targets if t.parts and t.scheme is None),
+        files=sums,
+    )

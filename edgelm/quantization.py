@@ -1,0 +1,83 @@
+"""``quantize``: a model into a folder of packed weights or a .gguf file, in little memory."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgelm import hardware
+from edgelm.checkpoint.manifest import Manifest
+from edgelm.checkpoint.safetensors_writer import disk_errors
+from edgelm.conversion import Progress, plan_conversion
+from edgelm.files import ModelFiles
+from edgelm.gguf_export import GGUFExport, plan_gguf
+from edgelm.packed_folder import PackedFolder
+
+logger = logging.getLogger("edgelm")
+
+OVERHEAD_BYTES = 300 << 20
+Announce = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What ``quantize`` wrote. Peaks are of the whole process; ``resumed`` counts weights that an
+    interrupted run had finished. ``peer_note`` says why transformers cannot load the folder."""
+
+    path: str
+    manifest: Manifest
+    nbytes: int
+    resumed: int
+    promised_peak_bytes: int
+    peak_rss_bytes: int
+    peer_note: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able data."""
+        return {**vars(self), "manifest": self.manifest.to_dict()}
+
+
+def quantize(
+    model: str | Path | ModelFiles, out: str | Path, *, quant: Any = "int4", method: str = "rtn",
+    revision: str | None = None, offline: bool = False, progress: Progress | None = None,
+    announce: Announce | None = None,
+) -> Quantized:  # fmt: skip
+    """Write a model as a folder of packed weights, or, where ``out`` ends in .gguf, for llama.cpp.
+
+    An interrupted call leaves OUT.partial; for a folder the same call goes on where it stopped
+    and ends with the same bytes, a .gguf file is begun anew.
+
+    Args:
+        quant, method: as for ``load``. A file's own integers stay where the recipe accepts them.
+        progress: called with (weight, bytes done, bytes in all).
+        announce: called with the promised peak of memory in bytes, before any work.
+
+    Raises:
+        UsageError: OUT exists, or the recipe or method is wrong.
+        ModelFileError: a weight is damaged, or does not read back as written.
+        EdgeLMError: the disk is full or refuses.
+    """
+    runtime = hardware.resident_bytes()
+    files = model if isinstance(model, ModelFiles) else ModelFiles.open(
+        model, revision=revision, offline=offline
+    )  # fmt: skip
+    job: PackedFolder | GGUFExport
+    if Path(out).suffix.lower() == ".gguf":
+        job = GGUFExport(files, Path(out), plan_gguf(files, quant, method), method)
+    else:
+        job = PackedFolder(files, Path(out), plan_conversion(files, quant, method), method)
+    checkpoint = files.checkpoint
+    largest = max(checkpoint.info(name).nbytes for name in checkpoint.names())
+    promised = runtime + 2 * largest + OVERHEAD_BYTES
+    if announce:
+        announce(promised)
+    with disk_errors(job.out):
+        manifest = job.run(progress)
+    note = job.conversion.peer_note if isinstance(job, PackedFolder) else ""
+    if note:
+        logger.warning("%s: %s.", job.out, note)
+    peak = hardware.peak_resident_bytes()
+    return Quantized(str(job.out), manifest, job.nbytes, job.resumed, promised, peak, note)

@@ -1,0 +1,46 @@
+"""Codebooks of 16 numbers in [-1, 1]: a 4-bit code names one, a scale per group stretches them.
+
+Both are bitsandbytes' (functional.get_4bit_type). nf4: quantiles of the normal distribution
+(Dettmers et al. 2023, arXiv:2305.14314). fp4: floats of a sign and three bits, divided by their
+largest, 12.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from torch import Tensor
+
+_FP4 = (0.0, 0.0625, 8.0, 12.0, 4.0, 6.0, 2.0, 3.0)
+
+CODEBOOKS: dict[str, tuple[float, ...]] = {
+    "nf4": (
+        *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453),
+        *(-0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0),
+        *(0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224),
+        *(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
+    ),
+    "fp4": (*(value / 12 for value in _FP4), *(-value / 12 for value in _FP4)),
+}
+
+
+@cache
+def numbers(codebook: str, device: torch.device) -> Tensor:
+    """The 16 numbers, float32, by code."""
+    return torch.tensor(CODEBOOKS[codebook], device=device)
+
+
+@cache
+def number_pairs(codebook: str, device: torch.device) -> Tensor:
+    """What each byte of `qweight` stands for, float32 [256, 2]: the low nibble's number first."""
+    table = numbers(codebook, device)
+    byte = torch.arange(256, device=device)
+    return torch.stack([table[byte & 15], table[byte >> 4]], dim=1)
+
+
+def nearest_codes(values: Tensor, codebook: str) -> Tensor:
+    """Code of the number nearest to each of `values`; halfway between two, the smaller number."""
+    ordered, codes = numbers(codebook, values.device).sort(stable=True)
+    middles = (ordered[1:] + ordered[:-1]) / 2
+    return codes[torch.bucketize(values, middles)]

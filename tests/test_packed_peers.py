@@ -1,0 +1,62 @@
+"""transformers with compressed-tensors on folders that we wrote: float32 logits side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import oracle
+import pytest
+import torch
+from oracle import assert_close
+
+import edgelm
+
+WIDE: dict[str, dict[str, Any]] = {
+    "llama": {"hidden_size": 96, "intermediate_size": 128},
+    "gemma2": {"hidden_size": 96, "intermediate_size": 128},
+    "helium": {"hidden_size": 96, "intermediate_size": 128, "num_attention_heads": 6,
+               "num_key_value_heads": 2},
+    "persimmon": {"intermediate_size": 128},
+    "bloom": {},
+}  # fmt: skip
+"""Row lengths that groups of 32 divide."""
+
+FLOAT_EMBED = {"embed": "none", "head": "none"}
+RECIPES: dict[str, Any] = {
+    "symmetric": "int4-g32",
+    "asymmetric": "int4-g32-zint",
+    "int8": "int8",
+    "int8-asymmetric": "int8-zint",
+    "mixed-symmetric": {"default": "int4-g32", "overrides": FLOAT_EMBED | {"*.down": "int8"}},
+    "asymmetric-float-embed": {"default": "int4-g32-zint", "overrides": FLOAT_EMBED},
+}
+"""The first four quantize the embedding too; Gemma 2 and BLOOM tie it to the head."""
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("family", WIDE)
+def test_transformers_loads_our_folder(tmp_path: Path, family: str, recipe: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("compressed_tensors")
+    oracle.family(family, tmp_path / "source", **WIDE[family])
+    done = edgelm.quantize(tmp_path / "source", tmp_path / "out", quant=RECIPES[recipe])
+    assert not done.peer_note
+    tokens = torch.randint(3, 200, (2, 40), generator=torch.Generator().manual_seed(1))
+    loader = transformers.AutoModelForCausalLM
+    theirs = loader.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
+    theirs.set_attn_implementation("eager")
+    settings = {"dtype": "float32", "backend": "reference"}
+    with edgelm.load(tmp_path / "out", **settings) as lm, torch.no_grad():
+        assert all(p.stored or p.scheme == "float32" for p in lm.plan.products)
+        ours = lm.forward(tokens).logits
+        assert_close(ours, theirs(tokens).logits, f"{family} {recipe}")
+
+
+def test_a_mix_that_transformers_would_misread_is_said(tmp_path: Path) -> None:
+    """By its first group alone it would read every matrix, without an error."""
+    oracle.family("llama", tmp_path / "source", **WIDE["llama"])
+    done = edgelm.quantize(tmp_path / "source", tmp_path / "out", quant="int4")
+    assert "transformers" in done.peer_note
+    assert '"dequantize": false' in (tmp_path / "out" / "config.json").read_text()
