@@ -19,27 +19,28 @@ from edgelm.planner import Settings, make_plan
 
 def plan(
     model: str | Path | ModelFiles, *, task: str = "causal-lm", revision: str | None = None,
-    offline: bool = False, **settings: Any,
+    offline: bool = False, allow_pickle: bool = False, **settings: Any,
 ) -> Plan:  # fmt: skip
     """What ``load`` with the same settings would do and take, from headers alone.
 
     Args:
         settings: the fields of ``planner.Settings``.
     """
-    files = _open(model, revision, offline)
+    files = _open(model, revision, offline, allow_pickle)
     return make_plan(files.decoder(task), files.config, files.names, _settings(settings))
 
 
 def load(
     model: str | Path | ModelFiles, *, task: str = "causal-lm", threads: int | None = None,
-    revision: str | None = None, offline: bool = False, progress: Progress | None = None,
-    **settings: Any,
+    revision: str | None = None, offline: bool = False, allow_pickle: bool = False,
+    progress: Progress | None = None, **settings: Any,
 ) -> LanguageModel:  # fmt: skip
     """Load a model as planned.
 
     Args:
         model: a Hub id, a folder, a ``.gguf`` file or ``demo``.
         threads: cores to use; None means EDGELM_THREADS, else all.
+        allow_pickle: open pytorch_model*.bin where a model has nothing else.
         progress: called with (matrix name, bytes done, bytes in all).
         settings: the fields of ``planner.Settings``: quant, method, kv, backend, device, dtype,
             context, rows, chunk, budget.
@@ -48,7 +49,7 @@ def load(
         DoesNotFitError: the plan exceeds the budget; it is carried along.
         EdgeLMError: files, settings or kernels that do not go together.
     """
-    files = _open(model, revision, offline)
+    files = _open(model, revision, offline, allow_pickle)
     torch.set_num_threads(_threads(threads))
     chosen = _settings(settings)
     decoder = files.decoder(task)
@@ -63,10 +64,12 @@ def load(
     return LanguageModel(files, decoder, made, chosen.method, progress)
 
 
-def _open(model: str | Path | ModelFiles, revision: str | None, offline: bool) -> ModelFiles:
+def _open(
+    model: str | Path | ModelFiles, revision: str | None, offline: bool, allow_pickle: bool
+) -> ModelFiles:
     if isinstance(model, ModelFiles):
         return model
-    return ModelFiles.open(model, revision=revision, offline=offline)
+    return ModelFiles.open(model, revision=revision, offline=offline, allow_pickle=allow_pickle)
 
 
 def _settings(given: dict[str, Any]) -> Settings:

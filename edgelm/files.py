@@ -36,16 +36,17 @@ class ModelFiles:
 
     @classmethod
     def open(
-        cls, model: str | Path, *, revision: str | None = None, offline: bool = False
-    ) -> ModelFiles:
+        cls, model: str | Path, *, revision: str | None = None, offline: bool = False,
+        allow_pickle: bool = False,
+    ) -> ModelFiles:  # fmt: skip
         """Find the files of a model reference (see ``hub.resolve``) and read their headers.
 
         Raises:
             HubError: a Hub model could not be fetched.
             ModelFileError, UnsupportedModelError: damaged files, or a model not run here.
         """
-        path = resolve(str(model), revision=revision, offline=offline)
-        return cls(str(model), open_checkpoint(path))
+        path = resolve(str(model), revision=revision, offline=offline, allow_pickle=allow_pickle)
+        return cls(str(model), open_checkpoint(path, allow_pickle=allow_pickle))
 
     def decoder(self, task: str) -> Decoder:
         """The model's modules with ``task``'s head, still without weights."""
