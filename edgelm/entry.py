@@ -20,10 +20,10 @@ from edgelm.planner import Settings, make_plan
 def plan(
     model: str | Path | ModelFiles, *, task: str = "causal-lm", num_labels: int | None = None,
     problem_type: str | None = None, revision: str | None = None, offline: bool = False,
-    **settings: Any,
+    allow_pickle: bool = False, **settings: Any,
 ) -> Plan:  # fmt: skip
     """What ``load`` with the same arguments would do and take, from headers alone."""
-    files = _open(model, revision, offline)
+    files = _open(model, revision, offline, allow_pickle)
     decoder, names = files.assemble(task, num_labels, problem_type)
     return make_plan(decoder, files.config, names, _settings(settings))
 
@@ -31,7 +31,8 @@ def plan(
 def load(
     model: str | Path | ModelFiles, *, task: str = "causal-lm", num_labels: int | None = None,
     problem_type: str | None = None, threads: int | None = None, revision: str | None = None,
-    offline: bool = False, progress: Progress | None = None, **settings: Any,
+    offline: bool = False, allow_pickle: bool = False, progress: Progress | None = None,
+    **settings: Any,
 ) -> LanguageModel:  # fmt: skip
     """Load a model as planned.
 
@@ -43,6 +44,7 @@ def load(
         problem_type: of a sequence classification, if it is not the config's: regression,
             single_label_classification or multi_label_classification.
         threads: cores to use; None means EDGELM_THREADS, else all.
+        allow_pickle: open pytorch_model*.bin where a model has nothing else.
         progress: called with (matrix name, bytes done, bytes in all).
         settings: the fields of ``planner.Settings``: quant, method, kv, backend, device, dtype,
             context, rows, chunk, budget.
@@ -51,7 +53,7 @@ def load(
         DoesNotFitError: the plan exceeds the budget; it is carried along.
         EdgeLMError: files, settings or kernels that do not go together.
     """
-    files = _open(model, revision, offline)
+    files = _open(model, revision, offline, allow_pickle)
     torch.set_num_threads(_threads(threads))
     chosen = _settings(settings)
     decoder, names = files.assemble(task, num_labels, problem_type)
@@ -66,10 +68,12 @@ def load(
     return LanguageModel(files, decoder, names, made, chosen.method, progress)
 
 
-def _open(model: str | Path | ModelFiles, revision: str | None, offline: bool) -> ModelFiles:
+def _open(
+    model: str | Path | ModelFiles, revision: str | None, offline: bool, allow_pickle: bool
+) -> ModelFiles:
     if isinstance(model, ModelFiles):
         return model
-    return ModelFiles.open(model, revision=revision, offline=offline)
+    return ModelFiles.open(model, revision=revision, offline=offline, allow_pickle=allow_pickle)
 
 
 def _settings(given: dict[str, Any]) -> Settings:

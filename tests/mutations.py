@@ -324,6 +324,34 @@ MUTATIONS: tuple[Mutation, ...] = (
         "elif False:",
         (f"{PACKED}::test_zero_points_of_a_symmetric_file_are_checked",),
     ),
+    Mutation(
+        "files: pickles stay closed without the flag",
+        "edgelm/checkpoint/folders.py",
+        "if pickled and allow_pickle:",
+        "if pickled:",
+        ("tests/test_other_files.py::test_without_the_flag_pickles_stay_closed",),
+    ),
+    Mutation(
+        "files: pickles are weights alone",
+        "edgelm/checkpoint/torch_files.py",
+        "weights_only=True",
+        "weights_only=False",
+        ("tests/test_other_files.py::test_files_that_are_more_or_less_than_weights",),
+    ),
+    Mutation(
+        "files: Flax stores kernels transposed",
+        "edgelm/checkpoint/flax_files.py",
+        '"kernel": ("weight", True),',
+        '"kernel": ("weight", False),',
+        ("tests/test_other_files.py::test_flax_bloom_gives_the_same_logits",),
+    ),
+    Mutation(
+        "files: arrays in pieces read across their ends",
+        "edgelm/checkpoint/flax_files.py",
+        "flat, done = flat[len(taken) :], max(0, done - length)",
+        "flat, done = flat[len(taken) :], done",
+        ("tests/test_other_files.py::test_flax_bloom_gives_the_same_logits",),
+    ),
     # Text
     Mutation(
         "tokenizer: never a second BOS",

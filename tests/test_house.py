@@ -28,7 +28,7 @@ HEAVY = {
     *("transformers", "typer", "uvicorn"),
 }
 CODE_FROM_BYTES = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}
-MAY_UNPICKLE: frozenset[str] = frozenset()  # paths of files whose business is pickled checkpoints
+MAY_UNPICKLE = {"edgelm/checkpoint/torch_files.py"}  # whose business is pickled checkpoints
 
 
 def sources(*folders: str) -> list[tuple[str, ast.Module]]:

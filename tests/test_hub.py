@@ -311,6 +311,23 @@ def test_progress_bars_follow_the_logger(
         assert are_progress_bars_disabled() is before
 
 
+@pytest.mark.parametrize("allowed", [True, False])
+def test_other_weights_are_fetched_where_there_are_no_safetensors(
+    fake_hub: FakeHub, allowed: bool
+) -> None:
+    """Pickled weights only with the flag, and then in a second step, for themselves."""
+    fake_hub.files = ["config.json", "pytorch_model.bin" if allowed else "flax_model.msgpack"]
+    assert hub.resolve("owner/name", allow_pickle=allowed) == fake_hub.folder
+    patterns = hub.PICKLED_FILES if allowed else hub.FLAX_FILES
+    assert fake_hub.arguments["allow_patterns"] == patterns
+
+
+def test_pickled_repositories_name_the_flag(fake_hub: FakeHub) -> None:
+    fake_hub.files = ["config.json", "pytorch_model.bin"]
+    with pytest.raises(HubError, match="--allow-pickle"):
+        hub.resolve("owner/name")
+
+
 def test_repository_without_safetensors(fake_hub: FakeHub) -> None:
     fake_hub.files = ["config.json"]
     with pytest.raises(HubError, match=r"no safetensors weights.*\.gguf"):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from edgelm.errors import ModelFileError
+from edgelm.errors import ModelFileError, UnsupportedModelError
 
 if TYPE_CHECKING:
     import torch
@@ -67,19 +67,22 @@ class Checkpoint(Protocol):
         """Rows [start, stop) of a weight stored as integers, in the canonical layout."""
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
+def open_checkpoint(path: Path, *, allow_pickle: bool = False) -> Checkpoint:
     """Open a folder in Hugging Face layout or a .gguf file and check its headers.
 
+    allow_pickle: whether pytorch_model*.bin may be opened where there is nothing else.
     Raises ModelFileError for missing or damaged files, UnsupportedModelError for sound files
     that hold something this package does not read.
     """
-    from edgelm.checkpoint.folders import open_folder
+    from edgelm.checkpoint.folders import ORIGINAL_RELEASE, open_folder
     from edgelm.checkpoint.gguf_files import GGUFCheckpoint
 
     if path.is_dir():
-        return open_folder(path)
+        return open_folder(path, allow_pickle)
     if path.is_file() and path.suffix.lower() == ".gguf":
         return GGUFCheckpoint(path)
+    if path.is_file() and path.suffix.lower() == ".pt":
+        raise UnsupportedModelError(f"{path} {ORIGINAL_RELEASE}")
     problem = "is neither a folder nor a .gguf file" if path.exists() else "does not exist"
     raise ModelFileError(
         f"{path} {problem}. Give a folder with config.json and *.safetensors, or a .gguf file."

@@ -22,7 +22,7 @@ from edgelm.checkpoint.packed_matrix import (
     scale_type,
     setting,
     shaped,
-    unpack_words,
+    unpack_rows,
 )
 from edgelm.checkpoint.safetensors_files import SafetensorsCheckpoint
 from quant.packing import PackedWeight, pack_codes
@@ -59,7 +59,8 @@ class AWQMatrix:
         """Codes of outputs [start, stop), uint8 [n, rows of the stored tensor]."""
         first = start // 8
         words = self.files.read_columns(f"{self.module}.{kind}", first, -(-stop // 8))
-        return unpack_words(words, 4, NIBBLES)[:, start - first * 8 : stop - first * 8].t()
+        codes = unpack_rows(words.t().contiguous(), 4, NIBBLES)
+        return codes[start - first * 8 : stop - first * 8]
 
 
 def matrices(

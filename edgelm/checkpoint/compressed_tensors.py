@@ -24,7 +24,7 @@ from edgelm.checkpoint.packed_matrix import (
     scale_type,
     setting,
     shaped,
-    unpack_words,
+    unpack_rows,
     unsupported,
 )
 from edgelm.checkpoint.safetensors_files import SafetensorsCheckpoint
@@ -65,9 +65,9 @@ class PackQuantized:
             per_word = 32 // bits
             first = start // per_word
             words = self.files.read_stored(f"{self.name}_zero_point", first, -(-stop // per_word))
-            zeros = unpack_words(words.t().contiguous(), bits).t()
+            zeros = unpack_rows(words, bits)
             zeros = zeros[start - first * per_word : stop - first * per_word]
-            packed.zeros.copy_(canonical_codes(zeros.contiguous(), bits))
+            packed.zeros.copy_(canonical_codes(zeros, bits))
         return packed
 
 

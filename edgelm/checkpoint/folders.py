@@ -4,20 +4,51 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgelm.checkpoint import Checkpoint
+from edgelm.checkpoint import Checkpoint, flax_files, safetensors_files, torch_files
+from edgelm.checkpoint.flax_files import FlaxCheckpoint
 from edgelm.checkpoint.manifest import MANIFEST
 from edgelm.checkpoint.packed import PackedCheckpoint
 from edgelm.checkpoint.quantized_folders import QuantizedFolder
 from edgelm.checkpoint.safetensors_files import SafetensorsCheckpoint, read_json
+from edgelm.checkpoint.torch_files import TorchCheckpoint
+from edgelm.errors import ModelFileError, UnsupportedModelError
+
+ORIGINAL_RELEASE = (
+    "is an original release in pickled .pt files, which are not read. Use the model in Hugging "
+    "Face's layout (Persimmon: adept/persimmon-8b-base), or convert it with transformers' "
+    "convert_persimmon_weights_to_hf.py."
+)
 
 
-def open_folder(path: Path) -> Checkpoint:
-    """The folder's checkpoint; packed weights where it says that it holds them.
+def open_folder(path: Path, allow_pickle: bool = False) -> Checkpoint:
+    """The folder's checkpoint: safetensors where there are any, packed where it says so, else
+    pickled weights if they are allowed, else Flax's.
 
     Folders of our own say so in edgelm.json, which knows more than config.json.
+
+    Raises ModelFileError for a folder without weights that may be read.
     """
-    if (path / MANIFEST).is_file():
+
+    def has(*names: str) -> bool:
+        return any((path / name).is_file() for name in names)
+
+    if not has("config.json") and any(path.glob("*.pt")):
+        raise UnsupportedModelError(f"{path} {ORIGINAL_RELEASE}")
+    if has(MANIFEST):
         return PackedCheckpoint(path)
     if read_json(path / "config.json").get("quantization_config") is not None:
         return QuantizedFolder(path)
-    return SafetensorsCheckpoint(path)
+    pickled = has(torch_files.SINGLE, torch_files.INDEX)
+    if has(safetensors_files.SINGLE, safetensors_files.INDEX) or not (
+        pickled or has(flax_files.SINGLE)
+    ):
+        return SafetensorsCheckpoint(path)
+    if pickled and allow_pickle:
+        return TorchCheckpoint(path)
+    if has(flax_files.SINGLE):
+        return FlaxCheckpoint(path)
+    raise ModelFileError(
+        f"{path} has only pickled weights ({torch_files.SINGLE}), which can run code when opened. "
+        "If you trust them say --allow-pickle (in Python allow_pickle); else use the model's "
+        "safetensors files or convert it (save_pretrained in transformers)."
+    )

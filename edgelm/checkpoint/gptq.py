@@ -25,7 +25,7 @@ from edgelm.checkpoint.packed_matrix import (
     scale_type,
     setting,
     shaped,
-    unpack_words,
+    unpack_rows,
     unsupported,
 )
 from edgelm.checkpoint.safetensors_files import SafetensorsCheckpoint
@@ -72,9 +72,10 @@ class GPTQMatrix:
         bits, per_word = self.scheme.bits, 32 // self.scheme.bits
         first = start // per_word
         words = self.files.read_columns(f"{self.module}.qzeros", first, -(-stop // per_word))
-        stored = unpack_words(words, bits)[:, start - first * per_word : stop - first * per_word]
+        stored = unpack_rows(words.t().contiguous(), bits)
+        stored = stored[start - first * per_word : stop - first * per_word]
         # Modulo the codes: version 1 wraps zero 0 to the highest code.
-        return ((stored + self.zero_offset) & ((1 << bits) - 1)).t().contiguous()
+        return (stored + self.zero_offset) & ((1 << bits) - 1)
 
 
 def matrices(

@@ -109,16 +109,17 @@ def row_blocks(start: int, stop: int, row_bytes: int) -> Iterator[tuple[int, int
         yield first, min(first + step, stop)
 
 
-def unpack_words(words: Tensor, bits: int, nibbles: tuple[int, ...] = ()) -> Tensor:
-    """int32 [R, W] -> the unsigned codes in them, uint8 [R, W * 32 / bits], lowest bits first.
+def unpack_rows(words: Tensor, bits: int, places: tuple[int, ...] = ()) -> Tensor:
+    """Codes, uint8 [R * 32 / bits, W], out of words int32 [R, W] that hold 32 / bits rows each.
 
-    nibbles: of a word's columns in turn, which place they take, where that is not their order.
+    places: where a word keeps each of its rows, counted from its lowest bits up, where that is not
+    their order.
     """
     per_word = 32 // bits
-    codes = torch.empty(*words.shape, per_word, dtype=torch.uint8)
-    for column, place in enumerate(nibbles or range(per_word)):
-        codes[..., column] = (words >> (place * bits)) & ((1 << bits) - 1)
-    return codes.view(words.shape[0], -1)
+    codes = torch.empty(words.shape[0], per_word, words.shape[1], dtype=torch.uint8)
+    for row, place in enumerate(places or range(per_word)):
+        codes[:, row] = (words >> (place * bits)) & ((1 << bits) - 1)
+    return codes.view(-1, words.shape[1])
 
 
 def canonical_codes(unsigned: Tensor, bits: int) -> Tensor:

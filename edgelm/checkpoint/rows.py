@@ -65,5 +65,7 @@ def fill_columns(
     if out.nbytes == len(out) * width_bytes:
         fill(file, offset, out, path)
         return
-    for index, row in enumerate(out):
-        fill(file, offset + index * width_bytes + begin_bytes, row, path)
+    for index, view in enumerate(out.view(torch.uint8).numpy()):
+        file.seek(offset + index * width_bytes + begin_bytes)
+        if file.readinto(view.data) != len(view):  # rare: the end of the file, or an interruption
+            fill(file, offset + index * width_bytes + begin_bytes, out[index], path)

@@ -132,13 +132,6 @@ def _open_weights(folder: Path) -> dict[str, _Stored]:
         return _open_file(folder / SINGLE)
     if (folder / INDEX).is_file():
         return _open_shards(folder)
-    pickled = sorted(path.name for path in folder.glob("*.bin"))
-    if pickled:
-        raise ModelFileError(
-            f"{folder} has only pickled weights ({pickled[0]}), which can run code when opened. "
-            "Reading them will need --allow-pickle, in a later release; until then use the "
-            "model's safetensors files or convert it (save_pretrained in transformers)."
-        )
     raise ModelFileError(f"{folder} has neither {SINGLE} nor {INDEX}: the weights are missing.")
 
 
@@ -152,7 +145,7 @@ def _open_shards(folder: Path) -> dict[str, _Stored]:
     tensors = {}
     for name, shard in weight_map.items():
         if shard not in shards:
-            shards[shard] = _open_file(_inside(folder, shard))
+            shards[shard] = _open_file(inside(index, shard))
         if name not in shards[shard]:
             raise ModelFileError(
                 f"{index} says that {name} is in {shard}, but that file lacks it: index and "
@@ -162,17 +155,17 @@ def _open_shards(folder: Path) -> dict[str, _Stored]:
     return tensors
 
 
-def _inside(folder: Path, shard: Any) -> Path:
-    """The path of a shard, which must lie in the folder.
+def inside(index: Path, shard: Any) -> Path:
+    """The path of a shard that an index names, which must lie in the index's folder.
 
     A link may lead to the Hub cache's own `blobs` (models--x/snapshots/<revision>/file links to
     models--x/blobs/<hash>), nowhere else.
     """
     if not isinstance(shard, str) or not shard:
-        raise ModelFileError(f"{folder / INDEX} names {shard!r} where a file name is needed.")
+        raise ModelFileError(f"{index} names {shard!r} where a file name is needed.")
     foreign = PurePosixPath(shard).is_absolute() or PureWindowsPath(shard).anchor
-    path = folder / shard
-    home = folder.resolve()
+    path = index.parent / shard
+    home = index.parent.resolve()
     allowed = [home]
     if home.parent.name == "snapshots":
         allowed.append(home.parent.parent / "blobs")
@@ -182,7 +175,7 @@ def _inside(folder: Path, shard: Any) -> Path:
         or not any(path.resolve().is_relative_to(place) for place in allowed)
     ):
         raise ModelFileError(
-            f"{folder / INDEX} names {shard!r}, which is outside the model's folder. Only files "
+            f"{index} names {shard!r}, which is outside the model's folder. Only files "
             "in the folder are read: put the shard there, or fetch the model from a source you "
             "trust."
         )

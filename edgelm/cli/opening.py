@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from edgelm.benchmark import random_model
 from edgelm.chat import render
@@ -18,9 +18,9 @@ def open_files(model: str, source: SourceOptions, output: OutputOptions) -> Mode
     """Headers of a model; ``demo`` is fetched the first time."""
     set_verbosity(output)
     if model != "demo":
-        return ModelFiles.open(model, revision=source.revision, offline=source.offline)
+        return ModelFiles.open(model, **asdict(source))
     with waiting("opening the demo model (98 MB, fetched once)", output):
-        return ModelFiles.open(model, revision=source.revision, offline=source.offline)
+        return ModelFiles.open(model, **asdict(source))
 
 
 def open_files_or_shape(

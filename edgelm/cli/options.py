@@ -31,6 +31,9 @@ class SourceOptions:
 
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None
     offline: Annotated[bool, typer.Option("--offline", help="Use only what is here.")] = False
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Open pytorch_model.bin if there is no other.")
+    ] = False
 
 
 @dataclass(frozen=True)

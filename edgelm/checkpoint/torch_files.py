@@ -1,0 +1,147 @@
+"""``pytorch_model*.bin``: pickled weights, opened only when the user allows it.
+
+torch's restricted unpickler (weights_only) builds the tensors without their data and says where
+each storage begins; the numbers are then read like those of any other file, see `rows.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from edgelm.checkpoint import TensorInfo
+from edgelm.checkpoint.rows import fill, opened, span
+from edgelm.checkpoint.safetensors_files import AGAIN, inside, read_json
+from edgelm.errors import ModelFileError, UnsupportedModelError
+
+if TYPE_CHECKING:
+    from quant.packing import PackedWeight
+
+SINGLE = "pytorch_model.bin"
+INDEX = "pytorch_model.bin.index.json"
+SAFE_TORCH = (2, 10)  # before, weights_only could be made to run code: CVE-2025-32434, -2026-24747
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """Where one tensor's numbers begin in `file`, row after row."""
+
+    file: Path
+    offset: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+class TorchCheckpoint:
+    """A folder with config.json and pytorch_model.bin, or the shards an index names."""
+
+    format = "pickle"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.metadata: dict[str, Any] = {}
+        self.config = read_json(path / "config.json")
+        self._tensors = _open_weights(path)
+
+    def names(self) -> list[str]:
+        return list(self._tensors)
+
+    def info(self, name: str) -> TensorInfo:
+        stored = self._tensors[name]
+        nbytes = prod(stored.shape) * stored.dtype.itemsize
+        return TensorInfo(stored.shape, str(stored.dtype).removeprefix("torch."), None, nbytes)
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        """Rows [start, stop) (of a scalar: its one value) in the stored float dtype."""
+        stored = self._tensors[name]
+        shape, dtype = stored.shape, stored.dtype
+        if dtype not in FLOATS:
+            raise UnsupportedModelError(
+                f"{stored.file}: tensor {name} is stored as {dtype}; weights are read from "
+                f"{', '.join(map(str, FLOATS))}. Convert the model to one of these."
+            )
+        start, stop = span(shape[0] if shape else 1, start, stop, name)
+        out = torch.empty((stop - start, *shape[1:]) if shape else (), dtype=dtype)
+        with opened(stored.file) as file:
+            skipped = start * prod(shape[1:]) * dtype.itemsize
+            fill(file, stored.offset + skipped, out, stored.file)
+        return out
+
+    def read_packed(self, name: str, start: int = 0, stop: int | None = None) -> PackedWeight:
+        """Never possible here: these files hold floats, and `info` says so."""
+        raise TypeError(f"{name} is stored as {self.info(name).dtype}, not as packed integers")
+
+
+def _open_weights(folder: Path) -> dict[str, _Stored]:
+    version = tuple(int(number) for number in re.findall(r"\d+", torch.__version__)[:2])
+    if version < SAFE_TORCH:
+        raise UnsupportedModelError(
+            f"{folder} has pickled weights; torch {torch.__version__} can be made to run code by "
+            "them. Install torch 2.10 or newer, or use the model's safetensors files."
+        )
+    if (folder / SINGLE).is_file():
+        return _open_file(folder / SINGLE)
+    index = folder / INDEX
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ModelFileError(f"{index} has no weight_map from tensor names to files. {AGAIN}")
+    shards: dict[str, dict[str, _Stored]] = {}
+    tensors = {}
+    for name, shard in weight_map.items():
+        path = inside(index, shard)
+        if shard not in shards:
+            shards[shard] = _open_file(path)
+        if name not in shards[shard]:
+            raise ModelFileError(
+                f"{index} says that {name} is in {shard}, but that file lacks it: index and "
+                "shards are of different versions. Fetch all of them again."
+            )
+        tensors[name] = shards[shard][name]
+    return tensors
+
+
+def _open_file(path: Path) -> dict[str, _Stored]:
+    """The tensors of one file, which must be what transformers writes: a dict of them."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    try:
+        size = path.stat().st_size
+        with FakeTensorMode():  # no storage is filled: the file may be larger than the memory
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise ModelFileError(
+            f"{path} is missing: the model is not complete. Fetch the missing file."
+        ) from None
+    except Exception as error:  # whatever a damaged or hostile pickle can raise
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelFileError(
+            f"{path} cannot be opened as weights alone ({first_line}). It is damaged, written by "
+            "torch before 1.6, or holds more than weights: convert it to safetensors where you "
+            "trust it."
+        ) from None
+    if not isinstance(content, dict):
+        raise ModelFileError(f"{path} holds a {type(content).__name__}, not weights by name.")
+    return {str(name): _stored(path, size, name, value) for name, value in content.items()}
+
+
+def _stored(path: Path, size: int, name: Any, tensor: Any) -> _Stored:
+    if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+        raise ModelFileError(
+            f"{path} holds {name!r}: {type(tensor).__name__}, where only weights by name may be."
+        )
+    begin = getattr(tensor.untyped_storage(), "_checkpoint_offset", None)
+    if begin is None or not tensor.is_contiguous():
+        raise UnsupportedModelError(
+            f"{path}: tensor {name} does not lie row after row in the file. Convert the model to "
+            "safetensors (save_pretrained in transformers)."
+        )
+    offset = begin + tensor.storage_offset() * tensor.element_size()
+    if offset < 0 or offset + tensor.numel() * tensor.element_size() > size:
+        raise ModelFileError(f"{path}: tensor {name} ends beyond the file. {AGAIN}")
+    return _Stored(path, offset, tuple(tensor.shape), tensor.dtype)
