@@ -9,6 +9,7 @@ import shutil
 import struct
 from collections.abc import Iterator
 from copy import deepcopy
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -257,9 +258,31 @@ def change_safetensors(content: bytes, generator: random.Random) -> bytes:
     if generator.random() < 0.15:
         return change_bytes(content, generator)
     (length,) = struct.unpack_from("<Q", content)
-    header = change_json(content[8 : 8 + length], generator)
+    change = _change_entry if generator.random() < 0.5 else change_json
+    header = change(content[8 : 8 + length], generator)
     told = len(header) if generator.random() < 0.9 else generator.choice(NUMBERS)
     return struct.pack("<Q", told) + header + content[8 + length :]
+
+
+def _change_entry(header: bytes, generator: random.Random) -> bytes:
+    """A header that still fits its data: dtypes of the same size, shapes of the same product."""
+    tree = json.loads(header)
+    for _ in range(generator.randint(1, 3)):
+        name, other = generator.sample([key for key in tree if key != "__metadata__"], 2)
+        entry = tree[name]
+        match generator.randrange(5):
+            case 0:
+                same = {"F32": ("I32", "U32"), "BF16": ("F16", "I16", "U16")}
+                entry["dtype"] = generator.choice(same.get(entry["dtype"], (entry["dtype"],)))
+            case 1:
+                entry["shape"] = entry["shape"][::-1]
+            case 2:
+                entry["shape"] = [prod(entry["shape"]), *[1] * generator.randint(0, 3)]
+            case 3:
+                tree[name], tree[other] = tree[other], entry
+            case 4:
+                tree[f"{name}{generator.choice(('2', '.bias', 'ü'))}"] = tree.pop(name)
+    return json.dumps(tree).encode()
 
 
 def change_tokenizer(content: bytes, generator: random.Random) -> bytes:
