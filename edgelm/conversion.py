@@ -25,6 +25,7 @@ from edgelm.version import __version__
 from quant import METHODS, PackedWeight, QuantError, Recipe, Scheme, Sqnr, pack
 
 BLOCK_BYTES = 32 << 20  # rows of a weight are read, packed and written this much at a time
+HEAD = "lm_head.weight"  # in every family; a tied model may store it a second time
 Progress = Callable[[str, int, int], None]
 
 DTYPES = {
@@ -96,7 +97,7 @@ def plan_conversion(files: ModelFiles, quant: Any, method: str) -> Conversion:
         matrices = _matrices(files, recipe)
     except QuantError as error:
         raise UsageError(f"quant: {error}") from error
-    skipped = {files.names.file_name("head")} if files.config.tied else set()
+    skipped = {HEAD} if files.config.tied else set()
     targets = tuple(
         matrices.get(name) or _copied(files.checkpoint, name)
         for name in files.checkpoint.names()
@@ -107,10 +108,10 @@ def plan_conversion(files: ModelFiles, quant: Any, method: str) -> Conversion:
 
 def _matrices(files: ModelFiles, recipe: Recipe) -> dict[str, Target]:
     """The matrices that a recipe speaks of, by the file's names."""
-    names = files.names
-    task = "causal-lm" if files.config.tied or names.has("head") else "base"
+    has_head = files.config.tied or HEAD in files.checkpoint.names()
+    decoder, names = files.assemble("causal-lm" if has_head else "base")
     parts: dict[str, list[tuple[str, tuple[int, int]]]] = {}
-    for name, shape in files.decoder(task).matrices():
+    for name, shape in decoder.matrices():
         names.info(name, shape)
         parts.setdefault(names.file_name(name), []).append((name, shape))
     known = ["head", *(name for own in parts.values() for name, _ in own)]
@@ -177,7 +178,7 @@ def _settings(
         "load this mix, which edgelm does; one scheme for all, such as int4-g32, loads in both"
     )  # fmt: skip
     floats = [t.name.removesuffix(".weight") for t in targets if t.parts and t.scheme is None]
-    head = files.names.file_name("head").removesuffix(".weight")
+    head = HEAD.removesuffix(".weight")
     ignored = [*floats, head] if files.config.tied else floats
     settings = {
         "quant_method": "compressed-tensors",

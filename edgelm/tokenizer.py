@@ -14,6 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from edgelm.errors import ModelFileError, UsageError
+from edgelm.tokenizer_config import (
+    added_tokens,
+    chat_template,
+    checked_template,
+    read_object,
+    token_ids,
+    token_name,
+)
 from edgelm.tokenizer_gguf import read_vocabulary
 from edgelm.vocabulary import SPACE, SentencePieceVocabulary, TokenizersVocabulary, Vocabulary
 
@@ -189,7 +197,7 @@ def _from_metadata(metadata: Mapping[str, Any]) -> Tokenizer:
     vocabulary, bos_by_default = read_vocabulary(metadata)
 
     def token_id(key: str) -> int | None:
-        found = _ids(metadata.get(f"tokenizer.ggml.{key}_token_id"), f"tokenizer.ggml.{key}")
+        found = token_ids(metadata.get(f"tokenizer.ggml.{key}_token_id"), f"tokenizer.ggml.{key}")
         if found and not 0 <= found[0] < vocabulary.size:
             raise ModelFileError(
                 f"tokenizer.ggml.{key}_token_id is {found[0]}, but the file holds "
@@ -208,30 +216,35 @@ def _from_metadata(metadata: Mapping[str, Any]) -> Tokenizer:
         pad_id=token_id("padding"),
         prefix=(bos,) if add_bos and bos is not None else (),
         suffix=(eos,) if add_eos and eos is not None else (),
-        chat_template=metadata.get("tokenizer.chat_template"),
+        chat_template=checked_template(
+            metadata.get("tokenizer.chat_template"), "tokenizer.chat_template"
+        ),
     )
     return Tokenizer(vocabulary, special)
 
 
 def _from_folder(folder: Path) -> Tokenizer:
-    config = _read_json(folder / "special_tokens_map.json")
-    config |= _read_json(folder / "tokenizer_config.json")
-    named = {key: _name(config.get(f"{key}_token")) for key in ("bos", "eos", "pad", "unk")}
+    config = read_object(folder / "special_tokens_map.json")
+    config |= read_object(folder / "tokenizer_config.json")
+    named = {
+        key: token_name(config.get(f"{key}_token"), f"{key}_token")
+        for key in ("bos", "eos", "pad", "unk")
+    }
     vocabulary = _folder_vocabulary(folder, config, [n for n in named.values() if n])
-    model = _read_json(folder / "config.json")
-    generation = _read_json(folder / "generation_config.json")
+    model = read_object(folder / "config.json")
+    generation = read_object(folder / "generation_config.json")
 
     def token_id(key: str) -> int | None:
         name = named[key]
         by_name = vocabulary.id_of(name) if name is not None else None
         own: int | None = getattr(vocabulary, f"{key}_id")
-        told = _ids(model.get(f"{key}_token_id"), f"config.json's {key}_token_id")
+        told = token_ids(model.get(f"{key}_token_id"), f"config.json's {key}_token_id")
         return next((i for i in (by_name, own, *told) if i is not None), None)
 
     bos, eos = token_id("bos"), token_id("eos")
     ends = [i for i in (eos,) if i is not None]
     for source, origin in ((model, "config.json"), (generation, "generation_config.json")):
-        ends += _ids(source.get("eos_token_id"), f"{origin}'s eos_token_id")
+        ends += token_ids(source.get("eos_token_id"), f"{origin}'s eos_token_id")
     prefix, suffix = vocabulary.prefix, vocabulary.suffix
     if bos is not None and "add_bos_token" in config:
         prefix = (bos,) if config["add_bos_token"] else tuple(i for i in prefix if i != bos)
@@ -244,7 +257,7 @@ def _from_folder(folder: Path) -> Tokenizer:
         pad_id=token_id("pad"),
         prefix=prefix,
         suffix=suffix,
-        chat_template=_chat_template(folder, config),
+        chat_template=chat_template(folder, config),
     )
     return Tokenizer(vocabulary, special)
 
@@ -255,54 +268,13 @@ def _folder_vocabulary(folder: Path, config: dict[str, Any], named: list[str]) -
         vocabulary.mark_special(named)
         return vocabulary
     if (folder / "tokenizer.model").is_file():
-        added = {
-            _name(token) or "": (int(token_id), bool(token.get("special", False)))
-            for token_id, token in config.get("added_tokens_decoder", {}).items()
-        }
-        return SentencePieceVocabulary.from_file(folder / "tokenizer.model", added)
+        return SentencePieceVocabulary.from_file(folder / "tokenizer.model", added_tokens(config))
     raise ModelFileError(
         f"{folder} holds no tokenizer: tokenizer.json or tokenizer.model is needed. "
         "Copy it from the model's page into the folder."
     )
 
 
-def _chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:
-    """``chat_template.jinja``, else the config's template (the one called default of several)."""
-    file = folder / "chat_template.jinja"
-    if file.is_file():
-        return file.read_text(encoding="utf-8")
-    template = config.get("chat_template")
-    if isinstance(template, list):
-        template = {entry["name"]: entry["template"] for entry in template}.get("default")
-    return template
-
-
 def _end_of_turn_ids(vocabulary: Vocabulary, template: str | None) -> frozenset[int]:
     named = (vocabulary.id_of(token) for token in END_OF_TURN if template and token in template)
     return frozenset(i for i in named if i is not None and vocabulary.is_special(i))
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file, {} where there is no such file."""
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelFileError(f"{path} is not JSON ({error}). Fetch the file again.") from error
-    if not isinstance(content, dict):
-        raise ModelFileError(f"{path} must hold a JSON object. Fetch the file again.")
-    return content
-
-
-def _name(token: Any) -> str | None:
-    """A token's text; configs write it as a string or as an object with ``content``."""
-    return token.get("content") if isinstance(token, dict) else token
-
-
-def _ids(value: Any, origin: str) -> list[int]:
-    """Token ids of a key that may be absent, null, a number or a list of numbers."""
-    ids = [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
-    if any(isinstance(i, bool) or not isinstance(i, int) for i in ids):
-        raise ModelFileError(f"{origin} must be a token id or a list of them, not {value!r}.")
-    return ids

@@ -22,6 +22,8 @@ class Mutation(NamedTuple):
 HOUSE = "tests/test_house.py"
 LLAMA = "tests/test_llama_parity.py"
 GGUF = "tests/test_gguf_files.py"
+MODELS = "tests/test_gguf_models.py"
+BLOCKS = "tests/test_gguf_blocks.py"
 HEADER = "tests/test_gguf_header.py"
 SAFETENSORS = "tests/test_safetensors_files.py"
 PACKED = "tests/test_packed_readers.py"
@@ -170,8 +172,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "gguf: rows of q and k are put back",
         "edgelm/checkpoint/gguf_files.py",
-        "                if head:\n",
-        "                if False:\n",
+        "if weight.order is not None and weight.order.pairs:",
+        "if False:",
         (
             f"{GGUF}::test_permutation_turns_interleaved_rotation_into_halves",
             f"{GGUF}::test_any_slice_of_permuted_rows",
@@ -180,20 +182,20 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "gguf: k has its own number of heads",
         "edgelm/checkpoint/gguf_families.py",
-        '"blk.*.attn_k": "attention.head_count_kv"}',
-        '"blk.*.attn_k": "attention.head_count"}',
+        '"blk.*.attn_k": RowOrder("attention.head_count_kv"',
+        '"blk.*.attn_k": RowOrder("attention.head_count"',
         (f"{GGUF}::test_any_slice_of_permuted_rows",),
     ),
     Mutation(
         "gguf: Q4_1 has a minimum",
-        "edgelm/checkpoint/gguf_files.py",
+        "edgelm/checkpoint/gguf_blocks.py",
         '"Q4_1": Scheme(4, 32, "float")',
         '"Q4_1": Scheme(4, 32, "int")',
         (f"{GGUF}::test_packed_rows_are_exact",),
     ),
     Mutation(
         "gguf: high nibbles are the second half of a block",
-        "edgelm/checkpoint/gguf_files.py",
+        "edgelm/checkpoint/gguf_blocks.py",
         "halves[..., 0, :] = (words & 15) | (higher & 240)",
         "halves[..., 0, :] = (words & 15) | (words & 240)",
         (f"{GGUF}::test_packed_rows_are_exact",),
@@ -201,9 +203,30 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "gguf: a head without output.weight is tied",
         "edgelm/checkpoint/gguf_families.py",
-        '"output.weight" not in header.tensors',
-        "False",
+        'return "output.weight" not in header.tensors',
+        "return False",
         (f"{GGUF}::test_config_in_hugging_face_words", f"{GGUF}::test_optional_keys"),
+    ),
+    Mutation(
+        "gguf: BLOOM's q, k and v stand one below the other",
+        "edgelm/checkpoint/gguf_families.py",
+        'RowOrder("attention.head_count", parts=3)',
+        'RowOrder("attention.head_count")',
+        (f"{MODELS}::test_rows_of_q_k_v_in_any_slice",),
+    ),
+    Mutation(
+        "gguf: Gemma's norms are stored with 1 added",
+        "edgelm/checkpoint/gguf_families.py",
+        "    norm_offset=1.0,\n",
+        "",
+        (f"{MODELS}::test_gemma_norms_lose_the_added_one",),
+    ),
+    Mutation(
+        "gguf: blocks quantized anew are spoken of",
+        "edgelm/loading.py",
+        "            if scheme == info.nearest:",
+        "            if False:",
+        (f"{BLOCKS}::test_auto_says_what_it_made",),
     ),
     Mutation(
         "gguf: lengths are held against the file",
@@ -1038,6 +1061,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "if head is None or not head.is_language_model:",
         "if False:",
         (f"{PREDICTION}::test_what_predict_refuses",),
+    ),
     # Writing
     Mutation(
         "quantize: a journal of another job is not taken up",

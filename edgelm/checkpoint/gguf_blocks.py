@@ -52,8 +52,10 @@ def take_apart(raw: torch.Tensor, kind: str, packed: PackedWeight) -> None:
 def dequantized(raw: torch.Tensor, kind: str) -> torch.Tensor:
     """Blocks of any type (uint8 [n, bytes]) as float32 [n, K], by gguf's own code."""
     import gguf
+    import numpy as np
 
-    values = gguf.quants.dequantize(raw.numpy(), gguf.GGMLQuantizationType[kind])
+    with np.errstate(all="ignore"):  # a damaged scale gives infinity, which the loader refuses
+        values = gguf.quants.dequantize(raw.numpy(), gguf.GGMLQuantizationType[kind])
     return torch.from_numpy(values)
 
 

@@ -130,7 +130,7 @@ def _bloom_config(
         "layer_norm_epsilon": metadata.get("attention.layer_norm_epsilon", float),
         "seq_length": metadata.get("context_length", int),
         "vocab_size": _vocab_size(metadata, header),
-        "tie_word_embeddings": "output.weight" not in header.tensors,
+        "tie_word_embeddings": _tied(header),
         **_token_ids(metadata),
     }
 
@@ -153,13 +153,17 @@ def _decoder_config(metadata: Metadata, header: Header) -> dict[str, Any]:
         "max_position_embeddings": metadata.get("context_length", int),
         "rope_theta": metadata.get("rope.freq_base", float, 10000.0),
         "vocab_size": _vocab_size(metadata, header),
-        "tie_word_embeddings": "output.weight" not in header.tensors,
+        "tie_word_embeddings": _tied(header),
         **_token_ids(metadata),
     }
 
 
 def _hidden_and_heads(metadata: Metadata) -> tuple[int, int]:
     return metadata.count("embedding_length"), metadata.count("attention.head_count")
+
+
+def _tied(header: Header) -> bool:
+    return "output.weight" not in header.tensors
 
 
 def _vocab_size(metadata: Metadata, header: Header) -> int:

@@ -144,8 +144,9 @@ def _open_shards(folder: Path) -> dict[str, _Stored]:
     shards: dict[str, dict[str, _Stored]] = {}
     tensors = {}
     for name, shard in weight_map.items():
+        path = inside(index, shard)
         if shard not in shards:
-            shards[shard] = _open_file(inside(index, shard))
+            shards[shard] = _open_file(path)
         if name not in shards[shard]:
             raise ModelFileError(
                 f"{index} says that {name} is in {shard}, but that file lacks it: index and "
@@ -161,8 +162,8 @@ def inside(index: Path, shard: Any) -> Path:
     A link may lead to the Hub cache's own `blobs` (models--x/snapshots/<revision>/file links to
     models--x/blobs/<hash>), nowhere else.
     """
-    if not isinstance(shard, str) or not shard:
-        raise ModelFileError(f"{index} names {shard!r} where a file name is needed.")
+    if not isinstance(shard, str) or not shard or not shard.isprintable():
+        raise ModelFileError(f"{index} names {shard!r:.80} where a file name is needed.")
     foreign = PurePosixPath(shard).is_absolute() or PureWindowsPath(shard).anchor
     path = index.parent / shard
     home = index.parent.resolve()

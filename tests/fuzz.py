@@ -1,0 +1,248 @@
+"""Structure-aware fuzzing of every reader: valid files with one to four facts of theirs changed.
+
+    python tests/fuzz.py --seconds 10 [--reader gguf] [--seed 1]
+
+Each reader starts from a small corpus of valid files. A case changes numbers, lengths, offsets,
+dtypes or names where the format keeps them, or plain bytes, and then reads everything there is to
+read. Allowed outcomes are success and an EdgeLMError; any other exception, a case of more than
+CASE_LIMIT_S, or memory beyond MEMORY_LIMIT fails, and the case's file is kept. Printed: cases,
+corpus, outcomes, branch coverage of the reader's modules.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import random
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any
+
+import fuzz_corpus as corpus
+import torch
+
+from edgelm.checkpoint import Checkpoint, open_checkpoint
+from edgelm.errors import EdgeLMError
+from edgelm.files import ModelFiles
+from edgelm.planner import Settings, make_plan
+from edgelm.tokenizer import load_tokenizer
+
+CASE_LIMIT_S = 5
+MEMORY_LIMIT = 1 << 30
+READ_LIMIT = 1 << 22  # bytes of a tensor that a case reads
+
+
+@dataclass(frozen=True)
+class Reader:
+    """corpus: writes valid files into a folder and returns the one to change. use: reads all."""
+
+    corpus: Callable[[Path], list[Path]]
+    mutate: Callable[[bytes, random.Random], bytes]
+    use: Callable[[Path], None]
+    modules: tuple[str, ...]
+
+
+def read_weights(path: Path) -> None:
+    """What a load does before memory is spent, then each tensor, whole and in part."""
+    checkpoint = open_checkpoint(path)
+    _read_tensors(checkpoint)
+    files = ModelFiles(path.name, checkpoint)
+    if files.config.num_layers < 64:
+        make_plan(files.decoder("causal-lm"), files.config, files.names, Settings(context=16))
+
+
+def _read_tensors(checkpoint: Checkpoint) -> None:
+    for name in checkpoint.names():
+        info = checkpoint.info(name)
+        if info.nbytes > READ_LIMIT:
+            continue
+        rows = info.shape[0] if info.shape else 1
+        checkpoint.read(name)
+        checkpoint.read(name, rows // 3, rows // 3 + 1)
+        if info.scheme is not None:
+            checkpoint.read_packed(name)
+
+
+def read_config(path: Path) -> None:
+    files = ModelFiles(path.name, open_checkpoint(path.parent))
+    if files.config.num_layers < 64 and files.config.hidden_size < 4096:
+        make_plan(files.decoder("causal-lm"), files.config, files.names, Settings(context=16))
+
+
+def read_folder_of(path: Path) -> None:
+    read_weights(path.parent)
+
+
+def read_tokenizer(path: Path) -> None:
+    tokenizer = load_tokenizer(path.parent)
+    _use_tokenizer(tokenizer)
+
+
+def read_gguf_tokenizer(path: Path) -> None:
+    _use_tokenizer(load_tokenizer(path, open_checkpoint(path).metadata))
+
+
+def _use_tokenizer(tokenizer: Any) -> None:
+    ids = tokenizer.encode("Hello, wörld! 1234 <s> 🎉")
+    tokenizer.decode(ids)
+    tokenizer.decode(range(min(tokenizer.vocab_size, 300)), skip_special=False)
+
+
+CHECKPOINT = "edgelm/checkpoint/"
+READERS = {
+    "gguf": Reader(corpus.gguf_files, corpus.change_gguf, read_weights, (f"{CHECKPOINT}gguf_",)),
+    "gguf-tokenizer": Reader(
+        corpus.gguf_vocabularies, corpus.change_gguf, read_gguf_tokenizer,
+        ("edgelm/tokenizer", "edgelm/vocabulary"),
+    ),
+    "safetensors": Reader(
+        corpus.safetensors_files, corpus.change_safetensors, read_folder_of,
+        (f"{CHECKPOINT}safetensors_files",),
+    ),
+    "index": Reader(
+        corpus.indexes, corpus.change_json, read_folder_of, (f"{CHECKPOINT}safetensors_files",)
+    ),
+    "config": Reader(
+        corpus.configs, corpus.change_json, read_config, ("edgelm/config", "edgelm/models/")
+    ),
+    "tokenizer": Reader(
+        corpus.tokenizers, corpus.change_tokenizer, read_tokenizer,
+        ("edgelm/tokenizer", "edgelm/vocabulary"),
+    ),
+}  # fmt: skip
+
+
+class Branches:
+    """Arcs between lines that ran in some modules, gathered by a trace of their frames alone."""
+
+    def __init__(self, modules: tuple[str, ...]) -> None:
+        self.modules = modules
+        self.arcs: set[tuple[CodeType, int, int]] = set()
+
+    def start(self) -> None:
+        sys.settrace(self._trace)
+
+    def stop(self) -> None:
+        sys.settrace(None)
+
+    def _trace(self, frame: FrameType, event: str, argument: Any) -> Any:
+        code, before = frame.f_code, frame.f_lineno
+        if not any(module in code.co_filename for module in self.modules):
+            return None
+
+        def local(frame: FrameType, event: str, argument: Any) -> Any:
+            nonlocal before
+            if event == "line":
+                self.arcs.add((code, before, frame.f_lineno))
+                before = frame.f_lineno
+            return local
+
+        return local
+
+    def summary(self) -> str:
+        """Arcs taken, and the share of lines in the functions that were entered."""
+        codes = {code for code, *_ in self.arcs}
+        seen = {(code, line) for code, _, line in self.arcs}
+        lines = sum(len({line for *_, line in code.co_lines() if line}) for code in codes)
+        return f"{len(self.arcs)} branches taken, {len(seen)} of {lines} lines"
+
+
+class Hang(BaseException):
+    """Not an Exception, so that no reader's handler can swallow it."""
+
+
+def fuzz(name: str, seconds: float, seed: int) -> int:
+    """Run one reader; the number of failures."""
+    reader, generator = READERS[name], random.Random(seed)
+    outcomes: Counter[str] = Counter()
+    failures = 0
+    branches = Branches(reader.modules)
+    with tempfile.TemporaryDirectory() as place:
+        files = reader.corpus(Path(place))
+        contents = {path: path.read_bytes() for path in files}
+        for path in files:
+            reader.use(path)  # the corpus itself must read
+        ends = time.monotonic() + seconds
+        while time.monotonic() < ends and failures < 5:
+            path = generator.choice(files)
+            case = reader.mutate(contents[path], generator)
+            path.write_bytes(case)
+            branches.start()
+            outcome, bad = run_case(reader.use, path)
+            branches.stop()
+            outcomes[outcome] += 1
+            if bad:
+                failures += 1
+                kept = Path(tempfile.gettempdir()) / f"fuzz-{name}-{seed}-{failures}{path.suffix}"
+                shutil.copy(path, kept)
+                print(f"{name}: {outcome}; the case is kept as {kept}")
+            path.write_bytes(contents[path])
+    size = sum(map(len, contents.values()))
+    print(
+        f"{name}: {sum(outcomes.values())} cases in {seconds:.0f} s from {len(files)} files of "
+        f"{size} bytes; {dict(outcomes.most_common())}; {branches.summary()}"
+    )
+    return failures
+
+
+def run_case(use: Callable[[Path], None], path: Path) -> tuple[str, bool]:
+    """(what came of it, whether it must not)."""
+    signal.setitimer(signal.ITIMER_REAL, CASE_LIMIT_S)
+    try:
+        use(path)
+    except EdgeLMError as error:
+        return type(error).__name__, not str(error)
+    except Hang:
+        return f"more than {CASE_LIMIT_S} s", True
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        where = error.__traceback__
+        while where is not None and where.tb_next is not None:
+            where = where.tb_next
+        line = f"{where.tb_frame.f_code.co_filename}:{where.tb_lineno}" if where else ""
+        return f"{type(error).__name__}: {str(error)[:120]} ({line})", True
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    return "accepted", False
+
+
+def limit_memory() -> None:
+    """Address space of the process as it is, and MEMORY_LIMIT on top: beyond it, MemoryError."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + MEMORY_LIMIT
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=10, help="for each reader")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--reader", choices=READERS, action="append")
+    arguments = parser.parse_args()
+
+    def alarm(signum: int, frame: FrameType | None) -> None:
+        raise Hang
+
+    signal.signal(signal.SIGALRM, alarm)
+    logging.getLogger("edgelm").setLevel(logging.ERROR)
+    torch.set_num_threads(1)
+    limit_memory()
+    names = arguments.reader or list(READERS)
+    failures = sum(fuzz(name, arguments.seconds, arguments.seed) for name in names)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+    print(f"{failures} failures; peak resident memory {peak} MiB")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,49 @@
+"""What fuzzing found, held: each of these once ended in a traceback; see fuzz.py."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgelm.checkpoint import open_checkpoint
+from edgelm.errors import ModelFileError
+from edgelm.tokenizer import load_tokenizer
+
+
+@pytest.mark.parametrize("shard", [{}, [], ["model.safetensors"], 3, "", "a\x00b", "a\nb"])
+def test_shards_that_are_no_file_names(tiny_llama: Callable[..., Path], shard: Any) -> None:
+    folder = tiny_llama()
+    (folder / "model.safetensors").rename(folder / "other.safetensors")
+    index = {"weight_map": {"model.norm.weight": shard}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), "utf-8")
+    with pytest.raises(ModelFileError, match="where a file name is needed"):
+        open_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("bos_token", 5),
+        ("eos_token", {"content": ["</s>"]}),
+        ("pad_token", "\udc80"),
+        ("added_tokens_decoder", 3),
+        ("added_tokens_decoder", {"x": {"content": "a"}}),
+        ("added_tokens_decoder", {"9" * 30: {"content": "a"}}),
+        ("added_tokens_decoder", {"2048": "a"}),
+        ("added_tokens_decoder", {"2048": {"content": {}}}),
+        ("chat_template", {"default": "x"}),
+        ("chat_template", [{"name": "default", "template": 7}]),
+    ],
+)
+def test_tokenizer_settings_of_a_wrong_type(
+    assets: Path, tmp_path: Path, key: str, value: Any
+) -> None:
+    model = (assets / "nano" / "llama" / "tokenizer.model").read_bytes()
+    (tmp_path / "tokenizer.model").write_bytes(model)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({key: value}), "utf-8")
+    with pytest.raises(ModelFileError, match=key):
+        load_tokenizer(tmp_path)
