@@ -30,7 +30,7 @@ FILES = {
     "chat_template.jinja": b"{{ messages }}",
     "model.safetensors": bytes(range(256)) * 100_000,  # the library keeps pieces of 10 MiB
     "pytorch_model.bin": b"never fetched",
-    "README.md": b"never fetched",
+    "README.md": b"licence: apache-2.0\n",
     "onnx/model.json": b"never fetched",
     "consolidated.safetensors": b"never fetched",
 }
