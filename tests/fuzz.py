@@ -57,7 +57,12 @@ def read_weights(path: Path) -> None:
     _read_tensors(checkpoint)
     files = ModelFiles(path.name, checkpoint)
     if files.config.num_layers < 64:
-        make_plan(files.decoder("causal-lm"), files.config, files.names, Settings(context=16))
+        plan(files)
+
+
+def plan(files: ModelFiles) -> None:
+    decoder, names = files.assemble("causal-lm")
+    make_plan(decoder, files.config, names, Settings(context=16))
 
 
 def _read_tensors(checkpoint: Checkpoint) -> None:
@@ -75,7 +80,7 @@ def _read_tensors(checkpoint: Checkpoint) -> None:
 def read_config(path: Path) -> None:
     files = ModelFiles(path.name, open_checkpoint(path.parent))
     if files.config.num_layers < 64 and files.config.hidden_size < 4096:
-        make_plan(files.decoder("causal-lm"), files.config, files.names, Settings(context=16))
+        plan(files)
 
 
 def read_folder_of(path: Path) -> None:
