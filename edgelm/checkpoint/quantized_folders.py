@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from edgelm.errors import UnsupportedModelError
 from quant.groupwise import dequantize
 from quant.packing import PackedWeight
 
-Reader = Callable[[SafetensorsCheckpoint, Mapping[str, Any]], Mapping[str, PackedMatrix]]
 # quant_method -> the module whose `matrices` finds the packed weights
 READERS = {
     "awq": "awq",

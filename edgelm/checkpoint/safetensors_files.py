@@ -7,10 +7,11 @@ rows themselves are then read straight into private memory, see `rows.py`.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -31,6 +32,7 @@ FLOATS = {
 }
 INTEGERS = {"U8": torch.uint8, "I8": torch.int8, "I32": torch.int32, "I64": torch.int64}
 AGAIN = "Fetch it again, or convert the model anew."
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -131,22 +133,21 @@ def _open_weights(folder: Path) -> dict[str, _Stored]:
     if (folder / SINGLE).is_file():
         return _open_file(folder / SINGLE)
     if (folder / INDEX).is_file():
-        return _open_shards(folder)
+        return open_shards(folder / INDEX, _open_file)
     raise ModelFileError(f"{folder} has neither {SINGLE} nor {INDEX}: the weights are missing.")
 
 
-def _open_shards(folder: Path) -> dict[str, _Stored]:
-    """All tensors the index names, each found in the shard it names."""
-    index = folder / INDEX
+def open_shards(index: Path, open_file: Callable[[Path], dict[str, T]]) -> dict[str, T]:
+    """All tensors an index names, each found in the shard it names."""
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ModelFileError(f"{index} has no weight_map from tensor names to files. {AGAIN}")
-    shards: dict[str, dict[str, _Stored]] = {}
+    shards: dict[str, dict[str, T]] = {}
     tensors = {}
     for name, shard in weight_map.items():
         path = inside(index, shard)
         if shard not in shards:
-            shards[shard] = _open_file(path)
+            shards[shard] = open_file(path)
         if name not in shards[shard]:
             raise ModelFileError(
                 f"{index} says that {name} is in {shard}, but that file lacks it: index and "

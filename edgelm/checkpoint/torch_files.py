@@ -16,7 +16,7 @@ import torch
 
 from edgelm.checkpoint import TensorInfo
 from edgelm.checkpoint.rows import fill, opened, span
-from edgelm.checkpoint.safetensors_files import AGAIN, inside, read_json
+from edgelm.checkpoint.safetensors_files import AGAIN, open_shards, read_json
 from edgelm.errors import ModelFileError, UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -87,23 +87,7 @@ def _open_weights(folder: Path) -> dict[str, _Stored]:
         )
     if (folder / SINGLE).is_file():
         return _open_file(folder / SINGLE)
-    index = folder / INDEX
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise ModelFileError(f"{index} has no weight_map from tensor names to files. {AGAIN}")
-    shards: dict[str, dict[str, _Stored]] = {}
-    tensors = {}
-    for name, shard in weight_map.items():
-        path = inside(index, shard)
-        if shard not in shards:
-            shards[shard] = _open_file(path)
-        if name not in shards[shard]:
-            raise ModelFileError(
-                f"{index} says that {name} is in {shard}, but that file lacks it: index and "
-                "shards are of different versions. Fetch all of them again."
-            )
-        tensors[name] = shards[shard][name]
-    return tensors
+    return open_shards(folder / INDEX, _open_file)
 
 
 def _open_file(path: Path) -> dict[str, _Stored]:
