@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from mutations import MUTATIONS
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -179,7 +180,7 @@ def test_readme_python_uses_public_names() -> None:
 def test_mutations_apply_and_name_their_tests() -> None:
     """A patch whose text has moved would otherwise be noticed only after the long run."""
     wrong = []
-    for row in runpy.run_path(str(ROOT / "tests" / "mutations.py"))["MUTATIONS"]:
+    for row in MUTATIONS:
         path = ROOT / row.file
         found = path.read_text(encoding="utf-8").count(row.old) if path.is_file() else 0
         if found != 1:

@@ -1,0 +1,36 @@
+"""Which test guards which feature: patches that must make a named test fail.
+
+``run_mutations.py`` applies each row alone to a copy of the tree and runs its tests. A row whose
+tests still pass is a feature nobody guards, and fails CI. One file a theme.
+"""
+
+from __future__ import annotations
+
+from mutations import (
+    families,
+    files,
+    generation,
+    heads,
+    house,
+    llama,
+    memory,
+    planning,
+    quantization,
+    text,
+    writing,
+)
+from mutations.row import Mutation
+
+MUTATIONS: tuple[Mutation, ...] = (
+    *families.MUTATIONS,
+    *files.MUTATIONS,
+    *generation.MUTATIONS,
+    *heads.MUTATIONS,
+    *house.MUTATIONS,
+    *llama.MUTATIONS,
+    *memory.MUTATIONS,
+    *planning.MUTATIONS,
+    *quantization.MUTATIONS,
+    *text.MUTATIONS,
+    *writing.MUTATIONS,
+)

@@ -1,0 +1,221 @@
+"""Rows about reading files."""
+
+from __future__ import annotations
+
+from mutations.row import Mutation
+
+GGUF = "tests/test_gguf_files.py"
+MODELS = "tests/test_gguf_models.py"
+BLOCKS = "tests/test_gguf_blocks.py"
+HEADER = "tests/test_gguf_header.py"
+SAFETENSORS = "tests/test_safetensors_files.py"
+PACKED = "tests/test_packed_readers.py"
+
+MUTATIONS: tuple[Mutation, ...] = (
+    Mutation(
+        "gguf: rows of q and k are put back",
+        "edgelm/checkpoint/gguf_files.py",
+        "if weight.order is not None and weight.order.pairs:",
+        "if False:",
+        (
+            f"{GGUF}::test_permutation_turns_interleaved_rotation_into_halves",
+            f"{GGUF}::test_any_slice_of_permuted_rows",
+        ),
+    ),
+    Mutation(
+        "gguf: k has its own number of heads",
+        "edgelm/checkpoint/gguf_families.py",
+        '"blk.*.attn_k": RowOrder("attention.head_count_kv"',
+        '"blk.*.attn_k": RowOrder("attention.head_count"',
+        (f"{GGUF}::test_any_slice_of_permuted_rows",),
+    ),
+    Mutation(
+        "gguf: Q4_1 has a minimum",
+        "edgelm/checkpoint/gguf_blocks.py",
+        '"Q4_1": Scheme(4, 32, "float")',
+        '"Q4_1": Scheme(4, 32, "int")',
+        (f"{GGUF}::test_packed_rows_are_exact",),
+    ),
+    Mutation(
+        "gguf: high nibbles are the second half of a block",
+        "edgelm/checkpoint/gguf_blocks.py",
+        "halves[..., 0, :] = (words & 15) | (higher & 240)",
+        "halves[..., 0, :] = (words & 15) | (words & 240)",
+        (f"{GGUF}::test_packed_rows_are_exact",),
+    ),
+    Mutation(
+        "gguf: a head without output.weight is tied",
+        "edgelm/checkpoint/gguf_families.py",
+        'return "output.weight" not in header.tensors',
+        "return False",
+        (f"{GGUF}::test_config_in_hugging_face_words", f"{GGUF}::test_optional_keys"),
+    ),
+    Mutation(
+        "gguf: BLOOM's q, k and v stand one below the other",
+        "edgelm/checkpoint/gguf_families.py",
+        'RowOrder("attention.head_count", parts=3)',
+        'RowOrder("attention.head_count")',
+        (f"{MODELS}::test_rows_of_q_k_v_in_any_slice",),
+    ),
+    Mutation(
+        "gguf: Gemma's norms are stored with 1 added",
+        "edgelm/checkpoint/gguf_families.py",
+        "    norm_offset=1.0,\n",
+        "",
+        (f"{MODELS}::test_gemma_norms_lose_the_added_one",),
+    ),
+    Mutation(
+        "gguf: blocks quantized anew are spoken of",
+        "edgelm/loading.py",
+        "            if scheme == info.nearest:",
+        "            if False:",
+        (f"{BLOCKS}::test_auto_says_what_it_made",),
+    ),
+    Mutation(
+        "gguf: lengths are held against the file",
+        "edgelm/checkpoint/gguf_header.py",
+        'if length > self.size - start:\n            self.fail(f"{what}',
+        'if False:\n            self.fail(f"{what}',
+        (f"{HEADER}::test_lying_headers_cost_nothing",),
+    ),
+    Mutation(
+        "gguf: the entries of arrays are bounded",
+        "edgelm/checkpoint/gguf_header.py",
+        "if self.entries > MAX_ARRAY_ENTRIES:",
+        "if False:",
+        (f"{HEADER}::test_lying_headers_cost_nothing",),
+    ),
+    Mutation(
+        "gguf: tensors lie inside the file",
+        "edgelm/checkpoint/gguf_header.py",
+        "if tensor.nbytes > self.size - offset:",
+        "if False:",
+        (f"{HEADER}::test_lying_headers_cost_nothing",),
+    ),
+    Mutation(
+        "gguf: tensors do not overlap",
+        "edgelm/checkpoint/gguf_header.py",
+        "if offset < end:",
+        "if False:",
+        (f"{HEADER}::test_lying_headers_cost_nothing",),
+    ),
+    Mutation(
+        "safetensors: an index stays in its folder",
+        "edgelm/checkpoint/safetensors_files.py",
+        "not any(path.resolve().is_relative_to(place) for place in allowed)",
+        "False",
+        (f"{SAFETENSORS}::test_links_lead_nowhere_but_to_the_hub_cache",),
+    ),
+    Mutation(
+        "safetensors: an index names no parent folder",
+        "edgelm/checkpoint/safetensors_files.py",
+        "    if (\n        foreign\n",
+        "    if False and (\n        foreign\n",
+        (f"{SAFETENSORS}::test_index_may_not_leave_the_folder",),
+    ),
+    Mutation(
+        "safetensors: a tensor is in the shard the index says",
+        "edgelm/checkpoint/safetensors_files.py",
+        "if name not in shards[shard]:",
+        "if False:",
+        (f"{SAFETENSORS}::test_tensor_in_another_shard",),
+    ),
+    Mutation(
+        "safetensors: quantized folders are refused",
+        "edgelm/checkpoint/folders.py",
+        'if read_json(path / "config.json").get("quantization_config") is not None:',
+        "if False:",
+        (f"{SAFETENSORS}::test_quantized_folder_is_refused_by_method",),
+    ),
+    Mutation(
+        "packed: version 1 of GPTQ stores zero points less one",
+        "edgelm/checkpoint/gptq.py",
+        'offset = 0 if version == "gptq_v2" else 1',
+        "offset = 0",
+        (f"{PACKED}::test_numbers_are_those_of_the_format",),
+    ),
+    Mutation(
+        "packed: 8-bit codes count from the middle",
+        "edgelm/checkpoint/packed_matrix.py",
+        "return unsigned if bits == 4 else (unsigned ^ CODE_SIGN).view(torch.int8)",
+        "return unsigned if bits == 4 else unsigned.view(torch.int8)",
+        (f"{PACKED}::test_numbers_are_those_of_the_format",),
+    ),
+    Mutation(
+        "packed: AWQ's order of nibbles",
+        "edgelm/checkpoint/awq.py",
+        "NIBBLES = (0, 4, 1, 5, 2, 6, 3, 7)",
+        "NIBBLES = (0, 2, 4, 6, 1, 3, 5, 7)",
+        (f"{PACKED}::test_numbers_are_those_of_the_format",),
+    ),
+    Mutation(
+        "packed: zero points of a later row",
+        "edgelm/checkpoint/compressed_tensors.py",
+        "zeros = zeros[start - first * per_word : stop - first * per_word]",
+        "zeros = zeros[: stop - start]",
+        (f"{PACKED}::test_numbers_are_those_of_the_format",),
+    ),
+    Mutation(
+        "packed: bitsandbytes' first code is the high one",
+        "edgelm/checkpoint/bitsandbytes_files.py",
+        "packed.qweight[first - start : last - start] = (codes << 4) | (codes >> 4)",
+        "packed.qweight[first - start : last - start] = codes",
+        (f"{PACKED}::test_numbers_are_those_of_the_format",),
+    ),
+    Mutation(
+        "packed: the offset of double-quantized scales",
+        "edgelm/checkpoint/bitsandbytes_files.py",
+        "* outer[block] + self.nested.offset",
+        "* outer[block]",
+        (f"{PACKED}::test_numbers_are_those_of_the_format",),
+    ),
+    Mutation(
+        "packed: rows that begin inside a block of scales",
+        "edgelm/checkpoint/bitsandbytes_files.py",
+        "offset = (begin - first * self.block_size) // self.scheme.group_size",
+        "offset = 0",
+        (f"{PACKED}::test_numbers_are_those_of_the_format",),
+    ),
+    Mutation(
+        "packed: inputs in another order are refused",
+        "edgelm/checkpoint/packed_matrix.py",
+        "if not torch.equal(order, in_turn) and bool((order != -1).any()):",
+        "if False:",
+        (f"{PACKED}::test_layouts_that_are_not_run_are_named",),
+    ),
+    Mutation(
+        "packed: zero points of a symmetric file are checked",
+        "edgelm/checkpoint/gptq.py",
+        "elif bool((zeros != 1 << (bits - 1)).any()):",
+        "elif False:",
+        (f"{PACKED}::test_zero_points_of_a_symmetric_file_are_checked",),
+    ),
+    Mutation(
+        "files: pickles stay closed without the flag",
+        "edgelm/checkpoint/folders.py",
+        "if pickled and allow_pickle:",
+        "if pickled:",
+        ("tests/test_other_files.py::test_without_the_flag_pickles_stay_closed",),
+    ),
+    Mutation(
+        "files: pickles are weights alone",
+        "edgelm/checkpoint/torch_files.py",
+        "weights_only=True",
+        "weights_only=False",
+        ("tests/test_other_files.py::test_files_that_are_more_or_less_than_weights",),
+    ),
+    Mutation(
+        "files: Flax stores kernels transposed",
+        "edgelm/checkpoint/flax_files.py",
+        '"kernel": ("weight", True),',
+        '"kernel": ("weight", False),',
+        ("tests/test_other_files.py::test_flax_bloom_gives_the_same_logits",),
+    ),
+    Mutation(
+        "files: arrays in pieces read across their ends",
+        "edgelm/checkpoint/flax_files.py",
+        "flat, done = flat[len(taken) :], max(0, done - length)",
+        "flat, done = flat[len(taken) :], done",
+        ("tests/test_other_files.py::test_flax_bloom_gives_the_same_logits",),
+    ),
+)
