@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from edgelm.asynchronous import AsyncForms
 from edgelm.cache import KVCache, cache_bytes
 from edgelm.chat import render
 from edgelm.engine import Engine, RowTokens
@@ -27,13 +28,14 @@ from edgelm.prediction import predict
 from edgelm.request import Chunk, Request, Result, collect
 from edgelm.sampling import SamplingSettings
 from edgelm.tokenizer import Tokenizer
+from edgelm.turn import Turn
 from edgelm.weights import WeightNames
 
 Prompt = str | Sequence[int]
 Messages = Sequence[dict[str, str]]
 
 
-class LanguageModel:
+class LanguageModel(AsyncForms):
     """A model in memory. One call at a time: other threads wait for it.
 
     Close it (or use ``with``) to free its weights, caches and buffers.
@@ -56,8 +58,7 @@ class LanguageModel:
             made.rows, made.context, KV_DTYPES[made.kv], self._owner
         )
         self._held: list[list[int]] = [[] for _ in range(made.rows)]
-        self._lock = threading.Lock()
-        self._holder: int | None = None
+        self._turn = Turn()
 
     # text
 
@@ -139,9 +140,20 @@ class LanguageModel:
         cancelled: Callable[[], bool] = bool,
     ) -> Iterator[Batch]:  # fmt: skip
         """Requests in ids, without text: nothing but ``end_ids`` and their limits end them."""
-        with self._running() as (engine, cache):
+        with self._running(cancelled) as (engine, cache):
             engine.require_language_model("Generating")
-            yield Batch(engine, cache, self._held, requests, end_ids, cancelled, self.kernels)
+
+            def ended() -> bool:
+                return self._engine is None or cancelled()
+
+            try:
+                yield Batch(engine, cache, self._held, requests, end_ids, ended, self.kernels)
+            except GeneratorExit:  # between two steps: what the rows hold is known
+                raise
+            except BaseException:  # perhaps within a step, which leaves its rows half written
+                for ids in self._held:
+                    ids.clear()
+                raise
 
     def _generate_many(
         self, prompts: Sequence[str], *, stop_event: threading.Event | None = None, **options: Any
@@ -244,8 +256,7 @@ class LanguageModel:
 
         Waits for other threads' calls; an answer half read in this thread is given up.
         """
-        own = self._holder == threading.get_ident()
-        with nullcontext() if own else self._lock:
+        with self._turn.end():
             self._engine = self._cache = None
 
     def __enter__(self) -> LanguageModel:
@@ -261,21 +272,12 @@ class LanguageModel:
         )
 
     @contextmanager
-    def _running(self) -> Iterator[tuple[Engine, KVCache]]:
+    def _running(self, cancelled: Callable[[], bool] = bool) -> Iterator[tuple[Engine, KVCache]]:
         """The engine for one call; other threads wait, this thread must not nest calls."""
-        if self._holder == threading.get_ident():
-            raise UsageError(
-                "An answer is still being streamed in this thread; read it to its end or close it "
-                "before the next call."
-            )
-        with self._lock:
+        with self._turn.take(cancelled):
             engine = self._open_engine()
             assert self._cache is not None
-            self._holder = threading.get_ident()
-            try:
-                yield engine, self._cache
-            finally:
-                self._holder = None
+            yield engine, self._cache
 
     @contextmanager
     def _temporary_cache(self, rows: int, context: int) -> Iterator[KVCache]:
