@@ -1,4 +1,4 @@
-"""From load to close: turns, cancelling under load, asyncio, fork, interrupts, memory given back."""
+"""From load to close: turns, cancelling, asyncio, fork, interrupts, memory given back."""
 
 from __future__ import annotations
 

@@ -1,0 +1,52 @@
+"""Rows about turns, cancelling, asyncio, fork and closing."""
+
+from __future__ import annotations
+
+from mutations.row import Mutation
+
+_TESTS = "tests/test_lifecycle.py::"
+
+MUTATIONS: tuple[Mutation, ...] = (
+    Mutation(
+        "lifecycle: a waiting call is cancelled",
+        "edgelm/turn.py",
+        "            if cancelled():",
+        "            if False:",
+        (f"{_TESTS}test_a_waiting_call_is_cancelled",),
+    ),
+    Mutation(
+        "lifecycle: a forked child is refused",
+        "edgelm/turn.py",
+        "        return self._process != os.getpid()",
+        "        return False",
+        (f"{_TESTS}test_a_forked_child_is_told",),
+    ),
+    Mutation(
+        "lifecycle: an interrupted step leaves no prefix",
+        "edgelm/model.py",
+        "                    ids.clear()",
+        "                    pass",
+        (f"{_TESTS}test_what_an_interrupted_step_wrote_is_not_kept",),
+    ),
+    Mutation(
+        "lifecycle: closing ends a half read answer",
+        "edgelm/model.py",
+        "return self._engine is None or cancelled()",
+        "return cancelled()",
+        (f"{_TESTS}test_closing_in_the_middle_of_an_answer_ends_it",),
+    ),
+    Mutation(
+        "lifecycle: a cancelled task stops the engine",
+        "edgelm/asynchronous.py",
+        "        stop.set()\n        thread",
+        "        thread",
+        (f"{_TESTS}test_a_cancelled_task_cancels_its_answer",),
+    ),
+    Mutation(
+        "lifecycle: a closed async stream gives its turn back",
+        "edgelm/asynchronous.py",
+        "                run(chunks.close)",
+        "                run(bool)",
+        (f"{_TESTS}test_a_closed_async_stream_cancels",),
+    ),
+)
