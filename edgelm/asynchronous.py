@@ -42,7 +42,6 @@ class AsyncForms:
                 while (chunk := await run(next, chunks, None)) is not None:
                     yield chunk
             finally:
-                options["stop_event"].set()
                 run(chunks.close)  # behind the step that may still run; nobody waits for it
 
 

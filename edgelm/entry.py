@@ -16,6 +16,8 @@ from edgelm.memory import Plan, human
 from edgelm.model import LanguageModel
 from edgelm.planner import Settings, make_plan
 
+_IMPORTED_IN = os.getpid()
+
 
 def plan(
     model: str | Path | ModelFiles, *, task: str = "causal-lm", num_labels: int | None = None,
@@ -85,6 +87,14 @@ def _settings(given: dict[str, Any]) -> Settings:
 
 
 def _threads(given: int | None) -> int:
+    if os.getpid() != _IMPORTED_IN:
+        # The threads of torch's pool are not copied by fork; waiting for them never ends.
+        if given not in (None, 1):
+            raise UsageError(
+                f"threads is {given} in a forked process; allowed: 1. Start processes with the "
+                "method 'spawn' to use more."
+            )
+        return 1
     if given is None:
         return hardware.default_threads()
     if not 0 < given <= (os.cpu_count() or 1):
