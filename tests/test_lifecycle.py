@@ -45,6 +45,7 @@ class Steps:
     def __init__(self, lm: edgelm.LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
         self.count = 0
         self.then: dict[int, Any] = {}
+        assert lm._engine is not None
         original = lm._engine.run
 
         def counted(*arguments: Any, **options: Any) -> Any:
