@@ -12,6 +12,7 @@ import pytest
 
 from edgelm.chat import render
 from edgelm.errors import EdgeLMError, ModelFileError, UsageError
+from edgelm.files import ModelFiles
 from edgelm.models import persimmon
 
 USER = [{"role": "user", "content": 'Hi <b>é</b> "quoted"\n'}]
@@ -89,10 +90,10 @@ def test_persimmon_reads_as_documented() -> None:
 def test_families_template_where_the_files_hold_none(assets: Path, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(assets / "nano/persimmon", folder)
-    assert open_model(folder).tokenizer.chat_template == persimmon.CHAT_TEMPLATE
+    assert ModelFiles.open(folder).tokenizer.chat_template == persimmon.CHAT_TEMPLATE
     (folder / "chat_template.jinja").write_text("its own", encoding="utf-8")
-    assert open_model(folder).tokenizer.chat_template == "its own"
-    assert open_model(assets / "nano/llama").tokenizer.chat_template is None
+    assert ModelFiles.open(folder).tokenizer.chat_template == "its own"
+    assert ModelFiles.open(assets / "nano/llama").tokenizer.chat_template is None
 
 
 def test_system_message_is_folded_only_where_it_can_be() -> None:
