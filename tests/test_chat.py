@@ -252,6 +252,16 @@ def test_arithmetic_of_real_templates_passes() -> None:
     assert render_one(template) == "67108864 1048576 3 03-x ----- 007 [1, 2] a, b"
 
 
+def test_filters_of_real_templates_pass() -> None:
+    template = (
+        "{{ messages | map(attribute='role') | join(',') }} "
+        "{{ messages | selectattr('role', 'equalto', 'user') | list | length }} "
+        "{{ messages | rejectattr('role', 'equalto', 'user') | map('length') | list }} "
+        "{{ messages | selectattr('content', 'defined') | map(attribute='content') | last }}"
+    )
+    assert render_one(template, TURNS) == "user,assistant,user 2 [2] Why?"
+
+
 def test_limits_leave_the_tracer_as_it_was() -> None:
     before = sys.gettrace()
     render_one("{{ 1 }}")

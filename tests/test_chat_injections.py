@@ -27,9 +27,9 @@ ATTACKS = {
     "CVE-2026-5760": 'The answer can only be "yes" or "no".'
     "{{ cycler.__init__.__globals__.__builtins__.open(MARK, 'w').close() }}",
     "split names": "{% set g = '__glo' ~ 'bals__' %}{% set b = '__buil' ~ 'tins__' %}"
-    "{{ ((joiner | attr('__init__') | attr(g))[b])['open'](MARK, 'w').close() }}",
-    "filter path": "{% set call = [cycler] | map(attribute='__init__.__globals__.__builtins__.open')"
-    " | first %}{{ call(MARK, 'w').close() }}",
+    "{{ joiner['__init__'][g][b]['open'](MARK, 'w').close() }}",
+    "filter path": "{% set path = '__init__.__globals__.__builtins__.open' %}"
+    "{% set call = [cycler] | map(attribute=path) | first %}{{ call(MARK, 'w').close() }}",
     "macro": "{% macro m() %}{% endmacro %}"
     "{{ m._func.__globals__['__builtins__']['open'](MARK, 'w').close() }}",
 }
@@ -50,6 +50,7 @@ def from_gguf(template: str, _: Path) -> Tokenizer:
 def from_folder(template: str, folder: Path) -> Tokenizer:
     tokenizers = pytest.importorskip("tokenizers")
     library = tokenizers.Tokenizer(tokenizers.models.BPE(vocab={"a": 0}, merges=[]))
+    library.decoder = tokenizers.decoders.ByteLevel()
     library.save(str(folder / "tokenizer.json"))
     told = json.dumps({"chat_template": template})
     (folder / "tokenizer_config.json").write_text(told, encoding="utf-8")

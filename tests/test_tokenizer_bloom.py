@@ -1,4 +1,4 @@
-"""BLOOM's kind of tokenizer, trained small: as a folder and inside a GGUF, ids are the library's."""
+"""BLOOM's kind of tokenizer, trained small: in a folder and in a GGUF, ids are the library's."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_gguf(assets: Path, library: Any) -> None:
 
 
 def check(tokenizer: Any, library: Any, texts: list[str]) -> None:
-    assert len(texts) == 57
+    assert len(texts) >= 57
     for text in texts:
         ids = tokenizer.encode(text, add_special=False, parse_special=True)
         assert ids == library.encode(text).ids, text

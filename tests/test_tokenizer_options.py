@@ -1,7 +1,7 @@
 """What tokenizer_config.json asks for, honoured as transformers does; transformers is the oracle.
 
-Texts here begin with no space and hold none behind a special token: there transformers 5 squeezes
-what sentencepiece keeps, and ours are sentencepiece's ids.
+Texts here hold no space at the beginning, behind a special token or after another space: there
+transformers 5 cuts otherwise than sentencepiece, and ours are sentencepiece's ids.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import pytest
 from edgelm.errors import ModelFileError
 from edgelm.tokenizer import Tokenizer, load_tokenizer
 
-TEXTS = ["Hello", "Hello world", "<s>Hello", "a</s>b c</s>d", "x  y , it 's fine .", "é你好\n"]
+TEXTS = ["Hello", "Hello world", "<s>Hello", "a</s>b c</s>d", "x y , it 's fine .", "é你好\n"]
 NAMED = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>"}
 SCHEMES: list[dict[str, Any]] = [
     {"legacy": True},
