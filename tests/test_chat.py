@@ -257,7 +257,7 @@ def test_filters_of_real_templates_pass() -> None:
         "{{ messages | map(attribute='role') | join(',') }} "
         "{{ messages | selectattr('role', 'equalto', 'user') | list | length }} "
         "{{ messages | rejectattr('role', 'equalto', 'user') | map('length') | list }} "
-        "{{ messages | selectattr('content', 'defined') | map(attribute='content') | last }}"
+        "{{ messages | map(attribute='content') | map('trim') | list | last }}"
     )
     assert render_one(template, TURNS) == "user,assistant,user 2 [2] Why?"
 
