@@ -25,6 +25,8 @@ def render(
     messages: mappings with ``role`` and ``content``, oldest first. bos, eos: the tokens' text,
     None where the model has none. extra: whatever else the template reads (``tools=`` ...).
     Encode the result with ``add_special=False, parse_special=True``: the template writes BOS.
+    Where the template refuses a system message, the first user message takes it in, as Gemma's
+    authors do it: its text, an empty line, the user's text.
 
     Raises UsageError for messages that do not fit, or when there is no template; ModelFileError for
     a template that is broken, reaches out of its sandbox, or exceeds the sandbox's limits.
@@ -44,7 +46,22 @@ def render(
         **{name: token for name, token in tokens.items() if token is not None},
         **extra,
     }
-    return _run(template, variables)
+    try:
+        return _run(template, variables)
+    except UsageError:
+        if (folded := _folded(messages)) is None:
+            raise
+    return _run(template, variables | {"messages": folded})
+
+
+def _folded(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]] | None:
+    """The system message inside the user message after it; None where they are not texts."""
+    if [message["role"] for message in messages[:2]] != ["system", "user"]:
+        return None
+    system, user = (message.get("content") for message in messages[:2])
+    if not (isinstance(system, str) and isinstance(user, str)):
+        return None
+    return [{**messages[1], "content": f"{system}\n\n{user}"}, *messages[2:]]
 
 
 def _run(template: str, variables: dict[str, Any]) -> str:

@@ -107,7 +107,7 @@ class ModelFiles:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The model's tokenizer.
+        """The model's tokenizer; its family's chat template where the files hold none.
 
         Raises:
             ModelFileError: the files hold none.
@@ -115,7 +115,8 @@ class ModelFiles:
         from edgelm.tokenizer import load_tokenizer
 
         metadata = self.checkpoint.metadata or None
-        return load_tokenizer(self.checkpoint.path, metadata)
+        template = getattr(self._family, "CHAT_TEMPLATE", None)
+        return load_tokenizer(self.checkpoint.path, metadata, template)
 
     @cached_property
     def generation_config(self) -> dict[str, Any]:

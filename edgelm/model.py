@@ -70,8 +70,8 @@ class LanguageModel(AsyncForms):
         """Token ids of a text, with BOS where the model expects it."""
         return self.tokenizer.encode(text)
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of token ids, without special tokens."""
+    def decode(self, ids: Any) -> Any:
+        """Text of token ids, without special tokens; a list of rows gives a list of texts."""
         return self.tokenizer.decode(ids)
 
     def generate(self, prompt: Any, **options: Any) -> Any:

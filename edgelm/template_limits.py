@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from jinja2.exceptions import SecurityError
+from jinja2.runtime import Context
 
 MAX_CHARS = 16 * 2**20  # of the output, and of each value on the way to it
 MAX_BITS = 1024  # of an integer
@@ -82,7 +83,7 @@ def bounded(call: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(call)
     def checked(*args: Any, **kwargs: Any) -> Any:
-        size(args)
+        size([arg for arg in args if not isinstance(arg, Context)])  # Jinja's own argument
         return call(*args, **kwargs)
 
     return checked

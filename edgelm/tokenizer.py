@@ -9,9 +9,9 @@ from __future__ import annotations
 import codecs
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from edgelm.errors import ModelFileError, UsageError
 from edgelm.tokenizer_config import (
@@ -19,6 +19,7 @@ from edgelm.tokenizer_config import (
     chat_template,
     checked_template,
     read_object,
+    space_scheme,
     token_ids,
     token_name,
 )
@@ -91,14 +92,28 @@ class Tokenizer:
             prefix = []
         return [*prefix, *ids, *self._special.suffix]
 
+    @overload
     def decode(
         self, ids: Iterable[int], *, skip_special: bool = True, continues: bool = False
-    ) -> str:
-        """Text of the ids; bytes that are no UTF-8 become U+FFFD.
+    ) -> str: ...
+
+    @overload
+    def decode(
+        self, ids: Sequence[Sequence[int]], *, skip_special: bool = True, continues: bool = False
+    ) -> list[str]: ...
+
+    def decode(
+        self, ids: Iterable[Any], *, skip_special: bool = True, continues: bool = False
+    ) -> str | list[str]:
+        """Text of the ids; bytes that are no UTF-8 become U+FFFD. A list of rows gives a list.
 
         Where the encoder puts a space before a text it is taken away again, unless the ids
-        continue a text that was there before.
+        continue a text that was there before. Spaces before punctuation stay: files that ask for
+        ``clean_up_tokenization_spaces`` mean WordPiece, and transformers ignores it too.
         """
+        ids = list(ids)
+        if ids and isinstance(ids[0], Sequence):
+            return [self.decode(row, skip_special=skip_special, continues=continues) for row in ids]
         stream = self.stream(skip_special=skip_special, continues=continues)
         return "".join(map(stream.push, ids)) + stream.finish()
 
@@ -182,18 +197,22 @@ class DecodeStream:
         return self._utf8.decode(b"", final=True)
 
 
-def load_tokenizer(path: Path, metadata: Mapping[str, Any] | None = None) -> Tokenizer:
+def load_tokenizer(
+    path: Path, metadata: Mapping[str, Any] | None = None, default_template: str | None = None
+) -> Tokenizer:
     """The tokenizer of a model: a folder in Hugging Face layout, or a GGUF file's metadata.
 
-    In a folder ``tokenizer.json`` goes before ``tokenizer.model``. Raises ModelFileError when there
-    is neither or a file is damaged, UnsupportedModelError for a tokenizer of an unknown kind.
+    In a folder ``tokenizer.json`` goes before ``tokenizer.model``. default_template: the chat
+    template where the files hold none. Raises ModelFileError when there is no tokenizer or a file
+    is damaged, UnsupportedModelError for a tokenizer of an unknown kind.
     """
-    if metadata is not None:
-        return _from_metadata(metadata)
-    return _from_folder(Path(path))
+    read = _from_folder(Path(path)) if metadata is None else _from_metadata(metadata)
+    vocabulary, special = read
+    template = special.chat_template or default_template
+    return Tokenizer(vocabulary, replace(special, chat_template=template))
 
 
-def _from_metadata(metadata: Mapping[str, Any]) -> Tokenizer:
+def _from_metadata(metadata: Mapping[str, Any]) -> tuple[Vocabulary, SpecialTokens]:
     vocabulary, bos_by_default = read_vocabulary(metadata)
 
     def token_id(key: str) -> int | None:
@@ -220,10 +239,10 @@ def _from_metadata(metadata: Mapping[str, Any]) -> Tokenizer:
             metadata.get("tokenizer.chat_template"), "tokenizer.chat_template"
         ),
     )
-    return Tokenizer(vocabulary, special)
+    return vocabulary, special
 
 
-def _from_folder(folder: Path) -> Tokenizer:
+def _from_folder(folder: Path) -> tuple[Vocabulary, SpecialTokens]:
     config = read_object(folder / "special_tokens_map.json")
     config |= read_object(folder / "tokenizer_config.json")
     named = {
@@ -259,7 +278,7 @@ def _from_folder(folder: Path) -> Tokenizer:
         suffix=suffix,
         chat_template=chat_template(folder, config),
     )
-    return Tokenizer(vocabulary, special)
+    return vocabulary, special
 
 
 def _folder_vocabulary(folder: Path, config: dict[str, Any], named: list[str]) -> Vocabulary:
@@ -268,7 +287,9 @@ def _folder_vocabulary(folder: Path, config: dict[str, Any], named: list[str]) -
         vocabulary.mark_special(named)
         return vocabulary
     if (folder / "tokenizer.model").is_file():
-        return SentencePieceVocabulary.from_file(folder / "tokenizer.model", added_tokens(config))
+        return SentencePieceVocabulary.from_file(
+            folder / "tokenizer.model", added_tokens(config), space_scheme(config)
+        )
     raise ModelFileError(
         f"{folder} holds no tokenizer: tokenizer.json or tokenizer.model is needed. "
         "Copy it from the model's page into the folder."

@@ -58,6 +58,20 @@ def added_tokens(config: Mapping[str, Any]) -> dict[str, tuple[int, bool]]:
     return added
 
 
+def space_scheme(config: Mapping[str, Any]) -> str:
+    """Which stretches of a text get a space in front, in the words of tokenizers' Metaspace.
+
+    ``add_prefix_space: false`` means none, ``legacy: false`` only the text's beginning, and not
+    what follows a special token. Where neither is said it is every stretch.
+    """
+    for key in ("add_prefix_space", "legacy"):
+        if not isinstance(config.get(key), bool | None):
+            raise _damaged(key, config[key], "true or false")
+    if config.get("add_prefix_space") is False:
+        return "never"
+    return "first" if config.get("legacy") is False else "always"
+
+
 def chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:
     """``chat_template.jinja``, else the config's template (the one called default of several)."""
     file = folder / "chat_template.jinja"

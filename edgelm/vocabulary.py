@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer as LibraryTokenizer
 
 SPACE = "\u2581"  # the sign that stands for a space inside sentencepiece's pieces
+# normalizer_spec.add_dummy_prefix = false, as protobuf: what follows a message is merged into it.
+_NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _DECODERS = {"ByteLevel", "Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"}
 
@@ -169,10 +171,19 @@ class SentencePieceVocabulary:
     suffix: tuple[int, ...] = ()
 
     def __init__(
-        self, library: SentencePieceProcessor, added: Mapping[str, tuple[int, bool]] | None = None
+        self,
+        library: SentencePieceProcessor,
+        added: Mapping[str, tuple[int, bool]] | None = None,
+        scheme: str = "always",
     ) -> None:
-        """added: name -> (id, special) of tokens that the model file does not hold."""
-        self._library = library
+        """added: name -> (id, special) of tokens that the model file does not hold.
+
+        scheme: which stretches between special tokens get the space that the model file asks for,
+        "always", "first" (only the text's beginning) or "never".
+        """
+        spaceless = library if scheme == "always" else _without_space(library)
+        self._library = library = spaceless if scheme == "never" else library
+        self._later = spaceless
         self._pieces = library.get_piece_size()
         self._added = {name: at for name, (at, _) in (added or {}).items() if at >= self._pieces}
         self._added_names = {at: name for name, at in self._added.items()}
@@ -190,10 +201,10 @@ class SentencePieceVocabulary:
 
     @classmethod
     def from_file(
-        cls, path: Path, added: Mapping[str, tuple[int, bool]]
+        cls, path: Path, added: Mapping[str, tuple[int, bool]], scheme: str
     ) -> SentencePieceVocabulary:
         """Read a ``tokenizer.model``; a damaged one raises ModelFileError."""
-        return cls(load_sentencepiece(path.read_bytes(), str(path)), added)
+        return cls(load_sentencepiece(path.read_bytes(), str(path)), added, scheme)
 
     def _adds_space(self) -> bool:
         """Whether decoding drops the space of the first piece, asked of the library itself."""
@@ -205,7 +216,8 @@ class SentencePieceVocabulary:
 
     def encode(self, text: str, parse_special: bool) -> list[int]:
         """Each stretch between special tokens is a text of its own, as Meta's and llama.cpp's
-        encoders have it: where the model puts a space before a text, each stretch gets one."""
+        encoders have it: each gets the space that the model puts before a text, unless the scheme
+        says otherwise."""
         pattern = self._parsed if parse_special else self._always
         if pattern is None:
             return self._library.encode(text)
@@ -214,7 +226,7 @@ class SentencePieceVocabulary:
             if (token_id := self.id_of(part)) is not None and pattern.fullmatch(part):
                 ids.append(token_id)
             elif part:
-                ids += self._library.encode(part)
+                ids += (self._later if ids else self._library).encode(part)
         return ids
 
     def id_of(self, token: str) -> int | None:
@@ -257,6 +269,11 @@ def load_sentencepiece(model: bytes, origin: str) -> SentencePieceProcessor:
         raise ModelFileError(
             f"{origin} holds no readable sentencepiece model ({error}). Fetch the file again."
         ) from error
+
+
+def _without_space(library: SentencePieceProcessor) -> SentencePieceProcessor:
+    model = library.serialized_model_proto() + _NO_DUMMY_PREFIX
+    return load_sentencepiece(model, "The tokenizer")
 
 
 def _alternatives(names: set[str]) -> re.Pattern[str] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -11,10 +12,13 @@ import pytest
 
 from edgelm.chat import render
 from edgelm.errors import EdgeLMError, ModelFileError, UsageError
+from edgelm.files import ModelFiles
+from edgelm.models import persimmon
 
 USER = [{"role": "user", "content": 'Hi <b>é</b> "quoted"\n'}]
 TURNS = [*USER, {"role": "assistant", "content": " Hello. "}, {"role": "user", "content": "Why?"}]
 SYSTEM = [{"role": "system", "content": "Be brief."}, *TURNS]
+FOLDED = [{"role": "user", "content": "Be brief.\n\n" + USER[0]["content"]}, *TURNS[1:]]
 TOOLS = [
     {
         "type": "function",
@@ -35,6 +39,19 @@ TEMPLATES = [
 ]
 
 
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + "
+    "message['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+WITHOUT_FILES = {
+    "ChatML": CHATML,
+    "SmolLM2": "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou are a helpful "
+    "AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n' }}{% endif %}" + CHATML,
+    "Persimmon": persimmon.CHAT_TEMPLATE,
+}
+
+
 def render_one(template: str | None, messages: Any = USER, **extra: Any) -> str:
     return render(template, messages, bos="<s>", eos="</s>", **extra)
 
@@ -42,18 +59,17 @@ def render_one(template: str | None, messages: Any = USER, **extra: Any) -> str:
 @pytest.mark.parametrize("extra", [{}, {"tools": TOOLS}], ids=["plain", "tools"])
 @pytest.mark.parametrize("prompt", [True, False], ids=["prompt", "no-prompt"])
 @pytest.mark.parametrize("messages", [USER, TURNS, SYSTEM], ids=["user", "turns", "system"])
-@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("name", [*TEMPLATES, *WITHOUT_FILES])
 def test_equals_transformers(
     assets: Path, name: str, messages: list[dict[str, str]], prompt: bool, extra: dict[str, Any]
 ) -> None:
     oracle = pytest.importorskip("transformers.utils.chat_template_utils")
-    template = (assets / "templates" / f"{name}.jinja").read_text(encoding="utf-8")
-    if "System role not supported" in template and messages is SYSTEM:
-        with pytest.raises(UsageError, match="System role not supported"):
-            render_one(template, messages, add_generation_prompt=prompt, **extra)
-        return
+    template = WITHOUT_FILES.get(name)
+    if template is None:
+        template = (assets / "templates" / f"{name}.jinja").read_text(encoding="utf-8")
+    folds = name in ("google-gemma-2-2b-it", "Persimmon") and messages is SYSTEM
     expected = oracle.render_jinja_template(
-        [messages],
+        [FOLDED if folds else messages],
         chat_template=template,
         add_generation_prompt=prompt,
         bos_token="<s>",
@@ -61,6 +77,39 @@ def test_equals_transformers(
         **extra,
     )[0][0]
     assert render_one(template, messages, add_generation_prompt=prompt, **extra) == expected
+
+
+def test_persimmon_reads_as_documented() -> None:
+    hello = [{"role": "user", "content": "Hello"}]
+    assert render_one(persimmon.CHAT_TEMPLATE, hello) == "<s>human: Hello\n\nadept:"
+    turns = [*hello, {"role": "assistant", "content": "Hi."}, {"role": "user", "content": "Why?"}]
+    told = "<s>human: Hello\n\nadept: Hi.\n\nhuman: Why?\n\nadept:"
+    assert render_one(persimmon.CHAT_TEMPLATE, turns) == told
+
+
+def test_families_template_where_the_files_hold_none(assets: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(assets / "nano/persimmon", folder)
+    assert ModelFiles.open(folder).tokenizer.chat_template == persimmon.CHAT_TEMPLATE
+    (folder / "chat_template.jinja").write_text("its own", encoding="utf-8")
+    assert ModelFiles.open(folder).tokenizer.chat_template == "its own"
+    assert ModelFiles.open(assets / "nano/llama").tokenizer.chat_template is None
+
+
+def test_system_message_is_folded_only_where_it_can_be() -> None:
+    refuses = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    shows = "{% for m in messages %}[{{ m.role }}:{{ m.content }}:{{ m.name }}]{% endfor %}"
+    system = {"role": "system", "content": "S"}
+    user = {"role": "user", "content": "U", "name": "n"}
+    assert render_one(refuses + shows, [system, user]) == "[user:S\n\nU:n]"
+    assert render_one(shows, [system, user]) == "[system:S:][user:U:n]"
+    parts = {"role": "user", "content": [{"type": "text", "text": "U"}]}
+    for messages in ([system], [system, {"role": "assistant", "content": "A"}], [system, parts]):
+        with pytest.raises(UsageError, match="no system"):
+            render_one(refuses + shows, messages)
+    with pytest.raises(UsageError, match="no user either"):
+        render_one(refuses + "{{ raise_exception('no user either') }}", [system, user])
+    assert (system["content"], user["content"]) == ("S", "U")
 
 
 def test_environment_is_transformers() -> None:
@@ -201,6 +250,16 @@ def test_arithmetic_of_real_templates_passes() -> None:
     )
     template += " {{ '{:03d}'.format(7) }} {{ [1] + [2] }} {{ ', '.join(['a', 'b']) }}"
     assert render_one(template) == "67108864 1048576 3 03-x ----- 007 [1, 2] a, b"
+
+
+def test_filters_of_real_templates_pass() -> None:
+    template = (
+        "{{ messages | map(attribute='role') | join(',') }} "
+        "{{ messages | selectattr('role', 'equalto', 'user') | list | length }} "
+        "{{ messages | rejectattr('role', 'equalto', 'user') | map('length') | list }} "
+        "{{ messages | map(attribute='content') | map('trim') | list | last }}"
+    )
+    assert render_one(template, TURNS) == "user,assistant,user 2 [2] Why?"
 
 
 def test_limits_leave_the_tracer_as_it_was() -> None:

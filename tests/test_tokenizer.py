@@ -430,33 +430,3 @@ LIES: list[tuple[dict[str, Any], dict[str, Any], str]] = [
 def test_lying_metadata(metadata: dict[str, Any], changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ModelFileError, match=message):
         from_metadata(metadata, **changes)
-
-
-def test_bloom_pre_tokenizer_through_tokenizers(tmp_path: Path) -> None:
-    """BLOOM's kind of tokenizer.json (Split + ByteLevel), trained small: ids are the library's."""
-    tokenizers = pytest.importorskip("tokenizers")
-    library = tokenizers.Tokenizer(tokenizers.models.BPE())
-    split = tokenizers.Regex(r" ?[^(\s|[.,!?…。，、।۔،])]+")
-    library.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
-        [
-            tokenizers.pre_tokenizers.Split(split, "isolated"),
-            tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    library.decoder = tokenizers.decoders.ByteLevel()
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=400,
-        special_tokens=["<unk>", "<s>", "</s>", "<pad>"],
-        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    texts = ["The quick brown fox jumps, over the lazy dog… 你好，世界。 " * 3, EMOJI]
-    library.train_from_iterator(texts, trainer)
-    library.save(str(tmp_path / "tokenizer.json"))
-    write(tmp_path / "tokenizer_config.json", {"bos_token": "<s>", "eos_token": "</s>"})
-    tokenizer = load_tokenizer(tmp_path)
-    assert not tokenizer.add_bos and tokenizer.eos_ids == {2}
-    for text in texts:
-        assert tokenizer.encode(text) == library.encode(text).ids
-        assert tokenizer.decode(tokenizer.encode(text)) == text
-    assert tokenizer.encode("fox</s>", parse_special=True)[-1] == 2

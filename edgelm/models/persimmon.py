@@ -34,6 +34,16 @@ WEIGHTS: dict[str, Source] = {
     "head": "lm_head",
 }
 
+# The prompt that Adept documents for persimmon-8b-chat, whose files hold no template.
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if message['role'] == 'user' %}{{ 'human: ' }}"
+    "{% elif message['role'] == 'assistant' %}{{ 'adept: ' }}"
+    "{% else %}{{ raise_exception('only user and assistant speak') }}{% endif %}"
+    "{{ message['content'] }}{% if not loop.last %}{{ '\n\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '\n\nadept:' }}{% endif %}"
+)
+
 
 def read_config(data: Mapping[str, Any]) -> ModelConfig:
     """The numbers of a ``config.json`` whose ``model_type`` is persimmon."""

@@ -6,6 +6,7 @@ from mutations.row import Mutation
 
 TOKENIZER = "tests/test_tokenizer.py"
 CHAT = "tests/test_chat.py"
+OPTIONS = "tests/test_tokenizer_options.py"
 
 MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
@@ -49,5 +50,64 @@ MUTATIONS: tuple[Mutation, ...] = (
         "from jinja2.sandbox import ImmutableSandboxedEnvironment",
         "from jinja2.sandbox import SandboxedEnvironment as ImmutableSandboxedEnvironment",
         (f"{CHAT}::test_messages_stay_as_they_were",),
+    ),
+    Mutation(
+        "chat: a refused system message is folded into the first user turn",
+        "edgelm/chat.py",
+        "if (folded := _folded(messages)) is None:",
+        "if (folded := None) is None:",
+        (
+            f"{CHAT}::test_equals_transformers",
+            f"{CHAT}::test_system_message_is_folded_only_where_it_can_be",
+        ),
+    ),
+    Mutation(
+        "chat: Persimmon's documented prompt",
+        "edgelm/files.py",
+        'getattr(self._family, "CHAT_TEMPLATE", None)',
+        "None",
+        (f"{CHAT}::test_families_template_where_the_files_hold_none",),
+    ),
+    Mutation(
+        "chat: filters that Jinja gives its context",
+        "edgelm/template_limits.py",
+        "size([arg for arg in args if not isinstance(arg, Context)])",
+        "size(args)",
+        (f"{CHAT}::test_filters_of_real_templates_pass",),
+    ),
+    Mutation(
+        "chat: template injections reach nothing",
+        "edgelm/sandbox.py",
+        "from jinja2.sandbox import ImmutableSandboxedEnvironment",
+        "from jinja2 import Environment as ImmutableSandboxedEnvironment",
+        ("tests/test_chat_injections.py::test_injections_are_refused",),
+    ),
+    Mutation(
+        "tokenizer: legacy false keeps spaces from stretches behind special tokens",
+        "edgelm/vocabulary.py",
+        "(self._later if ids else self._library).encode(part)",
+        "self._library.encode(part)",
+        (f"{OPTIONS}::test_spaces_before_stretches",),
+    ),
+    Mutation(
+        "tokenizer: add_prefix_space false",
+        "edgelm/tokenizer_config.py",
+        'if config.get("add_prefix_space") is False:',
+        "if False:",
+        (f"{OPTIONS}::test_spaces_before_stretches",),
+    ),
+    Mutation(
+        "tokenizer: rows decode to a list of texts",
+        "edgelm/tokenizer.py",
+        "if ids and isinstance(ids[0], Sequence):",
+        "if False:",
+        (f"{OPTIONS}::test_batches_decode_as_lists",),
+    ),
+    Mutation(
+        "tokenizer: BLOOM's pre-tokenizer inside a GGUF",
+        "edgelm/tokenizer_gguf.py",
+        '"bloom": PreTokenizer((_BLOOM,)),',
+        '"bloom": PreTokenizer((_GPT2,)),',
+        ("tests/test_tokenizer_bloom.py::test_gguf",),
     ),
 )
