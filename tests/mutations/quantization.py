@@ -24,14 +24,14 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "quant: float minima",
         "quant/groupwise.py",
-        "groups.mul_(step).add_(packed.zeros.float().unsqueeze(-1))",
+        "groups.mul_(step).add_(zeros.float().unsqueeze(-1))",
         "groups.mul_(step)",
         (f"{QUANT}/test_packing.py::test_values_follow_the_written_formula",),
     ),
     Mutation(
         "quant: integer zeros",
         "quant/groupwise.py",
-        "groups.sub_(packed.zeros.unsqueeze(-1))",
+        "groups.sub_(zeros.unsqueeze(-1))",
         "groups.sub_(0)",
         (f"{QUANT}/test_packing.py::test_values_follow_the_written_formula",),
     ),
