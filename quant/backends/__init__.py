@@ -1,4 +1,8 @@
-"""The table of kernels, fastest first and the reference last, and the choice among them."""
+"""The table of kernels, fastest first, and the choice among them.
+
+What follows the reference runs on libraries that take long to import: `auto` asks for those only
+where they were measured to be faster on this very machine (`timing.py`).
+"""
 
 from __future__ import annotations
 
@@ -6,15 +10,20 @@ import torch
 
 from ..errors import KernelUnavailable
 from ..scheme import Scheme
+from .bitsandbytes_backend import Dequantized4Bit, Fused4Bit, LlmInt8
 from .kernel import Kernel, Shape
 from .reference import Reference
 from .torch_backend import Int4Pack, TorchMatmul
 from .torch_int8 import Int8Groups, Int8Rows
+from .torchao_backend import TorchaoInt8
 
 __all__ = ["BACKENDS", "KERNELS", "Kernel", "choose", "find"]
 
 REFERENCE = Reference()
-KERNELS: tuple[Kernel, ...] = (Int4Pack(), Int8Rows(), Int8Groups(), TorchMatmul(), REFERENCE)
+KERNELS: tuple[Kernel, ...] = (
+    *(Int4Pack(), Int8Rows(), Int8Groups(), TorchMatmul(), REFERENCE),
+    *(Fused4Bit(), Dequantized4Bit(), LlmInt8(), TorchaoInt8()),
+)
 BACKENDS = tuple(dict.fromkeys(kernel.backend for kernel in KERNELS))
 
 

@@ -91,4 +91,32 @@ MUTATIONS: tuple[Mutation, ...] = (
         "part = None",
         (f"{QUANT}/test_backends.py::test_products_match_the_definition",),
     ),
+    Mutation(
+        "quant: mse keeps the better grid of each group",
+        "quant/methods/mse.py",
+        "torch.where(better, source, target)",
+        "source",
+        (f"{QUANT}/test_mse.py::test_no_group_is_worse_than_round_to_nearest",),
+    ),
+    Mutation(
+        "quant: mse fits scales to the codes",
+        "quant/methods/mse.py",
+        "_FITS = 3",
+        "_FITS = 0",
+        (f"{QUANT}/test_mse.py::test_gain_on_gaussian_weights",),
+    ),
+    Mutation(
+        "bitsandbytes: outlier columns are multiplied in float",
+        "quant/backends/bitsandbytes_backend.py",
+        "OUTLIER = 6.0",
+        "OUTLIER = 6e9",
+        (f"{QUANT}/test_backends.py::test_outlier_columns_keep_their_precision",),
+    ),
+    Mutation(
+        "bitsandbytes: even inputs lie in the high nibble",
+        "quant/backends/bitsandbytes_backend.py",
+        "return (qweight << 4) | (qweight >> 4)",
+        "return qweight",
+        (f"{QUANT}/test_backends.py::test_products_match_the_definition",),
+    ),
 )
