@@ -6,6 +6,8 @@ where they were measured to be faster on this very machine (`timing.py`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from ..errors import KernelUnavailable
@@ -34,12 +36,14 @@ def choose(
     backend: str = "auto",
     lookup: bool = False,
     multiply: bool = True,
+    ranking: Sequence[str] = (),
 ) -> Kernel:
     """The kernel that will hold a matrix of `shape` [N, K].
 
     backend: "auto" takes the first of the table that supports the matrix; a name takes the first
     of that backend. lookup: rows must be readable. multiply: False for a table that is only read
-    by rows, which the reference does for every backend.
+    by rows, which the reference does for every backend. ranking: names of kernels that go before
+    the rest of the table, as `timing.time_kernels` found them; names of no kernel are passed over.
     Raises KernelUnavailable, with each kernel's reason, when the named backend has none.
     """
     if backend != "auto" and backend not in BACKENDS:
@@ -49,7 +53,8 @@ def choose(
     if not multiply:
         return REFERENCE
     reasons = []
-    for kernel in KERNELS:
+    ranked = [kernel for name in ranking for kernel in KERNELS if kernel.name == name]
+    for kernel in (*ranked, *KERNELS):
         if backend not in ("auto", kernel.backend):
             continue
         reason = kernel.supports(scheme, shape, torch.device(device), lookup)

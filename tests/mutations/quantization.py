@@ -119,4 +119,25 @@ MUTATIONS: tuple[Mutation, ...] = (
         "return qweight",
         (f"{QUANT}/test_backends.py::test_products_match_the_definition",),
     ),
+    Mutation(
+        "kernel choice: what was measured goes before the table's order",
+        "quant/backends/__init__.py",
+        "for kernel in (*ranked, *KERNELS):",
+        "for kernel in KERNELS:",
+        ("tests/test_kernel_choice.py::test_a_plan_follows_what_was_measured",),
+    ),
+    Mutation(
+        "kernel choice: a damaged file counts as absent",
+        "edgelm/kernel_choice.py",
+        "return data if _is_valid(data) else {}",
+        "return data",
+        ("tests/test_kernel_choice.py::test_a_damaged_file_is_ignored_and_remade",),
+    ),
+    Mutation(
+        "kernel choice: slow kernels are named",
+        "edgelm/entry.py",
+        "kernel_choice.warn_of_slow(made.products, decoder.embed.tied_to_head)",
+        "pass",
+        ("tests/test_kernel_choice.py::test_a_slow_kernel_is_never_silent",),
+    ),
 )
