@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 import edgelm
-from edgelm import hardware
+from edgelm import hardware, kernel_choice
 from edgelm.hub import DEMO_MEMBER, cache_dir
 from quant import Scheme
-from quant.backends import KERNELS
+from quant.backends import KERNELS, choose
 
 PACKAGES = (
     *("torch", "torchao", "bitsandbytes", "safetensors", "tokenizers", "sentencepiece"),
@@ -28,7 +28,7 @@ _SHAPE = (4096, 4096)  # a matrix that every kernel's own limits on shapes admit
 
 @dataclass(frozen=True)
 class KernelChoice:
-    """What the table picks for a scheme, and why not those before it.
+    """What ``auto`` picks for a scheme, and why not the kernels that cannot hold it.
 
     ``use`` is ``multiply``, or ``lookup`` for a matrix whose rows must be readable too.
     """
@@ -65,8 +65,10 @@ class Diagnosis:
 
 
 def diagnose() -> Diagnosis:
-    """Ask the machine; measures the read bandwidth and records it for later plans."""
+    """Ask the machine; measures bandwidth and kernels and records both for later plans."""
     cache = cache_dir()
+    torch.set_num_threads(hardware.default_threads())  # as loading does
+    kernel_choice.measure(cache)
     return Diagnosis(
         version=edgelm.__version__,
         python=platform.python_version(),
@@ -81,7 +83,7 @@ def diagnose() -> Diagnosis:
         available_memory_bytes=hardware.available_memory_bytes(),
         cgroup_limit_bytes=hardware.cgroup_limit_bytes(),
         read_gb_s=hardware.record_read_gb_s(cache),
-        kernels=tuple(_choices()),
+        kernels=tuple(_choices(cache)),
         cache=str(cache),
         cache_bytes=_folder_bytes(cache),
     )
@@ -93,24 +95,25 @@ def clear_cache() -> int:
     before = _folder_bytes(cache)
     demo = cache / "demo"
     shutil.rmtree(demo / "partial", ignore_errors=True)
-    for path in (demo / Path(DEMO_MEMBER).name, demo / "lock", cache / hardware.PROFILE):
+    kept = (cache / hardware.PROFILE, cache / kernel_choice.KEPT)
+    for path in (demo / Path(DEMO_MEMBER).name, demo / "lock", *kept):
         path.unlink(missing_ok=True)
     if demo.is_dir() and not any(demo.iterdir()):
         demo.rmdir()
     return before - _folder_bytes(cache)
 
 
-def _choices() -> Iterator[KernelChoice]:
+def _choices(cache: Path) -> Iterator[KernelChoice]:
     device = torch.device("cpu")
     for text in SCHEMES:
+        scheme = Scheme.parse(text)
+        ranking = kernel_choice.ranking(cache, scheme, _SHAPE)
         for use in ("multiply", "lookup"):
-            declined: dict[str, str] = {}
-            for kernel in KERNELS:
-                reason = kernel.supports(Scheme.parse(text), _SHAPE, device, use == "lookup")
-                if reason is None:
-                    yield KernelChoice(text, use, kernel.name, declined)
-                    break
-                declined[kernel.name] = reason
+            lookup = use == "lookup"
+            chosen = choose(scheme, _SHAPE, device, lookup=lookup, ranking=ranking)
+            reasons = {k.name: k.supports(scheme, _SHAPE, device, lookup) for k in KERNELS}
+            declined = {name: reason for name, reason in reasons.items() if reason is not None}
+            yield KernelChoice(text, use, chosen.name, declined)
 
 
 def _version(package: str) -> str | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from edgelm import hardware
+from edgelm import hardware, kernel_choice
 from edgelm.errors import DoesNotFitError, UsageError
 from edgelm.files import ModelFiles
 from edgelm.loading import Progress
@@ -67,6 +67,8 @@ def load(
             "the budget.",
             made,
         )
+    if chosen.backend == "auto":
+        kernel_choice.warn_of_slow(made.products, decoder.embed.tied_to_head)
     return LanguageModel(files, decoder, names, made, chosen.method, progress)
 
 

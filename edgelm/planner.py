@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from edgelm import hardware
+from edgelm import hardware, kernel_choice
 from edgelm.cache import cache_bytes
 from edgelm.config import ModelConfig
 from edgelm.errors import ContextLengthError, KernelUnavailableError, UsageError
@@ -203,7 +203,13 @@ def _product(
     lookup = embed is not None
     try:
         kernel = choose(
-            scheme, shape, "cpu", settings.backend, lookup, embed is None or embed.tied_to_head
+            scheme,
+            shape,
+            "cpu",
+            settings.backend,
+            lookup,
+            embed is None or embed.tied_to_head,
+            kernel_choice.ranking(cache_dir(), scheme, shape),
         )
     except KernelUnavailable as error:
         raise KernelUnavailableError(f"{names[0]}: {error}") from error

@@ -18,25 +18,44 @@ def quantize(values: Tensor, scales: Tensor, zeros: Tensor | None, scheme: Schem
     group's zero. Numbers beyond the grid take its nearest end.
     """
     rows, inputs = values.shape
+    codes = nearest(values.view(rows, scheme.groups(inputs), -1), scales, zeros, scheme)
+    qweight = pack_codes(codes.view(rows, inputs), scheme)
+    return PackedWeight(scheme, (rows, inputs), qweight, scales, zeros)
+
+
+def nearest(groups: Tensor, scales: Tensor, zeros: Tensor | None, scheme: Scheme) -> Tensor:
+    """Codes of `groups` (float32 [n, G, size]) on the grid that `quantize` describes, unpacked.
+
+    Integers come as float32, codes of a codebook as int64.
+    """
     step = scales.float().unsqueeze(-1)
     inverse = torch.where(step == 0, 0.0, 1 / step)
-    codes = values.view(rows, scheme.groups(inputs), -1)
     if scheme.codebook is not None:
-        codes = nearest_codes(codes * inverse, scheme.codebook)
-    elif scheme.zeros == "float":
+        return nearest_codes(groups * inverse, scheme.codebook)
+    if scheme.zeros == "float":
         assert zeros is not None
-        codes = (codes - zeros.float().unsqueeze(-1)).mul_(inverse).round_()
+        codes = (groups - zeros.float().unsqueeze(-1)).mul_(inverse).round_()
     else:
-        codes = (codes * inverse).round_()
+        codes = (groups * inverse).round_()
         if scheme.zeros == "int":
             assert zeros is not None
             codes += zeros.unsqueeze(-1)
         elif scheme.bits == 4:
             codes += 8
-    if scheme.codebook is None:
-        codes.clamp_(*scheme.code_range)
-    qweight = pack_codes(codes.view(rows, inputs), scheme)
-    return PackedWeight(scheme, (rows, inputs), qweight, scales, zeros)
+    return codes.clamp_(*scheme.code_range)
+
+
+def stretch_(groups: Tensor, scales: Tensor, zeros: Tensor | None, scheme: Scheme) -> Tensor:
+    """Integer codes, as float32 [n, G, size], into the numbers that they stand for, in place."""
+    step = scales.float().unsqueeze(-1)
+    if scheme.zeros == "float":
+        assert zeros is not None
+        return groups.mul_(step).add_(zeros.float().unsqueeze(-1))
+    if zeros is not None:
+        groups.sub_(zeros.unsqueeze(-1))
+    elif scheme.bits == 4:
+        groups.sub_(8)
+    return groups.mul_(step)
 
 
 def dequantize(
@@ -54,20 +73,11 @@ def dequantize(
     if exact is None:
         exact = torch.empty(packed.shape, dtype=torch.float32, device=out.device)
     groups = exact.view(packed.shape[0], packed.scales.shape[1], -1)
-    step = packed.scales.float().unsqueeze(-1)
     if packed.scheme.codebook is not None:
         pairs = number_pairs(packed.scheme.codebook, out.device)
         torch.index_select(pairs, 0, packed.qweight.view(-1).int(), out=exact.view(-1, 2))
-        groups.mul_(step)
+        groups.mul_(packed.scales.float().unsqueeze(-1))
         return exact if exact is out else out.copy_(exact)
     unpack_codes(packed.qweight, packed.scheme, exact)
-    if packed.scheme.zeros == "float":
-        assert packed.zeros is not None
-        groups.mul_(step).add_(packed.zeros.float().unsqueeze(-1))
-    else:
-        if packed.zeros is not None:
-            groups.sub_(packed.zeros.unsqueeze(-1))
-        elif packed.scheme.bits == 4:
-            groups.sub_(8)
-        groups.mul_(step)
+    stretch_(groups, packed.scales, packed.zeros, packed.scheme)
     return exact if exact is out else out.copy_(exact)

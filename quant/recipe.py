@@ -19,7 +19,7 @@ from .errors import QuantError
 from .scheme import SCHEME_TEXTS, Scheme
 
 # Recipes that have a name. A rule is a list of schemes: a matrix takes the first one that its
-# row length allows.
+# row length allows. benches/LOG.md has the divergences behind the default.
 NAMED: dict[str, dict[str, Any]] = {
     "none": {"default": "none"},
     "int4": {

@@ -1,20 +1,31 @@
-"""The table of kernels, fastest first and the reference last, and the choice among them."""
+"""The table of kernels, fastest first, and the choice among them.
+
+What follows the reference runs on libraries that take long to import: `auto` asks for those only
+where they were measured to be faster on this very machine (`timing.py`).
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 
 from ..errors import KernelUnavailable
 from ..scheme import Scheme
+from .bitsandbytes_backend import Dequantized4Bit, Fused4Bit, LlmInt8
 from .kernel import Kernel, Shape
 from .reference import Reference
 from .torch_backend import Int4Pack, TorchMatmul
 from .torch_int8 import Int8Groups, Int8Rows
+from .torchao_backend import TorchaoInt8
 
 __all__ = ["BACKENDS", "KERNELS", "Kernel", "choose", "find"]
 
 REFERENCE = Reference()
-KERNELS: tuple[Kernel, ...] = (Int4Pack(), Int8Rows(), Int8Groups(), TorchMatmul(), REFERENCE)
+KERNELS: tuple[Kernel, ...] = (
+    *(Int4Pack(), Int8Rows(), Int8Groups(), TorchMatmul(), REFERENCE),
+    *(Fused4Bit(), Dequantized4Bit(), LlmInt8(), TorchaoInt8()),
+)
 BACKENDS = tuple(dict.fromkeys(kernel.backend for kernel in KERNELS))
 
 
@@ -25,12 +36,14 @@ def choose(
     backend: str = "auto",
     lookup: bool = False,
     multiply: bool = True,
+    ranking: Sequence[str] = (),
 ) -> Kernel:
     """The kernel that will hold a matrix of `shape` [N, K].
 
     backend: "auto" takes the first of the table that supports the matrix; a name takes the first
     of that backend. lookup: rows must be readable. multiply: False for a table that is only read
-    by rows, which the reference does for every backend.
+    by rows, which the reference does for every backend. ranking: names of kernels that go before
+    the rest of the table, as `timing.time_kernels` found them; names of no kernel are passed over.
     Raises KernelUnavailable, with each kernel's reason, when the named backend has none.
     """
     if backend != "auto" and backend not in BACKENDS:
@@ -40,7 +53,8 @@ def choose(
     if not multiply:
         return REFERENCE
     reasons = []
-    for kernel in KERNELS:
+    ranked = [kernel for name in ranking for kernel in KERNELS if kernel.name == name]
+    for kernel in (*ranked, *KERNELS):
         if backend not in ("auto", kernel.backend):
             continue
         reason = kernel.supports(scheme, shape, torch.device(device), lookup)

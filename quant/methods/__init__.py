@@ -11,8 +11,9 @@ from torch import Tensor
 
 from ..packing import PackedWeight
 from ..scheme import Scheme
+from .mse import mse
 from .rtn import rtn
 
 Method = Callable[[Tensor, Scheme], PackedWeight]
 
-METHODS: dict[str, Method] = {"rtn": rtn}
+METHODS: dict[str, Method] = {"rtn": rtn, "mse": mse}

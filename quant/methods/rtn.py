@@ -24,31 +24,40 @@ def rtn(block: Tensor, scheme: Scheme) -> PackedWeight:
     it than to +7 come back as 7 steps. In a codebook they come back as its nearest number. Raises
     QuantError for numbers that are not finite and for scales or minima beyond their type.
     """
-    rows, inputs = block.shape
-    groups = block.view(rows, scheme.groups(inputs), -1)
+    return quantize(block, *grid(*extremes(block, scheme), scheme), scheme)
+
+
+def extremes(block: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
+    """Smallest and largest number of every group of `block` [n, K], both float32 [n, G]."""
+    groups = block.view(len(block), scheme.groups(block.shape[1]), -1)
     low, high = (extreme.float() for extreme in torch.aminmax(groups, dim=-1))
     if not bool(torch.isfinite(high - low).all()):
         raise QuantError("weights hold NaN, infinite or absurdly large numbers; repair the file")
+    return low, high
+
+
+def grid(low: Tensor, high: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor | None]:
+    """Scales and zeros [n, G], in their stored types, of the grid from `low` to `high`."""
     if scheme.zeros == "none":
-        return quantize(block, _symmetric_scales(low, high, scheme), None, scheme)
+        return _symmetric_scales(low, high, scheme), None
     if scheme.zeros == "int":
-        return quantize(block, *_integer_zeros(low, high, scheme), scheme)
-    return quantize(block, *_float_zeros(low, high, scheme), scheme)
+        return _integer_zeros(low, high, scheme)
+    return _float_zeros(low, high, scheme)
 
 
 def _symmetric_scales(low: Tensor, high: Tensor, scheme: Scheme) -> Tensor:
     if scheme.codebook is not None:
-        return _stored(torch.maximum(high, -low), scheme)
+        return stored(torch.maximum(high, -low), scheme)
     if scheme.bits == 8:
-        return _stored(torch.maximum(high, -low) / 127, scheme)
-    return _stored(torch.where(high > -low, high, low) / -8, scheme)
+        return stored(torch.maximum(high, -low) / 127, scheme)
+    return stored(torch.where(high > -low, high, low) / -8, scheme)
 
 
 def _integer_zeros(low: Tensor, high: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
     # Zero must be a code, so the range is stretched to hold it.
     low, high = low.clamp(max=0), high.clamp(min=0)
     first, last = scheme.code_range
-    scales = _stored((high - low) / (last - first), scheme)
+    scales = stored((high - low) / (last - first), scheme)
     step = scales.float()
     offset = torch.where(step == 0, 0.0, -low / step)
     zeros = (offset.round() + first).clamp_(first, last)
@@ -57,11 +66,11 @@ def _integer_zeros(low: Tensor, high: Tensor, scheme: Scheme) -> tuple[Tensor, T
 
 def _float_zeros(low: Tensor, high: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
     first, last = scheme.code_range
-    scales = _stored((high - low) / (last - first), scheme)
-    return scales, _stored(low - first * scales.float(), scheme)
+    scales = stored((high - low) / (last - first), scheme)
+    return scales, stored(low - first * scales.float(), scheme)
 
 
-def _stored(values: Tensor, scheme: Scheme) -> Tensor:
+def stored(values: Tensor, scheme: Scheme) -> Tensor:
     """Scales or minima in the type that the scheme keeps them in."""
     largest, limit = float(values.abs().max()), torch.finfo(scheme.scale_dtype).max
     if largest > limit:

@@ -1,0 +1,112 @@
+"""Which kernels ``auto`` prefers on this machine: measured by ``doctor``, kept in the cache folder.
+
+A plan only reads what was kept; without it the order of quant's table decides, so that plans stay
+fast and need no library. A file that is damaged counts as absent and is written anew.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from edgelm import hardware
+from edgelm.memory import ProductPlan
+from edgelm.version import __version__
+from quant import Scheme
+from quant.backends.timing import PROBES, shape_class, time_kernels
+
+KEPT = "kernels.json"
+MEASURED_SCHEMES = (
+    *("int4-g32", "int4-g64", "int4-g128", "int8", "int8-g32", "nf4", "nf4-g32", "fp4"),
+)
+log = logging.getLogger("edgelm")
+Rankings = dict[str, list[str]]
+
+
+def measure(folder: Path) -> Rankings:
+    """Time all kernels with the threads set now and keep the ranking beside earlier ones."""
+    found = {
+        f"{text} {kind}": list(time_kernels(Scheme.parse(text), probe, "cpu"))
+        for text in MEASURED_SCHEMES
+        for kind, probe in PROBES.items()
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        beside = folder / f"{KEPT}.{os.getpid()}"
+        beside.write_text(json.dumps(_read(folder) | {_machine(): found}, indent=1))
+        beside.replace(folder / KEPT)
+    except OSError as error:
+        log.info("the kernels' ranking cannot be kept in %s: %s", folder, error)
+    return found
+
+
+def ranking(folder: Path, scheme: Scheme, shape: tuple[int, int]) -> list[str]:
+    """Kernel names, fastest first, for such matrices here; empty where nobody measured."""
+    return _read(folder).get(_machine(), {}).get(f"{scheme} {shape_class(shape)}", [])
+
+
+def warn_of_slow(products: tuple[ProductPlan, ...], tied: bool) -> None:
+    """Say which packed matrices the reference multiplies: right, but slow."""
+    slow = [
+        p
+        for p in products
+        if p.kernel == "reference"
+        and not Scheme.parse(p.scheme).is_float
+        and (p.names != ("embed",) or tied)
+    ]
+    for scheme in sorted({p.scheme for p in slow}):
+        own = [p for p in slow if p.scheme == scheme]
+        log.warning(
+            "%d matrices in %s (%s, ...) run on the slow kernel `reference`: no faster one is "
+            "known for them here; `edgelm doctor -v` gives the reasons and measures the others",
+            *(len(own), scheme, own[0].names[0]),
+        )
+
+
+def _read(folder: Path) -> dict[str, Rankings]:
+    try:
+        data = json.loads((folder / KEPT).read_text())
+    except (OSError, ValueError):
+        return {}
+    return data if _is_valid(data) else {}
+
+
+def _is_valid(data: object) -> bool:
+    """Whether `data` maps machines to rankings, and those scheme and class to lists of names."""
+    return isinstance(data, dict) and all(
+        isinstance(kept, dict)
+        and all(isinstance(names, list) and {*map(type, names)} <= {str} for names in kept.values())
+        for kept in data.values()
+    )
+
+
+def _machine() -> str:
+    """What a ranking holds for: processor, its vectors, threads and versions."""
+    return f"{_fixed()}, {torch.get_num_threads()} threads"
+
+
+@cache
+def _fixed() -> str:
+    vectors = torch.backends.cpu.get_cpu_capability()
+    packages = ("torch", "torchao", "bitsandbytes")
+    return ", ".join(
+        [
+            hardware.processor_name(),
+            vectors,
+            f"edgelm {__version__}",
+            *(f"{p} {_version(p)}" for p in packages),
+        ]
+    )
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "missing"
