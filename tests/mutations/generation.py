@@ -36,8 +36,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "generate: a kept prefix is not run again",
         "edgelm/generate.py",
-        "        if request.keep_prefix:\n            prompt",
-        "        if False:\n            prompt",
+        "if request.keep_prefix or request.shares_prompt:\n            prompt",
+        "if request.shares_prompt:\n            prompt",
         ("tests/test_generate.py::test_a_kept_prefix_is_not_run_again",),
     ),
     Mutation(
@@ -56,7 +56,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "sampling: top-p keeps the token that crosses",
-        "edgelm/sampling.py",
+        "edgelm/processors.py",
         "order[before >= self.mass]",
         "order[before + ordered.softmax(0) >= self.mass]",
         ("tests/test_sampling.py::test_drawn_tokens_follow_the_definition",),
