@@ -99,14 +99,32 @@ class _Tokens:
         size = tokenizer.vocab_size
         self.special_token_ids = [i for i in range(size) if tokenizer.is_special(i)] + [size]
         special = set(self.special_token_ids)
-        self.tokens = [b"" if i in special else tokenizer.bytes_of(i) for i in range(size)]
-        for index in special:
-            self.tokens[index : index + 1] = [b"\xff<|%d|>" % index]
+        self.tokens = [
+            b"\xff<|%d|>" % i if i in special else tokenizer.bytes_of(i) for i in range(size + 1)
+        ]
         self.eos_token_id = size
-        self._encode = tokenizer.encode
+        self._tokenizer = tokenizer
+        self._ids = {own: i for i, own in enumerate(self.tokens) if i not in special and own}
+        self._longest = max(map(len, self._ids))
 
     def __call__(self, text: str) -> list[int]:
-        return self._encode(text, add_special=False)
+        """Ids that spell exactly the text: the tokenizer's own, unless it put a space before."""
+        data = text.encode()
+        ids = self._tokenizer.encode(text, add_special=False)
+        return ids if b"".join(self.tokens[i] for i in ids) == data else self._greedy(data)
+
+    def _greedy(self, data: bytes) -> list[int]:
+        """The longest token at each place; a byte without a token ends it."""
+        ids: list[int] = []
+        at = 0
+        while at < len(data):
+            lengths = range(min(self._longest, len(data) - at), 0, -1)
+            length = next((n for n in lengths if data[at : at + n] in self._ids), None)
+            if length is None:
+                break
+            ids.append(self._ids[data[at : at + length]])
+            at += length
+        return ids
 
 
 def _library_tokenizer(tokenizer: Tokenizer) -> LLTokenizer:
