@@ -32,8 +32,8 @@ _ROWS = 8  # lines of a file that are answered side by side
 
 def generate(
     model: Model, sampling: SamplingOptions, source: SourceOptions, load: LoadOptions,
-    run: RunOptions, output: OutputOptions, prompt: Prompt = None, file: File = None, n: Answers = 1,
-    beams: Beams = 1, logprobs: Logprobs = None,
+    run: RunOptions, output: OutputOptions, prompt: Prompt = None, file: File = None,
+    n: Answers = 1, beams: Beams = 1, logprobs: Logprobs = None,
 ) -> None:  # fmt: skip
     """Stream a continuation of PROMPT, or continue every line of --file."""
     if (prompt is None) == (file is None):
