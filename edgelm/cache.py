@@ -227,6 +227,15 @@ class KVCache:
         )
         return Snapshot(self._owner, length, written, self.dtype, tensors)
 
+    def copy_row(self, source: int, target: int) -> None:
+        """Make row ``target`` hold what row ``source`` holds."""
+        written = self._written[self._checked(source)]
+        for store in self.stores:
+            for tensor in store.tensors:
+                held = tensor[:, :, : min(written, store.slots)]
+                held[:, self._checked(target)].copy_(held[:, source])
+        self._lengths[target], self._written[target] = self._lengths[source], written
+
     def restore(self, row: int, snapshot: Snapshot) -> None:
         """Make a row hold what it (or another row) held when the snapshot was made."""
         self._checked(row)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from edgelm.cache import KVCache
 from edgelm.engine import Engine, RowTokens
-from edgelm.request import Chunk, Request, Stats
+from edgelm.processors import SoFar
+from edgelm.request import Chunk, Request, Result, Stats, TokenLogprob, collect
 from edgelm.sampling import Sampler
 from edgelm.tokenizer import Tokenizer
 
@@ -24,11 +25,14 @@ class Answer:
 
     def __init__(self, index: int, request: Request, limit: int) -> None:
         self.index, self.request, self.limit = index, request, limit
-        self.sample = Sampler(request.sampling)
+        self.ids = SoFar(request.prompt_ids)
+        self.match = request.constraint.start() if request.constraint else None
+        self.sample = Sampler(request.sampling, self.match)
+        self.logprobs: list[TokenLogprob] = []
         self.pending: list[int] = []
         self.finish_reason: str | None = None
         self.row = -1
-        self.kept_tokens = self.new_tokens = 0
+        self.kept_tokens = 0
         self._start = self._first = self._last = 0.0
 
     def begin(self, row: int, kept_tokens: int) -> None:
@@ -37,20 +41,39 @@ class Answer:
         self.pending = list(self.request.prompt_ids[kept_tokens:])
         self._start = self._first = self._last = time.perf_counter()
 
+    @property
+    def new_tokens(self) -> int:
+        return len(self.ids.new)
+
+    @property
+    def in_prompt(self) -> bool:
+        """Whether its row still has to run a part of the prompt."""
+        return self.row >= 0 and not self.ids.new and self.finish_reason is None
+
     def choose(self, logits: Tensor, end_ids: frozenset[int]) -> int:
         """The next token from ``logits`` [V], which are changed in place."""
-        token = self.sample(logits, self.new_tokens)
+        count = self.request.logprobs
+        own = None if count is None else logits.double().log_softmax(0)
+        token = self.sample(logits, self.ids)
+        if own is not None and count is not None:
+            self.logprobs.append(_logprob(own, token, count))
         self._last = time.perf_counter()
         if self.new_tokens == 0:
             self._first = self._last
-        self.new_tokens += 1
-        if token in end_ids:
+        self.ids.new.append(token)
+        complete = self.match is not None and self.match.accept(token)
+        if token in end_ids or complete:
             self.finish_reason = "stop"
         elif self.new_tokens == self.limit:
             self.finish_reason = "length"
         else:
             self.pending = [token]
         return token
+
+    def take_logprobs(self) -> tuple[TokenLogprob, ...]:
+        """Those since the last call, one for each id; none where nobody asked."""
+        taken, self.logprobs = tuple(self.logprobs), []
+        return taken
 
     def stats(self, kernels: dict[str, str]) -> Stats:
         """Of what has been generated so far."""
@@ -63,6 +86,12 @@ class Answer:
             seed=self.request.sampling.seed,
             kernels=kernels,
         )
+
+
+def _logprob(own: Tensor, token: int, count: int) -> TokenLogprob:
+    top = own.topk(count)
+    pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
+    return TokenLogprob(token, float(own[token]), tuple(pairs))
 
 
 class Batch:
@@ -118,11 +147,35 @@ class Batch:
         self._running = [answer for answer in self._running if answer.finish_reason is None]
         busy = {answer.row for answer in self._running}
         free = [row for row in range(self.cache.rows) if row not in busy]
-        for row in free[: len(self._waiting)]:
-            answer = self._waiting.pop(0)
+        for row in free:
+            answer = next((own for own in self._waiting if not self._twin_in_prompt(own)), None)
+            if answer is None:
+                break
+            self._waiting.remove(answer)
+            self._share_prompt(answer.request, row)
             answer.begin(row, self._keep_prefix(answer.request, row))
             self._running.append(answer)
         return bool(self._running)
+
+    def _twin_in_prompt(self, answer: Answer) -> bool:
+        """Whether another answer is about to have run the prompt that this one shares."""
+        if not answer.request.shares_prompt:
+            return False
+        asked = answer.request.prompt_ids
+        return any(o.in_prompt and o.request.prompt_ids == asked for o in self._running)
+
+    def _share_prompt(self, request: Request, row: int) -> None:
+        """Copy the prompt from the row of an earlier answer to the same prompt, if there is one."""
+        if not request.shares_prompt:
+            return
+        for other in self.answers:
+            ran = other.row >= 0 and other.request.prompt_ids == request.prompt_ids
+            if ran and tuple(self.held[other.row][: len(request.prompt_ids)]) == request.prompt_ids:
+                if other.row != row:
+                    self.cache.copy_row(other.row, row)
+                    self.held[row][:] = self.held[other.row]
+                return
+        del self.held[row][:]
 
     def _pieces(self) -> Iterator[tuple[Answer, list[int]]]:
         """What each running answer contributes to the next step; single tokens come first."""
@@ -136,7 +189,7 @@ class Batch:
     def _keep_prefix(self, request: Request, row: int) -> int:
         """Cut a row to what it shares with the prompt; the last token is always run again."""
         held, shared = self.held[row], 0
-        if request.keep_prefix:
+        if request.keep_prefix or request.shares_prompt:
             prompt = request.prompt_ids[:-1]
             while shared < min(len(prompt), len(held)) and prompt[shared] == held[shared]:
                 shared += 1
@@ -152,22 +205,31 @@ def stream_text(batch: Batch, tokenizer: Tokenizer) -> Iterator[tuple[int, Chunk
     writers = [Writer(answer.request, tokenizer) for answer in batch.answers]
     for answer, token in batch.tokens():
         writer = writers[answer.index]
-        text = writer.push(token, answer.finish_reason == "stop")
+        text = writer.push(token, token in batch.end_ids)
         if writer.stops.found:
             answer.finish_reason = "stop"
         if answer.finish_reason is not None:
             yield answer.index, _last_chunk(batch, answer, writer, text)
         elif text:
-            yield answer.index, Chunk(text, writer.take_ids())
+            yield answer.index, Chunk(text, writer.take_ids(), logprobs=answer.take_logprobs())
     for answer in batch.answers:
         if answer.finish_reason is None:
             answer.finish_reason = "cancelled"
             yield answer.index, _last_chunk(batch, answer, writers[answer.index], "")
 
 
+def whole_answers(batch: Batch, tokenizer: Tokenizer) -> list[Result]:
+    """The answers to all requests of a batch, in their order."""
+    chunks: list[list[Chunk]] = [[] for _ in batch.answers]
+    for index, chunk in stream_text(batch, tokenizer):
+        chunks[index].append(chunk)
+    return [collect(own) for own in chunks]
+
+
 def _last_chunk(batch: Batch, answer: Answer, writer: Writer, text: str) -> Chunk:
     text += writer.finish()
-    return Chunk(text, writer.take_ids(), answer.finish_reason, batch.stats(answer.index))
+    stats = batch.stats(answer.index)
+    return Chunk(text, writer.take_ids(), answer.finish_reason, stats, answer.take_logprobs())
 
 
 class Writer:

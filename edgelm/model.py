@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,20 +12,21 @@ from torch import Tensor
 from torch.nn import functional
 
 from edgelm.asynchronous import AsyncForms
+from edgelm.beams import BeamSearch, beam_result, check_kept
 from edgelm.cache import KVCache, cache_bytes
 from edgelm.chat import render
 from edgelm.engine import Engine, RowTokens
 from edgelm.errors import EdgeLMError, UsageError
 from edgelm.files import ModelFiles
 from edgelm.forward import Output, forward
-from edgelm.generate import Batch, stream_text
+from edgelm.generate import Batch, stream_text, whole_answers
 from edgelm.loading import Loader, Progress, warn_of_requantizing
 from edgelm.memory import Ledger, Plan
 from edgelm.models.decoder import Decoder
+from edgelm.options import build_request, options_of, samples, sampling_defaults
 from edgelm.planner import KV_DTYPES
 from edgelm.prediction import predict
 from edgelm.request import Chunk, Request, Result, collect
-from edgelm.sampling import SamplingSettings
 from edgelm.tokenizer import Tokenizer
 from edgelm.turn import Turn
 from edgelm.weights import WeightNames
@@ -74,22 +74,44 @@ class LanguageModel(AsyncForms):
         """Text of token ids, without special tokens; a list of rows gives a list of texts."""
         return self.tokenizer.decode(ids)
 
-    def generate(self, prompt: Any, **options: Any) -> Any:
+    def generate(
+        self, prompt: Any, *, n: int = 1, beams: int = 1, length_penalty: float = 1.0,
+        stop_event: threading.Event | None = None, **options: Any,
+    ) -> Any:  # fmt: skip
         """Answer a prompt (text or ids), or each prompt of a list of texts.
 
         Prompts of a list share the rows that the model was loaded with; each gets what it would
         get alone.
 
         Args:
-            options: see ``request``; for a list of texts ``max_new_tokens``, ``seed`` and
-                ``temperature`` may be lists too. ``stop_event`` cancels.
+            n: answers to each prompt, which runs once; answer i is drawn with ``seed`` + i.
+            beams: above 1 the width of a beam search, which gives the n best answers.
+            options: see ``options.build_request``; for a list of texts ``max_new_tokens``,
+                ``seed``, ``temperature``, ``schema`` and ``grammar`` may be lists too.
+            stop_event: cancels.
 
         Returns:
-            A Result; for a list of texts a list of Results.
+            A Result (n above 1: a list of n); for a list of texts a list of these.
         """
-        if isinstance(prompt, list | tuple) and prompt and isinstance(prompt[0], str):
-            return self._generate_many(prompt, **options)
-        return collect(self.stream(prompt, **options))
+        many = isinstance(prompt, list | tuple) and bool(prompt) and isinstance(prompt[0], str)
+        prompts = prompt if many else [prompt]
+        cancelled = stop_event.is_set if stop_event else bool
+        if beams > 1:
+            options = {"temperature": 0.0} | options
+        asked = [
+            self.request(own, **options_of(options, index, len(prompts)))
+            for index, own in enumerate(prompts)
+        ]
+        if beams > 1:
+            check_kept(n, beams)
+            found = [self._beam_answers(r, beams, length_penalty, cancelled)[:n] for r in asked]
+        else:
+            requests = [sample for request in asked for sample in samples(request, n)]
+            with self.batch(requests, self.end_ids, cancelled) as batch:
+                answers = whole_answers(batch, self.tokenizer)
+            found = [answers[at : at + n] for at in range(0, len(answers), n)]
+        results = found if n > 1 else [own[0] for own in found]
+        return results if many else results[0]
 
     def stream(
         self, prompt: Prompt, *, stop_event: threading.Event | None = None, **options: Any
@@ -116,23 +138,13 @@ class LanguageModel(AsyncForms):
         text = render(tokenizer.chat_template, messages, bos=bos, eos=eos)
         return tokenizer.encode(text, add_special=False, parse_special=True)
 
-    def request(
-        self, prompt: Prompt, *, max_new_tokens: int | None = None,
-        temperature: float | None = None, top_k: int | None = None, top_p: float | None = None,
-        seed: int | None = None, stop: str | Sequence[str] = (), keep_prefix: bool = False,
-    ) -> Request:  # fmt: skip
-        """A Request with the model's own sampling defaults where nothing is given.
+    def request(self, prompt: Prompt, **options: Any) -> Request:
+        """A Request with the model's own defaults; see ``options.build_request``."""
+        return build_request(self, prompt, **options)
 
-        A sampled answer without a seed draws one, which the statistics report.
-        """
-        if isinstance(prompt, str) and not prompt:
-            raise UsageError("The prompt is empty; give some text.")
-        ids = self.encode(prompt) if isinstance(prompt, str) else [int(i) for i in prompt]
-        given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
-        chosen = self._sampling_defaults() | {k: v for k, v in given.items() if v is not None}
-        stops = (stop,) if isinstance(stop, str) else tuple(stop)
-        sampling = SamplingSettings(**chosen)
-        return Request(tuple(ids), max_new_tokens, sampling, stops, keep_prefix)
+    def sampling_defaults(self) -> dict[str, Any]:
+        """What the model's generation_config asks for; see ``options.sampling_defaults``."""
+        return sampling_defaults(self._files.generation_config)
 
     @contextmanager
     def batch(
@@ -140,34 +152,36 @@ class LanguageModel(AsyncForms):
         cancelled: Callable[[], bool] = bool,
     ) -> Iterator[Batch]:  # fmt: skip
         """Requests in ids, without text: nothing but ``end_ids`` and their limits end them."""
-        with self._running(cancelled) as (engine, cache):
-            engine.require_language_model("Generating")
+        with self._answering(cancelled) as (engine, cache):
 
             def ended() -> bool:
                 return self._engine is None or cancelled()
 
+            yield Batch(engine, cache, self._held, requests, end_ids, ended, self.kernels)
+
+    def _beam_answers(
+        self, request: Request, beams: int, length_penalty: float, cancelled: Callable[[], bool]
+    ) -> list[Result]:
+        with self._answering(cancelled) as (engine, cache):
+            search = BeamSearch(
+                engine, cache, self._held, request, beams, length_penalty, self.end_ids
+            )
+            found = search.run(cancelled)
+            return [beam_result(search, beam, self.tokenizer, self.kernels) for beam in found]
+
+    @contextmanager
+    def _answering(self, cancelled: Callable[[], bool]) -> Iterator[tuple[Engine, KVCache]]:
+        """The engine for answers; what the rows hold is forgotten where a step broke off."""
+        with self._running(cancelled) as (engine, cache):
+            engine.require_language_model("Generating")
             try:
-                yield Batch(engine, cache, self._held, requests, end_ids, ended, self.kernels)
+                yield engine, cache
             except GeneratorExit:  # between two steps: what the rows hold is known
                 raise
             except BaseException:  # perhaps within a step, which leaves its rows half written
                 for ids in self._held:
                     ids.clear()
                 raise
-
-    def _generate_many(
-        self, prompts: Sequence[str], *, stop_event: threading.Event | None = None, **options: Any
-    ) -> list[Result]:
-        requests = [
-            self.request(prompt, **_options_of(options, index, len(prompts)))
-            for index, prompt in enumerate(prompts)
-        ]
-        chunks: list[list[Chunk]] = [[] for _ in prompts]
-        cancelled = stop_event.is_set if stop_event else bool
-        with self.batch(requests, self.end_ids, cancelled) as batch:
-            for index, chunk in stream_text(batch, self.tokenizer):
-                chunks[index].append(chunk)
-        return [collect(own) for own in chunks]
 
     @property
     def end_ids(self) -> frozenset[int]:
@@ -291,24 +305,3 @@ class LanguageModel(AsyncForms):
         if self._engine is None:
             raise EdgeLMError("The model is closed; load it again.")
         return self._engine
-
-    def _sampling_defaults(self) -> dict[str, Any]:
-        """The model's generation_config, greedy when it does not ask for sampling."""
-        own = self._files.generation_config
-        seed = {"seed": int.from_bytes(os.urandom(4), "little")}
-        if not own.get("do_sample"):
-            return seed
-        names = ("temperature", "top_k", "top_p")
-        return seed | {"temperature": 1.0} | {k: own[k] for k in names if own.get(k) is not None}
-
-
-def _options_of(options: dict[str, Any], index: int, count: int) -> dict[str, Any]:
-    """One prompt's share of the options: its own entry where a list was given."""
-    chosen = dict(options)
-    for name in ("max_new_tokens", "seed", "temperature"):
-        value = options.get(name)
-        if isinstance(value, list | tuple):
-            if len(value) != count:
-                raise UsageError(f"{name} has {len(value)} entries for {count} prompts.")
-            chosen[name] = value[index]
-    return chosen

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from edgelm.constraint import Constraint
 from edgelm.errors import ContextLengthError, UsageError
 from edgelm.sampling import SamplingSettings
 
@@ -15,7 +16,9 @@ class Request:
     """One answer to be made; the command line, Python and evaluation all build this.
 
     ``max_new_tokens`` None means until the context is full. ``keep_prefix`` continues from what
-    the cache still holds of an earlier prompt instead of starting anew.
+    the cache still holds of an earlier prompt instead of starting anew. ``shares_prompt`` copies
+    the prompt from a row that ran it for another request of the same batch. ``logprobs`` asks for
+    log-probabilities: of each chosen token and of so many of the likeliest ones.
     """
 
     prompt_ids: tuple[int, ...]
@@ -23,12 +26,16 @@ class Request:
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     stop: tuple[str, ...] = ()
     keep_prefix: bool = False
+    shares_prompt: bool = False
+    logprobs: int | None = None
+    constraint: Constraint | None = None
 
     def limit(self, context: int, vocab_size: int) -> int:
         """How many tokens may be generated.
 
         Raises:
-            UsageError: an empty prompt, ids out of range, a limit below 1, an empty stop string.
+            UsageError: an empty prompt, ids or logprobs out of range, a limit below 1, an empty
+                stop string.
             ContextLengthError: prompt and answer do not fit the context.
         """
         if not self.prompt_ids:
@@ -38,6 +45,9 @@ class Request:
                 raise UsageError(f"Token id {token} is out of range; allowed: 0-{vocab_size - 1}.")
         if self.max_new_tokens is not None and self.max_new_tokens < 1:
             raise UsageError(f"max_new_tokens is {self.max_new_tokens}; it must be at least 1.")
+        if self.logprobs is not None and not 0 <= self.logprobs <= vocab_size:
+            raise UsageError(f"logprobs is {self.logprobs}; allowed: 0-{vocab_size}.")
+        self.sampling.check_ids(vocab_size)
         if "" in self.stop:
             raise UsageError("A stop string is empty; leave it out to stop only at end tokens.")
         prompt, wanted = len(self.prompt_ids), self.max_new_tokens or 1
@@ -81,8 +91,27 @@ class Stats:
 
 
 @dataclass(frozen=True)
+class TokenLogprob:
+    """Natural log-probability of a chosen token, and the likeliest tokens with theirs.
+
+    Of the model's own distribution, before any processor (temperature, penalties, filters), as
+    OpenAI and vLLM report it.
+    """
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        top = [{"token_id": token, "logprob": value} for token, value in self.top]
+        return {"token_id": self.token_id, "logprob": self.logprob, "top": top}
+
+
+@dataclass(frozen=True)
 class Chunk:
     """A piece of an answer: whole characters, the ids since the last piece.
+
+    ``logprobs`` go with the ids where they were asked for.
 
     ``finish_reason`` and ``stats`` are set in the last one: ``stop`` (end token or stop string),
     ``length`` or ``cancelled``.
@@ -92,33 +121,47 @@ class Chunk:
     token_ids: tuple[int, ...] = ()
     finish_reason: str | None = None
     stats: Stats | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True)
 class Result:
-    """A whole answer; ``token_ids`` include the end token that stopped it."""
+    """A whole answer; ``token_ids`` include the end token that stopped it.
+
+    ``logprobs`` has an entry for each id where they were asked for; ``score`` is a beam's:
+    log-probability over length ** length_penalty.
+    """
 
     text: str
     token_ids: tuple[int, ...]
     finish_reason: str
     stats: Stats
+    logprobs: tuple[TokenLogprob, ...] = ()
+    score: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        return {
+        told: dict[str, Any] = {
             "text": self.text,
             "token_ids": list(self.token_ids),
             "finish_reason": self.finish_reason,
             "stats": self.stats.to_dict(),
         }
+        if self.logprobs:
+            told["logprobs"] = [entry.to_dict() for entry in self.logprobs]
+        if self.score is not None:
+            told["score"] = self.score
+        return told
 
 
 def collect(chunks: Iterable[Chunk]) -> Result:
     """Fold a stream into one result."""
     texts: list[str] = []
     ids: list[int] = []
+    logprobs: list[TokenLogprob] = []
     for chunk in chunks:
         texts.append(chunk.text)
         ids.extend(chunk.token_ids)
+        logprobs.extend(chunk.logprobs)
         last = chunk
     assert last.finish_reason is not None and last.stats is not None
-    return Result("".join(texts), tuple(ids), last.finish_reason, last.stats)
+    return Result("".join(texts), tuple(ids), last.finish_reason, last.stats, tuple(logprobs))

@@ -1,67 +1,39 @@
-"""Logits processors and the sampler: in place on one row's logits, random numbers by counter.
+"""The settings of a sampler and the sampler: processors in order, random numbers by counter.
 
-Processors are small objects called with (logits [V] float32, changed in place). The same seed and
-token index always draw the same number, whatever was computed in between.
+The same seed and token index always draw the same number, whatever was computed in between.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+import math
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from edgelm.errors import UsageError
-
-
-class LogitsProcessor(Protocol):
-    def __call__(self, logits: Tensor) -> None:
-        """Change ``logits`` [V] float32 in place."""
-
-
-@dataclass(frozen=True)
-class Temperature:
-    """Divide by ``value``; below 1 sharper, above 1 flatter."""
-
-    value: float
-
-    def __call__(self, logits: Tensor) -> None:
-        logits.div_(self.value)
-
-
-@dataclass(frozen=True)
-class TopK:
-    """Keep the ``count`` largest logits; ties with the last one stay."""
-
-    count: int
-
-    def __call__(self, logits: Tensor) -> None:
-        if self.count < logits.shape[0]:
-            smallest = logits.topk(self.count).values[-1]
-            logits.masked_fill_(logits < smallest, float("-inf"))
-
-
-@dataclass(frozen=True)
-class TopP:
-    """Keep the smallest set of most likely tokens whose probability reaches ``mass``.
-
-    Holtzman et al. 2019, arXiv:1904.09751: the token that crosses the mass is kept.
-    """
-
-    mass: float
-
-    def __call__(self, logits: Tensor) -> None:
-        ordered, order = logits.sort(descending=True, stable=True)
-        before = ordered.double().softmax(0).cumsum(0).roll(1)
-        before[0] = 0.0
-        logits[order[before >= self.mass]] = float("-inf")
+from edgelm.processors import (
+    NEVER,
+    Banned,
+    CountPenalty,
+    LogitBias,
+    LogitsProcessor,
+    MinP,
+    RepetitionPenalty,
+    SoFar,
+    Temperature,
+    TopK,
+    TopP,
+    Typical,
+)
 
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """How the next token is chosen; temperature 0 is greedy.
+    """How the next token is chosen; temperature 0 is greedy, after penalties, biases and bans.
+
+    ``logit_bias`` holds pairs of id and number. ``presence_penalty`` and ``frequency_penalty``
+    count the answer alone, ``repetition_penalty`` the prompt too.
 
     Raises:
         UsageError: a value out of its range.
@@ -70,34 +42,106 @@ class SamplingSettings:
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
+    typical_p: float = 1.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    banned_tokens: tuple[int, ...] = ()
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, value, allowed, ok in (
-            ("temperature", self.temperature, "0 or above", 0 <= self.temperature < 1e6),
-            ("top_k", self.top_k, "0 (off) or above", self.top_k >= 0),
-            ("top_p", self.top_p, "above 0 and up to 1", 0 < self.top_p <= 1),
-            ("seed", self.seed, "0 to 2**64 - 1", 0 <= self.seed < 1 << 64),
+        for name, allowed, ok in (
+            ("temperature", "0 or above", 0 <= self.temperature < 1e6),
+            ("top_k", "0 (off) or above", self.top_k >= 0),
+            ("top_p", "above 0 and up to 1", 0 < self.top_p <= 1),
+            ("min_p", "0 (off) up to 1", 0 <= self.min_p <= 1),
+            ("typical_p", "above 0 and up to 1", 0 < self.typical_p <= 1),
+            ("repetition_penalty", "above 0", 0 < self.repetition_penalty < 1e6),
+            ("presence_penalty", "a finite number", math.isfinite(self.presence_penalty)),
+            ("frequency_penalty", "a finite number", math.isfinite(self.frequency_penalty)),
+            ("logit_bias", "numbers below infinity", all(b < math.inf for _, b in self.logit_bias)),
+            ("seed", "0 to 2**64 - 1", 0 <= self.seed < 1 << 64),
         ):
             if not ok:
-                raise UsageError(f"{name} is {value}; allowed: {allowed}.")
+                raise UsageError(f"{name} is {getattr(self, name)}; allowed: {allowed}.")
+
+    def check_ids(self, vocab_size: int) -> None:
+        """Raise UsageError where a biased or banned id is none of the model's."""
+        for token in (*self.banned_tokens, *(token for token, _ in self.logit_bias)):
+            if not 0 <= token < vocab_size:
+                raise UsageError(
+                    f"logit_bias and banned_tokens name token id {token}; allowed: "
+                    f"0-{vocab_size - 1}."
+                )
+
+    def adjustments(self) -> list[LogitsProcessor]:
+        """What changes the model's opinion, greedy or not: bias, penalties, bans."""
+        chosen: list[LogitsProcessor] = []
+        if self.logit_bias:
+            chosen.append(LogitBias(self.logit_bias))
+        if self.repetition_penalty != 1:
+            chosen.append(RepetitionPenalty(self.repetition_penalty))
+        if self.presence_penalty or self.frequency_penalty:
+            chosen.append(CountPenalty(self.presence_penalty, self.frequency_penalty))
+        if self.banned_tokens:
+            chosen.append(Banned(self.banned_tokens))
+        return chosen
+
+    def filters(self) -> list[LogitsProcessor]:
+        """What shapes the distribution to draw from, in transformers' order."""
+        chosen: list[LogitsProcessor] = []
+        if self.temperature != 1:
+            chosen.append(Temperature(self.temperature))
+        if self.top_k:
+            chosen.append(TopK(self.top_k))
+        if self.top_p < 1:
+            chosen.append(TopP(self.top_p))
+        if self.min_p:
+            chosen.append(MinP(self.min_p))
+        if self.typical_p < 1:
+            chosen.append(Typical(self.typical_p))
+        return chosen
 
 
+@dataclass
 class Sampler:
-    """Chooses the next id of one row; which row does not matter, so batches change nothing."""
+    """Chooses the next id of one row; which row does not matter, so batches change nothing.
 
-    def __init__(self, settings: SamplingSettings) -> None:
-        self.settings = settings
-        self.processors = _processors(settings)
+    Args:
+        constraint: a processor that bans what a grammar does not allow here.
+    """
 
-    def __call__(self, logits: Tensor, index: int) -> int:
-        """Id of the token number ``index``; ``logits`` [V] float32 are changed in place."""
-        if self.settings.temperature == 0:
-            return int(logits.argmax())
+    settings: SamplingSettings
+    constraint: LogitsProcessor | None = None
+    processors: list[LogitsProcessor] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.processors = self.settings.adjustments()
+        if self.constraint is not None:
+            self.processors.append(self.constraint)
+        if self.settings.temperature:
+            self.processors += self.settings.filters()
+
+    def __call__(self, logits: Tensor, ids: SoFar) -> int:
+        """The id after ``ids``; ``logits`` [V] float32 are changed in place.
+
+        Raises:
+            UsageError: biases, bans and grammar together leave no token.
+        """
         for process in self.processors:
-            process(logits)
+            process(logits, ids)
+        best = int(logits.argmax())
+        if logits[best] == NEVER:
+            raise UsageError(
+                "No token is allowed here: logit_bias, banned_tokens and the grammar exclude all. "
+                "Ban less."
+            )
+        if self.settings.temperature == 0:
+            return best
         cumulative = logits.double().softmax(0).cumsum(0)
-        drawn = uniform(self.settings.seed, index) * float(cumulative[-1])
+        drawn = uniform(self.settings.seed, len(ids.new)) * float(cumulative[-1])
         return int(torch.searchsorted(cumulative, drawn, right=True).clamp(max=len(logits) - 1))
 
 
@@ -109,15 +153,3 @@ def uniform(seed: int, index: int) -> float:
     from numpy.random import Generator, Philox
 
     return float(Generator(Philox(key=seed, counter=[0, index, 0, 0])).random())
-
-
-def _processors(settings: SamplingSettings) -> Sequence[LogitsProcessor]:
-    """In transformers' order: temperature, top-k, top-p."""
-    chosen: list[LogitsProcessor] = []
-    if settings.temperature not in (0.0, 1.0):
-        chosen.append(Temperature(settings.temperature))
-    if settings.top_k:
-        chosen.append(TopK(settings.top_k))
-    if settings.top_p < 1:
-        chosen.append(TopP(settings.top_p))
-    return chosen

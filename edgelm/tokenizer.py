@@ -164,6 +164,10 @@ class Tokenizer:
         """Whether the token steers the model rather than stands for text."""
         return self._vocabulary.is_special(token_id)
 
+    def bytes_of(self, token_id: int) -> bytes:
+        """UTF-8 (perhaps only a part of a character) that the token stands for."""
+        return self._vocabulary.bytes_of(token_id)
+
 
 class DecodeStream:
     """Ids in, text out, only whole UTF-8 characters; all the text together equals ``decode``."""

@@ -332,7 +332,7 @@ def test_as_a_process_stdout_is_one_document(nano: Path) -> None:
     """Warnings and progress go to stderr, nothing else to stdout, exit codes reach the shell."""
     command = [sys.executable, "-m", "edgelm", "generate", str(nano), "Once", "--max-tokens", "3"]
     done = subprocess.run([*command, "--json", "-v"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.err
     assert json.loads(done.stdout)["finish_reason"] in ("length", "stop")
     assert "tok/s" in done.stderr
     failed = subprocess.run([*command, "--quant", "x"], capture_output=True, text=True)
@@ -368,3 +368,19 @@ def test_generate_reads_prompts_from_a_file(run: Run, assets: Path, tmp_path: Pa
         [],
     ):
         assert run("generate", folder, *wrong).code == 2
+
+
+def test_generate_follows_a_schema_and_gives_n_answers(
+    nano: Path, run: Run, tmp_path: Path
+) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"type": "integer", "minimum": 10, "maximum": 99}', encoding="utf-8")
+    words = ["generate", str(nano), "I am", "--schema", str(schema), "--json", "--context", "64"]
+    done = run(*words, "-n", "3", "--temperature", "1", "--seed", "4", "--logprobs", "2")
+    assert done.code == 0, done.err
+    results = done.document["results"]
+    assert len(results) == 3 and all(10 <= int(own["text"]) <= 99 for own in results)
+    assert all(len(own["logprobs"][0]["top"]) == 2 for own in results)
+    done = run("generate", str(nano), "I am", "--beams", "2", "--max-tokens", "3", "--quiet")
+    assert done.code == 0 and done.out.startswith("I am")
+    assert run(*words[:4], str(tmp_path / "none.json")).code == 2

@@ -24,7 +24,8 @@ FILE_LINES = 320  # aim: 250
 FUNCTION_LINES = 55  # aim: 35; without its docstring
 IMPORT_S = 0.3
 HEAVY = {
-    *("accelerate", "bitsandbytes", "gguf", "huggingface_hub", "jinja2", "psutil", "pydantic"),
+    *("accelerate", "bitsandbytes", "gguf", "huggingface_hub", "jinja2", "llguidance"),
+    *("psutil", "pydantic"),
     *("rich", "safetensors", "sentencepiece", "starlette", "tokenizers", "torchao"),
     *("transformers", "typer", "uvicorn"),
 }

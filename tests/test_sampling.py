@@ -8,14 +8,15 @@ import pytest
 import torch
 
 import edgelm
-from edgelm.sampling import Sampler, SamplingSettings, Temperature, TopK, TopP, uniform
+from edgelm.processors import MinP, SoFar, Temperature, TopK, TopP, Typical
+from edgelm.sampling import Sampler, SamplingSettings, uniform
 
 LOGITS = torch.tensor([2.0, 0.5, -1.0, 3.0, 0.0, 1.0, -4.0])
 
 
 def draw(settings: SamplingSettings, count: int) -> torch.Tensor:
     sample = Sampler(settings)
-    drawn = [sample(LOGITS.clone(), index) for index in range(count)]
+    drawn = [sample(LOGITS.clone(), SoFar(new=[0] * index)) for index in range(count)]
     return torch.bincount(torch.tensor(drawn), minlength=len(LOGITS))
 
 
@@ -50,21 +51,21 @@ def test_drawn_tokens_follow_the_definition(
 
 
 def test_greedy_takes_the_largest() -> None:
-    assert Sampler(SamplingSettings())(LOGITS.clone(), 0) == 3
+    assert Sampler(SamplingSettings())(LOGITS.clone(), SoFar()) == 3
 
 
 def test_processors_change_the_buffer_they_are_given() -> None:
-    for process in (Temperature(0.5), TopK(2), TopP(0.5)):
+    for process in (Temperature(0.5), TopK(2), TopP(0.5), MinP(0.5), Typical(0.5)):
         logits = LOGITS.clone()
         address = logits.data_ptr()
-        assert process(logits) is None
+        assert process(logits, SoFar()) is None
         assert logits.data_ptr() == address and not torch.equal(logits, LOGITS)
 
 
 def test_top_k_and_top_p_keep_at_least_one() -> None:
-    for process in (TopK(1), TopP(1e-9)):
+    for process in (TopK(1), TopP(1e-9), MinP(1.0)):
         logits = LOGITS.clone()
-        process(logits)
+        process(logits, SoFar())
         assert torch.isfinite(logits).nonzero().tolist() == [[3]]
 
 

@@ -21,6 +21,11 @@ from edgelm.errors import UsageError
 
 Prompt = Annotated[str | None, typer.Argument(help="The text to continue.")]
 File = Annotated[Path | None, typer.Option(help="A text file with one prompt a line.")]
+Answers = Annotated[int, typer.Option("-n", help="So many answers to each prompt.")]
+Beams = Annotated[int, typer.Option(help="Above 1: a beam search of this width.")]
+Logprobs = Annotated[
+    int | None, typer.Option(help="With --json: log-probabilities of so many likeliest tokens.")
+]
 
 _ROWS = 8  # lines of a file that are answered side by side
 
@@ -28,21 +33,24 @@ _ROWS = 8  # lines of a file that are answered side by side
 def generate(
     model: Model, sampling: SamplingOptions, source: SourceOptions, load: LoadOptions,
     run: RunOptions, output: OutputOptions, prompt: Prompt = None, file: File = None,
+    n: Answers = 1, beams: Beams = 1, logprobs: Logprobs = None,
 ) -> None:  # fmt: skip
     """Stream a continuation of PROMPT, or continue every line of --file."""
     if (prompt is None) == (file is None):
         raise UsageError("Give either a PROMPT or --file, one of them.")
     prompts = [prompt] if prompt is not None else _lines(file)
     files = open_files(model, source, output)
-    rows = min(len(prompts), _ROWS)
+    rows = max(min(len(prompts) * n, _ROWS), beams)
     with load_for_text(files, load, run, output, rows=rows) as lm:
-        options = sampling.request(run)
-        if prompt is None:
-            answers = lm.generate(prompts, **options)
+        options = sampling.request(run) | {"logprobs": logprobs}
+        if prompt is None or n > 1 or beams > 1:
+            found = lm.generate(prompts, n=n, beams=beams, **options)
+            lines = [line for line in prompts for _ in range(n)]
+            answers = [answer for own in found for answer in own] if n > 1 else found
             if output.json:
                 console.print_json({"results": [answer.to_dict() for answer in answers]})
             else:
-                for line, answer in zip(prompts, answers, strict=True):
+                for line, answer in zip(lines, answers, strict=True):
                     print(f"{line}{answer.text}\n")
             return
         answer = console.say(lm.stream(prompt, **options), output)

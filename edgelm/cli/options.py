@@ -6,11 +6,13 @@ import inspect
 from collections.abc import Callable
 from dataclasses import MISSING, Field, asdict, dataclass, fields, is_dataclass
 from functools import wraps
+from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
 
 from edgelm.checkpoint.shapes import SHAPES
+from edgelm.errors import UsageError
 
 Model = Annotated[
     str,
@@ -77,6 +79,27 @@ class SamplingOptions:
     temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None
     top_k: Annotated[int | None, typer.Option(help="Draw from the k likeliest.")] = None
     top_p: Annotated[float | None, typer.Option(help="Draw from this share.")] = None
+    min_p: Annotated[
+        float | None, typer.Option(help="Leave out what is less likely than this x the likeliest.")
+    ] = None
+    typical_p: Annotated[
+        float | None, typer.Option(help="Draw from this share of what surprises as expected.")
+    ] = None
+    repetition_penalty: Annotated[
+        float | None, typer.Option(help="Above 1 makes tokens of prompt and answer rarer.")
+    ] = None
+    presence_penalty: Annotated[
+        float | None, typer.Option(help="Taken from tokens that the answer holds.")
+    ] = None
+    frequency_penalty: Annotated[
+        float | None, typer.Option(help="Taken from tokens for each time the answer holds them.")
+    ] = None
+    schema: Annotated[
+        Path | None, typer.Option(help="A file with a JSON schema that the answer follows.")
+    ] = None
+    grammar: Annotated[
+        Path | None, typer.Option(help="A file with a Lark grammar that the answer follows.")
+    ] = None
     stop: Annotated[
         list[str] | None, typer.Option(help="End before this text; may be repeated.")
     ] = None
@@ -88,9 +111,24 @@ class SamplingOptions:
             "temperature": self.temperature,
             "top_k": self.top_k,
             "top_p": self.top_p,
+            "min_p": self.min_p,
+            "typical_p": self.typical_p,
+            "repetition_penalty": self.repetition_penalty,
+            "presence_penalty": self.presence_penalty,
+            "frequency_penalty": self.frequency_penalty,
+            "schema": _text(self.schema),
+            "grammar": _text(self.grammar),
             "stop": self.stop or (),
             "seed": run.seed,
         }
+
+
+def _text(file: Path | None) -> str | None:
+    """What a file holds."""
+    try:
+        return None if file is None else file.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{file} cannot be read as UTF-8 text: {error}.") from error
 
 
 @dataclass(frozen=True)

@@ -36,8 +36,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "generate: a kept prefix is not run again",
         "edgelm/generate.py",
-        "        if request.keep_prefix:\n            prompt",
-        "        if False:\n            prompt",
+        "if request.keep_prefix or request.shares_prompt:\n            prompt",
+        "if request.shares_prompt:\n            prompt",
         ("tests/test_generate.py::test_a_kept_prefix_is_not_run_again",),
     ),
     Mutation(
@@ -56,7 +56,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "sampling: top-p keeps the token that crosses",
-        "edgelm/sampling.py",
+        "edgelm/processors.py",
         "order[before >= self.mass]",
         "order[before + ordered.softmax(0) >= self.mass]",
         ("tests/test_sampling.py::test_drawn_tokens_follow_the_definition",),
@@ -67,5 +67,71 @@ MUTATIONS: tuple[Mutation, ...] = (
         "spans.append((int(columns[0]), len(columns)))",
         "spans.append((0, width))",
         ("tests/test_llama_parity.py::test_padded_rows",),
+    ),
+    Mutation(
+        "sampling: min-p is a share of the likeliest",
+        "edgelm/processors.py",
+        "self.share * likely.max()",
+        "self.share",
+        ("tests/test_processors.py::test_draws_follow_the_known_distribution",),
+    ),
+    Mutation(
+        "sampling: typical is near the expected surprise",
+        "edgelm/processors.py",
+        "(surprise - (surprise * likely).nansum()).abs()",
+        "surprise",
+        ("tests/test_processors.py::test_draws_follow_the_known_distribution",),
+    ),
+    Mutation(
+        "sampling: repetition counts the prompt",
+        "edgelm/processors.py",
+        "{*ids.prompt, *ids.new}",
+        "{*ids.new}",
+        ("tests/test_processors.py::test_processors_are_transformers_own",),
+    ),
+    Mutation(
+        "sampling: frequency counts, presence does not",
+        "edgelm/processors.py",
+        "self.frequency * counts",
+        "self.frequency",
+        ("tests/test_processors.py::test_presence_and_frequency_count_the_answer_alone",),
+    ),
+    Mutation(
+        "sampling: n answers run their prompt once",
+        "edgelm/generate.py",
+        "                    self.cache.copy_row(other.row, row)\n"
+        "                    self.held[row][:] = self.held[other.row]\n",
+        "                    self.held[row].clear()\n",
+        ("tests/test_answers.py::test_n_answers_share_one_prompt",),
+    ),
+    Mutation(
+        "sampling: log-probabilities before processors",
+        "edgelm/generate.py",
+        "own = None if count is None else logits.double().log_softmax(0)\n"
+        "        token = self.sample(logits, self.ids)",
+        "token = self.sample(logits, self.ids)\n"
+        "        own = None if count is None else logits.double().log_softmax(0)",
+        ("tests/test_answers.py::test_logprobs_are_of_the_models_own_distribution",),
+    ),
+    Mutation(
+        "sampling: beams are copied to rows of their own",
+        "edgelm/beams.py",
+        "self.cache.copy_row(beam.row, row)",
+        "self.cache.copy_row(row, row)",
+        ("tests/test_answers.py::test_beams_are_transformers_own",),
+    ),
+    Mutation(
+        "sampling: a schema's tokens spell it exactly",
+        "edgelm/constraint.py",
+        'return ids if b"".join(self.tokens[i] for i in ids) == data else self._greedy(data)',
+        "return ids",
+        ("tests/test_constraint.py::test_every_kind_of_tokenizer",),
+    ),
+    Mutation(
+        "sampling: an end token only where the grammar may end",
+        "edgelm/constraint.py",
+        "= self._matcher.is_accepting()",
+        "= True",
+        ("tests/test_constraint.py::test_answers_to_random_schemas_validate",),
     ),
 )
