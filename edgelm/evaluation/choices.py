@@ -6,7 +6,6 @@ The ids that all choices share are run once, the rest side by side in one batch.
 from __future__ import annotations
 
 import math
-import os.path
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -77,7 +76,9 @@ class Scorer:
         """Ids that are run once, and the most ids that a choice has after them."""
         inputs = self._clipped(item)
         kept = min(len(i) - choice.count for i, choice in zip(inputs, item, strict=True))
-        shared = max(0, min(len(os.path.commonprefix(inputs)), kept))
+        shared = 0
+        while shared < kept and len({ids[shared] for ids in inputs}) == 1:
+            shared += 1
         return shared, max(len(ids) - shared for ids in inputs)
 
     @torch.inference_mode()

@@ -64,7 +64,9 @@ def score_text(
                 logits = lm.forward(piece[None], cache=cache).logits
                 assert logits is not None
                 wanted = ids[start + 1 : start + 1 + len(piece)]
-                theirs = baseline and baseline.logits(number * window + start, len(piece))
+                theirs = None
+                if baseline is not None:
+                    theirs = baseline.logits(number * window + start, len(piece))
                 found.append(_token_figures(logits[0], theirs, wanted))
             if progress:
                 progress(number + 1, len(passage.ids))

@@ -97,7 +97,7 @@ class Work:
         """The longest input, at most what the model knows."""
         longest = [len(c.ids) for items in self.encoded.values() for item in items for c in item]
         window = [] if self.passage is None else [self.passage.ids.shape[1]]
-        return min(self.files.config.max_positions, max(longest + window))
+        return min(self.files.config.max_context, max(longest + window))
 
     def load(self, files: ModelFiles, title: str, **changes: Any) -> LanguageModel:
         settings = {"context": self.context} | self.settings | changes
@@ -110,7 +110,7 @@ class Work:
         shape = (0, 0) if self.passage is None else tuple(self.passage.ids.shape)
         return Facts(
             model_sha256(files), tokenizer_sha256(files.tokenizer),
-            self.passage and self.passage.sha256, (shape[0], shape[1]),
+            None if self.passage is None else self.passage.sha256, (shape[0], shape[1]),
             files.config.hidden_size, files.config.vocab_size, decoder.head.softcap,
             {name: {"sha256": _digest(items)} for name, items in self.items.items()},
         )  # fmt: skip
@@ -144,7 +144,7 @@ def evaluate(
         UsageError: nothing to do, wrong options, or a baseline of something else.
         DoesNotFitError: the model or its baseline exceeds the budget.
     """
-    if limit is not None and limit < 1 or (text is None and not tasks):
+    if (limit is not None and limit < 1) or (text is None and not tasks):
         raise UsageError("Give a text or a task, and a limit of at least 1.")
     files = model if isinstance(model, ModelFiles) else ModelFiles.open(
         model, revision=revision, offline=offline, allow_pickle=allow_pickle
@@ -158,13 +158,14 @@ def evaluate(
     work = Work(files, passage, items, encoded, settings, progress or (lambda title: None))
     with _baseline(work, baseline) as reference:
         with work.load(files, f"loading {files.name}") as lm:
-            score = passage and score_text(lm, passage, reference, work.bars("reading the text"))
+            score = None
+            if passage is not None:
+                score = score_text(lm, passage, reference, work.bars("reading the text"))
             picks = work.picks(lm, "answering")
-        facts = reference and reference.facts
+        facts = None if reference is None else reference.facts
     found = {name: _task_score(name, picks[name], items[name], facts) for name in items}
-    return Evaluation(
-        files.name, lm.plan.scheme, lm.plan.bits_per_weight, score, facts and facts.noise, found
-    )
+    noise = None if facts is None else facts.noise
+    return Evaluation(files.name, lm.plan.scheme, lm.plan.bits_per_weight, score, noise, found)
 
 
 @contextmanager
@@ -273,8 +274,9 @@ def _digest(items: list[Item]) -> str:
 def _task_score(name: str, picks: Picks, items: list[Item], facts: Facts | None) -> TaskScore:
     share, stderr = accuracy(picks.plain, items)
     norm, norm_stderr = accuracy(picks.by_length, items) if TASKS[name].by_length else (None, None)
-    before = facts and facts.tasks[name]["right"]
-    after = _right(picks.plain, items)
-    flips = before and sum(a != b for a, b in zip(after, before, strict=True)) / len(items)
-    accuracy_before = before and sum(before) / len(items)
+    accuracy_before = flips = None
+    if facts is not None:
+        before, after = facts.tasks[name]["right"], _right(picks.plain, items)
+        accuracy_before = sum(before) / len(items)
+        flips = sum(a != b for a, b in zip(after, before, strict=True)) / len(items)
     return TaskScore(len(items), share, stderr, norm, norm_stderr, accuracy_before, flips)
