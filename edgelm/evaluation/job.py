@@ -163,7 +163,7 @@ def evaluate(
                 score = score_text(lm, passage, reference, work.bars("reading the text"))
             picks = work.picks(lm, "answering")
         facts = None if reference is None else reference.facts
-    found = {name: _task_score(name, picks[name], items[name], facts) for name in items}
+    found = {name: task_score(name, picks[name], items[name], facts) for name in items}
     noise = None if facts is None else facts.noise
     return Evaluation(files.name, lm.plan.scheme, lm.plan.bits_per_weight, score, noise, found)
 
@@ -271,7 +271,7 @@ def _digest(items: list[Item]) -> str:
     return hashlib.sha256(json.dumps([asdict(i) for i in items]).encode()).hexdigest()
 
 
-def _task_score(name: str, picks: Picks, items: list[Item], facts: Facts | None) -> TaskScore:
+def task_score(name: str, picks: Picks, items: list[Item], facts: Facts | None) -> TaskScore:
     share, stderr = accuracy(picks.plain, items)
     norm, norm_stderr = accuracy(picks.by_length, items) if TASKS[name].by_length else (None, None)
     accuracy_before = flips = None
