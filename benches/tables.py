@@ -48,7 +48,20 @@ TABLES: dict[str, dict[str, Callable[[Row], str]]] = {
         "peak MiB": mib("peak_rss_bytes"),
         "predicted MiB": mib("predicted_peak_bytes"),
         "perplexity": lambda row: f"{row['ppl']:.2f}",
-    }
+    },
+    "accuracy": {
+        "model": lambda row: row["model"],
+        "asked": lambda row: row["asked"],
+        "run by": lambda row: row["backend"],
+        "bits per weight": lambda row: f"{row['bits_per_weight']:.2f}",
+        "token perplexity": lambda row: f"{row['ppl']:.2f} ± {row['ppl_stderr']:.2f}",
+        "KLD": lambda row: f"{row['kld_mean']:.5f}",
+        "KLD 99 %": lambda row: f"{row['kld_p99']:.4f}",
+        "KLD floor": lambda row: f"{row['noise_floor']['kld_mean']:.5f}",
+        "same top": lambda row: f"{row['top1_agreement']:.1%}",
+        "decode tok/s": lambda row: f"{row['decode_tok_s']:.0f}",
+        "decode GB/s": bandwidth,
+    },
 }
 
 

@@ -10,7 +10,19 @@ from typing import Annotated, Any
 import typer
 
 import edgelm
-from edgelm.cli import bench, chat, console, demo, doctor, generate, inspect, mask, plan, quantize
+from edgelm.cli import (
+    bench,
+    chat,
+    console,
+    demo,
+    doctor,
+    eval,
+    generate,
+    inspect,
+    mask,
+    plan,
+    quantize,
+)
 from edgelm.cli.options import expanded
 from edgelm.errors import CancelledError, EdgeLMError, UsageError
 
@@ -31,12 +43,13 @@ for verb in (
     chat.chat,
     plan.plan,
     quantize.quantize,
+    eval.eval_,
     bench.bench,
     inspect.inspect,
     mask.mask,
     doctor.doctor,
 ):
-    app.command()(expanded(verb))
+    app.command(verb.__name__.rstrip("_"))(expanded(verb))
 
 
 def _version(wanted: bool) -> None:

@@ -7,6 +7,7 @@ tests still pass is a feature nobody guards, and fails CI. One file a theme.
 from __future__ import annotations
 
 from mutations import (
+    evaluation,
     families,
     files,
     generation,
@@ -23,6 +24,7 @@ from mutations import (
 from mutations.row import Mutation
 
 MUTATIONS: tuple[Mutation, ...] = (
+    *evaluation.MUTATIONS,
     *families.MUTATIONS,
     *files.MUTATIONS,
     *generation.MUTATIONS,

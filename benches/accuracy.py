@@ -1,0 +1,89 @@
+"""What each scheme costs on each CPU backend: bits, perplexity, divergence and speed.
+
+    python benches/accuracy.py [WORD ...]    writes results/accuracy.json
+
+Every family's nano model over its held-out text and the demo over wiki.test.raw, a row at a time.
+Rows that results/accuracy.json holds are not run again (delete the file to begin anew); WORDs pick
+rows by model, scheme or backend. No row starts after ``BOUND_S`` seconds: run it again to go on.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from backends import ASSETS, BENCHES, store
+
+import edgelm
+from edgelm import hardware
+from edgelm.benchmark import Workload, measure
+from edgelm.errors import EdgeLMError
+from edgelm.files import ModelFiles
+from quant.backends import BACKENDS
+
+NANO = ("llama", "gemma2", "helium", "persimmon", "bloom")
+SCHEMES = ("none", "int8", "int4-g32", "int4-g64", "int4", "nf4")
+BOUND_S = 15 * 60
+WINDOWS = {"demo": 2}
+"""Windows of 512 tokens where 8 would take too long."""
+
+
+def main(words: list[str]) -> int:
+    path = BENCHES / "results" / "accuracy.json"
+    rows = json.loads(path.read_text("utf-8"))["rows"] if path.exists() else []
+    done = {(row["model"], row["asked"], row["asked_backend"]) for row in rows}
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in (*NANO, "demo"):
+            for key in ((name, scheme, own) for scheme in SCHEMES for own in BACKENDS):
+                if key in done or not all(word in key for word in words):
+                    continue
+                if time.monotonic() - start > BOUND_S:
+                    print("time is up; run it again to go on", file=sys.stderr)
+                    return 1
+                row = measured(*key, Path(scratch))
+                if row is not None:
+                    rows.append(row)
+                    keep(rows)
+    return 0
+
+
+def measured(name: str, scheme: str, backend: str, scratch: Path) -> dict[str, Any] | None:
+    """One row; None, said on stderr, where a backend does not run the scheme on this machine."""
+    nano = name != "demo"
+    files = ModelFiles.open(ASSETS / "nano" / name if nano else "demo")
+    text = ASSETS / ("nano/heldout.txt" if nano else "text/wiki.test.raw")
+    windows = WINDOWS.get(name, 8)
+    settings = {"quant": scheme, "backend": backend}
+    kept = scratch / f"{name}.baseline"
+    try:
+        if not kept.exists():
+            edgelm.evaluate(files, text=text, limit=windows, baseline=kept, quant="none")
+        found = edgelm.evaluate(files, text=text, limit=windows, baseline=kept, **settings)
+        speed = measure(files, Workload(128, 16, 1), **settings)
+    except EdgeLMError as error:
+        print(f"{name} {scheme} {backend}: {error}", file=sys.stderr)
+        return None
+    row = {"asked": scheme, "asked_backend": backend} | speed.to_dict() | found.to_dict()
+    row["model"] = name
+    print(f"{name} {scheme} {backend}: KLD {row['kld_mean']:.6f}", file=sys.stderr)
+    return row
+
+
+def keep(rows: list[dict[str, Any]]) -> None:
+    result = {
+        "machine": f"{hardware.processor_name()}, {hardware.cores()} cores",
+        "date": datetime.now(UTC).date().isoformat(),
+        "command": "python benches/accuracy.py",
+        "rows": rows,
+    }
+    store("accuracy", result)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,148 @@
+"""Choices: log-likelihoods of an item's continuations, scored as lm-eval does.
+
+The ids that all choices share are run once, the rest side by side in one batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from edgelm.cache import KVCache
+from edgelm.evaluation.tasks import Item
+from edgelm.model import LanguageModel
+from edgelm.tokenizer import Tokenizer
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Ids of one prompt and continuation; the last ``count`` ids are the continuation's."""
+
+    ids: tuple[int, ...]
+    count: int
+
+
+def encode_pair(tokenizer: Tokenizer, prompt: str, continuation: str) -> Encoded:
+    """As lm-eval: spaces at the prompt's end belong to the continuation; both are encoded whole."""
+    start = prompt.rstrip()
+    first = tokenizer.encode(start)
+    whole = tokenizer.encode(f"{prompt}{continuation}")
+    return Encoded(tuple(whole), len(whole) - len(first))
+
+
+def encode_item(tokenizer: Tokenizer, item: Item) -> list[Encoded]:
+    return [encode_pair(tokenizer, prompt, f" {choice}") for prompt, choice in item.pairs]
+
+
+@dataclass(frozen=True)
+class Picks:
+    """What was chosen in each item: by log-likelihood, and by log-likelihood per character."""
+
+    plain: tuple[int, ...]
+    by_length: tuple[int, ...]
+
+
+class Scorer:
+    """Scores the items of one task on a loaded model, within its budget.
+
+    Raises:
+        BudgetExceededError: the budget has no room for the rows and logits.
+    """
+
+    def __init__(self, lm: LanguageModel, items: Sequence[list[Encoded]]) -> None:
+        self._lm, self._items = lm, items
+        rows = max(len(item) for item in items)
+        widest = max(self._shape(item)[1] for item in items)
+        self._logits_bytes = 2 * rows * widest * lm.config.vocab_size * 4
+        lm.ledger.extend("evaluation", self._logits_bytes)
+        self._caches = [lm.new_cache(1), lm.new_cache(rows)]
+
+    def close(self) -> None:
+        for cache in self._caches:
+            self._lm.ledger.release("kv cache", cache.nbytes)
+        self._lm.ledger.extend("evaluation", -self._logits_bytes)
+
+    def _clipped(self, item: list[Encoded]) -> list[tuple[int, ...]]:
+        """What is run: all but the last id, cut on the left to the context."""
+        return [choice.ids[:-1][-self._lm.plan.context :] for choice in item]
+
+    def _shape(self, item: list[Encoded]) -> tuple[int, int]:
+        """Ids that are run once, and the most ids that a choice has after them."""
+        inputs = self._clipped(item)
+        kept = min(len(i) - choice.count for i, choice in zip(inputs, item, strict=True))
+        shared = 0
+        while shared < kept and len({ids[shared] for ids in inputs}) == 1:
+            shared += 1
+        return shared, max(len(ids) - shared for ids in inputs)
+
+    @torch.inference_mode()
+    def log_likelihoods(self, item: list[Encoded]) -> list[float]:
+        """Natural log-likelihood of each choice's continuation."""
+        shared, width = self._shape(item)
+        inputs = self._clipped(item)
+        cache = self._start(inputs[0][:shared])
+        tails = torch.zeros(cache.rows, width, dtype=torch.long)
+        mask = torch.zeros(cache.rows, width, dtype=torch.bool)
+        mask[:, 0] = True  # rows beyond the item's choices hold one id that nobody looks at
+        for row, ids in enumerate(inputs):
+            tails[row, : len(ids) - shared] = torch.tensor(ids[shared:])
+            mask[row, : len(ids) - shared] = True
+        logits = self._lm.forward(tails, attention_mask=mask, cache=cache).logits
+        assert logits is not None
+        return [
+            _sum_of(logits[row, : len(ids) - shared], choice)
+            for row, (ids, choice) in enumerate(zip(inputs, item, strict=True))
+        ]
+
+    def _start(self, shared: Sequence[int]) -> KVCache:
+        """The rows, each holding the ids that all choices share."""
+        one, many = self._caches
+        one.truncate(0, 0)
+        if shared:
+            self._lm.forward(torch.tensor([shared]), cache=one, logits_to_keep=1)
+        snapshot = one.snapshot(0)
+        for row in range(many.rows):
+            many.truncate(row, 0)
+            many.restore(row, snapshot)
+        return many
+
+
+def _sum_of(logits: Tensor, choice: Encoded) -> float:
+    """logits [T, V], of which the last ``count`` rows predict the continuation."""
+    wanted = torch.tensor(choice.ids[-choice.count :])
+    scores = logits[-choice.count :].log_softmax(-1)
+    return float(scores.gather(1, wanted[:, None]).sum())
+
+
+def pick(
+    lm: LanguageModel, items: Sequence[Item], encoded: Sequence[list[Encoded]],
+    progress: Progress | None,
+) -> Picks:  # fmt: skip
+    """The likeliest choice of each item; the first of equals."""
+    plain, by_length = [], []
+    scorer = Scorer(lm, encoded)
+    try:
+        for index, (item, choices) in enumerate(zip(items, encoded, strict=True)):
+            scores = scorer.log_likelihoods(choices)
+            lengths = [len(choice) for _, choice in item.pairs]
+            plain.append(scores.index(max(scores)))
+            normed = [s / max(1, n) for s, n in zip(scores, lengths, strict=True)]
+            by_length.append(normed.index(max(normed)))
+            if progress:
+                progress(index + 1, len(items))
+    finally:
+        scorer.close()
+    return Picks(tuple(plain), tuple(by_length))
+
+
+def accuracy(picks: Sequence[int], items: Sequence[Item]) -> tuple[float, float | None]:
+    """Share of right picks and its standard error (of a sample, as lm-eval; None for one item)."""
+    n, right = len(items), sum(p == item.gold for p, item in zip(picks, items, strict=True))
+    share = right / n
+    return share, math.sqrt(share * (1 - share) / (n - 1)) if n > 1 else None

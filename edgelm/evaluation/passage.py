@@ -1,0 +1,58 @@
+"""Passage: a text cut into windows of token ids, the same for a model and its baseline."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from edgelm.errors import ModelFileError, UsageError
+from edgelm.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Passage:
+    """Ids [windows, window] int64 without BOS; ``words`` counts what they decode to.
+
+    Each window starts from an empty cache and gives ``window - 1`` predictions.
+    """
+
+    ids: Tensor
+    words: int
+    sha256: str
+
+    @property
+    def predictions(self) -> int:
+        """Tokens that are predicted."""
+        return self.ids.shape[0] * (self.ids.shape[1] - 1)
+
+    @classmethod
+    def read(
+        cls, path: str | Path, tokenizer: Tokenizer, window: int, limit: int | None
+    ) -> Passage:
+        """The first ``limit`` windows of a UTF-8 file; a last one that is not full is left out.
+
+        Raises:
+            ModelFileError: the file cannot be read as UTF-8.
+            UsageError: the text is shorter than a window.
+        """
+        try:
+            data = Path(path).read_bytes()
+            ids = tokenizer.encode(data.decode("utf-8"), add_special=False)
+        except (OSError, UnicodeDecodeError) as error:
+            raise ModelFileError(
+                f"{path} cannot be read as UTF-8 text: {error}. Give a plain text file."
+            ) from error
+        if not 2 <= window <= len(ids):
+            raise UsageError(
+                f"window is {window}; allowed: 2 to the {len(ids)} tokens of {path}. Give a longer "
+                "text or a smaller window."
+            )
+        count = len(ids) // window if limit is None else min(limit, len(ids) // window)
+        kept = ids[: count * window]
+        words = len(tokenizer.decode(kept).split())
+        tokens = torch.tensor(kept).view(count, window)
+        return cls(tokens, max(1, words), hashlib.sha256(data).hexdigest())

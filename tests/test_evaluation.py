@@ -1,0 +1,271 @@
+"""Evaluation: perplexity, divergence, tasks and baselines are what their definitions say."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import edgelm
+from edgelm.cli.main import main
+from edgelm.errors import BudgetExceededError, ModelFileError, UsageError
+from edgelm.evaluation.baseline import Facts
+from edgelm.evaluation.choices import Picks, accuracy, encode_item, encode_pair, pick
+from edgelm.evaluation.job import Evaluation, task_score
+from edgelm.evaluation.tasks import TASKS, Item, read_items
+
+INT8_KLD = 0.002
+INT8_TOP1 = 0.975
+FLOAT_DIFFERENCE = 1e-3
+"""Between our float32 log-likelihoods and transformers', summed over a continuation."""
+FIGURE_SHARE = 1e-3
+
+FILES = {name: f"{name}.jsonl" for name in TASKS} | {
+    "hellaswag": "hellaswag_val_full.txt.bz2",
+    "social_iqa": "social_i_qa.test.json",
+    "mmlu": "mmlu_test",
+}
+KEYS = {
+    *("tokens", "ppl", "ppl_baseline", "ppl_stderr", "word_ppl", "kld_mean", "kld_p99"),
+    *("kld_max", "top1_agreement", "noise_floor", "tasks"),
+}
+
+
+def run(assets: Path, family: str, **options: Any) -> Evaluation:
+    model, text = assets / "nano" / family, assets / "nano" / "heldout.txt"
+    return edgelm.evaluate(model, **({"text": text, "window": 128, "limit": 4} | options))
+
+
+def their_logits(assets: Path, family: str, ids: torch.Tensor) -> torch.Tensor:
+    """transformers' logits [B, T, V] in float32."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(
+        assets / "nano" / family, dtype=torch.float32, attn_implementation="eager"
+    )
+    with torch.inference_mode():
+        return model(ids).logits
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "helium", "persimmon", "bloom"])
+def test_int8_keeps_the_predictions(assets: Path, family: str) -> None:
+    score = run(assets, family, quant="int8", limit=8).text
+    assert score is not None and score.kld_mean is not None and score.top1_agreement is not None
+    print(f"{family}: KLD {score.kld_mean:.6f}, same top {score.top1_agreement:.2%}")
+    assert 1e-7 < score.kld_mean < INT8_KLD
+    assert score.top1_agreement > INT8_TOP1
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_figures_by_their_definitions(assets: Path, tmp_path: Path, family: str) -> None:
+    """From transformers' logits of the floats and ours of int4, all in float64."""
+    found = run(assets, family, quant="int4-g32", limit=2)
+    with edgelm.load(assets / "nano" / family, quant="int4-g32", context=128) as lm:
+        ids = lm.tokenizer.encode((assets / "nano" / "heldout.txt").read_text(), add_special=False)
+        windows = torch.tensor(ids[:256]).view(2, 128)
+        q = lm.forward(windows).logits.double().log_softmax(-1)[:, :-1]
+        words = len(lm.decode(ids[:256]).split())
+    p = their_logits(assets, family, windows).double().log_softmax(-1)[:, :-1]
+    kld = (p.exp() * (p - q)).sum(-1).flatten()
+    loss = -q.gather(2, windows[:, 1:, None]).flatten()
+    own = -p.gather(2, windows[:, 1:, None]).flatten()
+    expected = {
+        "tokens": 254,
+        "ppl": math.exp(loss.mean()),
+        "ppl_stderr": math.exp(loss.mean()) * float(loss.std()) / math.sqrt(254),
+        "word_ppl": math.exp(float(loss.mean()) * 256 / words),
+        "ppl_baseline": math.exp(own.mean()),
+        "kld_mean": float(kld.mean()),
+        "kld_p99": float(kld.sort().values[251]),
+        "kld_max": float(kld.max()),
+        "top1_agreement": float((p.argmax(-1) == q.argmax(-1)).double().mean()),
+    }
+    got = found.to_dict()
+    for name, value in expected.items():
+        print(f"{name}: {got[name]:.6f}, expected {value:.6f}")
+        assert got[name] == pytest.approx(value, rel=FIGURE_SHARE)
+    assert found.noise_floor is not None
+    assert 0 < found.noise_floor["kld_mean"] < expected["kld_mean"]
+
+
+def test_floats_are_their_own_baseline(assets: Path) -> None:
+    score = run(assets, "llama", quant="none", dtype="float32", limit=1).text
+    assert score is not None and score.kld_max is not None
+    print(f"largest KLD of the same floats {score.kld_max:.2e}")
+    assert score.kld_max < 1e-6 and score.top1_agreement == 1.0
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_log_likelihoods_are_those_of_transformers(assets: Path, family: str) -> None:
+    """lm-eval's formula over transformers' logits: whole encodings, the continuation's last ids."""
+    from edgelm.evaluation.choices import Scorer
+
+    items = read_items("arc_easy", assets / "tasks" / "arc_easy.jsonl", 3)
+    items += read_items("winogrande", assets / "tasks" / "winogrande.jsonl", 2)
+    items.append(Item((("Once upon a time  ", "there was"), ("Once", "upon")), 0))
+    with edgelm.load(assets / "nano" / family, quant="none", dtype="float32", context=256) as lm:
+        encoded = [encode_item(lm.tokenizer, item) for item in items]
+        scorer = Scorer(lm, encoded)
+        for choices in encoded:
+            got = scorer.log_likelihoods(choices)
+            for choice, score in zip(choices, got, strict=True):
+                ids = torch.tensor([choice.ids])
+                logits = their_logits(assets, family, ids)[0, :-1].log_softmax(-1)
+                own = logits.gather(1, ids[0, 1:, None])[-choice.count :].sum()
+                assert score == pytest.approx(float(own), abs=FLOAT_DIFFERENCE)
+        scorer.close()
+        assert lm.ledger.planned["evaluation"] == 0
+
+
+def test_pairs_are_encoded_whole(assets: Path) -> None:
+    with edgelm.load(assets / "nano" / "llama", quant="none", context=64) as lm:
+        plain = encode_pair(lm.tokenizer, "Once upon", " a time")
+        spaced = encode_pair(lm.tokenizer, "Once upon ", "a time")
+    assert plain == spaced and plain.count < len(plain.ids)
+
+
+def test_both_scores_pick(assets: Path) -> None:
+    items = read_items("arc_easy", assets / "tasks" / "arc_easy.jsonl", 12)
+    with edgelm.load(assets / "nano" / "llama", quant="none", context=256) as lm:
+        encoded = [encode_item(lm.tokenizer, item) for item in items]
+        picks = pick(lm, items, encoded, None)
+        for index, item in enumerate(items):
+            scores = [lm.score(prompt, f" {choice}") for prompt, choice in item.pairs]
+            lengths = [len(choice) for _, choice in item.pairs]
+            normed = [s / n for s, n in zip(scores, lengths, strict=True)]
+            assert picks.plain[index] == scores.index(max(scores))
+            assert picks.by_length[index] == normed.index(max(normed))
+    assert picks.plain != picks.by_length
+
+
+def test_accuracy_has_lm_evals_error() -> None:
+    items = [Item((("a", "b"), ("a", "c")), gold) for gold in (0, 0, 1, 0)]
+    share, stderr = accuracy([0, 1, 1, 0], items)
+    sample = torch.tensor([1.0, 0, 1, 1])
+    assert share == 0.75 and stderr == pytest.approx(float(sample.std() / math.sqrt(4)))
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_task_files(assets: Path, name: str) -> None:
+    path = assets / "tasks" / FILES[name]
+    items = read_items(name, path, 400)
+    assert len(items) == 400
+    golds = {item.gold for item in items}
+    assert golds >= {0, 1} and max(golds) < len(items[0].pairs)
+    prompts = {prompt for prompt, _ in items[0].pairs}
+    assert len(prompts) == (2 if name == "winogrande" else 1)
+    if name not in ("openbook_qa", "hellaswag", "winogrande"):
+        assert next(iter(prompts)).endswith(("\nAnswer:", "\nA:"))
+
+
+def test_prompts_are_worded_as_lm_eval_words_them(assets: Path) -> None:
+    tasks = assets / "tasks"
+    piqa = read_items("piqa", tasks / "piqa.jsonl", 2)[1]
+    assert piqa.pairs[0][0] == "Question: dresser\nAnswer:"
+    mmlu = read_items("mmlu", tasks / "mmlu_test" / "abstract_algebra_test.csv", 1)[0]
+    assert mmlu.pairs[1] == (
+        "The following are multiple choice questions (with answers) about abstract algebra.\n\n"
+        "Find the degree for the given field extension Q(sqrt(2), sqrt(3), sqrt(18)) over Q.\n"
+        "A. 0\nB. 4\nC. 2\nD. 6\nAnswer:",
+        "B",
+    )
+    social = read_items("social_iqa", tasks / "social_i_qa.test.json", 1)[0]
+    assert social.gold == 2 and social.pairs[2][1] == "Find somewhere to go"
+
+
+def test_flips_count_both_ways() -> None:
+    """One item turned right and one wrong: the same accuracy, half of the items flipped."""
+    items = [Item((("a", "b"), ("a", "c")), 0)] * 4
+    facts = Facts("", "", None, (0, 0), 1, 1, None, {"piqa": {"right": [True, False, True, False]}})
+    picks = Picks(plain=(0, 0, 1, 1), by_length=(0, 0, 0, 1))
+    score = task_score("piqa", picks, items, facts)
+    assert (score.accuracy, score.accuracy_norm, score.accuracy_baseline) == (0.5, 0.75, 0.5)
+    assert score.flips == 0.5
+
+
+def test_a_baseline_file_is_kept_and_checked(assets: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "llama.baseline"
+    first = run(assets, "llama", quant="int4-g64", baseline=kept)
+    made = kept.read_bytes()
+    again = run(assets, "llama", quant="int4-g64", baseline=kept)
+    assert first == again and kept.read_bytes() == made and len(list(tmp_path.iterdir())) == 1
+    with pytest.raises(UsageError, match="other text"):
+        run(assets, "llama", baseline=kept, text=assets / "text" / "wiki.test.raw")
+    with pytest.raises(UsageError, match="other windows"):
+        run(assets, "llama", baseline=kept, limit=2)
+    with pytest.raises(UsageError, match="other weights"):
+        run(assets, "helium", baseline=kept)
+    kept.write_bytes(made[:-100])
+    with pytest.raises(ModelFileError, match="not a whole baseline"):
+        run(assets, "llama", baseline=kept)
+
+
+def test_quantized_folders_need_their_original(assets: Path, tmp_path: Path) -> None:
+    """And a folder says and scores what the same scheme does when made at load, bit for bit."""
+    model = assets / "nano" / "llama"
+    for quant in ("int8", "int4-g32", "int4"):
+        out = tmp_path / quant
+        edgelm.quantize(model, out, quant=quant)
+        with edgelm.load(model, quant=quant) as before, edgelm.load(out) as after:
+            ids = [lm.generate("Once upon a time", max_new_tokens=24) for lm in (before, after)]
+            assert ids[0].token_ids == ids[1].token_ids
+            assert torch.equal(*(lm.log_likelihoods(list(range(3, 60))) for lm in (before, after)))
+    alone = run(assets, "llama", quant="int4")
+    folder = {"text": assets / "nano" / "heldout.txt", "window": 128, "limit": 4}
+    assert edgelm.evaluate(tmp_path / "int4", **folder).to_dict()["kld_mean"] is None
+    beside = edgelm.evaluate(tmp_path / "int4", baseline=model, **folder)
+    assert beside.text == alone.text
+    with pytest.raises(UsageError, match="quantized already"):
+        edgelm.evaluate(tmp_path / "int4", baseline=tmp_path / "x.baseline", **folder)
+
+
+def test_wrong_use(assets: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text('{"query": "a", "choices": ["b"], "gold": 3}\n')
+    for error, options in (
+        (UsageError, {"text": None}),
+        (UsageError, {"limit": 0}),
+        (UsageError, {"window": 1}),
+        (UsageError, {"tasks": {"chess": broken}}),
+        (ModelFileError, {"tasks": {"piqa": broken}}),
+        (ModelFileError, {"tasks": {"piqa": tmp_path / "none"}}),
+        (ModelFileError, {"text": tmp_path / "none"}),
+    ):
+        with pytest.raises(error) as raised:
+            run(assets, "llama", **options)
+        print(raised.value)
+
+
+def test_memory_comes_out_of_the_budget(assets: Path) -> None:
+    from edgelm.evaluation.divergence import score_text
+    from edgelm.evaluation.passage import Passage
+
+    path = assets / "nano" / "heldout.txt"
+    with edgelm.load(assets / "nano" / "llama", quant="int8", context=128) as lm:
+        passage = Passage.read(path, lm.tokenizer, 128, 1)
+        before = lm.ledger.headroom_bytes
+        score_text(lm, passage, None, None)
+        assert lm.ledger.headroom_bytes == before
+        lm.ledger.headroom_bytes = 1 << 20
+        with pytest.raises(BudgetExceededError, match="evaluation"):
+            score_text(lm, passage, None, None)
+
+
+def test_command_line(assets: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, text = assets / "nano" / "llama", assets / "nano" / "heldout.txt"
+    task = f"arc_easy={assets / 'tasks' / 'arc_easy.jsonl'}"
+    given = ["eval", model, "--text", text, "--task", task, "--limit", "3", "--quant", "int8"]
+    assert main([*map(str, given), "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert set(data) >= KEYS and data["tokens"] == 3 * 511
+    entry = data["tasks"]["arc_easy"]
+    assert set(entry) >= {"n", "accuracy", "accuracy_baseline", "stderr", "flips"}
+    assert main([*map(str, given)]) == 0
+    shown = capsys.readouterr().out
+    assert "token perplexity" in shown and "word perplexity" in shown and "noise floor" in shown
+    assert main(["eval", str(model), "--task", "arc_easy"]) == 2
+    assert "NAME=FILE" in capsys.readouterr().err
