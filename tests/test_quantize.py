@@ -184,7 +184,7 @@ def test_a_disk_that_is_full_at_once(tiny_llama: Callable[..., Path], tmp_path: 
         raise full()
 
     source = tiny_llama()
-    monkeypatch.setattr(safetensors_writer, "_reserve", refuse)
+    monkeypatch.setattr(safetensors_writer, "reserve", refuse)
     with pytest.raises(edgelm.EdgeLMError, match="disk is full"):
         edgelm.quantize(source, tmp_path / "out")
     assert {path.name for path in tmp_path.iterdir()} == {source.name}
