@@ -93,9 +93,7 @@ class GGUFExport:
         self._prepare()
         tensors = GGUFTensors(self.partial)
         try:
-            self._write_tensors(tensors, progress)
-            digests = {entry["tensor"]: entry["sha256"] for entry in self.journal.done.values()}
-            tensors.verify(digests)
+            tensors.verify(self._write_tensors(tensors, progress))
         finally:
             tensors.close()
         os.rename(self.partial, self.out)
@@ -133,7 +131,8 @@ class GGUFExport:
             self.journal.remove()
             raise
 
-    def _write_tensors(self, tensors: GGUFTensors, progress: Progress | None) -> None:
+    def _write_tensors(self, tensors: GGUFTensors, progress: Progress | None) -> dict[str, str]:
+        """What an earlier run had not finished; the sha256 of every tensor."""
         done = 0
         for target, entry in zip(self.targets, self.entries, strict=True):
             if target.name not in self.journal.done:
@@ -145,8 +144,10 @@ class GGUFExport:
             done += entry.nbytes
             if progress:
                 progress(target.name, done, self.nbytes)
+        digests = {entry["tensor"]: entry["sha256"] for entry in self.journal.done.values()}
         if self.divisors is not None:
-            tensors.write(ROPE_FACTORS, self.divisors.view(torch.uint8))
+            digests[ROPE_FACTORS] = tensors.write(ROPE_FACTORS, self.divisors.view(torch.uint8))
+        return digests
 
     def _manifest(self) -> Manifest:
         errors = {name: entry["error_db"] for name, entry in self.journal.done.items()}

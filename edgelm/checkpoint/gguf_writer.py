@@ -1,4 +1,4 @@
-"""Writing GGUF files with the package `gguf`: header and names first, then tensors to their places."""
+"""Writing GGUF files: header and names by the package `gguf`, then tensors to their places."""
 
 from __future__ import annotations
 
