@@ -43,12 +43,14 @@ def fetch_weights(model_id: str, revision: str | None, patterns: list[str]) -> N
         return  # the Hub cannot be reached; what the cache holds may be enough
     for file in found:
         cache = Path(file.local_path).parents[3]  # .../models--owner--name/snapshots/COMMIT/FILE
-        small_enough = file.file_size <= constants.MAX_HTTP_DOWNLOAD_SIZE
-        if file.will_download and small_enough and are_symlinks_supported(cache):
-            _fetch(model_id, file)
+        size = file.file_size
+        if size is None or size > constants.MAX_HTTP_DOWNLOAD_SIZE:
+            continue
+        if file.will_download and are_symlinks_supported(cache):
+            _fetch(model_id, file, size)
 
 
-def _fetch(model_id: str, file: DryRunFileInfo) -> None:
+def _fetch(model_id: str, file: DryRunFileInfo, size: int) -> None:
     """The file's content in blobs/; a second process waits for the first and finds it there."""
     from filelock import FileLock
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
@@ -63,7 +65,7 @@ def _fetch(model_id: str, file: DryRunFileInfo) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     with FileLock(locks / f"{etag}.edgelm.lock"):
         if not blob.exists():
-            _download(url, blob, file.file_size)
+            _download(url, blob, size)
 
 
 def _download(url: str, blob: Path, size: int) -> None:

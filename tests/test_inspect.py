@@ -60,7 +60,7 @@ FLOATS = {("float32", "int4-g32"), ("float32", "int8")}
 FORMATS: dict[str, tuple[Maker, bool, set[tuple[str, str]]]] = {
     "safetensors": (llama, False, FLOATS),
     "edgelm": (ours, True, set()),
-    "torch": (pickled, False, FLOATS),
+    "pickle": (pickled, False, FLOATS),
     "flax": (flax, False, FLOATS),
     "gptq": (packed("gptq"), True, {("float32", "int8")}),
     "awq": (packed("awq"), True, {("float32", "int8")}),
@@ -113,9 +113,10 @@ def main_output(path: Path, capsys: pytest.CaptureFixture[str]) -> Any:
 
 def test_gguf_blocks_that_are_quantized_again(tmp_path: Path) -> None:
     source = llama(tmp_path)
-    for kind, changed in (("Q8_0", set()), ("F16", {"int4-g32", "int8"})):
+    cases: list[tuple[str, set[str]]] = [("Q8_0", set()), ("F16", {"int4-g32", "int8"})]
+    for kind, changed in cases:
         out = tmp_path / f"{kind}.gguf"
-        gguf_models.write(source, out, GGMLQuantizationType[kind])
+        gguf_models.write_gguf_model(source, out, GGMLQuantizationType[kind])
         found = inspected(out)
         print(kind, found.loading.changes)
         assert found.format == "gguf" and {c.loaded for c in found.loading.changes} == changed
