@@ -20,12 +20,11 @@ from edgelm.checkpoint.manifest import Manifest, Module
 from edgelm.checkpoint.packed_layout import ROW_STEP, Spec, specs
 from edgelm.errors import ModelFileError, UnsupportedModelError, UsageError
 from edgelm.files import ModelFiles
-from edgelm.inspection import licence_of
+from edgelm.inspection import HEAD, licence_of
 from edgelm.version import __version__
 from quant import METHODS, PackedWeight, QuantError, Recipe, Scheme, Sqnr, pack
 
 BLOCK_BYTES = 32 << 20  # rows of a weight are read, packed and written this much at a time
-HEAD = "lm_head.weight"  # in every family; a tied model may store it a second time
 Progress = Callable[[str, int, int], None]
 
 DTYPES = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edgelm.checkpoint.gguf_families import FAMILIES, Family, RowOrder
-from edgelm.checkpoint.gguf_writer import KINDS, Entry, to_blocks, write_gguf
+from edgelm.checkpoint.gguf_families import FAMILIES, ROPE_FACTORS, Family, RowOrder
+from edgelm.checkpoint.gguf_writer import KINDS, Entry, GGUFTensors, create_gguf, to_blocks
+from edgelm.checkpoint.journal import Journal
 from edgelm.checkpoint.manifest import Manifest
 from edgelm.conversion import (
     Conversion,
@@ -25,10 +27,12 @@ from edgelm.conversion import (
 from edgelm.errors import UnsupportedModelError, UsageError
 from edgelm.files import ModelFiles
 from edgelm.inspection import licence_of
-from edgelm.packed_folder import file_sha256, sync_file
+from edgelm.packed_folder import file_sha256, job_identity, sync_folder
 from edgelm.position import llama3_divisors
 from edgelm.vocabulary_gguf import vocabulary_metadata
 from quant import PackedWeight, Sqnr
+
+logger = logging.getLogger("edgelm")
 
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 FILE_TYPES = {"Q4_0": 2, "Q4_1": 3, "Q8_0": 7}  # llama.cpp's general.file_type
@@ -56,12 +60,13 @@ class GGUFExport:
         UnsupportedModelError, UsageError: GGUF or llama.cpp has no words for this model or scheme.
     """
 
-    resumed = 0
-
     def __init__(self, files: ModelFiles, out: Path, conversion: Conversion, method: str) -> None:
         self.files, self.out, self.conversion, self.method = files, out, conversion, method
+        self.partial = out.with_name(out.name + ".partial")
+        job = job_identity(files, conversion, method)
+        self.journal = Journal(out.with_name(out.name + ".partial.journal"), job)
         self.targets = conversion.targets
-        self.errors: dict[str, float | None] = {}
+        self.resumed = 0
         family = FAMILIES.get(files.config.model_type)
         if family is None:
             raise UnsupportedModelError(
@@ -79,41 +84,79 @@ class GGUFExport:
     @property
     def nbytes(self) -> int:
         """Of all tensors."""
-        return sum(entry.shape[0] * entry.row_bytes for entry in self.entries)
+        return sum(entry.nbytes for entry in self.entries)
 
     def run(self, progress: Progress | None) -> Manifest:
         """Write beside, read back, rename; what was written, in words."""
         if self.out.exists():
+            return self._finished_before()
+        self._prepare()
+        tensors = GGUFTensors(self.partial)
+        try:
+            tensors.verify(self._write_tensors(tensors, progress))
+        finally:
+            tensors.close()
+        os.rename(self.partial, self.out)
+        sync_folder(self.out.parent, files=False)
+        manifest = self._manifest()
+        self.journal.remove()
+        return manifest
+
+    def _finished_before(self) -> Manifest:
+        """A run killed after the file got its name leaves a journal and nothing to do."""
+        if self.partial.exists() or not self.journal.read():
             raise UsageError(
                 f"{self.out} exists and is left as it is. Give another name, or delete it first."
             )
-        entries, done = list(self.entries), 0
-        if self.divisors is not None:
-            entries.append(Entry("rope_freqs.weight", "F32", tuple(self.divisors.shape)))
+        self.resumed = len(self.journal.done)
+        manifest = self._manifest()
+        self.journal.remove()
+        return manifest
 
-        def tensor(index: int) -> Tensor:
-            nonlocal done
-            if index == len(self.targets):
-                assert self.divisors is not None
-                return self.divisors.view(torch.uint8).view(-1, 4)
-            made = self._tensor(index)
-            done += made.nbytes
-            if progress:
-                progress(self.targets[index].name, done, self.nbytes)
-            return made
-
+    def _prepare(self) -> None:
+        """A file at full length and a journal; those of an interrupted run where they fit."""
+        ours = self.journal.read()
+        if ours and self.journal.done and self.partial.exists():
+            self.resumed = len(self.journal.done)
+            return
+        if self.partial.exists() and not ours:
+            logger.warning("%s is of another job and is begun anew.", self.partial)
         self.out.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.out.with_name(self.out.name + ".partial")
-        write_gguf(partial, self.files.config.model_type, self.metadata, entries, tensor)
-        sums = {self.out.name: file_sha256(partial)}
-        sync_file(partial)
-        os.rename(partial, self.out)
-        return manifest_of(self.files, self.conversion, self.method, self.errors, self.nbytes, sums)
+        self.journal.start()
+        try:
+            entries = [*self.entries, *self._rope_entry()]
+            create_gguf(self.partial, self.files.config.model_type, self.metadata, entries)
+        except OSError:  # nothing of worth is in it yet
+            self.partial.unlink(missing_ok=True)
+            self.journal.remove()
+            raise
 
-    def _tensor(self, index: int) -> Tensor:
-        target, entry = self.targets[index], self.entries[index]
+    def _write_tensors(self, tensors: GGUFTensors, progress: Progress | None) -> dict[str, str]:
+        """What an earlier run had not finished; the sha256 of every tensor."""
+        done = 0
+        for target, entry in zip(self.targets, self.entries, strict=True):
+            if target.name not in self.journal.done:
+                error = Sqnr()
+                digest = tensors.write(entry.name, self._tensor(target, entry, error))
+                db = error.db if error.noise else None
+                told = {"tensor": entry.name, "sha256": digest, "error_db": db}
+                self.journal.add(target.name, told)
+            done += entry.nbytes
+            if progress:
+                progress(target.name, done, self.nbytes)
+        digests = {entry["tensor"]: entry["sha256"] for entry in self.journal.done.values()}
+        if self.divisors is not None:
+            digests[ROPE_FACTORS] = tensors.write(ROPE_FACTORS, self.divisors.view(torch.uint8))
+        return digests
+
+    def _manifest(self) -> Manifest:
+        errors = {name: entry["error_db"] for name, entry in self.journal.done.items()}
+        sums = {self.out.name: file_sha256(self.out)}
+        return manifest_of(self.files, self.conversion, self.method, errors, self.nbytes, sums)
+
+    def _tensor(self, target: Target, entry: Entry, error: Sqnr) -> Tensor:
+        """The tensor's bytes, uint8 [rows, row_bytes]; what packing costs goes to `error`."""
         raw = torch.empty(entry.shape[0], entry.row_bytes, dtype=torch.uint8)
-        error = Sqnr()
         for start, stop in row_blocks(target):
             rows = converted_rows(self.files.checkpoint, target, start, stop, self.method, error)
             if isinstance(rows, PackedWeight):
@@ -122,7 +165,6 @@ class GGUFExport:
             floats = rows.float() + self.family.offset(entry.name)
             stored = floats.to(FLOATS[entry.kind]).contiguous().view(torch.uint8)
             raw[start:stop] = stored.view(stop - start, entry.row_bytes)
-        self.errors[target.name] = error.db if error.noise else None
         order = self.family.order(entry.name)
         return raw if order is None else raw[self._permutation(order, len(raw))]
 
@@ -162,6 +204,11 @@ class GGUFExport:
             f"{self.files.name}: tensor {hf_name} has no name in GGUF files of "
             f"{self.files.config.model_type}. Give a folder as OUT."
         )
+
+    def _rope_entry(self) -> list[Entry]:
+        if self.divisors is None:
+            return []
+        return [Entry(ROPE_FACTORS, "F32", tuple(self.divisors.shape))]
 
     def _divisors(self) -> Tensor | None:
         rope = self.files.config.rope

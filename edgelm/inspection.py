@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from edgelm.checkpoint import Checkpoint
 from edgelm.checkpoint.manifest import FORMAT_VERSION
 from edgelm.checkpoint.packed import PackedCheckpoint
+from edgelm.config import ModelConfig
 from edgelm.errors import EdgeLMError
 from edgelm.files import ModelFiles
 from edgelm.memory import Plan
 
+HEAD = "lm_head.weight"  # in every family; a tied model may store it a second time
 _FRONT_MATTER_LICENCE = re.compile(r"\A---\n(?:.*\n)*?license:\s*(\S+)\s*\n(?:.*\n)*?---", re.M)
 
 
@@ -40,10 +44,34 @@ class StoredType:
 
 
 @dataclass(frozen=True)
+class Change:
+    """Matrices that loading with default settings converts or quantizes again.
+
+    ``stored`` is the file's type, ``loaded`` the scheme in memory; ``names`` are the file's.
+    """
+
+    stored: str
+    loaded: str
+    parameters: int
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Loading:
+    """What ``load`` with default settings would do. ``kept`` counts the matrices whose integers
+    stay as the file has them; ``error`` says why the files cannot be loaded, None if they can."""
+
+    kept: int = 0
+    changes: tuple[Change, ...] = ()
+    error: str | None = None
+
+
+@dataclass(frozen=True)
 class Inspection:
     """``tokenizer`` holds its facts, or ``error`` where the files have none.
 
-    ``quantization``: format version, recipe, method and worst error of a folder that ``quantize``
+    ``limits``: context in tokens, rope, window, vocabulary and the like.
+    ``certificate``: format version, recipe, method and accuracy of a folder that ``quantize``
     wrote, else None.
     """
 
@@ -57,7 +85,9 @@ class Inspection:
     bits_per_weight: float
     types: tuple[StoredType, ...]
     tokenizer: dict[str, Any]
-    quantization: dict[str, Any] | None
+    limits: dict[str, Any]
+    certificate: dict[str, Any] | None
+    loading: Loading
     tensors: tuple[StoredTensor, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -82,7 +112,9 @@ def inspect_files(files: ModelFiles) -> Inspection:
         bits_per_weight=nbytes * 8 / parameters if parameters else 0.0,
         types=_types(tensors),
         tokenizer=_tokenizer(files),
-        quantization=_quantization(checkpoint),
+        limits=_limits(files.config),
+        certificate=_certificate(checkpoint),
+        loading=_loading(files),
         tensors=tensors,
     )
 
@@ -112,7 +144,53 @@ def _tokenizer(files: ModelFiles) -> dict[str, Any]:
     }
 
 
-def _quantization(checkpoint: Checkpoint) -> dict[str, Any] | None:
+def _limits(config: ModelConfig) -> dict[str, Any]:
+    """What a prompt or a setting may not go beyond; ``windows`` counts layers by window."""
+    rope = config.rope
+    windows = Counter(window for window in config.windows if window is not None)
+    return {
+        "context": config.max_context,
+        "beyond_context": config.open_ended,
+        "rope": None if rope is None else rope.rope_type,
+        "rope_theta": None if rope is None else rope.theta,
+        "trained_context": None if rope is None else rope.trained_context,
+        "windows": {str(window): layers for window, layers in windows.items()},
+        "vocabulary": config.vocab_size,
+        "not_in_float16": config.not_in_float16 or None,
+    }
+
+
+def _loading(files: ModelFiles) -> Loading:
+    """From the plan that ``load`` would make; a model without a language head is loaded bare."""
+    from edgelm.planner import Settings, make_plan
+
+    checkpoint = files.checkpoint
+    try:
+        has_head = files.config.tied or HEAD in checkpoint.names()
+        decoder, names = files.assemble("causal-lm" if has_head else "base")
+        plan = make_plan(decoder, files.config, names, Settings())
+    except EdgeLMError as error:
+        return Loading(error=str(error))
+    kept, changes = 0, {}
+    for product in plan.products:
+        if product.stored:
+            kept += len(product.names)
+            continue
+        for name, shape in zip(product.names, product.shapes, strict=True):
+            stored = names.info(name, shape).dtype
+            if stored != product.scheme:
+                found = changes.setdefault((stored, product.scheme), {})
+                file_name = names.file_name(name)
+                found[file_name] = found.get(file_name, 0) + prod(shape)
+    return Loading(
+        kept,
+        tuple(
+            Change(*kinds, sum(found.values()), tuple(found)) for kinds, found in changes.items()
+        ),
+    )
+
+
+def _certificate(checkpoint: Checkpoint) -> dict[str, Any] | None:
     if not isinstance(checkpoint, PackedCheckpoint):
         return None
     manifest = checkpoint.manifest
@@ -122,7 +200,9 @@ def _quantization(checkpoint: Checkpoint) -> dict[str, Any] | None:
         "writer": manifest.writer,
         "recipe": manifest.recipe,
         "method": manifest.method,
+        "matrices": len(manifest.modules),
         "lowest_error_db": min(errors, default=None),
+        "mean_error_db": fmean(errors) if errors else None,
     }
 
 

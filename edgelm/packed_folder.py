@@ -49,7 +49,8 @@ class PackedFolder:
     def __init__(self, files: ModelFiles, out: Path, conversion: Conversion, method: str) -> None:
         self.files, self.out, self.conversion, self.method = files, out, conversion, method
         self.partial = out.with_name(out.name + ".partial")
-        self.journal = Journal(out.with_name(out.name + ".partial.journal"), self._identity())
+        job = job_identity(files, conversion, method)
+        self.journal = Journal(out.with_name(out.name + ".partial.journal"), job)
         scales = conversion.scale_dtype
         self.layout: Layout = plan_layout([t.specs(scales) for t in conversion.targets])
         self.resumed = 0
@@ -166,13 +167,14 @@ class PackedFolder:
         (self.partial / MANIFEST).write_text(text, "utf-8")
         return manifest
 
-    def _identity(self) -> str:
-        """Changes with the input's files, the settings and the format."""
-        path = self.files.checkpoint.path
-        own = sorted(path.iterdir()) if path.is_dir() else [path]
-        stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in own]
-        told = [FORMAT_VERSION, __version__, stats, self.method, repr(self.conversion)]
-        return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+
+def job_identity(files: ModelFiles, conversion: Conversion, method: str) -> str:
+    """Changes with the input's files, the settings and the format."""
+    path = files.checkpoint.path
+    own = sorted(path.iterdir()) if path.is_dir() else [path]
+    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in own]
+    told = [FORMAT_VERSION, __version__, stats, method, repr(conversion)]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 
 def _existing(folder: Path) -> Path:

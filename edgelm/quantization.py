@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from edgelm import hardware
 from edgelm.checkpoint.manifest import Manifest
 from edgelm.checkpoint.safetensors_writer import disk_errors
 from edgelm.conversion import Progress, plan_conversion
+from edgelm.errors import UsageError
 from edgelm.files import ModelFiles
 from edgelm.gguf_export import GGUFExport, plan_gguf
 from edgelm.packed_folder import PackedFolder
@@ -47,8 +50,8 @@ def quantize(
 ) -> Quantized:  # fmt: skip
     """Write a model as a folder of packed weights, or, where ``out`` ends in .gguf, for llama.cpp.
 
-    An interrupted call leaves OUT.partial; for a folder the same call goes on where it stopped
-    and ends with the same bytes, a .gguf file is begun anew.
+    An interrupted call leaves OUT.partial; the same call goes on where it stopped and ends with
+    the same bytes.
 
     Args:
         quant, method: as for ``load``. A file's own integers stay where the recipe accepts them.
@@ -56,7 +59,7 @@ def quantize(
         announce: called with the promised peak of memory in bytes, before any work.
 
     Raises:
-        UsageError: OUT exists, or the recipe or method is wrong.
+        UsageError: OUT exists, another process is writing it, or the recipe or method is wrong.
         ModelFileError: a weight is damaged, or does not read back as written.
         EdgeLMError: the disk is full or refuses.
     """
@@ -74,10 +77,31 @@ def quantize(
     promised = runtime + 2 * largest + OVERHEAD_BYTES
     if announce:
         announce(promised)
-    with disk_errors(job.out):
+    with disk_errors(job.out), _alone(job.out):
         manifest = job.run(progress)
     note = job.conversion.peer_note if isinstance(job, PackedFolder) else ""
     if note:
         logger.warning("%s: %s.", job.out, note)
     peak = hardware.peak_resident_bytes()
     return Quantized(str(job.out), manifest, job.nbytes, job.resumed, promised, peak, note)
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Keep other processes away from OUT; a killed one's lock is free. The file goes at the end."""
+    from filelock import FileLock, Timeout
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(out.with_name(out.name + ".partial.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UsageError(
+            f"another process is writing {out}. Wait until it is done, or give another name."
+        ) from None
+    try:
+        yield
+    finally:
+        if os.name == "posix":  # while it is held: filelock sees that what it opened is gone
+            Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()

@@ -222,13 +222,15 @@ class FakeHub:
         self.arguments: dict[str, Any] = {}
         self.bars = True
 
-    def __call__(self, model_id: str, **arguments: Any) -> str:
+    def __call__(self, model_id: str, **arguments: Any) -> str | list[str]:
         from huggingface_hub.utils import are_progress_bars_disabled
 
         self.arguments = {"model_id": model_id, **arguments}
         self.bars = not are_progress_bars_disabled()
         if self.error:
             raise self.error
+        if arguments.get("dry_run"):
+            return []
         self.folder.mkdir(parents=True, exist_ok=True)
         for name in self.files:
             (self.folder / name).write_text("{}")

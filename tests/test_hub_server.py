@@ -213,23 +213,43 @@ def test_a_broken_download_goes_on(server: Hub, tmp_path: Path) -> None:
     assert ranges(server)[1:] == [f"bytes={10 << 20}-", f"bytes={20 << 20}-"]
 
 
-def test_a_killed_download_keeps_whole_files(server: Hub, tmp_path: Path) -> None:
-    """The next process fetches only files that were not whole; those, since huggingface_hub 2.4
-    gives each process a file of its own, from their beginning."""
+def killed_in_mid_file(server: Hub, home: Path) -> int:
+    """SIGKILL to a process that fetches the weights; how many bytes it left."""
     server.cut_after, server.stalls = 11 << 20, True
-    process = start(server, tmp_path, "owner/model")
-    for _ in range(300):
-        parts = list(tmp_path.rglob("*.incomplete"))
-        if len(parts) == 1 and parts[0].stat().st_size >= 10 << 20:  # all others are whole
+    process = start(server, home, "owner/model")
+    size = 0
+    for _ in range(600):
+        size = sum(part.stat().st_size for part in home.rglob("*.incomplete"))
+        if size >= 10 << 20:
             break
-        time.sleep(0.1)
+        time.sleep(0.05)
     process.kill()
     process.communicate()
+    assert process.returncode == -9
     server.cut_after, server.stalls = 0, False
     server.asked.clear()
+    return size
+
+
+def test_a_killed_download_goes_on(server: Hub, tmp_path: Path) -> None:
+    """The next process asks for the rest of the file that the killed one was in."""
+    left = killed_in_mid_file(server, tmp_path)
+    assert 0 < left < len(FILES["model.safetensors"])
     folder = Path(resolve(server, tmp_path, "owner/model"))
     assert (folder / "model.safetensors").read_bytes() == FILES["model.safetensors"]
-    assert {name.split("/", 1)[1] for name in server.downloads()} == {"model.safetensors"}
+    assert found(folder) == NEEDED and ranges(server) == [f"bytes={left}-"]
+    assert not list(tmp_path.rglob("*.incomplete"))
+
+
+def test_parts_that_do_not_fit_are_not_kept(server: Hub, tmp_path: Path) -> None:
+    """The sha256 that the Hub announced is checked where a file came in two parts."""
+    killed_in_mid_file(server, tmp_path)
+    (part,) = tmp_path.rglob("*.incomplete")
+    part.write_bytes(b"?" + part.read_bytes()[1:])
+    said = resolve(server, tmp_path, "owner/model")
+    assert said.startswith("HubError") and "sha256" in said
+    folder = Path(resolve(server, tmp_path, "owner/model"))
+    assert (folder / "model.safetensors").read_bytes() == FILES["model.safetensors"]
 
 
 @pytest.mark.parametrize(

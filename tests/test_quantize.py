@@ -17,6 +17,7 @@ import torch
 
 import edgelm
 from edgelm.checkpoint import open_checkpoint, safetensors_writer
+from edgelm.checkpoint.gguf_writer import GGUFTensors
 from edgelm.checkpoint.journal import Journal
 from edgelm.checkpoint.manifest import MANIFEST
 from edgelm.checkpoint.packed_layout import ROW_STEP, from_stored, specs, to_stored
@@ -126,7 +127,7 @@ def test_what_inspect_and_the_manifest_say(assets: Path, tmp_path: Path) -> None
     found = inspect_files(edgelm.files.ModelFiles.open(out))
     assert found.format == "edgelm" and found.licence == "gemma"
     assert found.bits_per_weight == pytest.approx(done.manifest.bits_per_weight)
-    assert found.quantization and found.quantization["method"] == "rtn"
+    assert found.certificate and found.certificate["method"] == "rtn"
     assert (out / "LICENSE").read_text() == "mine"
     data = json.loads((out / MANIFEST).read_text())
     assert set(data["files"]) == {path.name for path in out.iterdir()} - {MANIFEST}
@@ -184,7 +185,7 @@ def test_a_disk_that_is_full_at_once(tiny_llama: Callable[..., Path], tmp_path: 
         raise full()
 
     source = tiny_llama()
-    monkeypatch.setattr(safetensors_writer, "_reserve", refuse)
+    monkeypatch.setattr(safetensors_writer, "reserve", refuse)
     with pytest.raises(edgelm.EdgeLMError, match="disk is full"):
         edgelm.quantize(source, tmp_path / "out")
     assert {path.name for path in tmp_path.iterdir()} == {source.name}
@@ -251,14 +252,15 @@ def die_at(event: int) -> None:
             passed += 1
             if passed == event:
                 if torn and event % 2:
-                    files, name, row, rows = given
-                    function(files, name, row, rows[: max(1, len(rows) // 2)])
+                    *where, rows = given
+                    function(*where, rows[: max(1, len(rows) // 2)])
                 os.kill(os.getpid(), signal.SIGKILL)
             return function(*given)
 
         return run
 
     TensorFiles.write = counted(TensorFiles.write, torn=True)  # type: ignore[method-assign]
+    GGUFTensors.write = counted(GGUFTensors.write, torn=True)  # type: ignore[method-assign]
     Journal.add = counted(Journal.add)  # type: ignore[method-assign]
     Journal.remove = counted(Journal.remove)  # type: ignore[method-assign]
     os.fsync, os.rename = counted(os.fsync), counted(os.rename)

@@ -1,9 +1,10 @@
-"""Writing GGUF files with the package `gguf`: header and names first, then a tensor at a time."""
+"""Writing GGUF files: header and names by the package `gguf`, then tensors to their places."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from edgelm.checkpoint.gguf_header import read_header
 from edgelm.checkpoint.rows import fill, opened
+from edgelm.checkpoint.safetensors_writer import reserve
 from edgelm.errors import ModelFileError
 from quant import PackedWeight, Scheme
 
@@ -43,6 +45,10 @@ class Entry:
             return inputs * FLOAT_BYTES[self.kind]
         return inputs // 32 * BYTES_PER_BLOCK[self.kind]
 
+    @property
+    def nbytes(self) -> int:
+        return self.shape[0] * self.row_bytes
+
 
 def to_blocks(packed: PackedWeight) -> Tensor:
     """Rows of a matrix as ggml's blocks, uint8 [n, bytes]: scale, minimum if any, codes.
@@ -60,14 +66,10 @@ def to_blocks(packed: PackedWeight) -> Tensor:
     return torch.cat((numbers, codes), dim=-1).flatten(1)
 
 
-def write_gguf(
-    path: Path, architecture: str, metadata: Mapping[str, Any], entries: list[Entry],
-    tensor: Callable[[int], Tensor],
-) -> None:  # fmt: skip
-    """Write a file; `tensor(i)` gives entry i as uint8 [rows, row_bytes] when its turn comes.
-
-    The file is then read back: ModelFileError if a tensor is not what was written.
-    """
+def create_gguf(
+    path: Path, architecture: str, metadata: Mapping[str, Any], entries: list[Entry]
+) -> None:
+    """A file at its full length with everything but the tensors' bytes."""
     import gguf
     import numpy as np
 
@@ -78,18 +80,54 @@ def write_gguf(
         kind = gguf.GGMLQuantizationType[entry.kind]
         shape = entry.shape if entry.kind in FLOAT_BYTES else (entry.shape[0], entry.row_bytes)
         dtype = np.dtype(np.float32 if entry.kind in FLOAT_BYTES else np.uint8)
-        nbytes = entry.shape[0] * entry.row_bytes
-        writer.add_tensor_info(entry.name, shape, dtype, nbytes, raw_dtype=kind)
+        writer.add_tensor_info(entry.name, shape, dtype, entry.nbytes, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    digests = {}
-    for index, entry in enumerate(entries):
-        data = tensor(index).contiguous().numpy()
-        digests[entry.name] = hashlib.sha256(data.data).hexdigest()
-        writer.write_tensor_data(data)
     writer.close()
-    _verify(path, digests.items())
+    align = writer.data_alignment
+    sizes = [path.stat().st_size, *(entry.nbytes for entry in entries)]
+    with path.open("r+b") as file:
+        whole = sum(-(-size // align) * align for size in sizes)
+        reserve(file.fileno(), whole)
+        file.truncate(whole)
+
+
+class GGUFTensors:
+    """The tensors of a file that `create_gguf` made, written in any order."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._places = path, read_header(path).tensors
+        self._file = path.open("r+b", buffering=0)
+
+    def write(self, name: str, data: Tensor) -> str:
+        """All bytes of a tensor, uint8; their sha256."""
+        view = data.contiguous().numpy().reshape(-1).data
+        self._file.seek(self._places[name].offset)
+        written = 0
+        while written < len(view):
+            written += self._file.write(view[written:]) or 0
+        return hashlib.sha256(view).hexdigest()
+
+    def verify(self, digests: Mapping[str, str]) -> None:
+        """Put all on the disk and read it back.
+
+        Raises ModelFileError for a tensor whose sha256 is not the one in `digests`.
+        """
+        os.fsync(self._file.fileno())
+        with opened(self.path) as file:
+            for name, expected in digests.items():
+                stored = self._places[name]
+                data = torch.empty(stored.nbytes, dtype=torch.uint8)
+                fill(file, stored.offset, data, self.path)
+                if hashlib.sha256(data.numpy().data).hexdigest() != expected:
+                    raise ModelFileError(
+                        f"{self.path}: {name} does not read back as it was written. The disk may "
+                        "be failing. Delete the file and quantize again, elsewhere if this repeats."
+                    )
+
+    def close(self) -> None:
+        self._file.close()
 
 
 def _add(writer: Any, key: str, value: Any) -> None:
@@ -104,17 +142,3 @@ def _add(writer: Any, key: str, value: Any) -> None:
         writer.add_string(key, value)
     else:
         writer.add_array(key, value)
-
-
-def _verify(path: Path, digests: Iterable[tuple[str, str]]) -> None:
-    tensors = read_header(path).tensors
-    with opened(path) as file:
-        for name, expected in digests:
-            stored = tensors[name]
-            data = torch.empty(stored.nbytes, dtype=torch.uint8)
-            fill(file, stored.offset, data, path)
-            if hashlib.sha256(data.numpy().data).hexdigest() != expected:
-                raise ModelFileError(
-                    f"{path}: {name} does not read back as it was written. The disk may be "
-                    "failing; write the file elsewhere."
-                )

@@ -141,7 +141,7 @@ class TensorFiles:
             with (folder / name).open("wb") as file:
                 file.write(header)
                 file.flush()
-                _reserve(file.fileno(), layout.sizes[name])
+                reserve(file.fileno(), layout.sizes[name])
                 file.truncate(layout.sizes[name])
 
     def write(self, name: str, row: int, rows: torch.Tensor) -> None:
@@ -170,7 +170,7 @@ class TensorFiles:
             file.close()
 
 
-def _reserve(handle: int, nbytes: int) -> None:
+def reserve(handle: int, nbytes: int) -> None:
     """Take the disk space now, where the system can; OSError if there is too little."""
     if hasattr(os, "posix_fallocate"):
         try:

@@ -7,12 +7,12 @@ from rich.table import Table
 from edgelm.cli import console
 from edgelm.cli.opening import open_files
 from edgelm.cli.options import Model, OutputOptions, SourceOptions
-from edgelm.inspection import Inspection, inspect_files
+from edgelm.inspection import Inspection, Loading, inspect_files
 from edgelm.memory import human
 
 
 def inspect(model: Model, source: SourceOptions, output: OutputOptions) -> None:
-    """Show tensors, numbers, tokenizer and licence of MODEL; loads no weights."""
+    """Show tensors, limits, licence of MODEL and what loading converts; loads no weights."""
     found = inspect_files(open_files(model, source, output))
     if output.json:
         console.print_json(found.to_dict())
@@ -34,11 +34,17 @@ def _show(found: Inspection, output: OutputOptions) -> None:
         types.add_row(stored.dtype, count, numbers, human(stored.nbytes))
     out.print(types, "")
     facts = Table("config", "", box=None)
-    told = (("", found.config), ("tokenizer ", found.tokenizer), ("", found.quantization or {}))
+    told = (
+        ("", found.config),
+        ("limit ", found.limits),
+        ("tokenizer ", found.tokenizer),
+        ("certificate ", found.certificate or {"": "none: not written by edgelm quantize"}),
+    )
     for title, values in told:
         for key, value in values.items():
             facts.add_row(f"{title}{key}", str(value))
     out.print(facts, "")
+    _show_loading(found.loading, output)
     if not output.verbose:
         out.print(f"{len(found.tensors)} tensors; -v or --json lists them")
         return
@@ -48,3 +54,22 @@ def _show(found: Inspection, output: OutputOptions) -> None:
         shape = " x ".join(map(str, tensor.shape))
         tensors.add_row(tensor.name, shape, tensor.dtype, human(tensor.nbytes))
     out.print(tensors)
+
+
+def _show_loading(loading: Loading, output: OutputOptions) -> None:
+    """What happens to the matrices with default settings; -v names them."""
+    out = console.stdout()
+    if loading.error is not None:
+        out.print(f"cannot be loaded: {loading.error}\n", markup=False)
+        return
+    out.print(f"loading keeps the integers of {loading.kept} matrices and converts:")
+    changes = Table("stored", "in memory", box=None)
+    for column in ("matrices", "parameters"):
+        changes.add_column(column, justify="right")
+    for change in loading.changes:
+        count, numbers = str(len(change.names)), f"{change.parameters:,}"
+        changes.add_row(change.stored, change.loaded, count, numbers)
+        if output.verbose:
+            for name in change.names:
+                changes.add_row("", name)
+    out.print(changes if loading.changes else "nothing", "")
