@@ -23,8 +23,6 @@ PROMPT = torch.arange(1, 24).view(1, -1)
 # an int8 code first by the maximum and then by 1/127, where one scale is the maximum over 127.
 RELATIVE_BOUND = {"bnb-int8": 2**-22}
 LOGITS_BOUND = {"bnb-int8": 5e-6}
-# Tensors that the folder holds in float get the default recipe, which is int8 for these two.
-LEFT_OVER = {"default": "none", "overrides": {"embed": "int8", "head": "int8"}}
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=IDS)
@@ -57,8 +55,10 @@ def test_logits_equal_the_floats(variant: Variant, tmp_path: Path) -> None:
     with edgelm.load(packed, quant="auto", **settings) as lm:
         stored = [p for p in lm.plan.products if p.stored]
         assert sum(len(p.names) for p in stored) == 14 + 2 * (not variant.keeps)
+        notes = {module.name: module.note for module in lm.report.modules}
+        assert (notes["embed"] == "left in floats by the file") == bool(variant.keeps)
         found = lm.forward(PROMPT).logits
-    with edgelm.load(plain, quant=LEFT_OVER if variant.keeps else "none", **settings) as lm:
+    with edgelm.load(plain, quant="none", **settings) as lm:
         expected = lm.forward(PROMPT).logits
     difference = float((found - expected).abs().max() / (expected.max() - expected.min()))
     print(f"{variant.name}: logits differ by {difference:.3g} of their range")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ class QuantizedFolder:
 
     def info(self, name: str) -> TensorInfo:
         if name not in self._packed:
-            return self._files.info(name)
+            return replace(self._files.info(name), stays_float=True)
         matrix = self._packed[name]
         nbytes = sum(self._files.info(part).nbytes for part in matrix.parts)
         return TensorInfo(matrix.shape, str(matrix.scheme), matrix.scheme, nbytes)
