@@ -101,7 +101,9 @@ def as_stored(folder: Path, kind: Type, out: Path) -> Path:
 
 
 def blocks_of(values: torch.Tensor, kind: Type) -> np.ndarray:
-    """Rows in blocks of `kind`: random ones where the gguf package can read a type alone."""
+    """Rows in blocks of `kind`: random ones where the gguf package can only read the type."""
+    if kind == Type.Q6_K:
+        return six_bits(values)
     try:
         return gguf.quants.quantize(values.contiguous().numpy(), kind)
     except NotImplementedError:
@@ -113,6 +115,23 @@ SCALES_AT = {
     "Q5_1": (0, 2), "Q4_1": (0, 2), "Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2),
     "Q5_K": (0, 2), "Q6_K": (208,), "TQ1_0": (52,), "TQ2_0": (64,),
 }  # fmt: skip
+
+
+def six_bits(values: torch.Tensor) -> np.ndarray:
+    """Q6_K by round to nearest: 256 codes of 6 bits, 16 scales of 8 bits, a float16 (gguf.quants
+    has the way back)."""
+    parts = values.float().view(-1, 16, 16)
+    scales = parts.abs().amax(-1) / 31
+    unit = (scales.amax(-1, keepdim=True) / 127).half()
+    small = (scales / unit.float()).round().clamp(1, 127)
+    codes = (parts / (unit.float() * small).unsqueeze(-1)).round().clamp(-32, 31) + 32
+    halves = codes.to(torch.uint8).view(-1, 2, 128)
+    low, high = halves & 15, (halves >> 4).view(-1, 2, 4, 32)
+    nibbles = low[..., :64] | (low[..., 64:] << 4)
+    pairs = high[:, :, 0] | (high[:, :, 1] << 2) | (high[:, :, 2] << 4) | (high[:, :, 3] << 6)
+    fields = (nibbles, pairs, small.to(torch.int8), unit)
+    stored = [field.contiguous().flatten(1).view(torch.uint8) for field in fields]
+    return torch.cat(stored, 1).view(len(values), -1).numpy()
 
 
 def random_rows(kind: Type, rows: int, inputs: int) -> np.ndarray:

@@ -29,18 +29,19 @@ from edgelm.checkpoint import open_checkpoint
 for library in ("compressed_tensors", "bitsandbytes"):
     pytest.importorskip(library)
 
-OWN_BITS_BOUND = 2e-5
+OWN_BITS_BOUND = 5e-6
 """Kept codes through the reference kernel, against the float32 numbers they stand for."""
 SCALES_BOUND = 5e-3
 """Q4_K's products of two scales, rounded to float16."""
-ANEW_BOUND = 2e-2
+ANEW_BOUND = 4e-2
 """Blocks that are quantized anew to 8 bits."""
 
-WIDE = {"hidden_size": 256, "intermediate_size": 512}
+WIDE = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 8}
+HEADS = {"num_key_value_heads": 2, "head_dim": 32}
 SHAPES: dict[str, dict[str, Any]] = {
-    "llama": WIDE | {"attention_bias": False, "mlp_bias": False},
-    "gemma2": WIDE | {"query_pre_attn_scalar": 16},  # GGUF has no key for another
-    "helium": WIDE | {"num_attention_heads": 16, "num_key_value_heads": 2},
+    "llama": WIDE | HEADS | {"attention_bias": False, "mlp_bias": False},
+    "gemma2": WIDE | HEADS | {"query_pre_attn_scalar": 32},  # GGUF has no key for another
+    "helium": WIDE | HEADS,
     "persimmon": WIDE,
     "bloom": {"hidden_size": 256, "n_head": 8},
 }
@@ -122,11 +123,13 @@ FORMATS = [
     *(gguf(kind, None) for kind in (Type.F32, Type.F16, Type.BF16)),
     *(gguf(kind, OWN_BITS_BOUND) for kind in (Type.Q8_0, Type.Q4_0, Type.Q4_1, Type.Q5_0)),
     gguf(Type.Q4_K, SCALES_BOUND),
-    *(gguf(kind, ANEW_BOUND) for kind in (Type.Q5_K, Type.Q6_K)),
+    gguf(Type.Q6_K, ANEW_BOUND),
     *(Format(f"edgelm-{name}", partial(ours, recipe)) for name, recipe in OURS.items()),
-    *(of_others(packed.compressed(4, group, sym)) for group in (32, None) for sym in (True, False)),
+    of_others(packed.compressed(4, 32, False)),
+    of_others(packed.compressed(4, None, True)),
     of_others(packed.compressed(8, None, True, keeps=())),
-    *(of_others(packed.gptq(4, group, sym)) for group in (128, -1) for sym in (True, False)),
+    of_others(packed.gptq(4, 128, True)),
+    of_others(packed.gptq(4, -1, False)),
     of_others(packed.gptq(8, 128, True)),
     of_others(packed.awq(64)),
     *(of_others(packed.four_bit(kind)) for kind in ("nf4", "fp4")),
@@ -140,7 +143,9 @@ CASES = [(each, name) for each in FORMATS for name in each.families]
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     place = tmp_path_factory.mktemp("models")
-    return {name: family(name, place / name, **SHAPES[name])[1] for name in FAMILIES}
+    # Rows of 256 weights add up to about one, so that attention is not a choice of one position.
+    spread = {"initializer_range": 0.06}
+    return {name: family(name, place / name, **SHAPES[name], **spread)[1] for name in FAMILIES}
 
 
 def logits(load: Callable[..., edgelm.LanguageModel], path: Path, **settings: Any) -> torch.Tensor:
