@@ -9,6 +9,7 @@ import random
 import shutil
 import zipfile
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -104,7 +105,7 @@ def _change_operations(content: bytes, generator: random.Random) -> bytes:
     data = bytearray(content)
     spots = [
         (at, end)
-        for (op, _, at), (_, _, end) in _pairs(content)
+        for (op, _, at), (_, _, end) in pairwise(pickletools.genops(content))
         if op.name in ("BININT", "BININT1", "BININT2", "LONG1", "BINUNICODE", "GLOBAL", "BINGET")
     ]
     for _ in range(generator.choice((1, 1, 2, 4))):
@@ -112,12 +113,6 @@ def _change_operations(content: bytes, generator: random.Random) -> bytes:
         spot = generator.randrange(at + 1, end) if generator.random() < 0.9 else at
         data[spot] = generator.choice((0, 1, 2, 48, 97, 127, 128, 255, data[spot] ^ 1))
     return bytes(data)
-
-
-def _pairs(content: bytes) -> Iterator[tuple[tuple, tuple]]:  # type: ignore[type-arg]
-    """Each operation of a pickle with the one behind it."""
-    operations = list(pickletools.genops(content))
-    yield from zip(operations, operations[1:], strict=False)
 
 
 def change_msgpack(content: bytes, generator: random.Random) -> bytes:
