@@ -205,7 +205,8 @@ def _settings(
     head = HEAD.removesuffix(".weight")
     ignored = [*floats, head] if files.config.tied else floats
     if packed[0].theirs:
-        return _bitsandbytes(packed[0], ignored), ""
+        assert packed[0].scheme is not None
+        return bitsandbytes_layout.settings(packed[0].scheme, packed[0].dtype, ignored), ""
     if any(t.scheme.zeros == "float" or t.scheme.codebook for t in packed if t.scheme):
         note = (
             "float zeros or codebooks, which compressed-tensors cannot say: read by edgelm only; "
@@ -236,21 +237,6 @@ def _settings(
         "dequantize": one and not simple,
     }
     return settings, note
-
-
-def _bitsandbytes(target: Target, ignored: list[str]) -> dict[str, Any]:
-    """What transformers' BitsAndBytesConfig saves; `target` is any of the packed weights."""
-    assert target.scheme is not None
-    return {
-        "quant_method": bitsandbytes_layout.METHOD,
-        "load_in_4bit": True,
-        "load_in_8bit": False,
-        "bnb_4bit_quant_type": target.scheme.codebook,
-        "bnb_4bit_quant_storage": "uint8",
-        "bnb_4bit_use_double_quant": False,
-        "bnb_4bit_compute_dtype": str(target.dtype).removeprefix("torch."),
-        "llm_int8_skip_modules": ignored,
-    }
 
 
 def _group(scheme: Scheme, names: list[str]) -> dict[str, Any]:

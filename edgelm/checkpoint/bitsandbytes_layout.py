@@ -11,6 +11,7 @@ Layout: bitsandbytes' functional.QuantState.as_dict; `bitsandbytes_files.py` rea
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,3 +63,17 @@ def to_stored(packed: PackedWeight) -> dict[str, Tensor]:
     assert packed.scales is not None
     codes = (packed.qweight << 4) | (packed.qweight >> 4)
     return {"weight": codes.view(-1, 1), "weight.absmax": packed.scales.flatten()}
+
+
+def settings(scheme: Scheme, compute: torch.dtype, ignored: list[str]) -> dict[str, Any]:
+    """What transformers' BitsAndBytesConfig saves; ignored: modules left in floats."""
+    return {
+        "quant_method": METHOD,
+        "load_in_4bit": True,
+        "load_in_8bit": False,
+        "bnb_4bit_quant_type": scheme.codebook,
+        "bnb_4bit_quant_storage": "uint8",
+        "bnb_4bit_use_double_quant": False,
+        "bnb_4bit_compute_dtype": str(compute).removeprefix("torch."),
+        "llm_int8_skip_modules": ignored,
+    }

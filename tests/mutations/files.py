@@ -218,4 +218,18 @@ MUTATIONS: tuple[Mutation, ...] = (
         "flat, done = flat[len(taken) :], done",
         ("tests/test_other_files.py::test_flax_bloom_gives_the_same_logits",),
     ),
+    Mutation(
+        "files: a pickled tensor ends inside its file",
+        "edgelm/checkpoint/torch_files.py",
+        "if offset < 0 or offset + tensor.numel() * tensor.element_size() > size:",
+        "if False:",
+        ("tests/test_other_files.py::test_a_tensor_that_ends_beyond_its_file",),
+    ),
+    Mutation(
+        "packed: floats of a quantized folder stay floats",
+        "edgelm/checkpoint/quantized_folders.py",
+        "return replace(self._files.info(name), stays_float=True)",
+        "return self._files.info(name)",
+        (f"{PACKED}::test_logits_equal_the_floats",),
+    ),
 )

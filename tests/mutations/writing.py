@@ -40,4 +40,11 @@ MUTATIONS: tuple[Mutation, ...] = (
         "if False:",
         ("tests/test_quantize.py::test_version_1_still_loads",),
     ),
+    Mutation(
+        "quantize: bitsandbytes' first code is the high one",
+        "edgelm/checkpoint/bitsandbytes_layout.py",
+        "codes = (packed.qweight << 4) | (packed.qweight >> 4)",
+        "codes = packed.qweight",
+        ("tests/test_packed_peers.py::test_bitsandbytes_loads_our_nf4_folder",),
+    ),
 )
