@@ -177,11 +177,11 @@ MUTATIONS: tuple[Mutation, ...] = (
         (f"{PACKED}::test_numbers_are_those_of_the_format",),
     ),
     Mutation(
-        "packed: inputs in another order are refused",
+        "packed: inputs in groups by importance",
         "edgelm/checkpoint/packed_matrix.py",
-        "if not torch.equal(order, in_turn) and bool((order != -1).any()):",
-        "if False:",
-        (f"{PACKED}::test_layouts_that_are_not_run_are_named",),
+        "return not torch.equal(order, in_turn) and bool((order != -1).any())",
+        "return False",
+        (f"{PACKED}::test_inputs_in_groups_by_importance",),
     ),
     Mutation(
         "packed: zero points of a symmetric file are checked",
