@@ -94,3 +94,19 @@ def test_bitsandbytes_loads_our_nf4_folder(tmp_path: Path, family: str) -> None:
         share = oracle.share_of_range(ours, theirs(tokens).logits)
     print(f"{family} nf4 by bitsandbytes' own kernel: {share:.2e} (bound {BITSANDBYTES_BOUND})")
     assert share < BITSANDBYTES_BOUND
+
+
+def test_an_nf4_folder_gives_the_logits_of_the_recipe(tmp_path: Path) -> None:
+    """Codes and scales that went through bitsandbytes' layout are those packed while loading."""
+    sizes = {"hidden_size": 128, "intermediate_size": 128, "num_attention_heads": 8}
+    oracle.family("llama", tmp_path / "source", **sizes)
+    recipe = {"default": "nf4", "overrides": FLOAT_EMBED}
+    edgelm.quantize(tmp_path / "source", tmp_path / "out", quant=recipe)
+    assert '"bitsandbytes"' in (tmp_path / "out" / "config.json").read_text("utf-8")
+    found = []
+    for folder, quant in (("source", recipe), ("out", "auto")):
+        with edgelm.load(
+            tmp_path / folder, quant=quant, dtype="float32", backend="reference"
+        ) as lm:
+            found.append(lm.forward(torch.arange(3, 30).view(1, -1)).logits)
+    assert torch.equal(*found)

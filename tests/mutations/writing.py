@@ -45,6 +45,6 @@ MUTATIONS: tuple[Mutation, ...] = (
         "edgelm/checkpoint/bitsandbytes_layout.py",
         "codes = (packed.qweight << 4) | (packed.qweight >> 4)",
         "codes = packed.qweight",
-        ("tests/test_packed_peers.py::test_bitsandbytes_loads_our_nf4_folder",),
+        ("tests/test_packed_peers.py::test_an_nf4_folder_gives_the_logits_of_the_recipe",),
     ),
 )
