@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from edgelm.checkpoint import Checkpoint
+from edgelm.checkpoint import Checkpoint, bitsandbytes_layout, packed_layout
 from edgelm.checkpoint.manifest import Manifest, Module
-from edgelm.checkpoint.packed_layout import ROW_STEP, Spec, specs
+from edgelm.checkpoint.packed_layout import ROW_STEP, Spec
 from edgelm.errors import ModelFileError, UnsupportedModelError, UsageError
 from edgelm.files import ModelFiles
 from edgelm.inspection import HEAD, licence_of
@@ -38,6 +38,7 @@ class Target:
 
     scheme: None for a weight copied as it is, in `dtype`. kept: the file's own integers stay.
     parts: canonical names of the matrices in it, none for norms, biases and other tensors.
+    theirs: in bitsandbytes' layout instead of compressed-tensors'.
     """
 
     name: str
@@ -47,15 +48,43 @@ class Target:
     kept: bool = False
     parts: tuple[str, ...] = ()
     note: str = ""
+    theirs: bool = False
 
     def specs(self, scales: torch.dtype | None) -> dict[str, Spec]:
         """The tensors it is stored as, by full name."""
         if self.scheme is None:
             return {self.name: (self.dtype, self.shape)}
         outputs, inputs = self.shape
-        stem = self.name.removesuffix("weight")
-        found = specs(self.scheme, (outputs, inputs), scales)
-        return {stem + suffix: spec for suffix, spec in found.items()}
+        if self.theirs:
+            found = bitsandbytes_layout.specs(self.scheme, (outputs, inputs))
+        else:
+            found = packed_layout.specs(self.scheme, (outputs, inputs), scales)
+        return {self.stem + suffix: spec for suffix, spec in found.items()}
+
+    @property
+    def stem(self) -> str:
+        """What the names of its stored tensors begin with."""
+        return self.name.removesuffix("weight")
+
+    def stored(
+        self, rows: PackedWeight, start: int, scales: torch.dtype | None
+    ) -> Iterator[tuple[str, int, torch.Tensor]]:
+        """(full name, row of that tensor, numbers) of the weight's rows from `start` on."""
+        if self.theirs:
+            for suffix, part in bitsandbytes_layout.to_stored(rows).items():
+                row = bitsandbytes_layout.first_row(suffix, self.shape[1], start)
+                yield self.stem + suffix, row, part
+            return
+        for suffix, part in packed_layout.to_stored(rows, scales).items():
+            yield self.stem + suffix, packed_layout.first_row(suffix, rows.scheme, start), part
+
+    def constants(self) -> dict[str, torch.Tensor]:
+        """The stored tensors of a packed weight that do not depend on its numbers."""
+        assert self.scheme is not None
+        if not self.theirs:
+            return {f"{self.stem}weight_shape": torch.tensor(self.shape)}
+        found = bitsandbytes_layout.constants(self.scheme, (self.shape[0], self.shape[1]))
+        return {self.stem + suffix: part for suffix, part in found.items()}
 
 
 @dataclass(frozen=True)
@@ -102,7 +131,17 @@ def plan_conversion(files: ModelFiles, quant: Any, method: str) -> Conversion:
         for name in files.checkpoint.names()
         if name not in skipped
     )
+    if _fits_bitsandbytes(targets):
+        targets = tuple(replace(t, theirs=t.scheme is not None) for t in targets)
     return Conversion(targets, recipe, *_settings(files, targets))
+
+
+def _fits_bitsandbytes(targets: tuple[Target, ...]) -> bool:
+    """Whether transformers + bitsandbytes can load it: one code for all, in linear layers alone."""
+    packed = [target for target in targets if target.scheme is not None]
+    return len({target.scheme for target in packed}) == 1 and all(
+        bitsandbytes_layout.holds(t.scheme) and "embed" not in t.parts for t in packed if t.scheme
+    )
 
 
 def _matrices(files: ModelFiles, recipe: Recipe) -> dict[str, Target]:
@@ -161,8 +200,17 @@ def _settings(
     packed = [target for target in targets if target.scheme is not None]
     if not packed:
         return None, ""
+    floats = [t.name.removesuffix(".weight") for t in targets if t.parts and t.scheme is None]
+    head = HEAD.removesuffix(".weight")
+    ignored = [*floats, head] if files.config.tied else floats
+    if packed[0].theirs:
+        assert packed[0].scheme is not None
+        return bitsandbytes_layout.settings(packed[0].scheme, packed[0].dtype, ignored), ""
     if any(t.scheme.zeros == "float" or t.scheme.codebook for t in packed if t.scheme):
-        note = "float zeros or codebooks, which compressed-tensors cannot say: read by edgelm only"
+        note = (
+            "float zeros or codebooks, which compressed-tensors cannot say: read by edgelm only; "
+            "nf4 with the embedding in floats loads in transformers with bitsandbytes too"
+        )
         return {"quant_method": "edgelm"}, note
     groups: dict[Scheme, list[str]] = {}
     for target in packed:
@@ -176,9 +224,6 @@ def _settings(
         "several schemes with a quantized embedding or zero points: transformers 5.23 cannot "
         "load this mix, which edgelm does; one scheme for all, such as int4-g32, loads in both"
     )  # fmt: skip
-    floats = [t.name.removesuffix(".weight") for t in targets if t.parts and t.scheme is None]
-    head = HEAD.removesuffix(".weight")
-    ignored = [*floats, head] if files.config.tied else floats
     settings = {
         "quant_method": "compressed-tensors",
         "format": "pack-quantized",

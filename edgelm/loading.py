@@ -31,6 +31,7 @@ from quant import (
 logger = logging.getLogger("edgelm")
 AGAIN = "quantized again: the file holds it in other bits"
 FROM_BLOCKS = "quantized anew from "
+LEFT_ALONE = "left in floats by the file"
 Progress = Callable[[str, int, int], None]
 
 
@@ -118,6 +119,8 @@ class Loader:
                 note = f"{FROM_BLOCKS}{info.dtype}"
             elif (info.scheme or info.nearest) and not scheme.is_float:
                 note = AGAIN
+            elif info.stays_float and scheme.is_float:
+                note = LEFT_ALONE
         kernel = find(product.kernel)
         nbytes = kernel.nbytes(scheme, shape)
         self.report.modules.append(

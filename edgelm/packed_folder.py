@@ -17,7 +17,6 @@ import torch
 
 from edgelm.checkpoint.journal import Journal
 from edgelm.checkpoint.manifest import FORMAT_VERSION, MANIFEST, Manifest
-from edgelm.checkpoint.packed_layout import first_row, to_stored
 from edgelm.checkpoint.safetensors_writer import (
     Layout,
     TensorFiles,
@@ -138,16 +137,16 @@ class PackedFolder:
 
     def _write(self, target: Target, files: TensorFiles, error: Sqnr) -> None:
         """One weight, a block of rows at a time."""
-        stem = target.name.removesuffix("weight")
         for start, stop in row_blocks(target):
             rows = converted_rows(self.files.checkpoint, target, start, stop, self.method, error)
             if isinstance(rows, torch.Tensor):
                 files.write(target.name, start, rows)
                 continue
-            for suffix, part in to_stored(rows, self.conversion.scale_dtype).items():
-                files.write(stem + suffix, first_row(suffix, rows.scheme, start), part)
+            for name, row, part in target.stored(rows, start, self.conversion.scale_dtype):
+                files.write(name, row, part)
         if target.scheme is not None:
-            files.write(f"{stem}weight_shape", 0, torch.tensor(target.shape))
+            for name, part in target.constants().items():
+                files.write(name, 0, part)
 
     def _write_rest(self, digests: dict[str, str]) -> Manifest:
         """Everything but weights; the manifest last."""

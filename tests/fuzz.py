@@ -28,6 +28,7 @@ from types import CodeType, FrameType
 from typing import Any
 
 import fuzz_corpus as corpus
+import fuzz_folders as folders
 import torch
 
 from edgelm.checkpoint import Checkpoint, open_checkpoint
@@ -53,7 +54,7 @@ class Reader:
 
 def read_weights(path: Path) -> None:
     """What a load does before memory is spent, then each tensor, whole and in part."""
-    checkpoint = open_checkpoint(path)
+    checkpoint = open_checkpoint(path, allow_pickle=True)
     _read_tensors(checkpoint)
     files = ModelFiles(path.name, checkpoint)
     if files.config.num_layers < 64:
@@ -115,6 +116,23 @@ READERS = {
     ),
     "index": Reader(
         corpus.indexes, corpus.change_json, read_folder_of, (f"{CHECKPOINT}safetensors_files",)
+    ),
+    "packed": Reader(
+        folders.packed_folders, folders.change_folder, read_folder_of,
+        (f"{CHECKPOINT}packed", f"{CHECKPOINT}manifest"),
+    ),
+    "quantized": Reader(
+        folders.quantized_folders, folders.change_folder, read_folder_of,
+        tuple(f"{CHECKPOINT}{name}" for name in (
+            "quantized_folders", "packed_matrix", "compressed_tensors", "bitsandbytes_files",
+            "gptq", "awq",
+        )),
+    ),
+    "pickle": Reader(
+        folders.pickles, folders.change_pickle, read_folder_of, (f"{CHECKPOINT}torch_files",)
+    ),
+    "flax": Reader(
+        folders.flax_files, folders.change_msgpack, read_folder_of, (f"{CHECKPOINT}flax_files",)
     ),
     "config": Reader(
         corpus.configs, corpus.change_json, read_config, ("edgelm/config", "edgelm/models/")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import numpy as np
 import torch
 from gguf import GGMLQuantizationType as Type
 from safetensors.torch import load_file, save_file
@@ -57,8 +58,8 @@ def write_gguf_model(
         )
         assert gguf_name is not None, hf_name
         stored = kind if tensor.ndim == 2 else Type.F32
-        values = converted(tensor.float(), hf_name, config).contiguous().numpy()
-        writer.add_tensor(gguf_name, gguf.quants.quantize(values, stored), raw_dtype=stored)
+        values = converted(tensor.float(), hf_name, config)
+        writer.add_tensor(gguf_name, blocks_of(values, stored), raw_dtype=stored)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -89,11 +90,67 @@ def as_stored(folder: Path, kind: Type, out: Path) -> Path:
     for name, tensor in load_file(folder / "model.safetensors").items():
         weights[name] = tensor.float()
         if tensor.ndim == 2:
-            blocks = gguf.quants.quantize(weights[name].numpy(), kind)
-            weights[name] = torch.from_numpy(gguf.quants.dequantize(blocks, kind).copy())
+            config = json.loads((folder / "config.json").read_text("utf-8"))
+            order = converted(torch.arange(len(tensor)).view(-1, 1), name, config).view(-1)
+            blocks = blocks_of(weights[name][order], kind)
+            values = torch.from_numpy(gguf.quants.dequantize(blocks, kind).copy())
+            weights[name] = torch.empty_like(values).index_copy_(0, order, values)
     save_file(weights, out / "model.safetensors")
     (out / "config.json").write_bytes((folder / "config.json").read_bytes())
     return out
+
+
+def blocks_of(values: torch.Tensor, kind: Type) -> np.ndarray:
+    """Rows in blocks of `kind`: random ones where the gguf package can only read the type."""
+    if kind == Type.Q6_K:
+        return six_bits(values)
+    try:
+        return gguf.quants.quantize(values.contiguous().numpy(), kind)
+    except NotImplementedError:
+        return random_rows(kind, *values.shape)
+
+
+# Where a block keeps its float16 scales; the other bytes may be anything.
+SCALES_AT = {
+    "Q5_1": (0, 2), "Q4_1": (0, 2), "Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2),
+    "Q5_K": (0, 2), "Q6_K": (208,), "TQ1_0": (52,), "TQ2_0": (64,),
+}  # fmt: skip
+
+
+def six_bits(values: torch.Tensor) -> np.ndarray:
+    """Q6_K by round to nearest: 256 codes of 6 bits, 16 scales of 8 bits, a float16 (gguf.quants
+    has the way back)."""
+    parts = values.float().view(-1, 16, 16)
+    scales = parts.abs().amax(-1) / 31
+    unit = (scales.amax(-1, keepdim=True) / 127).half()
+    small = (scales / unit.float()).round().clamp(1, 127)
+    codes = (parts / (unit.float() * small).unsqueeze(-1)).round().clamp(-32, 31) + 32
+    halves = codes.to(torch.uint8).view(-1, 2, 128)
+    low, high = halves & 15, (halves >> 4).view(-1, 2, 4, 32)
+    nibbles = low[..., :64] | (low[..., 64:] << 4)
+    pairs = high[:, :, 0] | (high[:, :, 1] << 2) | (high[:, :, 2] << 4) | (high[:, :, 3] << 6)
+    fields = (nibbles, pairs, small.to(torch.int8), unit)
+    stored = [field.contiguous().flatten(1).view(torch.uint8) for field in fields]
+    return torch.cat(stored, 1).view(len(values), -1).numpy()
+
+
+def random_rows(kind: Type, rows: int, inputs: int) -> np.ndarray:
+    """uint8 [rows, bytes of a row]: random codes under scales of a sane size."""
+    generator = np.random.default_rng(int(kind))
+    block, size = gguf.GGML_QUANT_SIZES[kind]
+    blocks = generator.integers(0, 256, (rows, inputs // block, size), dtype=np.uint8)
+    for at in SCALES_AT.get(kind.name, (0,)):
+        scale = generator.uniform(0.0005, 0.002, blocks.shape[:2]).astype(np.float16)
+        blocks[..., at : at + 2] = scale[..., None].view(np.uint8)
+    if kind == Type.MXFP4:  # one exponent byte
+        blocks[..., 0] = generator.integers(115, 119, blocks.shape[:2])
+    if kind == Type.NVFP4:  # four unsigned 8-bit floats, which have a NaN
+        blocks[..., :4] = generator.integers(8, 48, (*blocks.shape[:2], 4))
+    if kind == Type.IQ1_M:  # the scale is spread over the top nibbles of four words
+        for index, nibble in enumerate((0x00, 0x20, 0x40, 0x10)):
+            at = 48 + 2 * index + 1
+            blocks[..., at] = blocks[..., at] & 0x0F | nibble
+    return blocks.reshape(rows, -1)
 
 
 def _metadata(config: dict[str, Any]) -> dict[str, Any]:

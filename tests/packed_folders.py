@@ -1,4 +1,4 @@
-"""Tiny Llama folders in other people's packed layouts, and the same weights as plain floats.
+"""Tiny folders in other people's packed layouts, and the same weights as plain floats.
 
 Where a library writes the layout on CPUs, it does; GPTQ and AWQ are written from their formulas.
 """
@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 CONFIG = TINY_LLAMA | {"hidden_size": 128, "intermediate_size": 256, "head_dim": 32}
+FLOATS = ("embed", "lm_head")  # in the names of matrices that most tools leave alone
 AWQ_PACK_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # AutoAWQ: nibble i of a word holds this column
 
 Packed = tuple[dict[str, Tensor], Tensor]
@@ -31,14 +32,20 @@ class Variant:
     settings: dict[str, Any]
     pack: Callable[[Tensor], Packed]
     scheme: str
-    keeps: tuple[str, ...] = ("embed_tokens", "lm_head")
+    keeps: tuple[str, ...] = FLOATS
     config: dict[str, Any] | None = None
 
     def write(self, folder: Path) -> tuple[Path, Path]:
-        """(the packed folder, the folder of floats)."""
+        """A tiny Llama: (the packed folder, the folder of floats)."""
         config = CONFIG | (self.config or {})
+        return self.write_model(config, tiny_llama_weights(config), folder)
+
+    def write_model(
+        self, config: dict[str, Any], weights: dict[str, Tensor], folder: Path
+    ) -> tuple[Path, Path]:
+        """A model of any family: (the packed folder, the folder of floats)."""
         packed, plain = {}, {}
-        for name, weight in tiny_llama_weights(config).items():
+        for name, weight in weights.items():
             if weight.dim() == 1 or any(kept in name for kept in self.keeps):
                 packed[name] = plain[name] = weight
                 continue
@@ -124,7 +131,7 @@ def awq(group: int) -> Variant:
 
 def compressed(
     bits: int, group: int | None, symmetric: bool, dtype: torch.dtype = torch.float16,
-    keeps: tuple[str, ...] = ("embed_tokens", "lm_head"),
+    keeps: tuple[str, ...] = FLOATS,
 ) -> Variant:  # fmt: skip
     """compressed-tensors, packed and unpacked again by its own compressor."""
     strategy = "group" if group else "channel"

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType as Type
+from gguf_models import random_rows
 from test_gguf_files import LLAMA_KEYS, permute
 
 import edgelm
@@ -24,31 +25,7 @@ Q4_K_FLOOR_DB = 60
 FLOOR_DB = {8: 42, 4: 22}
 """Blocks quantized anew to 8 and to 4 bits, against what the file holds."""
 
-# Where a block keeps its float16 scales; the other bytes may be anything.
-SCALES_AT = {
-    "Q5_1": (0, 2), "Q4_1": (0, 2), "Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2),
-    "Q5_K": (0, 2), "Q6_K": (208,), "TQ1_0": (52,), "TQ2_0": (64,),
-}  # fmt: skip
 BLOCK_TYPES = [kind for kind in Type if kind.name in EXACT | PACKED | NEAREST]
-
-
-def random_rows(kind: Type, rows: int, inputs: int) -> np.ndarray:
-    """uint8 [rows, bytes of a row]: random codes under scales of a sane size."""
-    generator = np.random.default_rng(int(kind))
-    block, size = gguf.GGML_QUANT_SIZES[kind]
-    blocks = generator.integers(0, 256, (rows, inputs // block, size), dtype=np.uint8)
-    for at in SCALES_AT.get(kind.name, (0,)):
-        scale = generator.uniform(0.0005, 0.002, blocks.shape[:2]).astype(np.float16)
-        blocks[..., at : at + 2] = scale[..., None].view(np.uint8)
-    if kind == Type.MXFP4:  # one exponent byte
-        blocks[..., 0] = generator.integers(115, 119, blocks.shape[:2])
-    if kind == Type.NVFP4:  # four unsigned 8-bit floats, which have a NaN
-        blocks[..., :4] = generator.integers(8, 48, (*blocks.shape[:2], 4))
-    if kind == Type.IQ1_M:  # the scale is spread over the top nibbles of four words
-        for index, nibble in enumerate((0x00, 0x20, 0x40, 0x10)):
-            at = 48 + 2 * index + 1
-            blocks[..., at] = blocks[..., at] & 0x0F | nibble
-    return blocks.reshape(rows, -1)
 
 
 def write(path: Path, kind: Type) -> dict[str, torch.Tensor]:

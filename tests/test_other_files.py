@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,24 @@ def test_cut_off_and_missing_shards(tmp_path: Path) -> None:
     first.unlink()
     with pytest.raises(edgelm.ModelFileError, match="is missing"):
         open_checkpoint(target, allow_pickle=True)
+
+
+def test_a_tensor_that_ends_beyond_its_file(tmp_path: Path) -> None:
+    """The pickle's own sizes are not believed: 9 rows where the archive has 3."""
+    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
+    path = tmp_path / "pytorch_model.bin"
+    torch.save({"a": torch.zeros(3, 200)}, path)
+    content = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        records = {entry.filename: archive.read(entry) for entry in archive.infolist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in records.items():
+            if name.endswith("data.pkl"):  # 600 numbers, of 3 rows, become 6000 of 30
+                data = data.replace(b"MX\x02", b"Mp\x17").replace(b"K\x03K\xc8", b"K\x1eK\xc8")
+            archive.writestr(name, data)
+    assert path.stat().st_size < len(content) < 6000 * 4
+    with pytest.raises(edgelm.ModelFileError, match="tensor a ends beyond the file"):
+        open_checkpoint(tmp_path, allow_pickle=True)
 
 
 def test_an_unsafe_torch_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

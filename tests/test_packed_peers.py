@@ -60,3 +60,53 @@ def test_a_mix_that_transformers_would_misread_is_said(tmp_path: Path) -> None:
     done = edgelm.quantize(tmp_path / "source", tmp_path / "out", quant="int4")
     assert "transformers" in done.peer_note
     assert '"dequantize": false' in (tmp_path / "out" / "config.json").read_text()
+
+
+BITSANDBYTES_BOUND = 2e-2
+"""bitsandbytes' CPU kernel multiplies in bfloat16 (8 bits) whatever the activations are."""
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_bitsandbytes_loads_our_nf4_folder(tmp_path: Path, family: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    linear = pytest.importorskip("bitsandbytes").nn.Linear4bit
+    sizes = {"hidden_size": 128, "intermediate_size": 128, "num_attention_heads": 8}
+    oracle.family(family, tmp_path / "source", **sizes, initializer_range=0.08)
+    recipe = {"default": "nf4", "overrides": FLOAT_EMBED}
+    done = edgelm.quantize(tmp_path / "source", tmp_path / "out", quant=recipe)
+    assert not done.peer_note
+    tokens = torch.randint(3, 200, (2, 40), generator=torch.Generator().manual_seed(1))
+    loader = transformers.AutoModelForCausalLM
+    theirs = loader.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
+    theirs.set_attn_implementation("eager")
+    packed = [module for module in theirs.modules() if isinstance(module, linear)]
+    with edgelm.load(tmp_path / "out", dtype="float32", backend="reference") as lm:
+        assert all(p.stored or p.scheme == "float32" for p in lm.plan.products)
+        assert len(packed) == sum(len(p.names) for p in lm.plan.products if p.stored)
+        ours = lm.forward(tokens).logits
+    with torch.no_grad():
+        for module in packed:  # in float32, without the kernel that works in bfloat16
+            module.support_avx512bf16_for_cpu = False
+        assert_close(ours, theirs(tokens).logits, f"{family} nf4 in float32")
+        for module in packed:
+            module.support_avx512bf16_for_cpu = True
+        share = oracle.share_of_range(ours, theirs(tokens).logits)
+    print(f"{family} nf4 by bitsandbytes' own kernel: {share:.2e} (bound {BITSANDBYTES_BOUND})")
+    assert share < BITSANDBYTES_BOUND
+
+
+def test_an_nf4_folder_gives_the_logits_of_the_recipe(tmp_path: Path) -> None:
+    """Codes and scales that went through bitsandbytes' layout are those packed while loading."""
+    sizes = {"hidden_size": 128, "intermediate_size": 128, "num_attention_heads": 8}
+    oracle.family("llama", tmp_path / "source", **sizes)
+    recipe = {"default": "nf4", "overrides": FLOAT_EMBED}
+    edgelm.quantize(tmp_path / "source", tmp_path / "out", quant=recipe)
+    assert '"bitsandbytes"' in (tmp_path / "out" / "config.json").read_text("utf-8")
+    found = []
+    for folder, quant in (("source", recipe), ("out", "auto")):
+        with edgelm.load(
+            tmp_path / folder, quant=quant, dtype="float32", backend="reference"
+        ) as lm:
+            found.append(lm.forward(torch.arange(3, 30).view(1, -1)).logits)
+    assert torch.equal(*found)

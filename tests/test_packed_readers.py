@@ -23,8 +23,6 @@ PROMPT = torch.arange(1, 24).view(1, -1)
 # an int8 code first by the maximum and then by 1/127, where one scale is the maximum over 127.
 RELATIVE_BOUND = {"bnb-int8": 2**-22}
 LOGITS_BOUND = {"bnb-int8": 5e-6}
-# Tensors that the folder holds in float get the default recipe, which is int8 for these two.
-LEFT_OVER = {"default": "none", "overrides": {"embed": "int8", "head": "int8"}}
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=IDS)
@@ -57,8 +55,10 @@ def test_logits_equal_the_floats(variant: Variant, tmp_path: Path) -> None:
     with edgelm.load(packed, quant="auto", **settings) as lm:
         stored = [p for p in lm.plan.products if p.stored]
         assert sum(len(p.names) for p in stored) == 14 + 2 * (not variant.keeps)
+        notes = {module.name: module.note for module in lm.report.modules}
+        assert (notes["embed"] == "left in floats by the file") == bool(variant.keeps)
         found = lm.forward(PROMPT).logits
-    with edgelm.load(plain, quant=LEFT_OVER if variant.keeps else "none", **settings) as lm:
+    with edgelm.load(plain, quant="none", **settings) as lm:
         expected = lm.forward(PROMPT).logits
     difference = float((found - expected).abs().max() / (expected.max() - expected.min()))
     print(f"{variant.name}: logits differ by {difference:.3g} of their range")
@@ -169,7 +169,6 @@ def one_group(**changes: Any) -> dict[str, Any]:
     return {"config_groups": {"group_0": {"targets": ["Linear"], "weights": rule}}}
 
 
-REORDERED = {f"{Q}.g_idx": torch.arange(128).flip(0).int() // 32}
 UNSUPPORTED: list[tuple[Variant, dict[str, Any], dict[str, Any], str]] = [
     (GPTQ, {}, {"quant_method": "exl2"}, "'exl2'.*gptq"),
     (GPTQ, {}, {"quant_method": ["gptq"]}, r"\['gptq'\]"),
@@ -178,7 +177,6 @@ UNSUPPORTED: list[tuple[Variant, dict[str, Any], dict[str, Any], str]] = [
     (GPTQ, {}, {"group_size": 1024}, "group_size = 1024"),
     (GPTQ, {}, {"checkpoint_format": "marlin"}, "'marlin'"),
     (GPTQ, {}, {"dynamic": {"+:.*": {"bits": 8}}}, "dynamic"),
-    (GPTQ, REORDERED, {"desc_act": True}, "desc_act.*--quant"),
     (AWQ, {}, {"version": "gemv"}, "'gemv'.*gemm"),
     (AWQ, {}, {"bits": 8}, "bits = 8"),
     (AWQ, {}, {"zero_point": False}, "zero_point = False"),
@@ -226,3 +224,27 @@ def test_weights_may_be_quantized_again(tmp_path: Path) -> None:
     with edgelm.load(packed, quant="int8") as lm:
         assert not any(product.stored for product in lm.plan.products)
         assert bool(torch.isfinite(lm.forward(PROMPT).logits).all())
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_inputs_in_groups_by_importance(
+    symmetric: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Columns shuffled together with their groups: the numbers are the shuffled ones, exactly."""
+    variant = gptq(4, 32, symmetric)
+    packed, plain = variant.write(tmp_path)
+    order = torch.randperm(128, generator=torch.Generator().manual_seed(3))
+    stored = load_file(packed / "model.safetensors")[f"{Q}.qweight"]
+    shifts = torch.arange(0, 32, 4).view(1, 8, 1)
+    codes = ((stored.unsqueeze(1) >> shifts) & 15).view(128, -1)[order].view(16, 8, -1)
+    words = (codes.long() << shifts).sum(1).to(torch.int32)
+    groups = (order // 32).int()
+    edited(packed, {f"{Q}.qweight": words, f"{Q}.g_idx": groups}, {"desc_act": True})
+    expected = open_checkpoint(plain).read(f"{Q}.weight")[:, order]
+    found = open_checkpoint(packed)
+    assert torch.equal(found.read(f"{Q}.weight"), expected)
+    assert torch.equal(found.read(f"{Q}.weight", 8, 30), expected[8:30])
+    with edgelm.load(packed) as lm:
+        assert [str(m.scheme) for m in lm.report.modules].count("int8-g32") == 1
+        assert bool(torch.isfinite(lm.forward(PROMPT).logits).all())
+    assert "in act order" in caplog.text and "quantized anew" in caplog.text

@@ -20,7 +20,7 @@ from edgelm.checkpoint.packed_matrix import (
     checked,
     damaged,
     part,
-    refuse_reordered,
+    reordered,
     row_blocks,
     scale_type,
     setting,
@@ -29,7 +29,7 @@ from edgelm.checkpoint.packed_matrix import (
     unsupported,
 )
 from edgelm.checkpoint.safetensors_files import SafetensorsCheckpoint
-from quant.packing import PackedWeight
+from quant.packing import PackedWeight, unpack_codes
 from quant.scheme import Scheme
 
 
@@ -78,13 +78,45 @@ class GPTQMatrix:
         return (stored + self.zero_offset) & ((1 << bits) - 1)
 
 
+@dataclass(frozen=True)
+class ActOrder:
+    """A weight whose inputs are in groups by importance (desc_act).
+
+    Kernels here multiply groups of neighbours, so it is read as floats and quantized anew.
+    """
+
+    matrix: GPTQMatrix
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.matrix.shape
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        return self.matrix.parts
+
+    @property
+    def nearest(self) -> Scheme:
+        return Scheme(8, self.matrix.scheme.group_size)
+
+    def values(self, start: int, stop: int) -> Tensor:
+        """Rows [start, stop) in float32, each input by its own group's scale and zero."""
+        packed, scheme = self.matrix.rows(start, stop), self.matrix.scheme
+        assert packed.scales is not None
+        order = self.matrix.files.read_stored(f"{self.matrix.module}.g_idx").long()
+        codes = unpack_codes(packed.qweight, scheme, torch.empty(packed.shape))
+        zeros = 8 if scheme.bits == 4 else 0
+        codes -= zeros if packed.zeros is None else packed.zeros[:, order]
+        return codes * packed.scales.float()[:, order]
+
+
 def matrices(
     files: SafetensorsCheckpoint, settings: Mapping[str, Any]
-) -> Mapping[str, PackedMatrix]:
+) -> Mapping[str, PackedMatrix | ActOrder]:
     """The packed weights by name; `settings` is the quantization_config.
 
     Raises:
-        UnsupportedModelError: other bits or groups, inputs reordered by importance (desc_act).
+        UnsupportedModelError: other bits or groups.
         ModelFileError: a part of a weight is missing or has another shape.
     """
     bits = setting(files, settings, "bits", (4, 8))
@@ -105,7 +137,7 @@ def matrices(
 def _open(
     files: SafetensorsCheckpoint, module: str, bits: int, group_size: int, symmetric: bool,
     zero_offset: int,
-) -> GPTQMatrix:  # fmt: skip
+) -> GPTQMatrix | ActOrder:  # fmt: skip
     words = part(files, f"{module}.qweight").shape
     if len(words) != 2 or min(words) < 1:
         raise damaged(files, f"{module}.qweight has shape {list(words)}, expected two sizes")
@@ -114,12 +146,19 @@ def _open(
     shaped(files, f"{module}.qweight", words, ("I32",))
     shaped(files, f"{module}.qzeros", (groups, -(-outputs * bits // 32)), ("I32",))
     kept = scale_type(files, f"{module}.scales", (groups, outputs))
+    by_importance = False
     if f"{module}.g_idx" in files:
         size = inputs if group_size == -1 else group_size
-        refuse_reordered(files, f"{module}.g_idx", inputs, size)
+        by_importance = reordered(files, f"{module}.g_idx", inputs, size)
     scheme = checked(
         files, module, (outputs, inputs), bits=bits,
         group_size=None if group_size == -1 else group_size,
         zeros="none" if symmetric else "int", scales=kept,
     )  # fmt: skip
-    return GPTQMatrix(files, module, (outputs, inputs), scheme, zero_offset)
+    matrix = GPTQMatrix(files, module, (outputs, inputs), scheme, zero_offset)
+    if not by_importance:
+        return matrix
+    order = files.read_stored(f"{module}.g_idx")
+    if int(order.min()) < 0 or int(order.max()) >= groups:
+        raise damaged(files, f"{module}.g_idx names groups beyond the {groups} that there are")
+    return ActOrder(matrix)

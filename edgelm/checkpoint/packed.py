@@ -5,14 +5,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from edgelm.checkpoint import TensorInfo
+from edgelm.checkpoint import TensorInfo, bitsandbytes_files
+from edgelm.checkpoint.bitsandbytes_layout import METHOD
 from edgelm.checkpoint.manifest import MANIFEST, Manifest, Module
 from edgelm.checkpoint.packed_layout import Spec, first_row, from_stored, specs
+from edgelm.checkpoint.packed_matrix import PackedMatrix
 from edgelm.checkpoint.rows import span
 from edgelm.checkpoint.safetensors_files import FLOATS, INTEGERS, SafetensorsCheckpoint
 from edgelm.errors import ModelFileError
@@ -33,7 +36,11 @@ class PackedCheckpoint:
         self.manifest = Manifest.read(path / MANIFEST)
         self._files = SafetensorsCheckpoint(path)
         self.config = dict(self._files.config)
-        self.config.pop("quantization_config", None)  # it says less than the manifest
+        # Where weights lie as bitsandbytes has them it says so; else less than the manifest.
+        settings = self.config.pop("quantization_config", None)
+        self._theirs: Mapping[str, PackedMatrix] = {}
+        if isinstance(settings, dict) and settings.get("quant_method") == METHOD:
+            self._theirs = bitsandbytes_files.matrices(self._files, settings)
         self._infos = self._read_infos()
 
     def names(self) -> list[str]:
@@ -52,6 +59,8 @@ class PackedCheckpoint:
         """Rows [start, stop) of a weight stored as integers, in the canonical layout."""
         module = self.manifest.modules[name]
         start, stop = span(module.shape[0], start, stop, name)
+        if name in self._theirs:
+            return self._theirs[name].rows(start, stop)
         found = {}
         for suffix, (_, shape) in self._specs(name, module).items():
             if suffix == "weight_shape":
@@ -74,12 +83,9 @@ class PackedCheckpoint:
         parts: dict[str, str] = {}
         sizes: dict[str, int] = {}
         for name, module in self.manifest.modules.items():
-            total = 0
-            for suffix, spec in self._specs(name, module).items():
-                part = name.removesuffix("weight") + suffix
-                total += self._checked(part, spec).nbytes
-                parts[part] = name
-            sizes[name] = total
+            own = self._parts(name, module)
+            sizes[name] = sum(self._files.info(part).nbytes for part in own)
+            parts |= dict.fromkeys(own, name)
         infos = {}
         for stored_name in self._files.names():
             name = parts.get(stored_name, stored_name)
@@ -92,6 +98,22 @@ class PackedCheckpoint:
                 floats = name in self.manifest.floats
                 infos[name] = TensorInfo(info.shape, info.dtype, None, info.nbytes, floats)
         return infos
+
+    def _parts(self, name: str, module: Module) -> list[str]:
+        """Names of the stored parts of a weight, all of them checked."""
+        if name in self._theirs:
+            found = self._theirs[name]
+            if (found.scheme, found.shape) != (module.scheme, module.shape):
+                raise ModelFileError(
+                    f"{self.path}: {name} is {found.scheme} {list(found.shape)}; edgelm.json says "
+                    f"{module.scheme} {list(module.shape)}. Copy the folder again."
+                )
+            return list(found.parts)
+        wanted = self._specs(name, module).items()
+        own = {name.removesuffix("weight") + suffix: spec for suffix, spec in wanted}
+        for part, spec in own.items():
+            self._checked(part, spec)
+        return list(own)
 
     def _specs(self, name: str, module: Module) -> dict[str, Spec]:
         """What the parts of a weight must be; its scales may be float16 or float32."""

@@ -127,12 +127,17 @@ def canonical_codes(unsigned: Tensor, bits: int) -> Tensor:
     return unsigned if bits == 4 else (unsigned ^ CODE_SIGN).view(torch.int8)
 
 
-def refuse_reordered(files: SafetensorsCheckpoint, name: str, inputs: int, group_size: int) -> None:
-    """UnsupportedModelError if `name`, the group of each input, is not simply one after another."""
+def reordered(files: SafetensorsCheckpoint, name: str, inputs: int, group_size: int) -> bool:
+    """Whether `name`, the group of each input, is anything but one group after another."""
     shaped(files, name, (inputs,), ("I32", "I64"))
     order = files.read_stored(name)
     in_turn = torch.arange(inputs, dtype=order.dtype) // group_size
-    if not torch.equal(order, in_turn) and bool((order != -1).any()):
+    return not torch.equal(order, in_turn) and bool((order != -1).any())
+
+
+def refuse_reordered(files: SafetensorsCheckpoint, name: str, inputs: int, group_size: int) -> None:
+    """UnsupportedModelError if the inputs are in groups by importance."""
+    if reordered(files, name, inputs, group_size):
         raise unsupported(
             files,
             f"has the inputs of {name.rsplit('.', 1)[0]} in groups by importance (desc_act, act "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 
 from edgelm.checkpoint import TensorInfo
+from edgelm.checkpoint.gptq import ActOrder
 from edgelm.checkpoint.packed_matrix import PackedMatrix, damaged
 from edgelm.checkpoint.rows import span
 from edgelm.checkpoint.safetensors_files import SafetensorsCheckpoint
@@ -37,7 +39,7 @@ class QuantizedFolder:
         settings = self.config["quantization_config"]
         self.format = _method(path, settings)
         reader = import_module(f"edgelm.checkpoint.{READERS[self.format]}")
-        self._packed: Mapping[str, PackedMatrix] = reader.matrices(self._files, settings)
+        self._packed: Mapping[str, PackedMatrix | ActOrder] = reader.matrices(self._files, settings)
         if not self._packed:
             raise damaged(self._files, f"no weight is packed as {self.format} packs them")
         parts = {name for matrix in self._packed.values() for name in matrix.parts}
@@ -48,20 +50,28 @@ class QuantizedFolder:
 
     def info(self, name: str) -> TensorInfo:
         if name not in self._packed:
-            return self._files.info(name)
+            return replace(self._files.info(name), stays_float=True)
         matrix = self._packed[name]
         nbytes = sum(self._files.info(part).nbytes for part in matrix.parts)
+        if isinstance(matrix, ActOrder):
+            told = f"{matrix.matrix.scheme} in act order"
+            return TensorInfo(matrix.shape, told, None, nbytes, nearest=matrix.nearest)
         return TensorInfo(matrix.shape, str(matrix.scheme), matrix.scheme, nbytes)
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """Rows [start, stop) in the stored float dtype; packed weights give float32."""
-        if name in self._packed:
+        matrix = self._packed.get(name)
+        if isinstance(matrix, ActOrder):
+            return matrix.values(*span(matrix.shape[0], start, stop, name))
+        if matrix is not None:
             return dequantize(self.read_packed(name, start, stop))
         return self._files.read(name, start, stop)
 
     def read_packed(self, name: str, start: int = 0, stop: int | None = None) -> PackedWeight:
         """Rows [start, stop) of a packed weight in the canonical layout, codes as stored."""
         matrix = self._packed[name]
+        if isinstance(matrix, ActOrder):
+            raise TypeError(f"{name} has its inputs in act order, which no packed layout has")
         return matrix.rows(*span(matrix.shape[0], start, stop, name))
 
 

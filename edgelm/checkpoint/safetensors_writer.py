@@ -26,7 +26,7 @@ READ_BYTES = 1 << 22
 FULL = (errno.ENOSPC, errno.EDQUOT)
 NAMES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
-    torch.int32: "I32", torch.int64: "I64",
+    torch.int32: "I32", torch.int64: "I64", torch.uint8: "U8",
 }  # fmt: skip
 
 

@@ -177,11 +177,11 @@ MUTATIONS: tuple[Mutation, ...] = (
         (f"{PACKED}::test_numbers_are_those_of_the_format",),
     ),
     Mutation(
-        "packed: inputs in another order are refused",
+        "packed: inputs in groups by importance",
         "edgelm/checkpoint/packed_matrix.py",
-        "if not torch.equal(order, in_turn) and bool((order != -1).any()):",
-        "if False:",
-        (f"{PACKED}::test_layouts_that_are_not_run_are_named",),
+        "return not torch.equal(order, in_turn) and bool((order != -1).any())",
+        "return False",
+        (f"{PACKED}::test_inputs_in_groups_by_importance",),
     ),
     Mutation(
         "packed: zero points of a symmetric file are checked",
@@ -217,5 +217,19 @@ MUTATIONS: tuple[Mutation, ...] = (
         "flat, done = flat[len(taken) :], max(0, done - length)",
         "flat, done = flat[len(taken) :], done",
         ("tests/test_other_files.py::test_flax_bloom_gives_the_same_logits",),
+    ),
+    Mutation(
+        "files: a pickled tensor ends inside its file",
+        "edgelm/checkpoint/torch_files.py",
+        "if offset < 0 or offset + tensor.numel() * tensor.element_size() > size:",
+        "if False:",
+        ("tests/test_other_files.py::test_a_tensor_that_ends_beyond_its_file",),
+    ),
+    Mutation(
+        "packed: floats of a quantized folder stay floats",
+        "edgelm/checkpoint/quantized_folders.py",
+        "return replace(self._files.info(name), stays_float=True)",
+        "return self._files.info(name)",
+        (f"{PACKED}::test_logits_equal_the_floats",),
     ),
 )

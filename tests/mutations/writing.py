@@ -82,4 +82,11 @@ MUTATIONS: tuple[Mutation, ...] = (
         "if True:",
         ("tests/test_inspect.py::test_what_loading_would_convert",),
     ),
+    Mutation(
+        "quantize: bitsandbytes' first code is the high one",
+        "edgelm/checkpoint/bitsandbytes_layout.py",
+        "codes = (packed.qweight << 4) | (packed.qweight >> 4)",
+        "codes = packed.qweight",
+        ("tests/test_packed_peers.py::test_an_nf4_folder_gives_the_logits_of_the_recipe",),
+    ),
 )
