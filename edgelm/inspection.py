@@ -171,7 +171,8 @@ def _loading(files: ModelFiles) -> Loading:
         plan = make_plan(decoder, files.config, names, Settings())
     except EdgeLMError as error:
         return Loading(error=str(error))
-    kept, changes = 0, {}
+    kept = 0
+    changes: dict[tuple[str, str], dict[str, int]] = {}
     for product in plan.products:
         if product.stored:
             kept += len(product.names)
@@ -182,12 +183,11 @@ def _loading(files: ModelFiles) -> Loading:
                 found = changes.setdefault((stored, product.scheme), {})
                 file_name = names.file_name(name)
                 found[file_name] = found.get(file_name, 0) + prod(shape)
-    return Loading(
-        kept,
-        tuple(
-            Change(*kinds, sum(found.values()), tuple(found)) for kinds, found in changes.items()
-        ),
+    converted = tuple(
+        Change(stored, loaded, sum(found.values()), tuple(found))
+        for (stored, loaded), found in changes.items()
     )
+    return Loading(kept, converted)
 
 
 def _certificate(checkpoint: Checkpoint) -> dict[str, Any] | None:

@@ -332,7 +332,7 @@ def test_as_a_process_stdout_is_one_document(nano: Path) -> None:
     """Warnings and progress go to stderr, nothing else to stdout, exit codes reach the shell."""
     command = [sys.executable, "-m", "edgelm", "generate", str(nano), "Once", "--max-tokens", "3"]
     done = subprocess.run([*command, "--json", "-v"], capture_output=True, text=True)
-    assert done.code == 0, done.err
+    assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["finish_reason"] in ("length", "stop")
     assert "tok/s" in done.stderr
     failed = subprocess.run([*command, "--quant", "x"], capture_output=True, text=True)
@@ -377,7 +377,7 @@ def test_generate_follows_a_schema_and_gives_n_answers(
     schema.write_text('{"type": "integer", "minimum": 10, "maximum": 99}', encoding="utf-8")
     words = ["generate", str(nano), "I am", "--schema", str(schema), "--json", "--context", "64"]
     done = run(*words, "-n", "3", "--temperature", "1", "--seed", "4", "--logprobs", "2")
-    assert done.code == 0, done.err
+    assert done.returncode == 0, done.stderr
     results = done.document["results"]
     assert len(results) == 3 and all(10 <= int(own["text"]) <= 99 for own in results)
     assert all(len(own["logprobs"][0]["top"]) == 2 for own in results)

@@ -60,10 +60,10 @@ FORMATS: dict[str, tuple[Maker, bool, set[tuple[str, str]]]] = {
     "edgelm": (ours, True, set()),
     "pickle": (pickled, False, FLOATS),
     "flax": (flax, False, FLOATS),
-    "gptq": (packed("gptq"), True, {("float32", "int8")}),
-    "awq": (packed("awq"), True, {("float32", "int8")}),
-    "compressed-tensors": (packed("compressed"), True, {("float32", "int8")}),
-    "bitsandbytes": (packed("bnb-nf4"), True, {("float32", "int8")}),
+    "gptq": (packed("gptq"), True, set()),
+    "awq": (packed("awq"), True, set()),
+    "compressed-tensors": (packed("compressed"), True, set()),
+    "bitsandbytes": (packed("bnb-nf4"), True, set()),
 }
 
 

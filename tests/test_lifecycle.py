@@ -292,10 +292,10 @@ def test_a_model_not_fetched_ends_with_1(
     assert json.loads(capsys.readouterr().out)["error"]["type"] == "HubError"
 
 
-def test_a_real_ctrl_c_ends_with_130(assets: Path) -> None:
+def test_a_real_ctrl_c_ends_with_130(demo: Path) -> None:
     """SIGINT to the program while it writes: one line on stderr, no traceback."""
     program = subprocess.Popen(
-        [sys.executable, "-m", "edgelm", "generate", str(assets / "nano" / "llama"), PROMPT],
+        [sys.executable, "-m", "edgelm", "generate", str(demo), PROMPT, "--max-tokens", "500"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0,
         cwd=Path(edgelm.__file__).parent.parent,
     )  # fmt: skip

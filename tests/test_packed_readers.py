@@ -248,3 +248,17 @@ def test_inputs_in_groups_by_importance(
         assert [str(m.scheme) for m in lm.report.modules].count("int8-g32") == 1
         assert bool(torch.isfinite(lm.forward(PROMPT).logits).all())
     assert "in act order" in caplog.text and "quantized anew" in caplog.text
+
+
+def test_settings_in_autogptqs_own_file(tmp_path: Path) -> None:
+    """As AutoGPTQ wrote them: bits and groups without a quant_method, nothing in config.json."""
+    packed, _ = GPTQ.write(tmp_path)
+    expected = open_checkpoint(packed).read(f"{Q}.weight")
+    config = json.loads((packed / "config.json").read_text())
+    settings = config.pop("quantization_config")
+    del settings["quant_method"]
+    (packed / "config.json").write_text(json.dumps(config))
+    (packed / "quantize_config.json").write_text(json.dumps(settings))
+    found = open_checkpoint(packed)
+    assert found.format == "gptq"
+    assert torch.equal(found.read(f"{Q}.weight"), expected)

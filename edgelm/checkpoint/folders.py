@@ -8,8 +8,8 @@ from edgelm.checkpoint import Checkpoint, flax_files, safetensors_files, torch_f
 from edgelm.checkpoint.flax_files import FlaxCheckpoint
 from edgelm.checkpoint.manifest import MANIFEST
 from edgelm.checkpoint.packed import PackedCheckpoint
-from edgelm.checkpoint.quantized_folders import QuantizedFolder
-from edgelm.checkpoint.safetensors_files import SafetensorsCheckpoint, read_json
+from edgelm.checkpoint.quantized_folders import QuantizedFolder, quantization_settings
+from edgelm.checkpoint.safetensors_files import SafetensorsCheckpoint
 from edgelm.checkpoint.torch_files import TorchCheckpoint
 from edgelm.errors import ModelFileError, UnsupportedModelError
 
@@ -36,7 +36,7 @@ def open_folder(path: Path, allow_pickle: bool = False) -> Checkpoint:
         raise UnsupportedModelError(f"{path} {ORIGINAL_RELEASE}")
     if has(MANIFEST):
         return PackedCheckpoint(path)
-    if read_json(path / "config.json").get("quantization_config") is not None:
+    if quantization_settings(path) is not None:
         return QuantizedFolder(path)
     pickled = has(torch_files.SINGLE, torch_files.INDEX)
     if has(safetensors_files.SINGLE, safetensors_files.INDEX) or not (

@@ -14,7 +14,7 @@ from edgelm.checkpoint import TensorInfo
 from edgelm.checkpoint.gptq import ActOrder
 from edgelm.checkpoint.packed_matrix import PackedMatrix, damaged
 from edgelm.checkpoint.rows import span
-from edgelm.checkpoint.safetensors_files import SafetensorsCheckpoint
+from edgelm.checkpoint.safetensors_files import SafetensorsCheckpoint, read_json
 from edgelm.errors import UnsupportedModelError
 from quant.groupwise import dequantize
 from quant.packing import PackedWeight
@@ -27,16 +27,30 @@ READERS = {
     "gptq": "gptq",
 }
 
+AUTOGPTQ_SETTINGS = "quantize_config.json"
+
+
+def quantization_settings(path: Path) -> Any:
+    """What a folder says of its quantization; None: it is not quantized.
+
+    That is config.json's quantization_config. Before transformers knew GPTQ, AutoGPTQ wrote the
+    same keys into a file of their own.
+    """
+    settings = read_json(path / "config.json").get("quantization_config")
+    if settings is None and (path / AUTOGPTQ_SETTINGS).is_file():
+        return {"quant_method": "gptq"} | read_json(path / AUTOGPTQ_SETTINGS)
+    return settings
+
 
 class QuantizedFolder:
-    """A folder with safetensors and a quantization_config; `format` is its quant_method."""
+    """A folder with safetensors and settings of quantization; `format` is their quant_method."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.metadata: dict[str, Any] = {}
         self._files = SafetensorsCheckpoint(path)
         self.config = self._files.config
-        settings = self.config["quantization_config"]
+        settings = quantization_settings(path)
         self.format = _method(path, settings)
         reader = import_module(f"edgelm.checkpoint.{READERS[self.format]}")
         self._packed: Mapping[str, PackedMatrix | ActOrder] = reader.matrices(self._files, settings)

@@ -232,4 +232,11 @@ MUTATIONS: tuple[Mutation, ...] = (
         "return self._files.info(name)",
         (f"{PACKED}::test_logits_equal_the_floats",),
     ),
+    Mutation(
+        "gptq: AutoGPTQ's own settings file",
+        "edgelm/checkpoint/quantized_folders.py",
+        "if settings is None and (path",
+        "if False and (path",
+        ("tests/test_packed_readers.py::test_settings_in_autogptqs_own_file",),
+    ),
 )
