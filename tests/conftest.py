@@ -127,3 +127,15 @@ def tiny_llama(tmp_path: Path) -> Callable[..., Path]:
         return folder
 
     return write
+
+
+@pytest.fixture(scope="session")
+def demo() -> Path:
+    """The demo's GGUF, fetched once into the cache folder."""
+    from edgelm.errors import HubError
+    from edgelm.hub import resolve
+
+    try:
+        return resolve("demo")
+    except HubError as error:
+        pytest.skip(f"the demo cannot be fetched: {error}")

@@ -17,8 +17,6 @@ import torch
 import edgelm
 from edgelm import diagnosis, hardware
 from edgelm.cli.main import main
-from edgelm.errors import HubError
-from edgelm.hub import resolve
 
 BENCH_KEYS = [
     *("model", "scheme", "bits_per_weight", "backend", "device", "threads"),
@@ -72,14 +70,6 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp
 def nano(assets: Path, tmp_path: Path) -> Path:
     """A copy of the nano Llama, whose files a test may change."""
     return Path(shutil.copytree(assets / "nano" / "llama", tmp_path / "nano"))
-
-
-@pytest.fixture
-def demo() -> Path:
-    try:
-        return resolve("demo")
-    except HubError as error:
-        pytest.skip(f"the demo cannot be fetched: {error}")
 
 
 def edit_config(folder: Path, **changes: Any) -> None:
@@ -377,7 +367,7 @@ def test_generate_follows_a_schema_and_gives_n_answers(
     schema.write_text('{"type": "integer", "minimum": 10, "maximum": 99}', encoding="utf-8")
     words = ["generate", str(nano), "I am", "--schema", str(schema), "--json", "--context", "64"]
     done = run(*words, "-n", "3", "--temperature", "1", "--seed", "4", "--logprobs", "2")
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.err
     results = done.document["results"]
     assert len(results) == 3 and all(10 <= int(own["text"]) <= 99 for own in results)
     assert all(len(own["logprobs"][0]["top"]) == 2 for own in results)

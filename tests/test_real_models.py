@@ -12,7 +12,6 @@ import pytest
 import torch
 
 import edgelm
-from edgelm.hub import resolve
 
 PPL_SHARE = 0.002
 """Largest allowed relative difference of a perplexity from the one recorded at training."""
@@ -69,15 +68,6 @@ def test_nano_heldout_perplexity(assets: Path, family: str) -> None:
         got = heldout_perplexity(lm, text, windows=10**6)
     print(f"{family}: perplexity {got:.4f}, at training {expected:.4f}")
     assert abs(got / expected - 1) < PPL_SHARE
-
-
-@pytest.fixture(scope="module")
-def demo() -> Path:
-    """The demo's GGUF, fetched once into the cache folder."""
-    try:
-        return resolve("demo")
-    except edgelm.HubError as error:
-        pytest.skip(f"the demo cannot be fetched: {error}")
 
 
 def test_demo_names_paris_in_four_bits(demo: Path) -> None:

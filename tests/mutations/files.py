@@ -123,7 +123,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "safetensors: quantized folders are refused",
         "edgelm/checkpoint/folders.py",
-        'if read_json(path / "config.json").get("quantization_config") is not None:',
+        "if quantization_settings(path) is not None:",
         "if False:",
         (f"{SAFETENSORS}::test_quantized_folder_is_refused_by_method",),
     ),
