@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from edgelm.checkpoint import open_checkpoint
+from edgelm.checkpoint.manifest import FORMAT_VERSION, Manifest
 from edgelm.errors import ModelFileError
 from edgelm.tokenizer import load_tokenizer
 
@@ -47,3 +49,22 @@ def test_tokenizer_settings_of_a_wrong_type(
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({key: value}), "utf-8")
     with pytest.raises(ModelFileError, match=key):
         load_tokenizer(tmp_path)
+
+
+def test_a_pickled_tensor_without_numbers(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
+    torch.save({"a": torch.zeros(0, 8)}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(ModelFileError, match=r"tensor a holds no numbers, \[0, 8\]"):
+        open_checkpoint(tmp_path, allow_pickle=True)
+
+
+def test_an_infinite_size_in_a_manifest(tmp_path: Path) -> None:
+    path = tmp_path / "edgelm.json"
+    module = {"scheme": "int8", "shape": [float("inf"), 8], "error_db": 1, "parts": [], "note": ""}
+    manifest = {
+        "format_version": FORMAT_VERSION, "writer": "", "recipe": {}, "method": "rtn",
+        "licence": None, "bits_per_weight": 8, "modules": {"a": module}, "floats": [], "files": {},
+    }  # fmt: skip
+    path.write_text(json.dumps(manifest), "utf-8")
+    with pytest.raises(ModelFileError, match="OverflowError"):
+        Manifest.read(path)

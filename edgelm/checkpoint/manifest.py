@@ -88,7 +88,7 @@ class Manifest:
                 floats=tuple(map(str, data["floats"])),
                 files={str(name): str(digest) for name, digest in data["files"].items()},
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise ModelFileError(
                 f"{path} is damaged ({type(error).__name__}: {error}). Quantize the model again."
             ) from None

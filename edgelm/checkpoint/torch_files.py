@@ -119,6 +119,8 @@ def _stored(path: Path, size: int, name: Any, tensor: Any) -> _Stored:
         raise ModelFileError(
             f"{path} holds {name!r}: {type(tensor).__name__}, where only weights by name may be."
         )
+    if not tensor.numel():
+        raise ModelFileError(f"{path}: tensor {name} holds no numbers, {[*tensor.shape]}. {AGAIN}")
     begin = getattr(tensor.untyped_storage(), "_checkpoint_offset", None)
     if begin is None or not tensor.is_contiguous():
         raise UnsupportedModelError(
