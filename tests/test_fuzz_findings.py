@@ -12,7 +12,7 @@ import torch
 
 from edgelm.checkpoint import open_checkpoint
 from edgelm.checkpoint.manifest import FORMAT_VERSION, Manifest
-from edgelm.errors import ModelFileError
+from edgelm.errors import ModelFileError, UnsupportedModelError
 from edgelm.tokenizer import load_tokenizer
 
 
@@ -68,3 +68,9 @@ def test_an_infinite_size_in_a_manifest(tmp_path: Path) -> None:
     path.write_text(json.dumps(manifest), "utf-8")
     with pytest.raises(ModelFileError, match="OverflowError"):
         Manifest.read(path)
+
+
+def test_settings_of_quantization_that_are_a_word(tiny_llama: Callable[..., Path]) -> None:
+    folder = tiny_llama(quantization_config="gptq")
+    with pytest.raises(UnsupportedModelError, match="quantized by 'gptq'"):
+        open_checkpoint(folder)

@@ -94,6 +94,8 @@ def _rules(files: SafetensorsCheckpoint, settings: Mapping[str, Any]) -> list[Ma
         raise damaged(files, "quantization_config has no config_groups")
     transforms = settings.get("transform_config") or {}
     sparsity = settings.get("sparsity_config") or {}
+    if not isinstance(transforms, dict) or not isinstance(sparsity, dict):
+        raise damaged(files, "transform_config or sparsity_config is no object")
     if transforms.get("config_groups") or sparsity.get("format", "dense") != "dense":
         raise unsupported(files, "holds transformed or sparse weights (compressed-tensors)")
     setting(files, settings, "format", (FORMAT, None))

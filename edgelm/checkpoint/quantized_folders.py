@@ -91,7 +91,7 @@ class QuantizedFolder:
 
 def _method(path: Path, settings: Any) -> str:
     method = settings.get("quant_method") if isinstance(settings, dict) else settings
-    if not isinstance(method, str) or method not in READERS:
+    if not isinstance(settings, dict) or not isinstance(method, str) or method not in READERS:
         raise UnsupportedModelError(
             f"{path} holds weights quantized by {method!r} (quantization_config in config.json); "
             f"those read here are {', '.join(READERS)}. Use one of these, or the original 16-bit "
