@@ -105,9 +105,10 @@ def clear_cache() -> int:
 
 def _choices(cache: Path) -> Iterator[KernelChoice]:
     device = torch.device("cpu")
+    measured = kernel_choice.rankings(cache)
     for text in SCHEMES:
         scheme = Scheme.parse(text)
-        ranking = kernel_choice.ranking(cache, scheme, _SHAPE)
+        ranking = kernel_choice.ranking(measured, scheme, _SHAPE)
         for use in ("multiply", "lookup"):
             lookup = use == "lookup"
             chosen = choose(scheme, _SHAPE, device, lookup=lookup, ranking=ranking)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import platform
@@ -11,6 +10,8 @@ import time
 from pathlib import Path
 
 import torch
+
+from edgelm.kept import keep, kept
 
 PROFILE = "machine.json"
 _INSTRUCTION_SETS = (
@@ -107,22 +108,16 @@ def read_gb_s(megabytes: int = 256, rounds: int = 5) -> float:
 def record_read_gb_s(cache: Path) -> float:
     """Measure the read bandwidth and keep it in the cache folder for later plans."""
     measured = read_gb_s()
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        beside = cache / f"{PROFILE}.{os.getpid()}"
-        beside.write_text(json.dumps({"processor": processor_name(), "read_gb_s": measured}))
-        beside.replace(cache / PROFILE)
-    except OSError as error:
-        log.info("the read bandwidth cannot be kept in %s: %s", cache, error)
+    keep(cache / PROFILE, {"processor": processor_name(), "read_gb_s": measured})
     return measured
 
 
 def recorded_read_gb_s(cache: Path) -> float | None:
     """What ``record_read_gb_s`` kept for this processor, or None."""
+    profile = kept(cache / PROFILE)
     try:
-        profile = json.loads((cache / PROFILE).read_text())
         return float(profile["read_gb_s"]) if profile["processor"] == processor_name() else None
-    except (OSError, ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError):
         return None
 
 

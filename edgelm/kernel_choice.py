@@ -6,9 +6,7 @@ fast and need no library. A file that is damaged counts as absent and is written
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,6 +14,7 @@ from pathlib import Path
 import torch
 
 from edgelm import hardware
+from edgelm.kept import keep, kept
 from edgelm.memory import ProductPlan
 from edgelm.version import __version__
 from quant import Scheme
@@ -36,19 +35,18 @@ def measure(folder: Path) -> Rankings:
         for text in MEASURED_SCHEMES
         for kind, probe in PROBES.items()
     }
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        beside = folder / f"{KEPT}.{os.getpid()}"
-        beside.write_text(json.dumps(_read(folder) | {_machine(): found}, indent=1))
-        beside.replace(folder / KEPT)
-    except OSError as error:
-        log.info("the kernels' ranking cannot be kept in %s: %s", folder, error)
+    keep(folder / KEPT, _read(folder) | {_machine(): found})
     return found
 
 
-def ranking(folder: Path, scheme: Scheme, shape: tuple[int, int]) -> list[str]:
-    """Kernel names, fastest first, for such matrices here; empty where nobody measured."""
-    return _read(folder).get(_machine(), {}).get(f"{scheme} {shape_class(shape)}", [])
+def rankings(folder: Path) -> Rankings:
+    """What ``measure`` kept for this machine and these threads; empty where nobody measured."""
+    return _read(folder).get(_machine(), {})
+
+
+def ranking(measured: Rankings, scheme: Scheme, shape: tuple[int, int]) -> list[str]:
+    """Kernel names, fastest first, for such matrices."""
+    return measured.get(f"{scheme} {shape_class(shape)}", [])
 
 
 def warn_of_slow(products: tuple[ProductPlan, ...], tied: bool) -> None:
@@ -70,19 +68,16 @@ def warn_of_slow(products: tuple[ProductPlan, ...], tied: bool) -> None:
 
 
 def _read(folder: Path) -> dict[str, Rankings]:
-    try:
-        data = json.loads((folder / KEPT).read_text())
-    except (OSError, ValueError):
-        return {}
+    data = kept(folder / KEPT)
     return data if _is_valid(data) else {}
 
 
 def _is_valid(data: object) -> bool:
     """Whether `data` maps machines to rankings, and those scheme and class to lists of names."""
     return isinstance(data, dict) and all(
-        isinstance(kept, dict)
-        and all(isinstance(names, list) and {*map(type, names)} <= {str} for names in kept.values())
-        for kept in data.values()
+        isinstance(own, dict)
+        and all(isinstance(names, list) and {*map(type, names)} <= {str} for names in own.values())
+        for own in data.values()
     )
 
 

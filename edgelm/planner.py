@@ -57,7 +57,8 @@ def make_plan(
     context = _context(settings, config)
     tokens = min(settings.chunk, context)
     recipe = _recipe(settings, decoder)
-    products = tuple(_products(decoder, names, recipe, dtype, settings))
+    measured = kernel_choice.rankings(cache_dir())
+    products = tuple(_products(decoder, names, recipe, dtype, settings, measured))
     parts = _weight_parts(decoder, config, products, names, dtype)
     tied = decoder.embed.tied_to_head
     parts += _runtime_parts(config, settings.rows, tokens, context, dtype, kv, products, tied)
@@ -149,12 +150,12 @@ def _recipe(settings: Settings, decoder: Decoder) -> Recipe | None:
 
 def _products(
     decoder: Decoder, names: WeightNames, recipe: Recipe | None, dtype: torch.dtype,
-    settings: Settings,
+    settings: Settings, measured: kernel_choice.Rankings,
 ) -> Iterator[ProductPlan]:  # fmt: skip
     """Every stored matrix in loading order: the embedding, the layers, the head."""
     embed = decoder.embed
     scheme, stored = _scheme("embed", embed.shape, names, recipe, dtype)
-    yield _product(["embed"], [embed.shape], scheme, stored, settings, embed=embed)
+    yield _product(["embed"], [embed.shape], scheme, stored, settings, measured, embed)
     for prefix, projection in decoder.projections():
         if projection is decoder.head and embed.tied_to_head:
             continue
@@ -174,7 +175,7 @@ def _products(
             if projection.bias:
                 names.info(name, (rows,), "bias")
         for run_names, shapes, scheme, stored in runs:
-            yield _product(run_names, shapes, scheme, stored, settings)
+            yield _product(run_names, shapes, scheme, stored, settings, measured)
 
 
 def _scheme(
@@ -197,7 +198,7 @@ def _scheme(
 
 def _product(
     names: list[str], shapes: list[tuple[int, int]], scheme: Scheme, stored: bool,
-    settings: Settings, embed: Embedding | None = None,
+    settings: Settings, measured: kernel_choice.Rankings, embed: Embedding | None = None,
 ) -> ProductPlan:  # fmt: skip
     shape = (sum(n for n, _ in shapes), shapes[0][1])
     lookup = embed is not None
@@ -209,7 +210,7 @@ def _product(
             settings.backend,
             lookup,
             embed is None or embed.tied_to_head,
-            kernel_choice.ranking(cache_dir(), scheme, shape),
+            kernel_choice.ranking(measured, scheme, shape),
         )
     except KernelUnavailable as error:
         raise KernelUnavailableError(f"{names[0]}: {error}") from error

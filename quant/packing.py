@@ -100,3 +100,8 @@ def unpack_codes(qweight: Tensor, scheme: Scheme, out: Tensor) -> Tensor:
     out[:, 0::2].copy_(qweight & 15)
     out[:, 1::2].copy_(qweight >> 4)
     return out
+
+
+def swap_nibbles(qweight: Tensor) -> Tensor:
+    """Bytes of two codes with the codes exchanged: bitsandbytes keeps the even one high."""
+    return (qweight << 4) | (qweight >> 4)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -13,8 +10,6 @@ from edgelm import benchmark, hardware
 from edgelm.benchmark import Workload, measure, random_model
 from edgelm.checkpoint.random_weights import WEIGHT_STD, RandomWeights
 from edgelm.checkpoint.shapes import SHAPES
-from edgelm.evaluation.perplexity import perplexity
-from edgelm.files import ModelFiles
 from quant import Scheme, dequantize
 
 # Parameters as the model pages state them.
@@ -99,13 +94,3 @@ def test_a_head_of_its_own_is_read_instead_of_the_embedding(
     norms = 5 * 64 * 4
     assert row.weight_bytes - row.bytes_per_token == embed + norms
     assert row.backend == "torch"
-
-
-def test_perplexity_is_that_of_whole_windows(tiny_llama: Callable[..., Path]) -> None:
-    ids = torch.randint(3, 199, (50,)).tolist()
-    with edgelm.load(ModelFiles.open(tiny_llama()), quant="none", context=64) as lm:
-        losses = [lm.log_likelihoods(ids[i : i + 20]) for i in (0, 20)]
-        expected = torch.cat(losses).double().mean().neg().exp()
-        assert perplexity(lm, ids, window=20) == pytest.approx(float(expected))
-        with pytest.raises(edgelm.UsageError):
-            perplexity(lm, ids, window=51)

@@ -15,6 +15,7 @@ from quant import Scheme, choose
 from quant.backends.timing import time_kernels
 
 SHAPE = (512, 512)
+INT8 = Scheme.parse("int8")
 
 
 @pytest.fixture
@@ -56,9 +57,9 @@ def test_a_damaged_file_is_ignored_and_remade(cache: Path, damage: str) -> None:
     kept = cache / kernel_choice.KEPT
     machine = next(iter(json.loads(kept.read_text())))
     kept.write_text(damage.replace("%s", machine))
-    assert kernel_choice.ranking(cache, Scheme.parse("int8"), SHAPE) == []
+    assert kernel_choice.ranking(kernel_choice.rankings(cache), INT8, SHAPE) == []
     kernel_choice.measure(cache)
-    assert kernel_choice.ranking(cache, Scheme.parse("int8"), SHAPE)[0] == "reference"
+    assert kernel_choice.ranking(kernel_choice.rankings(cache), INT8, SHAPE)[0] == "reference"
     assert [path.name for path in cache.iterdir()] == [kernel_choice.KEPT]
 
 

@@ -30,7 +30,7 @@ from edgelm.checkpoint.packed_matrix import (
 )
 from edgelm.checkpoint.safetensors_files import SafetensorsCheckpoint
 from quant.codebooks import CODEBOOKS, numbers
-from quant.packing import PackedWeight
+from quant.packing import PackedWeight, swap_nibbles
 from quant.scheme import GROUP_SIZES, Scheme
 
 _STATE = ".quant_state.bitsandbytes__"
@@ -72,7 +72,7 @@ class FourBit:
         width = packed.qweight.shape[1]
         for first, last in row_blocks(start, stop, width):
             codes = self._bytes(first * width, last * width).view(-1, width)
-            packed.qweight[first - start : last - start] = (codes << 4) | (codes >> 4)
+            packed.qweight[first - start : last - start] = swap_nibbles(codes)
         assert packed.scales is not None and self.scheme.group_size
         begin, end = start * self.shape[1], stop * self.shape[1]
         first, last = begin // self.block_size, -(-end // self.block_size)

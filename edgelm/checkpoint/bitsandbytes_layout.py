@@ -19,6 +19,7 @@ from torch import Tensor
 from edgelm.checkpoint.packed_layout import Spec
 from quant import PackedWeight, Scheme
 from quant.codebooks import numbers
+from quant.packing import swap_nibbles
 
 BLOCK = 64
 METHOD = "bitsandbytes"
@@ -61,7 +62,7 @@ def first_row(suffix: str, inputs: int, start: int) -> int:
 def to_stored(packed: PackedWeight) -> dict[str, Tensor]:
     """Rows of a matrix as its stored tensors."""
     assert packed.scales is not None
-    codes = (packed.qweight << 4) | (packed.qweight >> 4)
+    codes = swap_nibbles(packed.qweight)
     return {"weight": codes.view(-1, 1), "weight.absmax": packed.scales.flatten()}
 
 

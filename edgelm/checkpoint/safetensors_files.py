@@ -1,51 +1,27 @@
 """Folders in Hugging Face layout: config.json and safetensors, in one file or in shards.
 
 The safetensors library checks each header (sizes, offsets without holes, the file's length); the
-rows themselves are then read straight into private memory, see `rows.py`.
+rows themselves are then read straight into private memory, see `stored.py`.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
-from math import prod
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import TYPE_CHECKING, Any, TypeVar
-
-import torch
+from typing import Any, TypeVar
 
 from edgelm.checkpoint import TensorInfo
-from edgelm.checkpoint.rows import fill, fill_columns, opened, span
-from edgelm.errors import ModelFileError, UnsupportedModelError
-
-if TYPE_CHECKING:
-    from quant.packing import PackedWeight
+from edgelm.checkpoint.stored import FLOATS, INTEGERS, Stored, StoredTensors
+from edgelm.errors import ModelFileError
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-FLOATS = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-}
-INTEGERS = {"U8": torch.uint8, "I8": torch.int8, "I32": torch.int32, "I64": torch.int64}
 AGAIN = "Fetch it again, or convert the model anew."
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class _Stored:
-    """Where one tensor lies: bytes [offset, offset + info.nbytes) of `file`."""
-
-    file: Path
-    offset: int
-    dtype: torch.dtype | None  # None: a type that neither weights nor packed codes come in
-    info: TensorInfo
-
-
-class SafetensorsCheckpoint:
+class SafetensorsCheckpoint(StoredTensors):
     """A folder with config.json and model.safetensors, or the shards an index names."""
 
     format = "safetensors"
@@ -54,61 +30,7 @@ class SafetensorsCheckpoint:
         self.path = path
         self.metadata: dict[str, Any] = {}
         self.config = read_json(path / "config.json")
-        self._tensors = _open_weights(path)
-
-    def names(self) -> list[str]:
-        return list(self._tensors)
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._tensors
-
-    def info(self, name: str) -> TensorInfo:
-        return self._tensors[name].info
-
-    def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
-        """Rows [start, stop) (of a scalar: its one value) in the stored float dtype."""
-        stored = self._tensors[name]
-        if stored.dtype not in FLOATS.values():
-            raise UnsupportedModelError(
-                f"{stored.file}: tensor {name} is stored as {stored.info.dtype}; weights are read "
-                f"from {', '.join(FLOATS)}. Convert the model to one of these."
-            )
-        return self.read_stored(name, start, stop)
-
-    def read_stored(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
-        """Rows [start, stop) in the stored dtype, integers too."""
-        stored, dtype = self._tensors[name], self._dtype(name)
-        shape = stored.info.shape
-        start, stop = span(shape[0] if shape else 1, start, stop, name)
-        out = torch.empty((stop - start, *shape[1:]) if shape else (), dtype=dtype)
-        row_bytes = prod(shape[1:]) * dtype.itemsize
-        with opened(stored.file) as file:
-            fill(file, stored.offset + start * row_bytes, out, stored.file)
-        return out
-
-    def read_columns(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Columns [start, stop) of a matrix in the stored dtype."""
-        stored, dtype = self._tensors[name], self._dtype(name)
-        rows, columns = stored.info.shape
-        start, stop = span(columns, start, stop, name)
-        out = torch.empty(rows, stop - start, dtype=dtype)
-        size = dtype.itemsize
-        with opened(stored.file) as file:
-            fill_columns(file, stored.offset, columns * size, start * size, out, stored.file)
-        return out
-
-    def _dtype(self, name: str) -> torch.dtype:
-        stored = self._tensors[name]
-        if stored.dtype is None:
-            raise UnsupportedModelError(
-                f"{stored.file}: tensor {name} is stored as {stored.info.dtype}; read are "
-                f"{', '.join(FLOATS | INTEGERS)}. Convert the model to one of these."
-            )
-        return stored.dtype
-
-    def read_packed(self, name: str, start: int = 0, stop: int | None = None) -> PackedWeight:
-        """Never possible here: these files hold floats, and `info` says so."""
-        raise TypeError(f"{name} is stored as {self.info(name).dtype}, not as packed integers")
+        super().__init__(_open_weights(path))
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -129,7 +51,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _open_weights(folder: Path) -> dict[str, _Stored]:
+def _open_weights(folder: Path) -> dict[str, Stored]:
     if (folder / SINGLE).is_file():
         return _open_file(folder / SINGLE)
     if (folder / INDEX).is_file():
@@ -184,7 +106,7 @@ def inside(index: Path, shard: Any) -> Path:
     return path
 
 
-def _open_file(path: Path) -> dict[str, _Stored]:
+def _open_file(path: Path) -> dict[str, Stored]:
     """The tensors of one file by name, after the library has checked its header."""
     from safetensors import SafetensorError, safe_open
 
@@ -211,11 +133,11 @@ def _open_file(path: Path) -> dict[str, _Stored]:
     return {name: _stored(path, 8 + length, entry) for name, entry in entries}
 
 
-def _stored(path: Path, data: int, entry: dict[str, Any]) -> _Stored:
+def _stored(path: Path, data: int, entry: dict[str, Any]) -> Stored:
     """One header entry, `data` being where the file's tensors begin."""
     begin, end = entry["data_offsets"]
     dtype = (FLOATS | INTEGERS).get(entry["dtype"])
     floating = entry["dtype"] in FLOATS
     named = str(dtype).removeprefix("torch.") if floating else entry["dtype"]
     info = TensorInfo(tuple(entry["shape"]), named, None, end - begin)
-    return _Stored(path, data + begin, dtype, info)
+    return Stored(path, data + begin, dtype, info)

@@ -1,44 +1,28 @@
 """``pytorch_model*.bin``: pickled weights, opened only when the user allows it.
 
 torch's restricted unpickler (weights_only) builds the tensors without their data and says where
-each storage begins; the numbers are then read like those of any other file, see `rows.py`.
+each storage begins; the numbers are then read like those of any other file, see `stored.py`.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from edgelm.checkpoint import TensorInfo
-from edgelm.checkpoint.rows import fill, opened, span
 from edgelm.checkpoint.safetensors_files import AGAIN, open_shards, read_json
+from edgelm.checkpoint.stored import Stored, StoredTensors
 from edgelm.errors import ModelFileError, UnsupportedModelError
-
-if TYPE_CHECKING:
-    from quant.packing import PackedWeight
 
 SINGLE = "pytorch_model.bin"
 INDEX = "pytorch_model.bin.index.json"
 SAFE_TORCH = (2, 10)  # before, weights_only could be made to run code: CVE-2025-32434, -2026-24747
-FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
-@dataclass(frozen=True)
-class _Stored:
-    """Where one tensor's numbers begin in `file`, row after row."""
-
-    file: Path
-    offset: int
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-
-class TorchCheckpoint:
+class TorchCheckpoint(StoredTensors):
     """A folder with config.json and pytorch_model.bin, or the shards an index names."""
 
     format = "pickle"
@@ -47,38 +31,10 @@ class TorchCheckpoint:
         self.path = path
         self.metadata: dict[str, Any] = {}
         self.config = read_json(path / "config.json")
-        self._tensors = _open_weights(path)
-
-    def names(self) -> list[str]:
-        return list(self._tensors)
-
-    def info(self, name: str) -> TensorInfo:
-        stored = self._tensors[name]
-        nbytes = prod(stored.shape) * stored.dtype.itemsize
-        return TensorInfo(stored.shape, str(stored.dtype).removeprefix("torch."), None, nbytes)
-
-    def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
-        """Rows [start, stop) (of a scalar: its one value) in the stored float dtype."""
-        stored = self._tensors[name]
-        shape, dtype = stored.shape, stored.dtype
-        if dtype not in FLOATS:
-            raise UnsupportedModelError(
-                f"{stored.file}: tensor {name} is stored as {dtype}; weights are read from "
-                f"{', '.join(map(str, FLOATS))}. Convert the model to one of these."
-            )
-        start, stop = span(shape[0] if shape else 1, start, stop, name)
-        out = torch.empty((stop - start, *shape[1:]) if shape else (), dtype=dtype)
-        with opened(stored.file) as file:
-            skipped = start * prod(shape[1:]) * dtype.itemsize
-            fill(file, stored.offset + skipped, out, stored.file)
-        return out
-
-    def read_packed(self, name: str, start: int = 0, stop: int | None = None) -> PackedWeight:
-        """Never possible here: these files hold floats, and `info` says so."""
-        raise TypeError(f"{name} is stored as {self.info(name).dtype}, not as packed integers")
+        super().__init__(_open_weights(path))
 
 
-def _open_weights(folder: Path) -> dict[str, _Stored]:
+def _open_weights(folder: Path) -> dict[str, Stored]:
     version = tuple(int(number) for number in re.findall(r"\d+", torch.__version__)[:2])
     if version < SAFE_TORCH:
         raise UnsupportedModelError(
@@ -90,7 +46,7 @@ def _open_weights(folder: Path) -> dict[str, _Stored]:
     return open_shards(folder / INDEX, _open_file)
 
 
-def _open_file(path: Path) -> dict[str, _Stored]:
+def _open_file(path: Path) -> dict[str, Stored]:
     """The tensors of one file, which must be what transformers writes: a dict of them."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -114,7 +70,7 @@ def _open_file(path: Path) -> dict[str, _Stored]:
     return {str(name): _stored(path, size, name, value) for name, value in content.items()}
 
 
-def _stored(path: Path, size: int, name: Any, tensor: Any) -> _Stored:
+def _stored(path: Path, size: int, name: Any, tensor: Any) -> Stored:
     if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
         raise ModelFileError(
             f"{path} holds {name!r}: {type(tensor).__name__}, where only weights by name may be."
@@ -130,4 +86,6 @@ def _stored(path: Path, size: int, name: Any, tensor: Any) -> _Stored:
     offset = begin + tensor.storage_offset() * tensor.element_size()
     if offset < 0 or offset + tensor.numel() * tensor.element_size() > size:
         raise ModelFileError(f"{path}: tensor {name} ends beyond the file. {AGAIN}")
-    return _Stored(path, offset, tuple(tensor.shape), tensor.dtype)
+    nbytes = tensor.numel() * tensor.element_size()
+    info = TensorInfo(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), None, nbytes)
+    return Stored(path, offset, tensor.dtype, info)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..codebooks import numbers
 from ..groupwise import dequantize
-from ..packing import PackedWeight
+from ..packing import PackedWeight, swap_nibbles
 from ..scheme import Scheme
 from .aten import finish
 from .kernel import Shape, Tensors
@@ -101,7 +101,7 @@ class Dequantized4Bit(Reference):
         return _missing(device)
 
     def prepare(self, packed: PackedWeight) -> Tensors:
-        return packed.tensors() | {"qweight": _swapped(packed.qweight)}
+        return packed.tensors() | {"qweight": swap_nibbles(packed.qweight)}
 
     def scratch_bytes(self, scheme: Scheme, shape: Shape, rows: int) -> int:
         block = (min(_block(shape[1]), shape[0]), shape[1])
@@ -129,7 +129,7 @@ class Dequantized4Bit(Reference):
 
     def lookup(self, ids: Tensor, tensors: Tensors, scheme: Scheme, out: Tensor) -> None:
         taken = PackedWeight.of(tensors, scheme).take(ids)
-        taken.qweight = _swapped(taken.qweight)
+        taken.qweight = swap_nibbles(taken.qweight)
         dequantize(taken, out=out)
 
 
@@ -170,10 +170,6 @@ class LlmInt8(Reference):
             part = x.index_select(1, some).float() @ codes.index_select(1, some).float().t()
             product.addcmul_(part, scales)
         finish(product, bias, out)
-
-
-def _swapped(qweight: Tensor) -> Tensor:
-    return (qweight << 4) | (qweight >> 4)
 
 
 def _block(width: int) -> int:

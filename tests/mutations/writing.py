@@ -85,7 +85,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "quantize: bitsandbytes' first code is the high one",
         "edgelm/checkpoint/bitsandbytes_layout.py",
-        "codes = (packed.qweight << 4) | (packed.qweight >> 4)",
+        "codes = swap_nibbles(packed.qweight)",
         "codes = packed.qweight",
         ("tests/test_packed_peers.py::test_an_nf4_folder_gives_the_logits_of_the_recipe",),
     ),

@@ -31,7 +31,7 @@ REFERENCE_FLOOR_DB = {torch.float32: 110.0, torch.bfloat16: 45.0}
 FLOOR_DB = {kernel.name: BFLOAT16_FLOOR_DB for kernel in KERNELS if kernel.backend == "torch"}
 FLOOR_DB |= {"bitsandbytes.fused4bit": BFLOAT16_FLOOR_DB}
 FLOOR_DB |= {"bitsandbytes.int8": INT8_ACTIVATIONS_FLOOR_DB}
-# Rounded with the rest of their rows, the two outliers of the test below would leave 37.
+# Above what rounding outliers with the rest of their rows can reach: INT8_ACTIVATIONS_FLOOR_DB.
 OUTLIERS_FLOOR_DB = 50.0
 
 
