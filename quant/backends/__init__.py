@@ -14,6 +14,7 @@ from ..errors import KernelUnavailable
 from ..scheme import Scheme
 from .bitsandbytes_backend import Dequantized4Bit, Fused4Bit, LlmInt8
 from .kernel import Kernel, Shape
+from .native_backend import NativeProduct
 from .reference import Reference
 from .torch_backend import Int4Pack, TorchMatmul
 from .torch_int8 import Int8Groups, Int8Rows
@@ -23,6 +24,7 @@ __all__ = ["BACKENDS", "KERNELS", "Kernel", "choose", "find"]
 
 REFERENCE = Reference()
 KERNELS: tuple[Kernel, ...] = (
+    *(NativeProduct(4), NativeProduct(8)),
     *(Int4Pack(), Int8Rows(), Int8Groups(), TorchMatmul(), REFERENCE),
     *(Fused4Bit(), Dequantized4Bit(), LlmInt8(), TorchaoInt8()),
 )

@@ -1,0 +1,131 @@
+"""The native library: found, checked and called through ctypes.
+
+Pointers go in as integers; what they must point to is written in src/edgelm_native.h.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from ..errors import KernelUnavailable
+from ..scheme import Scheme
+
+# Must equal EDGELM_ABI in src/edgelm_native.h.
+ABI = 1
+_FLOATS = {"float16": 0, "bfloat16": 1, "float32": 2}
+_ZEROS = {"none": 0, "int": 1, "float": 2}
+
+
+class Matrix(ctypes.Structure):
+    """The C struct edgelm_matrix: sizes and types of a matrix [outputs, inputs]."""
+
+    _fields_ = (
+        ("outputs", ctypes.c_int64),
+        ("inputs", ctypes.c_int64),
+        ("bits", ctypes.c_int32),
+        ("group", ctypes.c_int32),
+        ("scales", ctypes.c_int32),
+        ("zeros", ctypes.c_int32),
+    )
+
+
+@cache
+def matrix(scheme: Scheme, shape: tuple[int, int]) -> ctypes.c_void_p:
+    """Pointer to the struct that describes a matrix of `shape` [N, K]; kept for good."""
+    struct = Matrix(
+        *shape, scheme.bits, scheme.group_size or 0, _FLOATS[scheme.scales], _ZEROS[scheme.zeros]
+    )
+    pointer = ctypes.cast(ctypes.pointer(struct), ctypes.c_void_p)
+    pointer.struct = struct  # type: ignore[attr-defined]  # keeps the memory
+    return pointer
+
+
+@cache
+def missing() -> str | None:
+    """Why there is no library to call, in words; None if there is one."""
+    path = _path()
+    if path is None:
+        return "the package was installed without its native library (no C++ compiler)"
+    try:
+        library = ctypes.CDLL(str(path))
+        found = library.edgelm_abi()
+    except (OSError, AttributeError) as error:
+        return f"{path.name} cannot be loaded ({error}); reinstall edgelm"
+    if found != ABI:
+        return f"{path.name} is of version {found}, this package needs {ABI}; reinstall edgelm"
+    return None
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """The library with its functions' types declared and the instruction set chosen.
+
+    Only where `missing()` is None. Raises KernelUnavailable if EDGELM_ISA names an instruction
+    set that this CPU lacks.
+    """
+    own = ctypes.CDLL(str(_path()))
+    pointer, int64, int32 = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
+    signatures: dict[str, tuple[type | None, list[type]]] = {
+        "edgelm_isa": (ctypes.c_char_p, [int32]),
+        "edgelm_use_isa": (int32, [ctypes.c_char_p]),
+        "edgelm_layout_bytes": (int64, [pointer]),
+        "edgelm_workspace_bytes": (int64, [pointer, int64]),
+        "edgelm_pack": (None, [pointer] * 5 + [int32]),
+        "edgelm_lookup": (None, [pointer] * 3 + [int64, pointer, int64]),
+        "edgelm_multiply": (
+            None,
+            [pointer] * 3 + [int64, int64, pointer, pointer, int64, pointer, int32],
+        ),
+    }
+    for name, (result, arguments) in signatures.items():
+        function = getattr(own, name)
+        function.restype, function.argtypes = result, arguments
+    wanted = os.environ.get("EDGELM_ISA")
+    if wanted:
+        _use(own, wanted)
+    return own
+
+
+def isas() -> list[str]:
+    """The instruction sets that this CPU has and the library knows, slowest first."""
+    return _isas(library())
+
+
+def use_isa(name: str) -> None:
+    """Run products with the instruction set `name` from now on, else KernelUnavailable."""
+    _use(library(), name)
+
+
+def threads() -> int:
+    """Threads that a product may use: as many as torch's."""
+    return torch.get_num_threads()
+
+
+def _use(own: ctypes.CDLL, name: str) -> None:
+    if not own.edgelm_use_isa(name.encode()):
+        raise KernelUnavailable(
+            f"EDGELM_ISA={name!r}: this CPU and library have {', '.join(_isas(own))}; name one of "
+            "them, or unset the variable for the fastest"
+        )
+
+
+def _isas(own: ctypes.CDLL) -> list[str]:
+    names: list[str] = []
+    while (name := own.edgelm_isa(len(names))) is not None:
+        names.append(name.decode())
+    return names
+
+
+def _path() -> Path | None:
+    """The library beside this file, or where an editable install keeps it."""
+    for folder in __path__:
+        for suffix in (".so", ".dll"):
+            path = Path(folder) / f"edgelm_native{suffix}"
+            if path.is_file():
+                return path
+    return None

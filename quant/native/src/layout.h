@@ -1,0 +1,86 @@
+// How a matrix lies in memory, the same for every instruction set.
+//
+// Rows are cut into panels of 32, one contiguous stream each; rows beyond the last are zeros. A
+// panel is its groups one after another, a group is its parameters (32 scales, then 32 zeros in
+// their own types) and its codes in steps of 8 inputs. A matrix with one group per row has the
+// parameters once, at the panel's start. A step holds for each half of 16 rows
+//     int4:  64 bytes, byte 4 r + j = code of (row r, input j) | code of (r, j + 4) << 4
+//     int8: 128 bytes, byte 4 r + j = code of (r, j), and byte 64 + 4 r + j that of (r, j + 4)
+// so that each 32-bit lane of a dot product belongs to one row. Codes are unsigned: int8 codes,
+// and their integer zeros, are stored with 128 added.
+#pragma once
+
+#include "edgelm_native.h"
+
+// Everything in these headers has internal linkage: each file is compiled for its own
+// instruction set, and a shared inline function would keep whichever copy the linker met first.
+namespace {
+
+constexpr int64_t kPanel = 32;
+constexpr int64_t kStep = 8;
+// Activations share a scale over so many inputs where the weights have one scale per row.
+constexpr int64_t kRowGroup = 128;
+
+inline int64_t ceil_div(int64_t number, int64_t by) { return (number + by - 1) / by; }
+
+inline int64_t group_inputs(const edgelm_matrix& m) { return m.group ? m.group : kRowGroup; }
+
+inline int64_t group_count(const edgelm_matrix& m) { return ceil_div(m.inputs, group_inputs(m)); }
+
+inline int64_t float_bytes(int32_t kind) { return kind == EDGELM_FLOAT32 ? 4 : 2; }
+
+inline int64_t zero_bytes(const edgelm_matrix& m) {
+    if (m.zeros == EDGELM_ZEROS_NONE) return 0;
+    return m.zeros == EDGELM_ZEROS_INT ? 1 : float_bytes(m.scales);
+}
+
+inline int64_t scales_bytes(const edgelm_matrix& m) { return kPanel * float_bytes(m.scales); }
+
+inline int64_t parameter_bytes(const edgelm_matrix& m) {
+    return scales_bytes(m) + kPanel * zero_bytes(m);
+}
+
+inline int64_t step_bytes(int32_t bits) { return kPanel * kStep * bits / 8; }
+
+inline int64_t panel_bytes(const edgelm_matrix& m) {
+    const int64_t parameters = m.group ? group_count(m) : 1;
+    return parameters * parameter_bytes(m) + ceil_div(m.inputs, kStep) * step_bytes(m.bits);
+}
+
+// The stored code whose weight is zero, where the zeros do not say another.
+inline int32_t middle_code(const edgelm_matrix& m) {
+    if (m.bits == 8) return 128;
+    return m.zeros == EDGELM_ZEROS_FLOAT ? 0 : 8;
+}
+
+// One group of a panel: where its parameters and codes are. `next` walks along a panel.
+struct Group {
+    const uint8_t* parameters;
+    const uint8_t* codes;
+    int64_t first;  // its first input
+    int64_t steps;
+
+    static Group first_of(const edgelm_matrix& m, const uint8_t* panel) {
+        Group group{panel, panel + parameter_bytes(m), 0, 0};
+        group.measure(m);
+        return group;
+    }
+
+    void next(const edgelm_matrix& m) {
+        codes += steps * step_bytes(m.bits);
+        first += group_inputs(m);
+        if (m.group) {
+            parameters = codes;
+            codes += parameter_bytes(m);
+        }
+        measure(m);
+    }
+
+  private:
+    void measure(const edgelm_matrix& m) {
+        const int64_t left = m.inputs - first;
+        steps = ceil_div(left < group_inputs(m) ? left : group_inputs(m), kStep);
+    }
+};
+
+}  // namespace
