@@ -67,7 +67,9 @@ def product(case: str, rows: int) -> tuple[Callable[[], None], int]:
     kernel, scheme = find(name), Scheme.parse(text)
     layout = kernel.prepare(random_weight(scheme))
     nbytes = kernel.nbytes(scheme, SHAPE)
-    copies = [{n: t.clone() for n, t in layout.items()} for _ in range(BEYOND_CACHE_BYTES // nbytes)]
+    copies = [
+        {n: t.clone() for n, t in layout.items()} for _ in range(BEYOND_CACHE_BYTES // nbytes)
+    ]
     dtype = torch.float32 if kernel.backend == "native" else torch.bfloat16
     x, out = torch.randn(rows, SHAPE[1]).to(dtype), torch.empty(rows, SHAPE[0], dtype=dtype)
     turn = 0

@@ -48,7 +48,9 @@ class LoadOptions:
     ] = "auto"
     method: Annotated[str, typer.Option(help="How the integers are chosen.")] = "rtn"
     kv: Annotated[str, typer.Option(help="Cache: auto, float32, bfloat16, float16, int8.")] = "auto"
-    backend: Annotated[str, typer.Option(help="Kernels: auto, torch or reference.")] = "auto"
+    backend: Annotated[str, typer.Option(help="Kernels: auto, native, torch or reference.")] = (
+        "auto"
+    )
     dtype: Annotated[str, typer.Option(help="Activations: auto, float32 or bfloat16.")] = "auto"
     device: Annotated[str, typer.Option(help="auto or cpu.")] = "auto"
     context: Annotated[str, typer.Option(help="Tokens of prompt and answer, or auto.")] = "auto"

@@ -8,11 +8,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from quant import KernelUnavailable, PackedWeight, Scheme, choose, dequantize, find, pack, sqnr_db
+from quant import (
+    KernelUnavailable,
+    PackedWeight,
+    Scheme,
+    choose,
+    dequantize,
+    find,
+    native,
+    pack,
+    sqnr_db,
+)
 from quant.backends import KERNELS, Kernel
-from quant.backends.aten import BFLOAT16_FLOOR_DB
+from quant.backends.aten import BFLOAT16_FLOOR_DB, no_vector_code
 from quant.backends.bitsandbytes_backend import INT8_ACTIVATIONS_FLOOR_DB
 from quant.backends.library import library
+from quant.backends.native_backend import ACTIVATIONS_FLOOR_DB
 
 CPU = torch.device("cpu")
 LAYOUTS = ("int4-g32", "int4-g64", "int4-g128", "int8", "int8-g32", "int8-g64", "int8-g128")
@@ -30,6 +41,7 @@ REFERENCE_FLOOR_DB = {torch.float32: 110.0, torch.bfloat16: 45.0}
 # Kernels that round activations whatever their dtype; others keep to the reference's floor.
 FLOOR_DB = {kernel.name: BFLOAT16_FLOOR_DB for kernel in KERNELS if kernel.backend == "torch"}
 FLOOR_DB |= {"bitsandbytes.fused4bit": BFLOAT16_FLOOR_DB}
+FLOOR_DB |= {kernel.name: ACTIVATIONS_FLOOR_DB for kernel in KERNELS if kernel.backend == "native"}
 FLOOR_DB |= {"bitsandbytes.int8": INT8_ACTIVATIONS_FLOOR_DB}
 # Above what rounding outliers with the rest of their rows can reach: INT8_ACTIVATIONS_FLOOR_DB.
 OUTLIERS_FLOOR_DB = 50.0
@@ -147,7 +159,7 @@ def test_scratch_stays_under_its_bound(kernel: Kernel, text: str, shape: tuple[i
 
 
 def test_choice_prefers_the_first_that_fits() -> None:
-    assert choose(Scheme.parse("int8-zint"), (64, 64), CPU).name == "reference"
+    assert choose(Scheme.parse("nf4"), (64, 64), CPU).name == "reference"
     assert choose(Scheme.parse("int4-g32"), (64, 64), "cuda").name == "reference"
     assert choose(Scheme.parse("float32"), (64, 64), CPU, "reference").name == "reference"
     assert choose(Scheme.parse("float32"), (64, 64), CPU, "torch").name == "torch.mm"
@@ -155,23 +167,34 @@ def test_choice_prefers_the_first_that_fits() -> None:
         assert find(kernel.name) is kernel
 
 
-@pytest.fixture
-def vectors() -> None:
-    if choose(Scheme.parse("int4-g32"), (64, 64), CPU).name == "reference":
-        pytest.skip("ATen has no vector code for packed products on this machine")
-
-
-@pytest.mark.usefixtures("vectors")
-def test_choice_on_a_machine_with_vector_code() -> None:
+@pytest.mark.skipif(no_vector_code(CPU) is not None, reason=str(no_vector_code(CPU)))
+def test_choice_within_torch_on_a_machine_with_vector_code() -> None:
     names = {"int4-g128-zint": "torch.int4pack", "int8": "torch.int8pack"}
-    names |= {"int8-g32": "torch.int8groups", "int4-row": "torch.int4pack", "nf4": "reference"}
+    names |= {"int8-g32": "torch.int8groups", "int4-row": "torch.int4pack"}
     names |= {"int8-sfloat32": "torch.int8pack", "int8-g32-sbfloat16": "torch.int8groups"}
     for text, name in names.items():
-        assert choose(Scheme.parse(text), (64, 128), CPU).name == name
-    assert choose(Scheme.parse("int4-g32"), (64, 64), CPU, lookup=True).name == "reference"
-    assert choose(Scheme.parse("int8"), (64, 64), CPU, lookup=True).name == "torch.int8pack"
-    assert choose(Scheme.parse("int8"), (64, 72), CPU).name == "reference"
-    assert choose(Scheme.parse("int4-row"), (64, 72), CPU).name == "reference"
+        assert choose(Scheme.parse(text), (64, 128), CPU, "torch").name == name
+    assert choose(Scheme.parse("int8"), (64, 64), CPU, "torch", lookup=True).name == (
+        "torch.int8pack"
+    )
+    for text, shape in (("int8", (64, 72)), ("int4-row", (64, 72)), ("nf4", (64, 64))):
+        with pytest.raises(KernelUnavailable, match="cannot hold"):
+            choose(Scheme.parse(text), shape, CPU, "torch")
+
+
+@pytest.mark.skipif(native.missing() is not None, reason=str(native.missing()))
+def test_choice_with_the_native_library() -> None:
+    for text in ("int4-g32", "int4-g128-zfloat", "int8", "int8-g64-zint"):
+        scheme = Scheme.parse(text)
+        for lookup in (False, True):
+            assert choose(scheme, (61, 128), CPU, lookup=lookup).name == f"native.int{scheme.bits}"
+
+
+def test_choice_without_the_native_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "missing", lambda: "not built")
+    assert choose(Scheme.parse("int4-g32"), (64, 64), CPU).backend != "native"
+    with pytest.raises(KernelUnavailable, match="native.int4: not built"):
+        choose(Scheme.parse("int4-g32"), (64, 64), CPU, "native")
 
 
 def test_a_backend_that_cannot_gives_every_reason() -> None:
@@ -187,5 +210,7 @@ def test_a_backend_that_cannot_gives_every_reason() -> None:
 
 
 def test_unknown_backends_are_named() -> None:
-    with pytest.raises(KernelUnavailable, match="'magic'; allowed here: auto, torch, reference"):
+    with pytest.raises(
+        KernelUnavailable, match="'magic'; allowed here: auto, native, torch, reference"
+    ):
         choose(Scheme.parse("int8"), (64, 64), CPU, "magic")

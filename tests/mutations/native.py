@@ -1,0 +1,39 @@
+"""Rows about the native library; those in C++ need it built in place, so they are not here."""
+
+from __future__ import annotations
+
+from mutations.row import Mutation
+
+TESTS = "tests/quant/test_native.py"
+BACKEND = "quant/backends/native_backend.py"
+
+MUTATIONS: tuple[Mutation, ...] = (
+    Mutation(
+        "native: a bias is added",
+        BACKEND,
+        "bias = None if bias is None else bias.float()",
+        "bias = None",
+        (f"{TESTS}::test_strided_activations_bias_and_bfloat16",),
+    ),
+    Mutation(
+        "native: results in another type are copied out",
+        BACKEND,
+        "        if not direct:\n            out.copy_(product)\n",
+        "",
+        (f"{TESTS}::test_strided_activations_bias_and_bfloat16",),
+    ),
+    Mutation(
+        "native: EDGELM_ISA",
+        "quant/native/__init__.py",
+        "    if wanted:\n",
+        "    if False:\n",
+        (f"{TESTS}::test_an_instruction_set_by_environment",),
+    ),
+    Mutation(
+        "native: a library of another version is not used",
+        "quant/native/__init__.py",
+        "    if found != ABI:\n",
+        "    if False:\n",
+        (f"{TESTS}::test_a_library_that_cannot_be_used_is_said",),
+    ),
+)

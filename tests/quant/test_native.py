@@ -1,0 +1,219 @@
+"""The native library: every instruction set against the reference, and rows that stay theirs."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from quant import PackedWeight, Scheme, choose, dequantize, native, pack, sqnr_db
+from quant.backends import find
+from quant.backends.native_backend import ACTIVATIONS_FLOOR_DB
+
+CPU = torch.device("cpu")
+ISAS = ("generic", "avx2", "avx512vnni")
+GROUPS = ("int4-g32", "int4-g64", "int4-g128", "int4-row", "int8", "int8-g32", "int8-g128")
+TEXTS = [group + zeros for group in GROUPS for zeros in ("", "-zint", "-zfloat")]
+TEXTS += ["int4-g32-sbfloat16", "int4-g64-zfloat-sfloat32", "int8-sfloat32", "int8-g64-sbfloat16"]
+# Outputs that fill no panel of 32; inputs that are no multiple of 128, and for schemes with one
+# scale per row none of 8 either.
+OUTPUTS, GROUPED_INPUTS, ROW_INPUTS = 77, 384, 322
+
+pytestmark = pytest.mark.skipif(
+    native.missing() is not None, reason=f"no native library: {native.missing()}"
+)
+
+
+@pytest.fixture(params=ISAS)
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every instruction set in turn, where this CPU has it."""
+    if request.param not in native.isas():
+        pytest.skip(f"this CPU has no {request.param}")
+    native.use_isa(request.param)
+    yield request.param
+    native.use_isa(native.isas()[-1])
+
+
+def matrix(text: str, outputs: int = OUTPUTS, inputs: int = 0) -> PackedWeight:
+    scheme = Scheme.parse(text)
+    shape = (outputs, inputs or (GROUPED_INPUTS if scheme.group_size else ROW_INPUTS))
+    seeded = torch.Generator().manual_seed(3)
+    return pack([(0, torch.randn(shape, generator=seeded) * 0.02 + 0.005)], shape, scheme)[0]
+
+
+def product(packed: PackedWeight, layout: dict[str, Tensor], x: Tensor) -> Tensor:
+    out = torch.full((len(x), packed.shape[0]), torch.nan)
+    find(f"native.int{packed.scheme.bits}").multiply(x, layout, packed.scheme, None, out)
+    return out
+
+
+def layout_of(packed: PackedWeight) -> dict[str, Tensor]:
+    return find(f"native.int{packed.scheme.bits}").prepare(packed)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_products_match_the_reference(text: str, isa: str) -> None:
+    packed = matrix(text)
+    x = torch.randn(29, packed.shape[1]) * torch.logspace(-3, 3, 29).unsqueeze(1)
+    out, expected = product(packed, layout_of(packed), x), x @ dequantize(packed).t()
+    worst = min(sqnr_db(expected[row], out[row]) for row in range(29))
+    total = sqnr_db(expected / x.norm(dim=1, keepdim=True), out / x.norm(dim=1, keepdim=True))
+    print(f"{isa} {text}: {total:.1f} dB, worst row {worst:.1f}, floor {ACTIVATIONS_FLOOR_DB}")
+    assert total >= ACTIVATIONS_FLOOR_DB
+    assert worst >= ACTIVATIONS_FLOOR_DB - 4
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_activations_that_fit_8_bits_give_exact_products(text: str, isa: str) -> None:
+    packed = matrix(text)
+    # Integers with 127 in every group: the scale is 1 and nothing is rounded.
+    x = torch.randint(-127, 128, (5, packed.shape[1])).float()
+    x[:, ::32] = 127
+    if packed.shape[1] == ROW_INPUTS:
+        x[:, -1] = -127
+    expected = x.double() @ dequantize(packed).double().t()
+    measured = sqnr_db(expected, product(packed, layout_of(packed), x))
+    print(f"{isa} {text}: {measured:.1f} dB")
+    assert measured >= 120
+
+
+@pytest.mark.parametrize("text", ["int4-g32", "int4-g128-zfloat", "int8", "int8-g32-zint"])
+def test_a_row_never_depends_on_its_neighbours(
+    text: str, isa: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed = matrix(text, outputs=1100)
+    layout, x = layout_of(packed), torch.randn(40, packed.shape[1])
+    alone = torch.cat([product(packed, layout, x[row : row + 1]) for row in range(40)])
+    for threads in (1, 2, 3):
+        monkeypatch.setattr(native, "threads", lambda count=threads: count)
+        for start, stop in ((0, 40), (0, 2), (3, 6), (5, 12), (7, 32), (1, 40)):
+            out = product(packed, layout, x[start:stop])
+            assert torch.equal(out, alone[start:stop]), (threads, start, stop)
+    permuted = torch.randperm(40)
+    assert torch.equal(product(packed, layout, x[permuted]), alone[permuted])
+
+
+@pytest.mark.parametrize("text", ["int4-g64", "int4-row-zint", "int8-zfloat", "int8-g128-zint"])
+def test_all_instruction_sets_give_the_same_bits(text: str, isa: str) -> None:
+    packed = matrix(text)
+    layout, x = layout_of(packed), torch.randn(13, packed.shape[1])
+    own = product(packed, layout, x)
+    native.use_isa("generic")
+    assert torch.equal(own, product(packed, layout, x))
+
+
+def test_numbers_that_are_not_finite_stay_in_their_row(isa: str) -> None:
+    packed = matrix("int4-g32")
+    layout, x = layout_of(packed), torch.randn(6, packed.shape[1])
+    clean = product(packed, layout, x)
+    x[1, 40], x[4, 7] = torch.inf, torch.nan
+    x[2], clean[2] = 0, 0
+    out = product(packed, layout, x)
+    assert bool(out[[1, 4]].isnan().all())
+    assert torch.equal(out[[0, 2, 3, 5]], clean[[0, 2, 3, 5]])
+
+
+def test_strided_activations_bias_and_bfloat16() -> None:
+    packed = matrix("int4-g32")
+    layout, wide = layout_of(packed), torch.randn(5, packed.shape[1] + 9)
+    x, bias = wide[:, 4:-5], torch.randn(OUTPUTS)
+    kernel, expected = find("native.int4"), product(packed, layout, x.contiguous()) + bias
+    out = torch.full((5, OUTPUTS + 3), -1.0)
+    kernel.multiply(x, layout, packed.scheme, bias, out[:, 1:-2])
+    assert torch.equal(out[:, 1:-2], expected)
+    assert bool((out[:, :1] == -1).all()) and bool((out[:, -2:] == -1).all())
+    half = torch.empty(5, OUTPUTS, dtype=torch.bfloat16)
+    kernel.multiply(x.bfloat16(), layout, packed.scheme, None, half)
+    assert torch.equal(half, product(packed, layout, x.bfloat16().float()).bfloat16())
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_tied_table_reads_exact_rows_from_the_same_layout(text: str) -> None:
+    packed = matrix(text)
+    layout, ids = layout_of(packed), torch.tensor([OUTPUTS - 1, 0, 31, 32, 32, 17])
+    out = torch.empty(6, packed.shape[1])
+    kernel = choose(packed.scheme, packed.shape, CPU, "native", lookup=True)
+    kernel.lookup(ids, layout, packed.scheme, out)
+    assert torch.equal(out, dequantize(packed)[ids])
+
+
+def test_layout_bytes() -> None:
+    kernel, shape = find("native.int4"), (96, 256)
+    assert kernel.nbytes(Scheme.parse("int4-g32"), shape) == 96 * (256 // 2 + 8 * 2)
+    assert kernel.nbytes(Scheme.parse("int4-g64-zint"), shape) == 96 * (256 // 2 + 4 * 3)
+    assert find("native.int8").nbytes(Scheme.parse("int8"), shape) == 96 * (256 + 2)
+    # Tails: a panel is 32 rows, a step 8 inputs.
+    assert find("native.int8").nbytes(Scheme.parse("int8"), (33, 9)) == 64 * (16 + 2)
+
+
+def test_callers_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "threads", lambda: 3)
+    packed = matrix("int4-g32", outputs=1100)
+    layout = layout_of(packed)
+    inputs = [torch.randn(3, packed.shape[1]) for _ in range(4)]
+    expected = [product(packed, layout, x) for x in inputs]
+    with ThreadPoolExecutor(4) as callers:
+        for _ in range(20):
+            results = callers.map(lambda x: product(packed, layout, x), inputs)
+            assert all(map(torch.equal, results, expected))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes do not fork here")
+def test_products_after_a_fork(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "threads", lambda: 3)
+    packed = matrix("int8", outputs=1100)
+    layout, x, out = layout_of(packed), torch.randn(2, ROW_INPUTS), torch.empty(2, 1100)
+    expected = product(packed, layout, x)
+    pid = os.fork()
+    if pid == 0:
+        # No assertion may leave this process: its exit status is the answer.
+        signal.alarm(20)
+        find("native.int8").multiply(x, layout, packed.scheme, None, out)
+        same_bits = ctypes.string_at(out.data_ptr(), out.nbytes) == ctypes.string_at(
+            expected.data_ptr(), expected.nbytes
+        )
+        os._exit(0 if same_bits else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert torch.equal(product(packed, layout, x), expected)
+
+
+def run_with_isa(isa: str) -> subprocess.CompletedProcess[str]:
+    code = (
+        "from quant import Scheme, choose\n"
+        "kernel = choose(Scheme.parse('int4-g32'), (64, 64), 'cpu', 'native')\n"
+        "print(kernel.nbytes(Scheme.parse('int4-g32'), (64, 64)))"
+    )
+    environment = os.environ | {"EDGELM_ISA": isa}
+    return subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+    )
+
+
+def test_an_instruction_set_by_environment() -> None:
+    assert run_with_isa("generic").stdout.strip() == str(64 * (64 // 2 + 2 * 2))
+    refused = run_with_isa("avx9")
+    assert "KernelUnavailable: EDGELM_ISA='avx9': this CPU and library have" in refused.stderr
+    assert "generic" in refused.stderr and "unset the variable" in refused.stderr
+
+
+def test_a_library_that_cannot_be_used_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "_path", lambda: None)
+    assert "installed without its native library" in str(native.missing.__wrapped__())
+    broken = tmp_path / "edgelm_native.so"
+    broken.write_bytes(b"no library")
+    monkeypatch.setattr(native, "_path", lambda: broken)
+    assert "cannot be loaded" in str(native.missing.__wrapped__())
+    monkeypatch.undo()
+    monkeypatch.setattr(native, "ABI", native.ABI + 1)
+    assert f"this package needs {native.ABI}" in str(native.missing.__wrapped__())
