@@ -1,12 +1,12 @@
 """Products of one linear layer, every kernel in turn: GB/s for one row of activations, GF for more.
 
-    python benches/products.py [--rows 1 4 32 256] [--threads 2] [--rounds 7] [TEXT or KERNEL:TEXT ...]
-
+    python benches/products.py [--rows 1 4 32 256] [--threads 2] [--rounds 7] [KERNEL:SCHEME ...]
     python benches/products.py native.int4:int4-g32 torch.int4pack:int4-g32 torch.mm:bfloat16
 
 Each round times every case once and reads plain memory once; a line has the medians. Weights are
 rotated through more than the last cache holds. `of read` is the share of the bandwidth that
-plain reading reached in the same run; `at ISA` may follow a native kernel's name: native.int4@avx2.
+plain reading reached in the same run. A native kernel's name may say an instruction set:
+native.int4@avx2.
 """
 
 from __future__ import annotations

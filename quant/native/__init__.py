@@ -122,10 +122,10 @@ def _isas(own: ctypes.CDLL) -> list[str]:
 
 
 def _path() -> Path | None:
-    """The library beside this file, or where an editable install keeps it."""
+    """The library in the folder `lib` beside this file, or where an editable install keeps it."""
     for folder in __path__:
         for suffix in (".so", ".dll"):
-            path = Path(folder) / f"edgelm_native{suffix}"
+            path = Path(folder) / "lib" / f"edgelm_native{suffix}"
             if path.is_file():
                 return path
     return None
