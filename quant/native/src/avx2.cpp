@@ -83,24 +83,30 @@ void tile(const edgelm_matrix& m, const uint8_t* panel, const Activations& x, in
     for (int64_t g = 0; g < x.groups; ++g, group.next(m)) {
         const uint8_t* zeros = group.parameters + scales_bytes(m);
         __m256i dots[ROWS][VECTORS];
+        UNROLL
         for (int r = 0; r < ROWS; ++r) {
             const int32_t sum = x.sums[parameters + r * x.groups + g];
+            UNROLL
             for (int v = 0; v < VECTORS; ++v) dots[r][v] = preset<BITS>(m, zeros, begin + v, sum);
         }
         const int8_t* in = x.codes + row * x.stride + group.first;
         const uint8_t* at = group.codes;
         for (int64_t s = 0; s < group.steps; ++s, in += kStep, at += step_bytes(BITS)) {
+            UNROLL
             for (int v = 0; v < VECTORS; ++v) {
                 __m256i low, high;
                 load_codes<BITS>(at, begin + v, low, high);
+                UNROLL
                 for (int r = 0; r < ROWS; ++r) {
                     dots[r][v] = dot4<BITS>(dots[r][v], low, spread4(in + r * x.stride));
                     dots[r][v] = dot4<BITS>(dots[r][v], high, spread4(in + r * x.stride + 4));
                 }
             }
         }
+        UNROLL
         for (int v = 0; v < VECTORS; ++v) {
             const __m256 scale = load_floats(group.parameters, m.scales, begin + v);
+            UNROLL
             for (int r = 0; r < ROWS; ++r) {
                 const __m256 a = _mm256_set1_ps(x.scales[parameters + r * x.groups + g]);
                 sums[r][v] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots[r][v]),
@@ -108,8 +114,10 @@ void tile(const edgelm_matrix& m, const uint8_t* panel, const Activations& x, in
             }
         }
         if (m.zeros != EDGELM_ZEROS_FLOAT) continue;
+        UNROLL
         for (int v = 0; v < VECTORS; ++v) {
             const __m256 zero = load_floats(zeros, m.scales, begin + v);
+            UNROLL
             for (int r = 0; r < ROWS; ++r) {
                 const int64_t own = parameters + r * x.groups + g;
                 const float total = static_cast<float>(x.sums[own]) * x.scales[own];
@@ -117,8 +125,10 @@ void tile(const edgelm_matrix& m, const uint8_t* panel, const Activations& x, in
             }
         }
     }
+    UNROLL
     for (int r = 0; r < ROWS; ++r) {
         float values[VECTORS * kVector];
+        UNROLL
         for (int v = 0; v < VECTORS; ++v) _mm256_storeu_ps(values + kVector * v, sums[r][v]);
         store(target, row + r, begin * kVector, values, VECTORS * kVector);
     }

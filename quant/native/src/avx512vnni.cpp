@@ -62,7 +62,9 @@ void tile(const edgelm_matrix& m, const uint8_t* panel, const Activations& x, in
     for (int64_t g = 0; g < x.groups; ++g, group.next(m)) {
         const uint8_t* zeros = group.parameters + scales_bytes(m);
         __m512i dots[ROWS][kHalves][kChains];
+        UNROLL
         for (int r = 0; r < ROWS; ++r) {
+            UNROLL
             for (int h = 0; h < kHalves; ++h) {
                 dots[r][h][kChains - 1] = _mm512_setzero_si512();
                 dots[r][h][0] = preset(m, zeros, h, x.sums[parameters + r * x.groups + g]);
@@ -72,20 +74,25 @@ void tile(const edgelm_matrix& m, const uint8_t* panel, const Activations& x, in
         const uint8_t* at = group.codes;
         for (int64_t s = 0; s < group.steps; ++s, in += kStep, at += step_bytes(BITS)) {
             __m512i low[kHalves], high[kHalves];
+            UNROLL
             for (int h = 0; h < kHalves; ++h) {
                 load_codes<BITS>(at + h * step_bytes(BITS) / 2, low[h], high[h]);
             }
+            UNROLL
             for (int r = 0; r < ROWS; ++r) {
                 const __m512i first = spread4(in + r * x.stride);
                 const __m512i second = spread4(in + r * x.stride + 4);
+                UNROLL
                 for (int h = 0; h < kHalves; ++h) {
                     dots[r][h][0] = dot4(dots[r][h][0], low[h], first);
                     dots[r][h][kChains - 1] = dot4(dots[r][h][kChains - 1], high[h], second);
                 }
             }
         }
+        UNROLL
         for (int h = 0; h < kHalves; ++h) {
             const __m512 scale = load_floats(group.parameters, m.scales, h);
+            UNROLL
             for (int r = 0; r < ROWS; ++r) {
                 const __m512 a = _mm512_set1_ps(x.scales[parameters + r * x.groups + g]);
                 __m512i dot = dots[r][h][0];
@@ -95,8 +102,10 @@ void tile(const edgelm_matrix& m, const uint8_t* panel, const Activations& x, in
             }
         }
         if (m.zeros != EDGELM_ZEROS_FLOAT) continue;
+        UNROLL
         for (int h = 0; h < kHalves; ++h) {
             const __m512 zero = load_floats(zeros, m.scales, h);
+            UNROLL
             for (int r = 0; r < ROWS; ++r) {
                 const int64_t own = parameters + r * x.groups + g;
                 const float total = static_cast<float>(x.sums[own]) * x.scales[own];
@@ -104,8 +113,10 @@ void tile(const edgelm_matrix& m, const uint8_t* panel, const Activations& x, in
             }
         }
     }
+    UNROLL
     for (int r = 0; r < ROWS; ++r) {
         float values[kPanel];
+        UNROLL
         for (int h = 0; h < kHalves; ++h) _mm512_storeu_ps(values + 16 * h, sums[r][h]);
         store(target, row + r, 0, values, kPanel);
     }

@@ -3,6 +3,14 @@
 
 #include "activations.h"
 
+// Before loops over the vectors of a tile: gcc unrolls them by itself, but after it has decided
+// what stays in registers, and then stores every sum in every step.
+#if defined(__GNUC__)
+#define UNROLL _Pragma("GCC unroll 12")
+#else
+#define UNROLL
+#endif
+
 struct Isa {
     const char* name;
     // Round `x`, row `row` of the activations.
