@@ -48,8 +48,8 @@ def load(
         threads: cores to use; None means EDGELM_THREADS, else all.
         allow_pickle: open pytorch_model*.bin where a model has nothing else.
         progress: called with (matrix name, bytes done, bytes in all).
-        settings: the fields of ``planner.Settings``: quant, method, kv, backend, device, dtype,
-            context, rows, chunk, budget.
+        settings: the fields of ``planner.Settings``: quant, method, kv, backend, activations,
+            device, dtype, context, rows, chunk, budget.
 
     Raises:
         DoesNotFitError: the plan exceeds the budget; it is carried along.

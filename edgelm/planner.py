@@ -23,6 +23,7 @@ DEFAULT_CONTEXT = 4096
 DEFAULT_CHUNK = 512
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 KV_DTYPES = DTYPES | {"int8": torch.int8}
+EXACT_ACTIVATIONS = {"float": torch.float32}  # what products do not round; auto may
 READ_BLOCK_BYTES = 32 << 20  # a big tensor is read and quantized this much at a time
 
 
@@ -34,6 +35,7 @@ class Settings:
     method: str = "rtn"
     kv: str = "auto"
     backend: str = "auto"
+    activations: str = "auto"
     device: str = "auto"
     dtype: str = "auto"
     context: int | str = "auto"
@@ -54,6 +56,7 @@ def make_plan(
     """
     dtype = _dtype(settings, config)
     kv = _choose(settings.kv, "kv", KV_DTYPES) or dtype
+    _choose(settings.activations, "activations", EXACT_ACTIVATIONS)
     context = _context(settings, config)
     tokens = min(settings.chunk, context)
     recipe = _recipe(settings, decoder)
@@ -211,6 +214,7 @@ def _product(
             lookup,
             embed is None or embed.tied_to_head,
             kernel_choice.ranking(measured, scheme, shape),
+            settings.activations in EXACT_ACTIVATIONS,
         )
     except KernelUnavailable as error:
         raise KernelUnavailableError(f"{names[0]}: {error}") from error

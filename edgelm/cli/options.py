@@ -51,6 +51,9 @@ class LoadOptions:
     backend: Annotated[str, typer.Option(help="Kernels: auto, native, torch or reference.")] = (
         "auto"
     )
+    activations: Annotated[
+        str, typer.Option(help="auto, or float: products never round activations to 8 bits.")
+    ] = "auto"
     dtype: Annotated[str, typer.Option(help="Activations: auto, float32 or bfloat16.")] = "auto"
     device: Annotated[str, typer.Option(help="auto or cpu.")] = "auto"
     context: Annotated[str, typer.Option(help="Tokens of prompt and answer, or auto.")] = "auto"

@@ -23,10 +23,14 @@ from .torchao_backend import TorchaoInt8
 __all__ = ["BACKENDS", "KERNELS", "Kernel", "choose", "find"]
 
 REFERENCE = Reference()
+NATIVE_FLOAT = NativeProduct("float", exact=True)
+# Those that never round activations: they compute in float32 whatever the weights are.
+EXACT_CODES = tuple(NativeProduct(kind, exact=True) for kind in ("int4", "int8", "nf4", "fp4"))
+EXACT: tuple[Kernel, ...] = (*EXACT_CODES, NATIVE_FLOAT, REFERENCE)
 KERNELS: tuple[Kernel, ...] = (
-    *(NativeProduct(4), NativeProduct(8)),
-    *(Int4Pack(), Int8Rows(), Int8Groups(), TorchMatmul(), REFERENCE),
-    *(Fused4Bit(), Dequantized4Bit(), LlmInt8(), TorchaoInt8()),
+    *(NativeProduct(kind) for kind in ("int4", "int8", "nf4", "fp4")),
+    *(Int4Pack(), Int8Rows(), Int8Groups(), TorchMatmul(), NATIVE_FLOAT, REFERENCE),
+    *(*EXACT_CODES, Fused4Bit(), Dequantized4Bit(), LlmInt8(), TorchaoInt8()),
 )
 BACKENDS = tuple(dict.fromkeys(kernel.backend for kernel in KERNELS))
 
@@ -39,6 +43,7 @@ def choose(
     lookup: bool = False,
     multiply: bool = True,
     ranking: Sequence[str] = (),
+    exact: bool = False,
 ) -> Kernel:
     """The kernel that will hold a matrix of `shape` [N, K].
 
@@ -46,6 +51,7 @@ def choose(
     of that backend. lookup: rows must be readable. multiply: False for a table that is only read
     by rows, which the reference does for every backend. ranking: names of kernels that go before
     the rest of the table, as `timing.time_kernels` found them; names of no kernel are passed over.
+    exact: only kernels that take float32 activations as they are.
     Raises KernelUnavailable, with each kernel's reason, when the named backend has none.
     """
     if backend != "auto" and backend not in BACKENDS:
@@ -55,8 +61,9 @@ def choose(
     if not multiply:
         return REFERENCE
     reasons = []
-    ranked = [kernel for name in ranking for kernel in KERNELS if kernel.name == name]
-    for kernel in (*ranked, *KERNELS):
+    table = EXACT if exact else KERNELS
+    ranked = [kernel for name in ranking for kernel in table if kernel.name == name]
+    for kernel in (*ranked, *table):
         if backend not in ("auto", kernel.backend):
             continue
         reason = kernel.supports(scheme, shape, torch.device(device), lookup)
@@ -65,7 +72,7 @@ def choose(
         reasons.append(f"{kernel.name}: {reason}")
     raise KernelUnavailable(
         f"backend {backend!r} cannot hold {scheme} {list(shape)} on {device} "
-        f"({'; '.join(reasons)}); use backend auto or reference"
+        f"({'; '.join(reasons) or 'it rounds activations'}); use backend auto or reference"
     )
 
 

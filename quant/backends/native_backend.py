@@ -1,9 +1,11 @@
-"""The products of the native library: int4 and int8 in panels of 32 rows (native/src/layout.h).
+"""The products of the native library, over panels of 32 rows (native/src/layout.h).
 
 Activations are rounded to 8 bits per group of inputs (of 32 where the weights have one scale
 per row), the integers multiplied exactly, and groups summed in float32 in one order. Groups with
-numbers that stand out are rounded twice, to 16 bits (native/src/activations.h). A row of the
-result depends on its own row of activations alone, and is the same on every instruction set.
+numbers that stand out are rounded twice, to 16 bits (native/src/activations.h). The exact products
+take float32 activations as they are, and are the only ones over weights of floats
+(native/src/exact.h). A row of the result depends on its own row of activations alone, and is the
+same on every instruction set.
 """
 
 from __future__ import annotations
@@ -22,33 +24,38 @@ ACTIVATIONS_FLOOR_DB = 41.0
 
 
 class NativeProduct:
-    """Codes of `bits` bits, in groups or one scale per row, with any zeros and scales."""
+    """One kind of weights, with any groups, zeros and scales.
+
+    kind: "int4", "int8", "nf4", "fp4" or "float", which has the three float types. exact: float32
+    activations are not rounded.
+    """
 
     backend = "native"
 
-    def __init__(self, bits: int) -> None:
-        self.bits = bits
-        self.name = f"native.int{bits}"
+    def __init__(self, kind: str, exact: bool = False) -> None:
+        self.kind = kind
+        self.exact = exact
+        self.name = f"native.{kind}.exact" if exact and kind != "float" else f"native.{kind}"
 
     def supports(
         self, scheme: Scheme, shape: Shape, device: torch.device, lookup: bool
     ) -> str | None:
-        if scheme.bits != self.bits or scheme.codebook is not None:
-            return f"holds int{self.bits}"
+        kind = "float" if scheme.is_float else scheme.codebook or f"int{scheme.bits}"
+        if kind != self.kind:
+            return f"holds {self.kind}" if self.kind != "float" else "holds floats"
         if device.type != "cpu":
             return f"runs on CPUs, not on {device}"
         return native.missing()
 
     def prepare(self, packed: PackedWeight) -> Tensors:
-        assert packed.scales is not None
-        canonical = {name: t.contiguous() for name, t in packed.tensors().items()}
         layout = torch.empty(self.nbytes(packed.scheme, packed.shape), dtype=torch.uint8)
-        zeros = canonical.get("zeros")
+        canonical = {name: t.contiguous() for name, t in packed.tensors().items()}
+        pointers = {name: t.data_ptr() for name, t in canonical.items()}
         native.library().edgelm_pack(
             native.matrix(packed.scheme, packed.shape),
-            canonical["qweight"].data_ptr(),
-            canonical["scales"].data_ptr(),
-            None if zeros is None else zeros.data_ptr(),
+            pointers["qweight"],
+            pointers.get("scales"),
+            pointers.get("zeros"),
             layout.data_ptr(),
             native.threads(),
         )
@@ -58,8 +65,8 @@ class NativeProduct:
         return int(native.library().edgelm_layout_bytes(native.matrix(scheme, shape)))
 
     def scratch_bytes(self, scheme: Scheme, shape: Shape, rows: int) -> int:
-        # The rounded activations, and float32 copies of whatever is not float32.
-        return _workspace_bytes(scheme, shape, rows) + 4 * (rows * sum(shape) + shape[0])
+        # What the library needs, and float32 copies of whatever is not float32.
+        return self._workspace_bytes(scheme, shape, rows) + 4 * (rows * sum(shape) + shape[0])
 
     def multiply(
         self, x: Tensor, tensors: Tensors, scheme: Scheme, bias: Tensor | None, out: Tensor
@@ -70,9 +77,9 @@ class NativeProduct:
         bias = None if bias is None else bias.float()
         direct = out.dtype == torch.float32 and out.stride(1) == 1
         product = out if direct else torch.empty(out.shape, dtype=torch.float32)
-        workspace = torch.empty(_workspace_bytes(scheme, shape, rows), dtype=torch.uint8)
+        workspace = torch.empty(self._workspace_bytes(scheme, shape, rows), dtype=torch.uint8)
         native.library().edgelm_multiply(
-            native.matrix(scheme, shape),
+            native.matrix(scheme, shape, self.exact),
             tensors["layout"].data_ptr(),
             x.data_ptr(),
             rows,
@@ -102,6 +109,6 @@ class NativeProduct:
         if not direct:
             out.copy_(rows)
 
-
-def _workspace_bytes(scheme: Scheme, shape: Shape, rows: int) -> int:
-    return int(native.library().edgelm_workspace_bytes(native.matrix(scheme, shape), rows))
+    def _workspace_bytes(self, scheme: Scheme, shape: Shape, rows: int) -> int:
+        described = native.matrix(scheme, shape, self.exact)
+        return int(native.library().edgelm_workspace_bytes(described, rows))

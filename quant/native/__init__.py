@@ -16,13 +16,14 @@ from ..errors import KernelUnavailable
 from ..scheme import Scheme
 
 # Must equal EDGELM_ABI in src/edgelm_native.h.
-ABI = 1
+ABI = 2
 _FLOATS = {"float16": 0, "bfloat16": 1, "float32": 2}
 _ZEROS = {"none": 0, "int": 1, "float": 2}
+_CODES = {None: 0, "nf4": 1, "fp4": 2, "float16": 3, "bfloat16": 3, "float32": 3}
 
 
 class Matrix(ctypes.Structure):
-    """The C struct edgelm_matrix: sizes and types of a matrix [outputs, inputs]."""
+    """The C struct edgelm_matrix: a matrix [outputs, inputs] and how it takes activations."""
 
     _fields_ = (
         ("outputs", ctypes.c_int64),
@@ -31,14 +32,21 @@ class Matrix(ctypes.Structure):
         ("group", ctypes.c_int32),
         ("scales", ctypes.c_int32),
         ("zeros", ctypes.c_int32),
+        ("codes", ctypes.c_int32),
+        ("activations", ctypes.c_int32),
     )
 
 
 @cache
-def matrix(scheme: Scheme, shape: tuple[int, int]) -> ctypes.c_void_p:
-    """Pointer to the struct that describes a matrix of `shape` [N, K]; kept for good."""
+def matrix(scheme: Scheme, shape: tuple[int, int], exact: bool = False) -> ctypes.c_void_p:
+    """Pointer to the struct that describes a matrix of `shape` [N, K]; kept for good.
+
+    exact: activations are not rounded; matrices of floats never round them.
+    """
     struct = Matrix(
-        *shape, scheme.bits, scheme.group_size or 0, _FLOATS[scheme.scales], _ZEROS[scheme.zeros]
+        *(*shape, scheme.bits, scheme.group_size or 0),
+        _FLOATS[str(scheme.codebook) if scheme.is_float else scheme.scales],
+        *(_ZEROS[scheme.zeros], _CODES[scheme.codebook], int(exact)),
     )
     pointer = ctypes.cast(ctypes.pointer(struct), ctypes.c_void_p)
     pointer.struct = struct  # type: ignore[attr-defined]  # keeps the memory

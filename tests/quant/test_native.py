@@ -17,19 +17,25 @@ from torch import Tensor
 
 from quant import PackedWeight, Scheme, choose, dequantize, native, pack, sqnr_db
 from quant.backends import find
+from quant.backends.kernel import Kernel
 from quant.backends.native_backend import ACTIVATIONS_FLOOR_DB
 
 CPU = torch.device("cpu")
-ISAS = ("generic", "avx2", "avx512vnni")
+ISAS = native.isas() if native.missing() is None else []
 GROUPS = ("int4-g32", "int4-g64", "int4-g128", "int4-row", "int8", "int8-g32", "int8-g128")
 TEXTS = [group + zeros for group in GROUPS for zeros in ("", "-zint", "-zfloat")]
 TEXTS += ["int4-g32-sbfloat16", "int4-g64-zfloat-sfloat32", "int8-sfloat32", "int8-g64-sbfloat16"]
+TEXTS += ["nf4", "nf4-g32-sfloat16", "nf4-g128-sbfloat16", "fp4", "fp4-g128"]
+FLOATS = ["float16", "bfloat16", "float32"]
 # Outputs that fill no panel of 32; inputs that are no multiple of 128, and for schemes with one
 # scale per row none of 8 either.
 OUTPUTS, GROUPED_INPUTS, ROW_INPUTS = 77, 384, 322
 
 # What rounding the inputs that do not stand out leaves, see ACTIVATIONS_FLOOR_DB.
 OUTLIERS_FLOOR_DB = 42.0
+# What float32 sums leave (123 dB where zeros are floats), and what nf4's numbers as multiples of 1 / 32448.
+EXACT_FLOOR_DB = 120.0
+CODEBOOK_FLOOR_DB = 90.0
 
 pytestmark = pytest.mark.skipif(
     native.missing() is not None, reason=f"no native library: {native.missing()}"
@@ -38,9 +44,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(params=ISAS)
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Every instruction set in turn, where this CPU has it."""
-    if request.param not in native.isas():
-        pytest.skip(f"this CPU has no {request.param}")
+    """Every instruction set of this CPU in turn; tests/native/ emulates others."""
     native.use_isa(request.param)
     yield request.param
     native.use_isa(native.isas()[-1])
@@ -50,17 +54,26 @@ def matrix(text: str, outputs: int = OUTPUTS, inputs: int = 0) -> PackedWeight:
     scheme = Scheme.parse(text)
     shape = (outputs, inputs or (GROUPED_INPUTS if scheme.group_size else ROW_INPUTS))
     seeded = torch.Generator().manual_seed(3)
-    return pack([(0, torch.randn(shape, generator=seeded) * 0.02 + 0.005)], shape, scheme)[0]
+    numbers = torch.randn(shape, generator=seeded) * 0.02 + 0.005
+    if scheme.is_float:
+        return PackedWeight(scheme, shape, numbers.to(scheme.dtype))
+    return pack([(0, numbers)], shape, scheme)[0]
 
 
-def product(packed: PackedWeight, layout: dict[str, Tensor], x: Tensor) -> Tensor:
+def kernel_of(packed: PackedWeight, exact: bool = False) -> Kernel:
+    return choose(packed.scheme, packed.shape, CPU, "native", exact=exact)
+
+
+def product(
+    packed: PackedWeight, layout: dict[str, Tensor], x: Tensor, exact: bool = False
+) -> Tensor:
     out = torch.full((len(x), packed.shape[0]), torch.nan)
-    find(f"native.int{packed.scheme.bits}").multiply(x, layout, packed.scheme, None, out)
+    kernel_of(packed, exact).multiply(x, layout, packed.scheme, None, out)
     return out
 
 
 def layout_of(packed: PackedWeight) -> dict[str, Tensor]:
-    return find(f"native.int{packed.scheme.bits}").prepare(packed)
+    return kernel_of(packed).prepare(packed)
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -85,8 +98,36 @@ def test_activations_that_fit_8_bits_give_exact_products(text: str, isa: str) ->
         x[:, -1] = -127
     expected = x.double() @ dequantize(packed).double().t()
     measured = sqnr_db(expected, product(packed, layout_of(packed), x))
-    print(f"{isa} {text}: {measured:.1f} dB")
-    assert measured >= 120
+    # A codebook's numbers are rounded to 15 bits.
+    floor = CODEBOOK_FLOOR_DB if packed.scheme.codebook == "nf4" else 120
+    print(f"{isa} {text}: {measured:.1f} dB, floor {floor}")
+    assert measured >= floor
+
+
+@pytest.mark.parametrize("text", TEXTS + FLOATS)
+def test_exact_products_round_no_activations(text: str, isa: str) -> None:
+    packed = matrix(text)
+    x = torch.randn(29, packed.shape[1]) * torch.logspace(-3, 3, 29).unsqueeze(1)
+    x[:, 40] *= 1000
+    out = product(packed, layout_of(packed), x, exact=True)
+    expected = x.double() @ dequantize(packed).double().t()
+    worst = min(sqnr_db(expected[row], out[row]) for row in range(29))
+    print(f"{isa} {text}: worst row {worst:.1f} dB, floor {EXACT_FLOOR_DB}")
+    assert worst >= EXACT_FLOOR_DB
+
+
+@pytest.mark.parametrize("text", TEXTS + FLOATS)
+def test_exact_products_give_one_row_the_same_bits_everywhere(
+    text: str, isa: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed = matrix(text)
+    layout, x = layout_of(packed), torch.randn(23, packed.shape[1])
+    alone = torch.cat([product(packed, layout, x[row : row + 1], True) for row in range(23)])
+    for threads, start, stop in ((1, 0, 23), (2, 0, 23), (3, 2, 4), (1, 5, 12)):
+        monkeypatch.setattr(native, "threads", lambda count=threads: count)
+        assert torch.equal(product(packed, layout, x[start:stop], True), alone[start:stop])
+    native.use_isa("generic")
+    assert torch.equal(product(packed, layout, x, True), alone)
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -103,7 +144,7 @@ def test_inputs_that_stand_out_cost_their_group_nothing(text: str, isa: str) -> 
     assert rest >= OUTLIERS_FLOOR_DB
 
 
-@pytest.mark.parametrize("text", ["int4-g32", "int4-g128-zfloat", "int8", "int8-g32-zint"])
+@pytest.mark.parametrize("text", ["int4-g32", "int4-g128-zfloat", "int8", "int8-g32-zint", "nf4"])
 def test_a_row_never_depends_on_its_neighbours(
     text: str, isa: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,7 +161,7 @@ def test_a_row_never_depends_on_its_neighbours(
     assert torch.equal(product(packed, layout, x[permuted]), alone[permuted])
 
 
-@pytest.mark.parametrize("text", ["int4-g64", "int4-row-zint", "int8-zfloat", "int8-g128-zint"])
+@pytest.mark.parametrize("text", TEXTS)
 def test_all_instruction_sets_give_the_same_bits(text: str, isa: str) -> None:
     packed = matrix(text)
     layout, x = layout_of(packed), torch.randn(13, packed.shape[1])
@@ -156,7 +197,7 @@ def test_strided_activations_bias_and_bfloat16() -> None:
     assert torch.equal(half, product(packed, layout, x.bfloat16().float()).bfloat16())
 
 
-@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("text", TEXTS + FLOATS)
 def test_a_tied_table_reads_exact_rows_from_the_same_layout(text: str) -> None:
     packed = matrix(text)
     layout, ids = layout_of(packed), torch.tensor([OUTPUTS - 1, 0, 31, 32, 32, 17])

@@ -58,6 +58,8 @@ inline int64_t fine_width(const edgelm_matrix& m) {
     return ceil_div(group_inputs(m), kStep) * kStep;
 }
 
+constexpr int64_t kLine = 64;  // bytes of a cache line, to which workspaces are aligned
+
 // Cuts a workspace into arrays; without one (null) it only adds up their bytes.
 class Cutter {
   public:
@@ -66,7 +68,7 @@ class Cutter {
     template <typename T>
     T* take(int64_t count) {
         uint8_t* taken = at_ ? at_ + bytes : nullptr;
-        bytes += ceil_div(count * static_cast<int64_t>(sizeof(T)), 64) * 64;
+        bytes += ceil_div(count * static_cast<int64_t>(sizeof(T)), kLine) * kLine;
         return reinterpret_cast<T*>(taken);
     }
 

@@ -1,11 +1,9 @@
 // AVX512 with VNNI: tiles of up to 12 rows of activations by one panel of 32 outputs.
-#include <immintrin.h>
-
+#include "codebooks.h"
 #include "isa.h"
+#include "vectors512.h"
 
 namespace {
-
-constexpr int kHalves = 2;
 
 inline __m512i dot4(__m512i sums, __m512i codes, __m512i x) {
 #if defined(__GNUC__) && !defined(__clang__)
@@ -23,56 +21,58 @@ inline __m512i spread4(const int8_t* x) {
     return _mm512_set1_epi32(four);
 }
 
-inline __m512 load_floats(const uint8_t* array, int32_t kind, int half) {
-    if (kind == EDGELM_FLOAT32) return _mm512_loadu_ps(array + half * 64);
-    const __m256i halves =
-        _mm256_loadu_si256(reinterpret_cast<const __m256i*>(array + half * 32));
-    if (kind == EDGELM_FLOAT16) return _mm512_cvtph_ps(halves);
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
-}
+// The bytes that a codebook's codes stand for.
+struct Book {
+    __m512i planes[kPlanes];
+    float unit;
 
-template <int BITS>
-inline void load_codes(const uint8_t* at, __m512i& low, __m512i& high) {
+    explicit Book(const edgelm_matrix& m) : unit(::unit(m)) {
+        const Planes own = ::planes(m);
+        for (int p = 0; p < kPlanes; ++p) {
+            const __m128i* bytes = reinterpret_cast<const __m128i*>(own.bytes[p]);
+            planes[p] = _mm512_broadcast_i32x4(_mm_load_si128(bytes));
+        }
+    }
+};
+
+template <Stored S>
+inline void load_codes(const uint8_t* at, __m512i plane, __m512i& low, __m512i& high) {
     low = _mm512_loadu_si512(at);
-    if (BITS == 4) {
-        const __m512i nibble = _mm512_set1_epi8(15);
-        high = _mm512_and_si512(_mm512_srli_epi16(low, 4), nibble);
-        low = _mm512_and_si512(low, nibble);
-    } else {
+    if (S == Stored::kInt8) {
         high = _mm512_loadu_si512(at + 64);
+        return;
+    }
+    const __m512i nibble = _mm512_set1_epi8(15);
+    high = _mm512_and_si512(_mm512_srli_epi16(low, 4), nibble);
+    low = _mm512_and_si512(low, nibble);
+    if (S == Stored::kBook) {
+        high = _mm512_shuffle_epi8(plane, high);
+        low = _mm512_shuffle_epi8(plane, low);
     }
 }
 
 // What a sum of codes times activations starts from: minus the zero times the activations' sum.
 inline __m512i preset(const edgelm_matrix& m, const uint8_t* zeros, int half, int32_t sum) {
     if (m.zeros != EDGELM_ZEROS_INT) return _mm512_set1_epi32(-sum * middle_code(m));
-    const __m128i own = _mm_loadu_si128(reinterpret_cast<const __m128i*>(zeros + half * 16));
-    return _mm512_mullo_epi32(_mm512_cvtepu8_epi32(own), _mm512_set1_epi32(-sum));
+    return _mm512_mullo_epi32(load_codes_wide(zeros, half), _mm512_set1_epi32(-sum));
 }
 
-// Rows of `x` times one group of a panel, added to their sums.
-template <int BITS, int ROWS>
-INLINE void add_group(const edgelm_matrix& m, const Group& group, const Coded& x,
-                      __m512 (&sums)[ROWS][kHalves]) {
-    // Few rows leave registers for two chains of sums, which hide the instruction's latency.
-    constexpr int kChains = ROWS <= 4 ? 2 : 1;
-    const uint8_t* zeros = group.parameters + scales_bytes(m);
-    __m512i dots[ROWS][kHalves][kChains];
-    UNROLL
-    for (int r = 0; r < ROWS; ++r) {
-        UNROLL
-        for (int h = 0; h < kHalves; ++h) {
-            dots[r][h][kChains - 1] = _mm512_setzero_si512();
-            dots[r][h][0] = preset(m, zeros, h, x.sums[r * x.step]);
-        }
-    }
+// Few rows leave registers for two chains of sums, which hide the instruction's latency.
+constexpr int chains(int rows) { return rows <= 4 ? 2 : 1; }
+
+// The codes of a group, or one plane of what they stand for, times rows of `x`.
+template <Stored S, int ROWS>
+INLINE void dot_group(const Group& group, __m512i plane, const Coded& x,
+                      __m512i (&dots)[ROWS][kHalves][chains(ROWS)]) {
+    constexpr int kChains = chains(ROWS);
+    constexpr int64_t kBytes = step_bytes(bits_of(S));
     const int8_t* in = x.codes;
     const uint8_t* at = group.codes;
-    for (int64_t s = 0; s < group.steps; ++s, in += kStep, at += step_bytes(BITS)) {
+    for (int64_t s = 0; s < group.steps; ++s, in += kStep, at += kBytes) {
         __m512i low[kHalves], high[kHalves];
         UNROLL
         for (int h = 0; h < kHalves; ++h) {
-            load_codes<BITS>(at + h * step_bytes(BITS) / 2, low[h], high[h]);
+            load_codes<S>(at + h * kBytes / 2, plane, low[h], high[h]);
         }
         UNROLL
         for (int r = 0; r < ROWS; ++r) {
@@ -85,12 +85,39 @@ INLINE void add_group(const edgelm_matrix& m, const Group& group, const Coded& x
             }
         }
     }
+}
+
+// Rows of `x` times one group of a panel, added to their sums.
+template <Stored S, int ROWS>
+INLINE void add_group(const edgelm_matrix& m, const Book& book, const Group& group,
+                      const Coded& x, __m512 (&sums)[ROWS][kHalves]) {
+    constexpr int kChains = chains(ROWS);
+    const uint8_t* zeros = group.parameters + scales_bytes(m);
+    __m512i dots[ROWS][kHalves][kChains];
+    UNROLL
+    for (int plane = 0; plane < (S == Stored::kBook ? kPlanes : 1); ++plane) {
+        UNROLL
+        for (int r = 0; r < ROWS; ++r) {
+            UNROLL
+            for (int h = 0; h < kHalves; ++h) {
+                __m512i start = preset(m, zeros, h, x.sums[r * x.step]);
+                if (plane > 0) {
+                    __m512i upper = dots[r][h][0];
+                    if (kChains == 2) upper = _mm512_add_epi32(upper, dots[r][h][kChains - 1]);
+                    start = _mm512_add_epi32(_mm512_slli_epi32(upper, 8), start);
+                }
+                dots[r][h][kChains - 1] = _mm512_setzero_si512();
+                dots[r][h][0] = start;
+            }
+        }
+        dot_group<S, ROWS>(group, book.planes[plane], x, dots);
+    }
     UNROLL
     for (int h = 0; h < kHalves; ++h) {
         const __m512 scale = load_floats(group.parameters, m.scales, h);
         UNROLL
         for (int r = 0; r < ROWS; ++r) {
-            const __m512 a = _mm512_set1_ps(x.scales[r * x.step]);
+            const __m512 a = _mm512_set1_ps(x.scales[r * x.step] * book.unit);
             __m512i dot = dots[r][h][0];
             if (kChains == 2) dot = _mm512_add_epi32(dot, dots[r][h][kChains - 1]);
             const __m512 product = _mm512_cvtepi32_ps(dot);
@@ -109,14 +136,14 @@ INLINE void add_group(const edgelm_matrix& m, const Group& group, const Coded& x
     }
 }
 
-template <int BITS, int ROWS>
-void tile(const edgelm_matrix& m, const uint8_t* panel, const Activations& x, int64_t row,
-          const Target& target) {
+template <Stored S, int ROWS>
+void tile(const edgelm_matrix& m, const Book& book, const uint8_t* panel, const Activations& x,
+          int64_t row, const Target& target) {
     __m512 sums[ROWS][kHalves];
     for (auto& pair : sums) pair[0] = pair[1] = _mm512_setzero_ps();
     Group group = Group::first_of(m, panel);
     for (int64_t g = 0; g < x.groups; ++g, group.next(m)) {
-        add_group<BITS, ROWS>(m, group, rows_of(x, row, g, group.first), sums);
+        add_group<S, ROWS>(m, book, group, rows_of(x, row, g, group.first), sums);
     }
     UNROLL
     for (int r = 0; r < ROWS; ++r) {
@@ -128,9 +155,9 @@ void tile(const edgelm_matrix& m, const uint8_t* panel, const Activations& x, in
 }
 
 // Fine rows [entry, entry + ROWS) times their group, added to what the target has.
-template <int BITS, int ROWS>
-void fine_tile(const edgelm_matrix& m, const Group& group, const Activations& x, int64_t entry,
-               const Target& target) {
+template <Stored S, int ROWS>
+void fine_tile(const edgelm_matrix& m, const Book& book, const Group& group,
+               const Activations& x, int64_t entry, const Target& target) {
     __m512 sums[ROWS][kHalves];
     float values[kPanel] = {};
     UNROLL
@@ -139,7 +166,7 @@ void fine_tile(const edgelm_matrix& m, const Group& group, const Activations& x,
         UNROLL
         for (int h = 0; h < kHalves; ++h) sums[r][h] = _mm512_loadu_ps(values + 16 * h);
     }
-    add_group<BITS, ROWS>(m, group, fine_of(m, x, entry), sums);
+    add_group<S, ROWS>(m, book, group, fine_of(m, x, entry), sums);
     UNROLL
     for (int r = 0; r < ROWS; ++r) {
         UNROLL
@@ -148,30 +175,36 @@ void fine_tile(const edgelm_matrix& m, const Group& group, const Activations& x,
     }
 }
 
-template <int BITS>
+template <Stored S>
 void rows_by_tiles(const edgelm_matrix& m, const uint8_t* panel, const Activations& x,
                    const Target& target) {
+    const Book book(m);
     int64_t row = 0;
-    for (; x.rows - row >= 12; row += 12) tile<BITS, 12>(m, panel, x, row, target);
-    for (; x.rows - row >= 8; row += 8) tile<BITS, 8>(m, panel, x, row, target);
-    for (; x.rows - row >= 4; row += 4) tile<BITS, 4>(m, panel, x, row, target);
-    for (; x.rows - row >= 2; row += 2) tile<BITS, 2>(m, panel, x, row, target);
-    for (; x.rows - row >= 1; row += 1) tile<BITS, 1>(m, panel, x, row, target);
+    for (; x.rows - row >= 12; row += 12) tile<S, 12>(m, book, panel, x, row, target);
+    for (; x.rows - row >= 8; row += 8) tile<S, 8>(m, book, panel, x, row, target);
+    for (; x.rows - row >= 4; row += 4) tile<S, 4>(m, book, panel, x, row, target);
+    for (; x.rows - row >= 2; row += 2) tile<S, 2>(m, book, panel, x, row, target);
+    for (; x.rows - row >= 1; row += 1) tile<S, 1>(m, book, panel, x, row, target);
     for (int64_t g = 0; g < x.groups; ++g) {
         const Group group = Group::at(m, panel, g);
         int64_t entry = x.fine_begins[g];
         const int64_t end = x.fine_begins[g + 1];
-        for (; end - entry >= 8; entry += 8) fine_tile<BITS, 8>(m, group, x, entry, target);
-        for (; end - entry >= 4; entry += 4) fine_tile<BITS, 4>(m, group, x, entry, target);
-        for (; end - entry >= 1; entry += 1) fine_tile<BITS, 1>(m, group, x, entry, target);
+        for (; end - entry >= 8; entry += 8) fine_tile<S, 8>(m, book, group, x, entry, target);
+        for (; end - entry >= 4; entry += 4) fine_tile<S, 4>(m, book, group, x, entry, target);
+        for (; end - entry >= 1; entry += 1) fine_tile<S, 1>(m, book, group, x, entry, target);
     }
 }
 
 void multiply(const edgelm_matrix& m, const uint8_t* panel, const Activations& x,
               const Target& target) {
-    (m.bits == 4 ? rows_by_tiles<4> : rows_by_tiles<8>)(m, panel, x, target);
+    switch (stored(m)) {
+        case Stored::kInt4: return rows_by_tiles<Stored::kInt4>(m, panel, x, target);
+        case Stored::kInt8: return rows_by_tiles<Stored::kInt8>(m, panel, x, target);
+        default: return rows_by_tiles<Stored::kBook>(m, panel, x, target);
+    }
 }
 
 }  // namespace
 
-const Isa kAvx512Vnni = {"avx512vnni", round_row, refine_group, multiply};
+const Isa kAvx512Vnni = {"avx512vnni", round_row, refine_group, multiply,
+                         exact_panel_avx512};

@@ -10,19 +10,27 @@
 #endif
 
 // Raised with every change of a signature, a struct or the layout; the binding compares it.
-#define EDGELM_ABI 1
+#define EDGELM_ABI 2
 
 enum edgelm_float { EDGELM_FLOAT16 = 0, EDGELM_BFLOAT16 = 1, EDGELM_FLOAT32 = 2 };
 enum edgelm_zeros { EDGELM_ZEROS_NONE = 0, EDGELM_ZEROS_INT = 1, EDGELM_ZEROS_FLOAT = 2 };
 
-// A matrix [outputs, inputs] of 4- or 8-bit codes; group 0 is one group per row.
+// What is stored: integers, codes of a codebook of 16 numbers, or the numbers themselves.
+enum edgelm_codes { EDGELM_INTEGERS = 0, EDGELM_NF4 = 1, EDGELM_FP4 = 2, EDGELM_FLOATS = 3 };
+// Whether products round activations to 8 bits per group. Matrices of floats never do.
+enum edgelm_activations { EDGELM_ROUNDED = 0, EDGELM_EXACT = 1 };
+
+// A matrix [outputs, inputs] of 4- or 8-bit codes, or of floats of 16 or 32 bits, and how its
+// products take activations; group 0 is one group per row.
 struct edgelm_matrix {
     int64_t outputs;
     int64_t inputs;
     int32_t bits;
     int32_t group;
-    int32_t scales;  // edgelm_float
-    int32_t zeros;   // edgelm_zeros
+    int32_t scales;       // edgelm_float; the numbers' own type where they are floats
+    int32_t zeros;        // edgelm_zeros
+    int32_t codes;        // edgelm_codes
+    int32_t activations;  // edgelm_activations
 };
 
 EDGELM_API int32_t edgelm_abi();

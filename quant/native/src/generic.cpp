@@ -1,19 +1,22 @@
 // Every product in plain C++: what runs where no vector code fits, and what the others equal.
 #include <cmath>
 
+#include "codebooks.h"
 #include "floats.h"
 #include "isa.h"
 
 namespace {
 
+// `book` says what 4-bit codes stand for, null that they are integers.
 template <int BITS>
-void dot(const Group& group, const int8_t* x, int32_t* dots) {
+void dot(const Group& group, const uint8_t* book, const int8_t* x, int32_t* dots) {
     const uint8_t* codes = group.codes;
     for (int64_t s = 0; s < group.steps; ++s, x += kStep) {
         for (int64_t half = 0; half < kPanel; half += 16, codes += step_bytes(BITS) / 2) {
             for (int64_t i = 0; i < 64; ++i) {
-                const int32_t low = BITS == 4 ? codes[i] & 15 : codes[i];
-                const int32_t high = BITS == 4 ? codes[i] >> 4 : codes[64 + i];
+                int32_t low = BITS == 4 ? codes[i] & 15 : codes[i];
+                int32_t high = BITS == 4 ? codes[i] >> 4 : codes[64 + i];
+                if (book) low = book[low], high = book[high];
                 dots[half + i / 4] += low * x[i % 4] + high * x[4 + i % 4];
             }
         }
@@ -22,14 +25,19 @@ void dot(const Group& group, const int8_t* x, int32_t* dots) {
 
 // One row of `x` times a group, added to a panel's sums.
 void add_group(const edgelm_matrix& m, const Group& group, const Coded& x, float* sums) {
-    const float a = *x.scales;
+    const float a = *x.scales * unit(m);
     const int32_t sum = *x.sums;
     const uint8_t* zeros = group.parameters + scales_bytes(m);
-    int32_t dots[kPanel];
-    for (int64_t i = 0; i < kPanel; ++i) {
-        dots[i] = -sum * (m.zeros == EDGELM_ZEROS_INT ? zeros[i] : middle_code(m));
+    const bool book = stored(m) == Stored::kBook;
+    const Planes own = planes(m);
+    int32_t dots[kPanel] = {};
+    for (int plane = 0; plane < (book ? kPlanes : 1); ++plane) {
+        for (int64_t i = 0; i < kPanel; ++i) {
+            const int32_t zero = m.zeros == EDGELM_ZEROS_INT ? zeros[i] : middle_code(m);
+            dots[i] = dots[i] * 256 - sum * zero;
+        }
+        (m.bits == 4 ? dot<4> : dot<8>)(group, book ? own.bytes[plane] : nullptr, x.codes, dots);
     }
-    (m.bits == 4 ? dot<4> : dot<8>)(group, x.codes, dots);
     for (int64_t i = 0; i < kPanel; ++i) {
         const float scale = read_float(group.parameters, m.scales, i);
         sums[i] = std::fma(static_cast<float>(dots[i]), scale * a, sums[i]);
@@ -63,4 +71,4 @@ void multiply(const edgelm_matrix& m, const uint8_t* panel, const Activations& x
 
 }  // namespace
 
-const Isa kGeneric = {"generic", round_row, refine_group, multiply};
+const Isa kGeneric = {"generic", round_row, refine_group, multiply, exact_panel_generic};

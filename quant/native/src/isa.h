@@ -2,6 +2,7 @@
 #pragma once
 
 #include "activations.h"
+#include "exact.h"
 
 // Before loops over the vectors of a tile: gcc unrolls them by itself, but after it has decided
 // what stays in registers, and then stores every sum in every step.
@@ -24,10 +25,25 @@ struct Isa {
     // group, so that a row's sum has one order whatever rows stand beside it.
     void (*panel)(const edgelm_matrix& m, const uint8_t* panel, const Activations& x,
                   const Target& target);
+    // The same with activations as they are, for floats as well as for codes.
+    void (*exact_panel)(const edgelm_matrix& m, const uint8_t* panel, const ExactRows& x,
+                        const Target& target);
 };
 
 extern const Isa kGeneric;
+void exact_panel_generic(const edgelm_matrix& m, const uint8_t* panel, const ExactRows& x,
+                         const Target& target);
 #if defined(EDGELM_X86)
 extern const Isa kAvx2;
+extern const Isa kAvxVnni;
 extern const Isa kAvx512Vnni;
+void exact_panel_avx2(const edgelm_matrix& m, const uint8_t* panel, const ExactRows& x,
+                      const Target& target);
+void exact_panel_avx512(const edgelm_matrix& m, const uint8_t* panel, const ExactRows& x,
+                        const Target& target);
+#elif defined(EDGELM_ARM)
+extern const Isa kNeonDotprod;
+extern const Isa kNeonI8mm;
+void exact_panel_neon(const edgelm_matrix& m, const uint8_t* panel, const ExactRows& x,
+                      const Target& target);
 #endif

@@ -7,7 +7,8 @@
 //     int4:  64 bytes, byte 4 r + j = code of (row r, input j) | code of (r, j + 4) << 4
 //     int8: 128 bytes, byte 4 r + j = code of (r, j), and byte 64 + 4 r + j that of (r, j + 4)
 // so that each 32-bit lane of a dot product belongs to one row. Codes are unsigned: int8 codes,
-// and their integer zeros, are stored with 128 added.
+// and their integer zeros, are stored with 128 added. Codes of a codebook lie as int4 does. Floats
+// have no parameters; a step holds for each of its 8 inputs the numbers of the 32 rows.
 #pragma once
 
 #include "edgelm_native.h"
@@ -22,6 +23,24 @@ constexpr int64_t kStep = 8;
 constexpr int64_t kRowGroup = 32;
 constexpr int64_t kMostGroup = 128;  // the widest group there is
 
+// How a product reads what is stored.
+enum class Stored { kInt4, kInt8, kBook, kFloat16, kBfloat16, kFloat32 };
+
+constexpr bool is_float(Stored s) {
+    return s == Stored::kFloat16 || s == Stored::kBfloat16 || s == Stored::kFloat32;
+}
+
+constexpr int32_t bits_of(Stored s) {
+    return s == Stored::kFloat32 ? 32 : is_float(s) ? 16 : s == Stored::kInt8 ? 8 : 4;
+}
+
+inline Stored stored(const edgelm_matrix& m) {
+    if (m.codes == EDGELM_INTEGERS) return m.bits == 4 ? Stored::kInt4 : Stored::kInt8;
+    if (m.codes != EDGELM_FLOATS) return Stored::kBook;
+    if (m.scales == EDGELM_FLOAT32) return Stored::kFloat32;
+    return m.scales == EDGELM_FLOAT16 ? Stored::kFloat16 : Stored::kBfloat16;
+}
+
 inline int64_t ceil_div(int64_t number, int64_t by) { return (number + by - 1) / by; }
 
 inline int64_t group_inputs(const edgelm_matrix& m) { return m.group ? m.group : kRowGroup; }
@@ -35,13 +54,15 @@ inline int64_t zero_bytes(const edgelm_matrix& m) {
     return m.zeros == EDGELM_ZEROS_INT ? 1 : float_bytes(m.scales);
 }
 
-inline int64_t scales_bytes(const edgelm_matrix& m) { return kPanel * float_bytes(m.scales); }
+inline int64_t scales_bytes(const edgelm_matrix& m) {
+    return m.codes == EDGELM_FLOATS ? 0 : kPanel * float_bytes(m.scales);
+}
 
 inline int64_t parameter_bytes(const edgelm_matrix& m) {
     return scales_bytes(m) + kPanel * zero_bytes(m);
 }
 
-inline int64_t step_bytes(int32_t bits) { return kPanel * kStep * bits / 8; }
+constexpr int64_t step_bytes(int32_t bits) { return kPanel * kStep * bits / 8; }
 
 inline int64_t panel_bytes(const edgelm_matrix& m) {
     const int64_t parameters = m.group ? group_count(m) : 1;
@@ -51,6 +72,7 @@ inline int64_t panel_bytes(const edgelm_matrix& m) {
 // The stored code whose weight is zero, where the zeros do not say another.
 inline int32_t middle_code(const edgelm_matrix& m) {
     if (m.bits == 8) return 128;
+    if (m.codes != EDGELM_INTEGERS) return 128;  // of the two bytes of its number, codebooks.h
     return m.zeros == EDGELM_ZEROS_FLOAT ? 0 : 8;
 }
 

@@ -3,7 +3,10 @@
 
 struct CpuFeatures {
     bool avx2_fma_f16c;
+    bool avx_vnni;
     bool avx512_vnni;  // with F, BW, DQ and VL
+    bool neon_dotprod;
+    bool neon_i8mm;  // with dotprod
 };
 
 // What processor and operating system both support.
