@@ -159,7 +159,7 @@ def test_scratch_stays_under_its_bound(kernel: Kernel, text: str, shape: tuple[i
 
 
 def test_choice_prefers_the_first_that_fits() -> None:
-    assert choose(Scheme.parse("nf4"), (64, 64), CPU).name == "reference"
+    assert choose(Scheme.parse("nf4"), (64, 64), "cuda").name == "reference"
     assert choose(Scheme.parse("int4-g32"), (64, 64), "cuda").name == "reference"
     assert choose(Scheme.parse("float32"), (64, 64), CPU, "reference").name == "reference"
     assert choose(Scheme.parse("float32"), (64, 64), CPU, "torch").name == "torch.mm"

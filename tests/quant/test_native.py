@@ -33,8 +33,9 @@ OUTPUTS, GROUPED_INPUTS, ROW_INPUTS = 77, 384, 322
 
 # What rounding the inputs that do not stand out leaves, see ACTIVATIONS_FLOOR_DB.
 OUTLIERS_FLOOR_DB = 42.0
-# What float32 sums leave (123 dB where zeros are floats), and what nf4's numbers as multiples of 1 / 32448.
-EXACT_FLOOR_DB = 120.0
+# What float32 sums leave: 117 dB where zeros are floats, which cancel, and above 125 elsewhere.
+EXACT_FLOOR_DB = 112.0
+# What is left of nf4's numbers as multiples of 1 / 32448.
 CODEBOOK_FLOOR_DB = 90.0
 
 pytestmark = pytest.mark.skipif(
