@@ -14,10 +14,11 @@ from pathlib import Path
 import torch
 
 from edgelm import hardware
+from edgelm.errors import KernelUnavailableError
 from edgelm.kept import keep, kept
 from edgelm.memory import ProductPlan
 from edgelm.version import __version__
-from quant import Scheme
+from quant import KernelUnavailable, Scheme
 from quant.backends.timing import PROBES, shape_class, time_kernels
 
 KEPT = "kernels.json"
@@ -29,12 +30,18 @@ Rankings = dict[str, list[str]]
 
 
 def measure(folder: Path) -> Rankings:
-    """Time all kernels with the threads set now and keep the ranking beside earlier ones."""
-    found = {
-        f"{text} {kind}": list(time_kernels(Scheme.parse(text), probe, "cpu"))
-        for text in MEASURED_SCHEMES
-        for kind, probe in PROBES.items()
-    }
+    """Time all kernels with the threads set now and keep the ranking beside earlier ones.
+
+    Raises KernelUnavailableError if EDGELM_ISA names what this CPU lacks.
+    """
+    try:
+        found = {
+            f"{text} {kind}": list(time_kernels(Scheme.parse(text), probe, "cpu"))
+            for text in MEASURED_SCHEMES
+            for kind, probe in PROBES.items()
+        }
+    except KernelUnavailable as error:
+        raise KernelUnavailableError(str(error)) from error
     keep(folder / KEPT, _read(folder) | {_machine(): found})
     return found
 

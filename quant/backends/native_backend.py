@@ -10,10 +10,13 @@ same on every instruction set.
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
 from .. import native
+from ..errors import QuantError
 from ..packing import PackedWeight
 from ..scheme import Scheme
 from .kernel import Shape, Tensors
@@ -21,6 +24,7 @@ from .kernel import Shape, Tensors
 # Products of Gaussian numbers agree with the reference's to this many dB: what rounding the
 # activations to 8 bits leaves. Groups of 32 measure 46 dB, of 128 43.5 dB.
 ACTIVATIONS_FLOOR_DB = 41.0
+_PANEL = 32  # rows that lie together; those beyond the last are zeros
 
 
 class NativeProduct:
@@ -45,7 +49,10 @@ class NativeProduct:
             return f"holds {self.kind}" if self.kind != "float" else "holds floats"
         if device.type != "cpu":
             return f"runs on CPUs, not on {device}"
-        return native.missing()
+        missing = native.missing()
+        if missing is None:
+            native.library()  # raises where EDGELM_ISA is wrong: not what is passed over in silence
+        return missing
 
     def prepare(self, packed: PackedWeight) -> Tensors:
         layout = torch.empty(self.nbytes(packed.scheme, packed.shape), dtype=torch.uint8)
@@ -62,7 +69,7 @@ class NativeProduct:
         return {"layout": layout}
 
     def nbytes(self, scheme: Scheme, shape: Shape) -> int:
-        return int(native.library().edgelm_layout_bytes(native.matrix(scheme, shape)))
+        return _layout_bytes(scheme, shape)
 
     def scratch_bytes(self, scheme: Scheme, shape: Shape, rows: int) -> int:
         # What the library needs, and float32 copies of whatever is not float32.
@@ -71,8 +78,8 @@ class NativeProduct:
     def multiply(
         self, x: Tensor, tensors: Tensors, scheme: Scheme, bias: Tensor | None, out: Tensor
     ) -> None:
-        rows, inputs = x.shape
-        shape = (out.shape[1], inputs)
+        rows, shape = len(x), (out.shape[1], x.shape[1])
+        _check(x, tensors["layout"], scheme, bias, out)
         x = x.float() if x.stride(1) == 1 else x.float().contiguous()
         bias = None if bias is None else bias.float()
         direct = out.dtype == torch.float32 and out.stride(1) == 1
@@ -97,6 +104,9 @@ class NativeProduct:
         direct = out.dtype == torch.float32 and out.stride(1) == 1
         rows = out if direct else torch.empty(out.shape, dtype=torch.float32)
         ids = ids.contiguous()
+        held = tensors["layout"].nbytes // _layout_bytes(scheme, (1, out.shape[1])) * _PANEL
+        if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < held:
+            raise QuantError(f"rows {int(ids.min())} to {int(ids.max())} asked of {held} rows")
         native.library().edgelm_lookup(
             # The number of outputs plays no part in where a row lies.
             native.matrix(scheme, (1, out.shape[1])),
@@ -112,3 +122,25 @@ class NativeProduct:
     def _workspace_bytes(self, scheme: Scheme, shape: Shape, rows: int) -> int:
         described = native.matrix(scheme, shape, self.exact)
         return int(native.library().edgelm_workspace_bytes(described, rows))
+
+
+@cache
+def _layout_bytes(scheme: Scheme, shape: Shape) -> int:
+    return int(native.library().edgelm_layout_bytes(native.matrix(scheme, shape)))
+
+
+def _check(x: Tensor, layout: Tensor, scheme: Scheme, bias: Tensor | None, out: Tensor) -> None:
+    """QuantError unless all sizes belong together: the library itself would read beyond them."""
+    shape = (out.shape[1], x.shape[1])
+    wanted = _layout_bytes(scheme, shape)
+    if layout.nbytes != wanted or not layout.is_contiguous():
+        raise QuantError(
+            f"a matrix {list(shape)} of {scheme} takes {wanted} bytes in one piece; the layout "
+            f"given has {layout.nbytes}. Give the tensors that prepare() made, and x and out of "
+            "their sizes"
+        )
+    if len(out) != len(x) or (bias is not None and bias.shape != (shape[0],)):
+        raise QuantError(
+            f"x {list(x.shape)}, bias {None if bias is None else list(bias.shape)} and out "
+            f"{list(out.shape)} do not belong together; allowed: [M, K], [N], [M, N]"
+        )

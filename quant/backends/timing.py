@@ -8,7 +8,7 @@ import torch
 
 from ..convert import pack
 from ..scheme import Scheme
-from . import KERNELS
+from . import EXACT_CODES, KERNELS
 from .bitsandbytes_backend import LlmInt8
 from .kernel import Kernel, Shape
 
@@ -28,8 +28,9 @@ def time_kernels(scheme: Scheme, shape: Shape, device: torch.device | str) -> di
     """Seconds of one product by one row of activations, fastest first, by kernel name.
 
     The best of a few rounds in which the kernels take turns. Kernels that cannot hold the matrix
-    are left out, and so is the one that rounds activations to 8 bits: speed alone does not make
-    it the better choice. The caller sets the number of threads.
+    are left out, and so is the one that rounds activations to 8 bits without a second look: speed
+    alone does not make it the better choice. Exact products of codes are for those who ask.
+    The caller sets the number of threads.
     """
     device = torch.device(device)
     weights = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 0.02
@@ -52,5 +53,6 @@ def _candidates(scheme: Scheme, shape: Shape, device: torch.device) -> list[Kern
         kernel
         for kernel in KERNELS
         if not isinstance(kernel, LlmInt8)
+        and kernel not in EXACT_CODES
         and kernel.supports(scheme, shape, device, lookup=False) is None
     ]

@@ -183,6 +183,19 @@ def test_choice_within_torch_on_a_machine_with_vector_code() -> None:
 
 
 @pytest.mark.skipif(native.missing() is not None, reason=str(native.missing()))
+def test_choice_of_kernels_that_round_no_activations() -> None:
+    names = {text: f"native.{text}.exact" for text in ("nf4", "fp4", "int8")}
+    names |= {"int4-g32": "native.int4.exact", "bfloat16": "native.float"}
+    for text, name in names.items():
+        scheme = Scheme.parse(text)
+        ranking = [f"native.{text}", "torch.mm", "torch.int8pack"]
+        assert choose(scheme, (64, 64), CPU, ranking=ranking, exact=True).name == name
+        assert choose(scheme, (64, 64), CPU, "reference", exact=True).name == "reference"
+        with pytest.raises(KernelUnavailable, match="it rounds activations"):
+            choose(scheme, (64, 64), CPU, "torch", exact=True)
+
+
+@pytest.mark.skipif(native.missing() is not None, reason=str(native.missing()))
 def test_choice_with_the_native_library() -> None:
     for text in ("int4-g32", "int4-g128-zfloat", "int8", "int8-g64-zint"):
         scheme = Scheme.parse(text)

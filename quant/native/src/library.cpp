@@ -14,13 +14,6 @@ constexpr int64_t kThreadedRows = 8;
 
 constexpr int kMaxIsas = 4;  // of one processor family
 
-// A build for tests runs AVX-VNNI's file in AVX512's encoding of the same instruction.
-#if defined(EDGELM_VNNI_AS_AVX512)
-constexpr bool kVnniAsAvx512 = true;
-#else
-constexpr bool kVnniAsAvx512 = false;
-#endif
-
 struct Isas {
     const Isa* found[kMaxIsas];
     int count;
@@ -32,9 +25,7 @@ const Isas& isas() {
 #if defined(EDGELM_X86)
         const CpuFeatures cpu = cpu_features();
         if (cpu.avx2_fma_f16c) list.found[list.count++] = &kAvx2;
-        if (cpu.avx_vnni || (kVnniAsAvx512 && cpu.avx512_vnni)) {
-            list.found[list.count++] = &kAvxVnni;
-        }
+        if (cpu.avx_vnni) list.found[list.count++] = &kAvxVnni;
         if (cpu.avx512_vnni) list.found[list.count++] = &kAvx512Vnni;
 #elif defined(EDGELM_ARM)
         const CpuFeatures cpu = cpu_features();

@@ -1,0 +1,108 @@
+"""The native library given what it cannot take: an error or a slower kernel, never a crash."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from quant import QuantError, Scheme, choose, native, pack
+from quant.backends import find
+from quant.errors import KernelUnavailable
+
+CPU = torch.device("cpu")
+SCHEME, SHAPE = Scheme.parse("int4-g32"), (70, 64)
+
+pytestmark = pytest.mark.skipif(
+    native.missing() is not None, reason=f"no native library: {native.missing()}"
+)
+
+
+def prepared() -> dict[str, torch.Tensor]:
+    return find("native.int4").prepare(pack([(0, torch.randn(SHAPE))], SHAPE, SCHEME)[0])
+
+
+def test_short_buffers_are_refused() -> None:
+    kernel, tensors = find("native.int4"), prepared()
+    x, out = torch.randn(3, 64), torch.empty(3, 70)
+    short = {"layout": tensors["layout"][:-1]}
+    with pytest.raises(QuantError, match=r"takes 3456 bytes in one piece.* has 3455"):
+        kernel.multiply(x, short, SCHEME, None, out)
+    every_second = {"layout": torch.stack([tensors["layout"]] * 2, dim=1)[:, 0]}
+    with pytest.raises(QuantError, match="in one piece"):
+        kernel.multiply(x, every_second, SCHEME, None, out)
+    with pytest.raises(QuantError, match="bytes in one piece"):
+        kernel.multiply(torch.randn(3, 96), tensors, SCHEME, None, out)
+    with pytest.raises(QuantError, match="do not belong together"):
+        kernel.multiply(x, tensors, SCHEME, None, torch.empty(4, 70))
+    with pytest.raises(QuantError, match="do not belong together"):
+        kernel.multiply(x, tensors, SCHEME, torch.zeros(69), out)
+
+
+@pytest.mark.parametrize("ids", [[-1], [0, 96], [2**40]])
+def test_rows_that_are_not_there_are_refused(ids: list[int]) -> None:
+    with pytest.raises(QuantError, match="asked of 96 rows"):
+        find("native.int4").lookup(torch.tensor(ids), prepared(), SCHEME, torch.empty(len(ids), 64))
+
+
+def test_misaligned_layouts_and_activations_give_the_same_bits() -> None:
+    kernel, tensors = find("native.int4"), prepared()
+    x, expected, out = torch.randn(3, 64), torch.empty(3, 70), torch.empty(3, 70)
+    kernel.multiply(x, tensors, SCHEME, None, expected)
+    bytes_ = torch.empty(tensors["layout"].nbytes + 1, dtype=torch.uint8)
+    moved = bytes_[1:].copy_(tensors["layout"])
+    kernel.multiply(torch.cat([torch.zeros(1), x.view(-1)])[1:].view(3, 64), {"layout": moved},
+                    SCHEME, None, out)  # fmt: skip
+    assert torch.equal(out, expected)
+
+
+@pytest.mark.parametrize("threads", [-3, 0, 1000])
+def test_any_number_of_threads(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel, shape = find("native.int8"), (9000, 64)
+    scheme = Scheme.parse("int8")
+    tensors = kernel.prepare(pack([(0, torch.randn(shape))], shape, scheme)[0])
+    x, expected, out = torch.randn(9, 64), torch.empty(9, 9000), torch.empty(9, 9000)
+    kernel.multiply(x, tensors, scheme, None, expected)
+    monkeypatch.setattr(native, "threads", lambda: threads)
+    kernel.multiply(x, tensors, scheme, None, out)
+    assert torch.equal(out, expected)
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "the package was installed without its native library",
+        "edgelm_native.so is of version 1",
+    ],
+)
+def test_without_a_usable_library_others_run_and_say_so(
+    reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "missing", lambda: reason)
+    for text in ("int4-g32", "int8", "nf4", "float16"):
+        for exact in (False, True):
+            kernel = choose(Scheme.parse(text), (64, 64), CPU, exact=exact)
+            assert kernel.backend != "native"
+    with pytest.raises(KernelUnavailable, match=reason):
+        choose(SCHEME, (64, 64), CPU, "native")
+
+
+def test_two_processes_at_once() -> None:
+    code = (
+        "import torch; from quant import Scheme, choose, pack\n"
+        "scheme, numbers = Scheme.parse('int4-g32'), torch.linspace(-1, 1, 3000 * 64)\n"
+        "packed, _ = pack([(0, numbers.view(3000, 64))], (3000, 64), scheme)\n"
+        "kernel = choose(scheme, packed.shape, 'cpu', 'native')\n"
+        "out = torch.empty(2, 3000)\n"
+        "kernel.multiply(torch.ones(2, 64), kernel.prepare(packed), scheme, None, out)\n"
+        "print(out.double().sum().item())"
+    )
+    both = [
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    first, second = (process.communicate(timeout=120)[0] for process in both)
+    assert [process.returncode for process in both] == [0, 0]
+    assert first == second != ""
