@@ -25,7 +25,9 @@ __all__ = ["BACKENDS", "KERNELS", "Kernel", "choose", "find"]
 REFERENCE = Reference()
 NATIVE_FLOAT = NativeProduct("float", exact=True)
 # Those that never round activations: they compute in float32 whatever the weights are.
-EXACT_CODES = tuple(NativeProduct(kind, exact=True) for kind in ("int4", "int8", "nf4", "fp4"))
+EXACT_CODES: tuple[Kernel, ...] = tuple(
+    NativeProduct(kind, exact=True) for kind in ("int4", "int8", "nf4", "fp4")
+)
 EXACT: tuple[Kernel, ...] = (*EXACT_CODES, NATIVE_FLOAT, REFERENCE)
 KERNELS: tuple[Kernel, ...] = (
     *(NativeProduct(kind) for kind in ("int4", "int8", "nf4", "fp4")),

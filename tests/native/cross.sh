@@ -11,7 +11,11 @@ export ZIG_GLOBAL_CACHE_DIR=$work/cache ZIG_LOCAL_CACHE_DIR=$work/cache
 # compiler is, because it would link programs to find out.
 cross() {
     local target=$1 system=$2 processor=$3 compiler=$work/$1-c++
-    printf '#!/bin/sh\nexec python -m ziglang c++ -target %s "$@"\n' "$target" >"$compiler"
+    # zig spells ARM's extensions as those of a processor.
+    cat >"$compiler" <<WRAPPER
+#!/usr/bin/env bash
+exec python -m ziglang c++ -target $target "\${@/#-march=armv8.2-a/-mcpu=generic}"
+WRAPPER
     chmod +x "$compiler"
     cmake -S "$root" -B "$work/$target" -G Ninja -DCMAKE_BUILD_TYPE=Release \
         -DCMAKE_SYSTEM_NAME="$system" -DCMAKE_SYSTEM_PROCESSOR="$processor" \
