@@ -23,12 +23,12 @@ WRAPPER
         -DCMAKE_CXX_COMPILER_ID_RUN=ON -DCMAKE_CXX_COMPILER_ID=Clang \
         -DCMAKE_CXX_COMPILER_VERSION=20 -DCMAKE_CXX_COMPILER_FORCED=ON \
         -DCMAKE_CXX_COMPILE_FEATURES=cxx_std_17 -DCMAKE_CXX_STANDARD_COMPUTED_DEFAULT=17 \
-        -DCMAKE_HAVE_LIBC_PTHREAD=ON >"$work/log" 2>&1 &&
+        -DCMAKE_HAVE_LIBC_PTHREAD=ON -DCMAKE_SKIP_RPATH=ON >"$work/log" 2>&1 &&
         cmake --build "$work/$target" --target edgelm_parts >>"$work/log" 2>&1 ||
         { cat "$work/log" >&2; echo "$target failed" >&2; return 1; }
     echo "$target: $(find "$work/$target" -name '*.o' -o -name '*.obj' | wc -l) files compiled"
 }
 
+cross aarch64-linux-gnu Linux aarch64
 cross x86_64-windows-gnu Windows AMD64
 cross aarch64-macos Darwin arm64
-cross aarch64-linux-gnu Linux aarch64

@@ -10,6 +10,7 @@ import torch
 
 from quant import QuantError, Scheme, choose, native, pack
 from quant.backends import find
+from quant.backends.timing import time_kernels
 from quant.errors import KernelUnavailable
 
 CPU = torch.device("cpu")
@@ -106,3 +107,9 @@ def test_two_processes_at_once() -> None:
     first, second = (process.communicate(timeout=120)[0] for process in both)
     assert [process.returncode for process in both] == [0, 0]
     assert first == second != ""
+
+
+def test_exact_products_are_not_ranked() -> None:
+    """They are as fast with one row, which is what is timed, and slower with many."""
+    names = time_kernels(SCHEME, (512, 512), CPU)
+    assert "native.int4" in names and "native.int4.exact" not in names
