@@ -19,6 +19,11 @@ from ..scheme import Scheme
 ABI = 1
 _FLOATS = {"float16": 0, "bfloat16": 1, "float32": 2}
 _ZEROS = {"none": 0, "int": 1, "float": 2}
+# The operations of src/edgelm_ops.h, each void(const void* struct).
+OPERATIONS = (
+    *("rms_norm", "layer_norm", "add", "scale", "softcap", "activate", "rotate", "store"),
+    *("attend", "argmax"),
+)
 
 
 class Matrix(ctypes.Structure):
@@ -81,7 +86,9 @@ def library() -> ctypes.CDLL:
             None,
             [pointer] * 3 + [int64, int64, pointer, pointer, int64, pointer, int32],
         ),
+        "edgelm_attention_bytes": (int64, [pointer]),
     }
+    signatures |= {f"edgelm_{name}": (None, [pointer]) for name in OPERATIONS}
     for name, (result, arguments) in signatures.items():
         function = getattr(own, name)
         function.restype, function.argtypes = result, arguments

@@ -183,4 +183,4 @@ void multiply(const edgelm_matrix& m, const uint8_t* panel, const Activations& x
 
 }  // namespace
 
-const Isa kAvx2 = {"avx2", round_row, refine_group, multiply};
+const Isa kAvx2 = {"avx2", round_row, refine_group, multiply, &kOpsAvx2};

@@ -174,4 +174,4 @@ void multiply(const edgelm_matrix& m, const uint8_t* panel, const Activations& x
 
 }  // namespace
 
-const Isa kAvx512Vnni = {"avx512vnni", round_row, refine_group, multiply};
+const Isa kAvx512Vnni = {"avx512vnni", round_row, refine_group, multiply, &kOpsAvx512};

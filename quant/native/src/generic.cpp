@@ -63,4 +63,4 @@ void multiply(const edgelm_matrix& m, const uint8_t* panel, const Activations& x
 
 }  // namespace
 
-const Isa kGeneric = {"generic", round_row, refine_group, multiply};
+const Isa kGeneric = {"generic", round_row, refine_group, multiply, &kOpsGeneric};

@@ -2,11 +2,12 @@
 #pragma once
 
 #include "activations.h"
+#include "ops.h"
 
 // Before loops over the vectors of a tile: gcc unrolls them by itself, but after it has decided
 // what stays in registers, and then stores every sum in every step.
 #if defined(__GNUC__)
-#define UNROLL _Pragma("GCC unroll 12")
+#define UNROLL _Pragma("GCC unroll 16")
 #define INLINE inline __attribute__((always_inline))
 #else
 #define UNROLL
@@ -24,7 +25,11 @@ struct Isa {
     // group, so that a row's sum has one order whatever rows stand beside it.
     void (*panel)(const edgelm_matrix& m, const uint8_t* panel, const Activations& x,
                   const Target& target);
+    const Ops* ops;  // the rest of a step
 };
+
+// What runs now: the one chosen, else the fastest that this CPU has.
+const Isa& current_isa();
 
 extern const Isa kGeneric;
 #if defined(EDGELM_X86)

@@ -35,11 +35,6 @@ const Isas& isas() {
 
 std::atomic<const Isa*> chosen{nullptr};
 
-const Isa& current_isa() {
-    const Isa* isa = chosen.load(std::memory_order_relaxed);
-    return isa ? *isa : *isas().found[isas().count - 1];
-}
-
 uint8_t code_at(const edgelm_matrix& m, const uint8_t* qweight, int64_t row, int64_t input) {
     if (row >= m.outputs || input >= m.inputs) return 0;
     if (m.bits == 8) return qweight[row * m.inputs + input] ^ 0x80;
@@ -171,6 +166,11 @@ void multiply_panels(const void* context, int64_t begin, int64_t end) {
 }
 
 }  // namespace
+
+const Isa& current_isa() {
+    const Isa* isa = chosen.load(std::memory_order_relaxed);
+    return isa ? *isa : *isas().found[isas().count - 1];
+}
 
 int32_t edgelm_abi() { return EDGELM_ABI; }
 
