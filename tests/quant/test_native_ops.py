@@ -220,10 +220,7 @@ def test_argmax_takes_the_first_of_equals(isa: str) -> None:
 @pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize("rotary", [20, 48])
 def test_rotation(rotary: int, interleaved: bool, isa: str) -> None:
-    parameters = RopeParameters(
-        rope_type="default", theta=100.0, rotary_size=rotary, trained_context=64, scaling={},
-        context_limit=64,
-    )  # fmt: skip
+    parameters = RopeParameters("default", 100.0, rotary, 64)
     rope = Rope(parameters, interleaved)
     table = torch.empty(rope.table_shape(64))
     rope.fill_table(table)
@@ -394,7 +391,7 @@ def test_rows_of_a_batch_are_their_own(isa: str, monkeypatch: pytest.MonkeyPatch
     set_threads(monkeypatch, 2)
     row, scale = Row(torch.bfloat16, 700, None), SIZE**-0.5
     queries, keys, values = tokens(600)
-    positions = row.append(keys, values)
+    row.append(keys, values)
     for other in (0, 2):
         row.cache.keys[other].copy_(row.cache.keys[1].flip(0))
         row.cache.values[other].copy_(row.cache.values[1].flip(0))

@@ -9,10 +9,9 @@ namespace {
 
 inline int64_t padded_size(int64_t size) { return (size + 15) / 16 * 16; }
 
-struct Rows {
-    const float* at;
-    int64_t stride;
-};
+// How many keys ahead memory is asked for: those of one group are too far apart for the processor
+// to guess.
+constexpr int64_t kAhead = 16;
 
 // Keys or values of one group, in the cache.
 struct Kept {
@@ -20,18 +19,25 @@ struct Kept {
     const uint8_t* scales;
 };
 
-inline void widen(const edgelm_cache& c, const Kept& kept, int64_t vector, float* to) {
-    const int64_t first = vector * c.size;
+// Vector `index` of the cache as float32, zeros behind it up to `padded`.
+inline void widen(const edgelm_cache& c, const Kept& kept, int64_t index, int64_t padded,
+                  float* to) {
+    const int64_t first = index * c.size, whole = c.size / 16 * 16;
+    const uint16_t* halves = reinterpret_cast<const uint16_t*>(kept.memory) + first;
+    const int8_t* codes = reinterpret_cast<const int8_t*>(kept.memory) + first;
+    int64_t i = 0;
     if (c.storage == EDGELM_KV_FLOAT32) {
-        memcpy(to, kept.memory + first * 4, static_cast<size_t>(c.size) * 4);
+        i = c.size;
+        memcpy(to, kept.memory + first * 4, static_cast<size_t>(i) * 4);
     } else if (c.storage == EDGELM_KV_BFLOAT16) {
-        const uint16_t* from = reinterpret_cast<const uint16_t*>(kept.memory) + first;
-        for (int64_t i = 0; i < c.size; ++i) to[i] = from_bits(static_cast<uint32_t>(from[i]) << 16);
+        for (; i < whole; i += 16) store(to + i, from_bfloat16s(halves + i));
+        for (; i < c.size; ++i) to[i] = from_bits(static_cast<uint32_t>(halves[i]) << 16);
     } else {
-        const int8_t* from = reinterpret_cast<const int8_t*>(kept.memory) + first;
-        const float scale = read_float(kept.scales, EDGELM_BFLOAT16, vector);
-        for (int64_t i = 0; i < c.size; ++i) to[i] = static_cast<float>(from[i]) * scale;
+        const float scale = read_float(kept.scales, EDGELM_BFLOAT16, index);
+        for (; i < whole; i += 16) store(to + i, mul(from_int8s(codes + i), fill(scale)));
+        for (; i < c.size; ++i) to[i] = static_cast<float>(codes[i]) * scale;
     }
+    for (; i < padded; ++i) to[i] = 0;
 }
 
 // Which keys of a block count: [from, to).
@@ -40,24 +46,23 @@ struct Span {
     int64_t to;
 };
 
-// Keys or values at positions `block` + span in float32: where they lie if they can be used there,
-// else in `scratch`, zeros around them.
-inline Rows block_rows(const edgelm_cache& c, const Kept& kept, int64_t row, int64_t group,
-                       int64_t block, Span span, float* scratch) {
+// Keys or values at positions `block` + span of one row and group as float32 [kBlock, padded],
+// zeros for the rest of each run of 16 that the span touches.
+inline void widen_block(const edgelm_cache& c, const Kept& kept, int64_t row, int64_t group,
+                        int64_t block, Span span, int64_t padded, float* to) {
+    const int64_t bytes = c.storage == EDGELM_KV_FLOAT32 ? 4 : c.storage == EDGELM_KV_INT8 ? 1 : 2;
+    const int64_t first = row * c.slots, from = span.from / 16 * 16;
+    const int64_t end = (span.to + 15) / 16 * 16;
     int64_t slot = (block + span.from) % c.slots;
-    const int64_t first = row * c.slots;
-    const bool whole = span.to - span.from == kBlock && slot + kBlock <= c.slots;
-    if (whole && c.storage == EDGELM_KV_FLOAT32 && c.size % 16 == 0) {
-        const float* memory = reinterpret_cast<const float*>(kept.memory);
-        return {memory + ((first + slot) * c.groups + group) * c.size, c.groups * c.size};
-    }
-    const int64_t padded = padded_size(c.size);
-    if (!whole || padded != c.size) memset(scratch, 0, static_cast<size_t>(kBlock * padded) * 4);
+    memset(to + from * padded, 0, static_cast<size_t>((span.from - from) * padded) * 4);
     for (int64_t key = span.from; key < span.to; ++key) {
-        widen(c, kept, (first + slot) * c.groups + group, scratch + key * padded);
+        const int64_t index = (first + slot) * c.groups + group;
+        const uint8_t* later = kept.memory + (index + kAhead * c.groups) * c.size * bytes;
+        for (int64_t line = 0; line < c.size * bytes; line += 64) prefetch(later + line);
+        widen(c, kept, index, padded, to + key * padded);
         if (++slot == c.slots) slot = 0;
     }
-    return {scratch, padded};
+    memset(to + span.to * padded, 0, static_cast<size_t>((end - span.to) * padded) * 4);
 }
 
 // Which keys of the block at position `block` the query at `position` sees.
@@ -116,28 +121,28 @@ inline float weigh(float* scores, Span span, float* most, float* total) {
 }
 
 // `rows` queries times the block's keys in `span`.
-inline void score_block(const float* queries, int64_t rows, const Rows& keys, int64_t padded,
+inline void score_block(const float* queries, int64_t rows, const float* keys, int64_t padded,
                         Span span, float* scores) {
-    const int64_t from = span.from / 16 * 16, steps = padded / 16;
+    const int64_t from = span.from / 16 * 16;
     int64_t row = 0;
     for (; row + 4 <= rows; row += 4) {
         for (int64_t key = from; key < span.to; key += 4) {
-            dots<4>(queries + row * padded, padded, keys.at + key * keys.stride, keys.stride,
-                    steps, scores + row * kBlock + key, kBlock);
+            dots<4>(queries + row * padded, keys + key * padded, padded,
+                    scores + row * kBlock + key, kBlock);
         }
     }
     for (; row < rows; ++row) {
         for (int64_t key = from; key < span.to; key += 16) {
-            dots<1>(queries + row * padded, padded, keys.at + key * keys.stride, keys.stride,
-                    steps, scores + row * kBlock + key, kBlock);
+            dots<1>(queries + row * padded, keys + key * padded, padded,
+                    scores + row * kBlock + key, kBlock);
         }
     }
 }
 
 // mixed = mixed * decay + weights . values, for ROWS queries and VECTORS Vecs of each value.
 template <int ROWS, int VECTORS>
-inline void mix_tile(const float* weights, const float* decay, const float* values,
-                     int64_t stride, Span span, float* mixed, int64_t padded) {
+inline void mix_tile(const float* weights, const float* decay, const float* values, Span span,
+                     float* mixed, int64_t padded) {
     Vec sums[ROWS][VECTORS];
     UNROLL
     for (int r = 0; r < ROWS; ++r) {
@@ -149,7 +154,7 @@ inline void mix_tile(const float* weights, const float* decay, const float* valu
     for (int64_t key = span.from; key < span.to; ++key) {
         Vec value[VECTORS];
         UNROLL
-        for (int v = 0; v < VECTORS; ++v) value[v] = load(values + key * stride + v * 16);
+        for (int v = 0; v < VECTORS; ++v) value[v] = load(values + key * padded + v * 16);
         UNROLL
         for (int r = 0; r < ROWS; ++r) {
             const Vec weight = fill(weights[r * kBlock + key]);
@@ -165,27 +170,26 @@ inline void mix_tile(const float* weights, const float* decay, const float* valu
 }
 
 template <int ROWS>
-inline void mix_rows(const float* weights, const float* decay, const Rows& values, Span span,
+inline void mix_rows(const float* weights, const float* decay, const float* values, Span span,
                      float* mixed, int64_t padded) {
     int64_t i = 0;
     for (; i + kMixVectors * 16 <= padded; i += kMixVectors * 16) {
-        mix_tile<ROWS, kMixVectors>(weights, decay, values.at + i, values.stride, span, mixed + i,
-                                    padded);
+        mix_tile<ROWS, kMixVectors>(weights, decay, values + i, span, mixed + i, padded);
     }
     for (; i < padded; i += 16) {
-        mix_tile<ROWS, 1>(weights, decay, values.at + i, values.stride, span, mixed + i, padded);
+        mix_tile<ROWS, 1>(weights, decay, values + i, span, mixed + i, padded);
     }
 }
 
-inline void mix_block(const AttentionScratch& s, int64_t rows, const Rows& values, Span span,
-                      float* mixed, int64_t padded) {
+inline void mix_block(const AttentionScratch& s, int64_t rows, Span span, float* mixed,
+                      int64_t padded) {
     int64_t row = 0;
     for (; row + kMixRows <= rows; row += kMixRows) {
-        mix_rows<kMixRows>(s.scores + row * kBlock, s.decay + row, values, span,
+        mix_rows<kMixRows>(s.scores + row * kBlock, s.decay + row, s.values, span,
                            mixed + row * padded, padded);
     }
     for (; row < rows; ++row) {
-        mix_rows<1>(s.scores + row * kBlock, s.decay + row, values, span, mixed + row * padded,
+        mix_rows<1>(s.scores + row * kBlock, s.decay + row, s.values, span, mixed + row * padded,
                     padded);
     }
 }
@@ -219,11 +223,9 @@ void attend_split(const edgelm_attention& a, const Tile& tile, int64_t group, in
     for (int64_t block = first / kBlock * kBlock; block < last; block += kBlock) {
         const Span span{first > block ? first - block : 0,
                         last < block + kBlock ? last - block : kBlock};
-        const Rows keys = block_rows(c, {c.keys, c.key_scales}, tile.row, group, block, span,
-                                     s.keys);
-        const Rows values = block_rows(c, {c.values, c.value_scales}, tile.row, group, block,
-                                       span, s.values);
-        score_block(s.queries, rows, keys, padded, span, s.scores);
+        widen_block(c, {c.keys, c.key_scales}, tile.row, group, block, span, padded, s.keys);
+        widen_block(c, {c.values, c.value_scales}, tile.row, group, block, span, padded, s.values);
+        score_block(s.queries, rows, s.keys, padded, span, s.scores);
         for (int64_t row = 0; row < rows; ++row) {
             const int64_t position = a.positions[tile.token + row / heads];
             const float slope = a.slopes ? a.slopes[group * heads + row % heads] : 0;
@@ -232,7 +234,7 @@ void attend_split(const edgelm_attention& a, const Tile& tile, int64_t group, in
             s.decay[row] = weigh(scores, visible(a, position, block, span), into.largest + row,
                                  into.sums + row);
         }
-        mix_block(s, rows, values, span, into.mixed, padded);
+        mix_block(s, rows, span, into.mixed, padded);
     }
 }
 

@@ -52,6 +52,23 @@ inline __m256 times_power(__m256 x, __m256 shifted) {
 inline Vec times_power(Vec x, Vec shifted) {
     return {times_power(x.low, shifted.low), times_power(x.high, shifted.high)};
 }
+inline __m256 wide_bfloat16s(__m128i from) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(from), 16));
+}
+inline Vec from_bfloat16s(const uint16_t* from) {
+    const __m128i* at = reinterpret_cast<const __m128i*>(from);
+    return {wide_bfloat16s(_mm_loadu_si128(at)), wide_bfloat16s(_mm_loadu_si128(at + 1))};
+}
+inline __m256 wide_int8s(__m128i from) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(from));
+}
+inline Vec from_int8s(const int8_t* from) {
+    const __m128i all = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+    return {wide_int8s(all), wide_int8s(_mm_unpackhi_epi64(all, all))};
+}
+inline void prefetch(const void* at) {
+    _mm_prefetch(static_cast<const char*>(at), _MM_HINT_T0);
+}
 inline float sum(Vec v) {
     const __m256 eight = _mm256_add_ps(v.low, v.high);
     const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
@@ -83,16 +100,15 @@ inline __m256 sums_of_eight(const __m256* v) {
 }
 
 // One query times four keys, each sum folded to eight lanes.
-inline void dots_of_four(const float* query, const float* keys, int64_t key_stride, int64_t steps,
-                         __m256* out) {
+inline void dots_of_four(const float* query, const float* keys, int64_t size, __m256* out) {
     Vec total[4];
     UNROLL
     for (int c = 0; c < 4; ++c) total[c] = fill(0);
-    for (int64_t s = 0; s < steps; ++s) {
-        const Vec q = load(query + s * 16);
+    for (int64_t i = 0; i < size; i += 16) {
+        const Vec q = load(query + i);
         UNROLL
         for (int c = 0; c < 4; ++c) {
-            total[c] = fma(q, load(keys + c * key_stride + s * 16), total[c]);
+            total[c] = fma(q, load(keys + c * size + i), total[c]);
         }
     }
     UNROLL
@@ -100,14 +116,13 @@ inline void dots_of_four(const float* query, const float* keys, int64_t key_stri
 }
 
 template <int ROWS>
-inline void dots(const float* queries, int64_t query_stride, const float* keys,
-                 int64_t key_stride, int64_t steps, float* out, int64_t out_stride) {
+inline void dots(const float* queries, const float* keys, int64_t size, float* out,
+                 int64_t out_stride) {
     for (int half = 0; half < 2; ++half) {
         __m256 folded[8];
         for (int quarter = 0; quarter < 2; ++quarter) {
             const int pairs = half * 8 + quarter * 4, row = ROWS == 1 ? 0 : pairs / 4;
-            dots_of_four(queries + row * query_stride,
-                         keys + (ROWS == 1 ? pairs : 0) * key_stride, key_stride, steps,
+            dots_of_four(queries + row * size, keys + (ROWS == 1 ? pairs : 0) * size, size,
                          folded + quarter * 4);
         }
         const __m256 sums = sums_of_eight(folded);

@@ -31,6 +31,17 @@ inline Vec times_power(Vec x, Vec shifted) {
     const __m512i power = _mm512_slli_epi32(_mm512_castps_si512(shifted.all), 23);
     return {_mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(x.all), power))};
 }
+inline Vec from_bfloat16s(const uint16_t* from) {
+    const __m256i all = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(all), 16))};
+}
+inline Vec from_int8s(const int8_t* from) {
+    const __m128i all = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+    return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(all))};
+}
+inline void prefetch(const void* at) {
+    _mm_prefetch(static_cast<const char*>(at), _MM_HINT_T0);
+}
 inline float sum(Vec v) {
     const __m256 eight =
         _mm256_add_ps(_mm512_castps512_ps256(v.all), _mm512_extractf32x8_ps(v.all, 1));
@@ -62,21 +73,21 @@ inline __m512 sums_of_sixteen(const Vec* v) {
                                     fold_numbers<0x44, 0xEE>(four[2], four[3]));
 }
 
-// out[r, c] = queries[r] . keys[c] for ROWS x 16 / ROWS pairs of vectors of `steps` Vecs.
+// out[r, c] = queries[r] . keys[c] for ROWS x 16 / ROWS pairs of vectors [size].
 template <int ROWS>
-inline void dots(const float* queries, int64_t query_stride, const float* keys,
-                 int64_t key_stride, int64_t steps, float* out, int64_t out_stride) {
+inline void dots(const float* queries, const float* keys, int64_t size, float* out,
+                 int64_t out_stride) {
     constexpr int kKeys = 16 / ROWS;
     Vec total[16];
     UNROLL
     for (int i = 0; i < 16; ++i) total[i] = fill(0);
-    for (int64_t s = 0; s < steps; ++s) {
+    for (int64_t i = 0; i < size; i += 16) {
         Vec query[ROWS];
         UNROLL
-        for (int r = 0; r < ROWS; ++r) query[r] = load(queries + r * query_stride + s * 16);
+        for (int r = 0; r < ROWS; ++r) query[r] = load(queries + r * size + i);
     UNROLL
         for (int c = 0; c < kKeys; ++c) {
-            const Vec key = load(keys + c * key_stride + s * 16);
+            const Vec key = load(keys + c * size + i);
             UNROLL
             for (int r = 0; r < ROWS; ++r) {
                 total[r * kKeys + c] = fma(query[r], key, total[r * kKeys + c]);

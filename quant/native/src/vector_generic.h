@@ -69,6 +69,18 @@ inline Vec times_power(const Vec& x, const Vec& shifted) {
         return number;
     });
 }
+inline Vec from_bfloat16s(const uint16_t* from) {
+    return each([&](int i) {
+        const uint32_t bits = static_cast<uint32_t>(from[i]) << 16;
+        float number;
+        memcpy(&number, &bits, 4);
+        return number;
+    });
+}
+inline Vec from_int8s(const int8_t* from) {
+    return each([&](int i) { return static_cast<float>(from[i]); });
+}
+inline void prefetch(const void*) {}
 // Lane i and i + 8, then i and i + 4, i + 2, i + 1: the order of every sum over lanes.
 inline float sum(Vec v) {
     for (int half = 8; half > 0; half /= 2) {
@@ -82,16 +94,16 @@ inline float largest(const Vec& v) {
     return most;
 }
 
-// out[r, c] = queries[r] . keys[c] for ROWS x 16 / ROWS pairs of vectors of `steps` Vecs.
+// out[r, c] = queries[r] . keys[c] for ROWS x 16 / ROWS pairs of vectors [size].
 template <int ROWS>
-inline void dots(const float* queries, int64_t query_stride, const float* keys,
-                 int64_t key_stride, int64_t steps, float* out, int64_t out_stride) {
+inline void dots(const float* queries, const float* keys, int64_t size, float* out,
+                 int64_t out_stride) {
     for (int r = 0; r < ROWS; ++r) {
         for (int c = 0; c < 16 / ROWS; ++c) {
             Vec total = fill(0);
-            for (int64_t s = 0; s < steps; ++s) {
-                total = fma(load(queries + r * query_stride + s * 16),
-                            load(keys + c * key_stride + s * 16), total);
+            for (int64_t i = 0; i < size; i += 16) {
+                total = fma(load(queries + r * size + i),
+                            load(keys + c * size + i), total);
             }
             out[r * out_stride + c] = sum(total);
         }
