@@ -43,7 +43,7 @@ int64_t softmax_floats(const edgelm_attention& a, int64_t queries) {
 
 int64_t thread_floats(const edgelm_attention& a) {
     const int64_t queries = tile_queries(a), padded = padded_size(a);
-    return queries * padded + 2 * kBlock * padded + queries * kBlock + ceil_to(queries, 16) +
+    return queries * padded + kBlock * padded + queries * kBlock + ceil_to(queries, 16) +
            2 * softmax_floats(a, queries);
 }
 
@@ -81,9 +81,8 @@ class Place {
         const int64_t queries = tile_queries(job.a), padded = padded_size(job.a);
         float* at = job.places + index_ * thread_floats(job.a);
         scratch.queries = at;
-        scratch.keys = scratch.queries + queries * padded;
-        scratch.values = scratch.keys + kBlock * padded;
-        scratch.scores = scratch.values + kBlock * padded;
+        scratch.kept = scratch.queries + queries * padded;
+        scratch.scores = scratch.kept + kBlock * padded;
         scratch.decay = scratch.scores + queries * kBlock;
         at = scratch.decay + ceil_to(queries, 16);
         own = softmax_at(job.a, at, queries);

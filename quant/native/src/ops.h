@@ -32,8 +32,7 @@ struct Softmax {
 // What one thread needs beside it.
 struct AttentionScratch {
     float* queries;  // [queries, padded size]
-    float* keys;     // [kBlock, padded size]
-    float* values;   // [kBlock, padded size]
+    float* kept;     // [kBlock, padded size], keys and then values
     float* scores;   // [queries, kBlock]
     float* decay;    // [queries]
 };

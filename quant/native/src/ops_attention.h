@@ -9,60 +9,90 @@ namespace {
 
 inline int64_t padded_size(int64_t size) { return (size + 15) / 16 * 16; }
 
-// How many keys ahead memory is asked for: those of one group are too far apart for the processor
-// to guess.
-constexpr int64_t kAhead = 16;
-
-// Keys or values of one group, in the cache.
-struct Kept {
-    const uint8_t* memory;
-    const uint8_t* scales;
-};
-
-// Vector `index` of the cache as float32, zeros behind it up to `padded`.
-inline void widen(const edgelm_cache& c, const Kept& kept, int64_t index, int64_t padded,
-                  float* to) {
-    const int64_t first = index * c.size, whole = c.size / 16 * 16;
-    const uint16_t* halves = reinterpret_cast<const uint16_t*>(kept.memory) + first;
-    const int8_t* codes = reinterpret_cast<const int8_t*>(kept.memory) + first;
-    int64_t i = 0;
-    if (c.storage == EDGELM_KV_FLOAT32) {
-        i = c.size;
-        memcpy(to, kept.memory + first * 4, static_cast<size_t>(i) * 4);
-    } else if (c.storage == EDGELM_KV_BFLOAT16) {
-        for (; i < whole; i += 16) store(to + i, from_bfloat16s(halves + i));
-        for (; i < c.size; ++i) to[i] = from_bits(static_cast<uint32_t>(halves[i]) << 16);
-    } else {
-        const float scale = read_float(kept.scales, EDGELM_BFLOAT16, index);
-        for (; i < whole; i += 16) store(to + i, mul(from_int8s(codes + i), fill(scale)));
-        for (; i < c.size; ++i) to[i] = static_cast<float>(codes[i]) * scale;
-    }
-    for (; i < padded; ++i) to[i] = 0;
-}
+// Up to so many queries widen keys and values as they read them; more share a widened copy.
+constexpr int64_t kFewQueries = 8;
 
 // Which keys of a block count: [from, to).
 struct Span {
     int64_t from;
     int64_t to;
+
+    // Whole runs of 16 that the span touches.
+    Span runs() const { return {from / 16 * 16, (to + 15) / 16 * 16}; }
 };
 
-// Keys or values at positions `block` + span of one row and group as float32 [kBlock, padded],
-// zeros for the rest of each run of 16 that the span touches.
-inline void widen_block(const edgelm_cache& c, const Kept& kept, int64_t row, int64_t group,
-                        int64_t block, Span span, int64_t padded, float* to) {
-    const int64_t bytes = c.storage == EDGELM_KV_FLOAT32 ? 4 : c.storage == EDGELM_KV_INT8 ? 1 : 2;
-    const int64_t first = row * c.slots, from = span.from / 16 * 16;
-    const int64_t end = (span.to + 15) / 16 * 16;
-    int64_t slot = (block + span.from) % c.slots;
-    memset(to + from * padded, 0, static_cast<size_t>((span.from - from) * padded) * 4);
-    for (int64_t key = span.from; key < span.to; ++key) {
-        const int64_t index = (first + slot) * c.groups + group;
-        const uint8_t* later = kept.memory + (index + kAhead * c.groups) * c.size * bytes;
-        for (int64_t line = 0; line < c.size * bytes; line += 64) prefetch(later + line);
-        widen(c, kept, index, padded, to + key * padded);
-        if (++slot == c.slots) slot = 0;
+// Keys or values of one row and group in the cache, one slot after another.
+template <class T>
+struct Kept {
+    const T* slots;
+    int64_t count;
+    int64_t stride;
+    int64_t size;
+    const uint16_t* scales;  // bfloat16, of int8 alone
+    int64_t scale_stride;
+
+    Kept(const edgelm_cache& c, const uint8_t* memory, const uint8_t* all_scales, int64_t row,
+         int64_t group)
+        : count(c.slots), stride(c.groups * c.size), size(c.size), scale_stride(c.groups) {
+        const int64_t first = row * c.slots * c.groups + group;
+        slots = reinterpret_cast<const T*>(memory) + first * c.size;
+        scales = all_scales ? reinterpret_cast<const uint16_t*>(all_scales) + first : nullptr;
     }
-    memset(to + span.to * padded, 0, static_cast<size_t>((end - span.to) * padded) * 4);
+};
+
+// Vectors of a block as products read them: number k at `at + k * stride`.
+template <class T>
+struct Block {
+    const T* at;
+    int64_t stride;
+};
+
+// Whether the runs of a block's span can be read where they lie.
+template <class T>
+inline bool lies_whole(const Kept<T>& kept, int64_t block, Span span) {
+    const Span runs = span.runs();
+    return kept.size % 16 == 0 && (block + runs.from) % kept.count + runs.to - runs.from <= kept.count;
+}
+
+template <class T>
+inline Block<T> block_in_place(const Kept<T>& kept, int64_t block, Span span) {
+    const int64_t from = span.runs().from, slot = (block + from) % kept.count;
+    return {kept.slots + (slot - from) * kept.stride, kept.stride};
+}
+
+inline float widen(float x) { return x; }
+inline float widen(uint16_t x) { return from_bits(static_cast<uint32_t>(x) << 16); }
+inline float widen(int8_t x) { return static_cast<float>(x); }
+
+// The block's vectors in `span` as float32 [kBlock, padded], zeros for the rest of its runs.
+template <class T>
+inline Block<float> widened_block(const Kept<T>& kept, int64_t block, Span span, int64_t padded,
+                                  float* to) {
+    const Span runs = span.runs();
+    const int64_t whole = kept.size / 16 * 16;
+    int64_t slot = (block + span.from) % kept.count;
+    memset(to + runs.from * padded, 0, static_cast<size_t>((span.from - runs.from) * padded) * 4);
+    for (int64_t key = span.from; key < span.to; ++key) {
+        const T* from = kept.slots + slot * kept.stride;
+        float* vector = to + key * padded;
+        int64_t i = 0;
+        for (; i < whole; i += 16) store(vector + i, load(from + i));
+        for (; i < kept.size; ++i) vector[i] = widen(from[i]);
+        for (; i < padded; ++i) vector[i] = 0;
+        if (++slot == kept.count) slot = 0;
+    }
+    memset(to + span.to * padded, 0, static_cast<size_t>((runs.to - span.to) * padded) * 4);
+    return {to, padded};
+}
+
+// Scales [kBlock] of a block's vectors in `span`; what others get is never used.
+template <class T>
+inline void read_scales(const Kept<T>& kept, int64_t block, Span span, float* to) {
+    int64_t slot = (block + span.from) % kept.count;
+    for (int64_t key = span.from; key < span.to; ++key) {
+        to[key] = widen(kept.scales[slot * kept.scale_stride]);
+        if (++slot == kept.count) slot = 0;
+    }
 }
 
 // Which keys of the block at position `block` the query at `position` sees.
@@ -81,12 +111,15 @@ inline void fill_around(float* scores, Span span, float number) {
 
 // Dot products of one query to what softmax takes; `distance` is the block's first position less
 // the query's.
-inline void score(const edgelm_attention& a, float slope, float distance, float* scores) {
+inline void score(const edgelm_attention& a, float slope, float distance, const float* key_scales,
+                  float* scores) {
     alignas(64) static constexpr float kLanes[16] = {0, 1, 2,  3,  4,  5,  6,  7,
                                                      8, 9, 10, 11, 12, 13, 14, 15};
     const Vec scale = fill(a.scale), bound = fill(a.softcap);
     for (int64_t i = 0; i < kBlock; i += 16) {
-        Vec v = mul(load(scores + i), scale);
+        Vec v = load(scores + i);
+        if (key_scales) v = mul(v, load(key_scales + i));
+        v = mul(v, scale);
         if (a.softcap != 0) v = capped(v, bound);
         if (a.slopes) {
             const Vec away = add(load(kLanes), fill(distance + static_cast<float>(i)));
@@ -96,9 +129,10 @@ inline void score(const edgelm_attention& a, float slope, float distance, float*
     }
 }
 
-// Scores [kBlock] of one query to weights, 0 outside of `span`; returns by what earlier values and
-// sums decay.
-inline float weigh(float* scores, Span span, float* most, float* total) {
+// Scores [kBlock] of one query to weights of values that have scales or null, 0 outside of `span`;
+// returns by what earlier values and sums decay.
+inline float weigh(float* scores, Span span, const float* value_scales, float* most,
+                   float* total) {
     if (span.from >= span.to) {
         memset(scores, 0, kBlock * 4);
         return 1;
@@ -114,35 +148,50 @@ inline float weigh(float* scores, Span span, float* most, float* total) {
     fill_around(scores, span, 0);
     Vec sums = load(scores);
     for (int64_t i = 16; i < kBlock; i += 16) sums = add(sums, load(scores + i));
+    if (value_scales) {
+        for (int64_t i = 0; i < kBlock; i += 16) {
+            store(scores + i, mul(load(scores + i), load(value_scales + i)));
+        }
+    }
     const float decay = exponential(*most - now);
     *most = now;
     *total = std::fma(*total, decay, sum(sums));
     return decay;
 }
 
-// `rows` queries times the block's keys in `span`.
-inline void score_block(const float* queries, int64_t rows, const float* keys, int64_t padded,
-                        Span span, float* scores) {
-    const int64_t from = span.from / 16 * 16;
-    int64_t row = 0;
-    for (; row + 4 <= rows; row += 4) {
-        for (int64_t key = from; key < span.to; key += 4) {
-            dots<4>(queries + row * padded, keys + key * padded, padded,
-                    scores + row * kBlock + key, kBlock);
-        }
+// ROWS queries times a run of 16 keys.
+template <int ROWS, class T>
+inline void score_run(const float* queries, const Block<T>& keys, int64_t run, int64_t padded,
+                      float* scores) {
+    for (int64_t key = run; key < run + 16; key += 16 / ROWS) {
+        dots<ROWS>(queries, keys.at + key * keys.stride, keys.stride, padded, scores + key,
+                   kBlock);
     }
-    for (; row < rows; ++row) {
-        for (int64_t key = from; key < span.to; key += 16) {
-            dots<1>(queries + row * padded, keys + key * padded, padded,
-                    scores + row * kBlock + key, kBlock);
+}
+
+// `rows` queries times the runs of the block's keys.
+template <class T>
+inline void score_block(const float* queries, int64_t rows, const Block<T>& keys, int64_t padded,
+                        Span runs, float* scores) {
+    for (int64_t run = runs.from; run < runs.to; run += 16) {
+        int64_t row = 0;
+        for (; row + 4 <= rows; row += 4) {
+            score_run<4>(queries + row * padded, keys, run, padded, scores + row * kBlock);
+        }
+        if (rows - row >= 2) {
+            score_run<2>(queries + row * padded, keys, run, padded, scores + row * kBlock);
+            row += 2;
+        }
+        if (row < rows) {
+            score_run<1>(queries + row * padded, keys, run, padded, scores + row * kBlock);
         }
     }
 }
 
 // mixed = mixed * decay + weights . values, for ROWS queries and VECTORS Vecs of each value.
-template <int ROWS, int VECTORS>
-inline void mix_tile(const float* weights, const float* decay, const float* values, Span span,
-                     float* mixed, int64_t padded) {
+template <int ROWS, int VECTORS, class T>
+inline void mix_tile(const float* weights, const float* decay, const T* values, int64_t stride,
+                     Span span, float* mixed, int64_t padded) {
     Vec sums[ROWS][VECTORS];
     UNROLL
     for (int r = 0; r < ROWS; ++r) {
@@ -154,7 +203,7 @@ inline void mix_tile(const float* weights, const float* decay, const float* valu
     for (int64_t key = span.from; key < span.to; ++key) {
         Vec value[VECTORS];
         UNROLL
-        for (int v = 0; v < VECTORS; ++v) value[v] = load(values + key * padded + v * 16);
+        for (int v = 0; v < VECTORS; ++v) value[v] = load(values + key * stride + v * 16);
         UNROLL
         for (int r = 0; r < ROWS; ++r) {
             const Vec weight = fill(weights[r * kBlock + key]);
@@ -169,27 +218,34 @@ inline void mix_tile(const float* weights, const float* decay, const float* valu
     }
 }
 
-template <int ROWS>
-inline void mix_rows(const float* weights, const float* decay, const float* values, Span span,
+template <int ROWS, class T>
+inline void mix_rows(const float* weights, const float* decay, const Block<T>& values, Span span,
                      float* mixed, int64_t padded) {
     int64_t i = 0;
     for (; i + kMixVectors * 16 <= padded; i += kMixVectors * 16) {
-        mix_tile<ROWS, kMixVectors>(weights, decay, values + i, span, mixed + i, padded);
+        mix_tile<ROWS, kMixVectors>(weights, decay, values.at + i, values.stride, span, mixed + i,
+                                    padded);
     }
     for (; i < padded; i += 16) {
-        mix_tile<ROWS, 1>(weights, decay, values + i, span, mixed + i, padded);
+        mix_tile<ROWS, 1>(weights, decay, values.at + i, values.stride, span, mixed + i, padded);
     }
 }
 
-inline void mix_block(const AttentionScratch& s, int64_t rows, Span span, float* mixed,
-                      int64_t padded) {
+template <class T>
+inline void mix_block(const AttentionScratch& s, int64_t rows, const Block<T>& values, Span span,
+                      float* mixed, int64_t padded) {
     int64_t row = 0;
     for (; row + kMixRows <= rows; row += kMixRows) {
-        mix_rows<kMixRows>(s.scores + row * kBlock, s.decay + row, s.values, span,
+        mix_rows<kMixRows>(s.scores + row * kBlock, s.decay + row, values, span,
                            mixed + row * padded, padded);
     }
+    if (kMixRows > 2 && rows - row >= 2) {
+        mix_rows<2>(s.scores + row * kBlock, s.decay + row, values, span, mixed + row * padded,
+                    padded);
+        row += 2;
+    }
     for (; row < rows; ++row) {
-        mix_rows<1>(s.scores + row * kBlock, s.decay + row, s.values, span, mixed + row * padded,
+        mix_rows<1>(s.scores + row * kBlock, s.decay + row, values, span, mixed + row * padded,
                     padded);
     }
 }
@@ -206,35 +262,101 @@ inline void place_queries(const edgelm_attention& a, const Tile& tile, int64_t g
     }
 }
 
+// One tile's queries of one group, and the softmax that they are in.
+struct Task {
+    const edgelm_attention& a;
+    const Tile& tile;
+    int64_t group;
+    int64_t heads;  // of the group
+    int64_t rows;   // queries: the tile's tokens times heads
+    int64_t padded;
+    const AttentionScratch& s;
+    const Softmax& into;
+};
+
+// Scores of a block to weights. Scales are those of int8 keys and values, else null.
+inline void weigh_block(const Task& t, int64_t block, Span span, const float* key_scales,
+                        const float* value_scales) {
+    for (int64_t row = 0; row < t.rows; ++row) {
+        const int64_t position = t.a.positions[t.tile.token + row / t.heads];
+        const float slope = t.a.slopes ? t.a.slopes[t.group * t.heads + row % t.heads] : 0;
+        float* scores = t.s.scores + row * kBlock;
+        score(t.a, slope, static_cast<float>(block - position), key_scales, scores);
+        t.s.decay[row] = weigh(scores, visible(t.a, position, block, span), value_scales,
+                               t.into.largest + row, t.into.sums + row);
+    }
+}
+
+// Ask for the memory of a block's vectors before they are read.
+template <class T>
+inline void prefetch_block(const Block<T>& block, Span span, int64_t size) {
+    for (int64_t key = span.from; key < span.to; ++key) {
+        const T* vector = block.at + key * block.stride;
+        for (int64_t i = 0; i < size; i += 64 / static_cast<int64_t>(sizeof(T))) {
+            prefetch(vector + i);
+        }
+    }
+}
+
+template <class T>
+inline void attend_block(const Task& t, const Kept<T>& keys, const Kept<T>& values, int64_t block,
+                         Span span) {
+    float scales[2][kBlock] = {};
+    const bool scaled = keys.scales != nullptr;
+    if (scaled) {
+        read_scales(keys, block, span, scales[0]);
+        read_scales(values, block, span, scales[1]);
+    }
+    const float* key_scales = scaled ? scales[0] : nullptr;
+    const float* value_scales = scaled ? scales[1] : nullptr;
+    const bool few = t.rows <= kFewQueries || sizeof(T) == sizeof(float);
+    if (few && lies_whole(keys, block, span)) {
+        const Block<T> own = block_in_place(keys, block, span);
+        const Block<T> mixed = block_in_place(values, block, span);
+        prefetch_block(mixed, span, keys.size);
+        score_block(t.s.queries, t.rows, own, t.padded, span.runs(), t.s.scores);
+        prefetch_block(own, {span.from + kBlock, span.to + kBlock}, keys.size);
+        weigh_block(t, block, span, key_scales, value_scales);
+        mix_block(t.s, t.rows, mixed, span, t.into.mixed, t.padded);
+        return;
+    }
+    Block<float> wide = widened_block(keys, block, span, t.padded, t.s.kept);
+    score_block(t.s.queries, t.rows, wide, t.padded, span.runs(), t.s.scores);
+    weigh_block(t, block, span, key_scales, value_scales);
+    wide = widened_block(values, block, span, t.padded, t.s.kept);
+    mix_block(t.s, t.rows, wide, span, t.into.mixed, t.padded);
+}
+
+// Blocks of positions [first, last).
+template <class T>
+inline void attend_blocks(const Task& t, int64_t first, int64_t last) {
+    const edgelm_cache& c = t.a.cache;
+    const Kept<T> keys(c, c.keys, c.key_scales, t.tile.row, t.group);
+    const Kept<T> values(c, c.values, c.value_scales, t.tile.row, t.group);
+    for (int64_t block = first / kBlock * kBlock; block < last; block += kBlock) {
+        attend_block(t, keys, values, block,
+                     {first > block ? first - block : 0,
+                      last < block + kBlock ? last - block : kBlock});
+    }
+}
+
 void attend_split(const edgelm_attention& a, const Tile& tile, int64_t group, int64_t split,
                   const AttentionScratch& s, const Softmax& into) {
-    const edgelm_cache& c = a.cache;
-    const int64_t heads = a.heads / c.groups, rows = tile.count * heads;
-    const int64_t padded = padded_size(c.size);
+    const int64_t heads = a.heads / a.cache.groups, rows = tile.count * heads;
+    const Task task{a, tile, group, heads, rows, padded_size(a.cache.size), s, into};
     const int64_t start = split * kSplit, stop = start + kSplit;
     const int64_t first = start > tile.first ? start : tile.first;
     const int64_t last = stop < tile.last ? stop : tile.last;
     place_queries(a, tile, group, heads, s.queries);
-    memset(into.mixed, 0, static_cast<size_t>(rows * padded) * 4);
+    memset(into.mixed, 0, static_cast<size_t>(rows * task.padded) * 4);
     for (int64_t row = 0; row < rows; ++row) {
         into.largest[row] = -INFINITY;
         into.sums[row] = 0;
     }
-    for (int64_t block = first / kBlock * kBlock; block < last; block += kBlock) {
-        const Span span{first > block ? first - block : 0,
-                        last < block + kBlock ? last - block : kBlock};
-        widen_block(c, {c.keys, c.key_scales}, tile.row, group, block, span, padded, s.keys);
-        widen_block(c, {c.values, c.value_scales}, tile.row, group, block, span, padded, s.values);
-        score_block(s.queries, rows, s.keys, padded, span, s.scores);
-        for (int64_t row = 0; row < rows; ++row) {
-            const int64_t position = a.positions[tile.token + row / heads];
-            const float slope = a.slopes ? a.slopes[group * heads + row % heads] : 0;
-            float* scores = s.scores + row * kBlock;
-            score(a, slope, static_cast<float>(block - position), scores);
-            s.decay[row] = weigh(scores, visible(a, position, block, span), into.largest + row,
-                                 into.sums + row);
-        }
-        mix_block(s, rows, span, into.mixed, padded);
+    switch (a.cache.storage) {
+        case EDGELM_KV_FLOAT32: return attend_blocks<float>(task, first, last);
+        case EDGELM_KV_BFLOAT16: return attend_blocks<uint16_t>(task, first, last);
+        default: return attend_blocks<int8_t>(task, first, last);
     }
 }
 

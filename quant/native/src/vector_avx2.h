@@ -3,6 +3,7 @@
 
 #include <immintrin.h>
 #include <stdint.h>
+#include <string.h>
 
 #include "isa.h"
 
@@ -55,14 +56,14 @@ inline Vec times_power(Vec x, Vec shifted) {
 inline __m256 wide_bfloat16s(__m128i from) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(from), 16));
 }
-inline Vec from_bfloat16s(const uint16_t* from) {
+inline Vec load(const uint16_t* from) {
     const __m128i* at = reinterpret_cast<const __m128i*>(from);
     return {wide_bfloat16s(_mm_loadu_si128(at)), wide_bfloat16s(_mm_loadu_si128(at + 1))};
 }
 inline __m256 wide_int8s(__m128i from) {
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(from));
 }
-inline Vec from_int8s(const int8_t* from) {
+inline Vec load(const int8_t* from) {
     const __m128i all = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
     return {wide_int8s(all), wide_int8s(_mm_unpackhi_epi64(all, all))};
 }
@@ -100,7 +101,9 @@ inline __m256 sums_of_eight(const __m256* v) {
 }
 
 // One query times four keys, each sum folded to eight lanes.
-inline void dots_of_four(const float* query, const float* keys, int64_t size, __m256* out) {
+template <class T>
+inline void dots_of_four(const float* query, const T* keys, int64_t key_stride, int64_t size,
+                         __m256* out) {
     Vec total[4];
     UNROLL
     for (int c = 0; c < 4; ++c) total[c] = fill(0);
@@ -108,28 +111,27 @@ inline void dots_of_four(const float* query, const float* keys, int64_t size, __
         const Vec q = load(query + i);
         UNROLL
         for (int c = 0; c < 4; ++c) {
-            total[c] = fma(q, load(keys + c * size + i), total[c]);
+            total[c] = fma(q, load(keys + c * key_stride + i), total[c]);
         }
     }
     UNROLL
     for (int c = 0; c < 4; ++c) out[c] = _mm256_add_ps(total[c].low, total[c].high);
 }
 
-template <int ROWS>
-inline void dots(const float* queries, const float* keys, int64_t size, float* out,
-                 int64_t out_stride) {
-    for (int half = 0; half < 2; ++half) {
+template <int ROWS, class T>
+inline void dots(const float* queries, const T* keys, int64_t key_stride, int64_t size,
+                 float* out, int64_t out_stride) {
+    constexpr int kKeys = 16 / ROWS;
+    alignas(32) float sums[16];
+    for (int half = 0; half < 16; half += 8) {
         __m256 folded[8];
-        for (int quarter = 0; quarter < 2; ++quarter) {
-            const int pairs = half * 8 + quarter * 4, row = ROWS == 1 ? 0 : pairs / 4;
-            dots_of_four(queries + row * size, keys + (ROWS == 1 ? pairs : 0) * size, size,
-                         folded + quarter * 4);
+        for (int pair = half; pair < half + 8; pair += 4) {
+            dots_of_four(queries + pair / kKeys * size, keys + pair % kKeys * key_stride,
+                         key_stride, size, folded + pair - half);
         }
-        const __m256 sums = sums_of_eight(folded);
-        float* to = out + (ROWS == 1 ? half * 8 : half * 2 * out_stride);
-        _mm_storeu_ps(to, _mm256_castps256_ps128(sums));
-        _mm_storeu_ps(to + (ROWS == 1 ? 4 : out_stride), _mm256_extractf128_ps(sums, 1));
+        _mm256_store_ps(sums + half, sums_of_eight(folded));
     }
+    for (int r = 0; r < ROWS; ++r) memcpy(out + r * out_stride, sums + r * kKeys, kKeys * 4);
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 
 #include <immintrin.h>
 #include <stdint.h>
+#include <string.h>
 
 #include "isa.h"
 
@@ -31,11 +32,11 @@ inline Vec times_power(Vec x, Vec shifted) {
     const __m512i power = _mm512_slli_epi32(_mm512_castps_si512(shifted.all), 23);
     return {_mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(x.all), power))};
 }
-inline Vec from_bfloat16s(const uint16_t* from) {
+inline Vec load(const uint16_t* from) {
     const __m256i all = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
     return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(all), 16))};
 }
-inline Vec from_int8s(const int8_t* from) {
+inline Vec load(const int8_t* from) {
     const __m128i all = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
     return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(all))};
 }
@@ -74,9 +75,9 @@ inline __m512 sums_of_sixteen(const Vec* v) {
 }
 
 // out[r, c] = queries[r] . keys[c] for ROWS x 16 / ROWS pairs of vectors [size].
-template <int ROWS>
-inline void dots(const float* queries, const float* keys, int64_t size, float* out,
-                 int64_t out_stride) {
+template <int ROWS, class T>
+inline void dots(const float* queries, const T* keys, int64_t key_stride, int64_t size,
+                 float* out, int64_t out_stride) {
     constexpr int kKeys = 16 / ROWS;
     Vec total[16];
     UNROLL
@@ -87,22 +88,17 @@ inline void dots(const float* queries, const float* keys, int64_t size, float* o
         for (int r = 0; r < ROWS; ++r) query[r] = load(queries + r * size + i);
     UNROLL
         for (int c = 0; c < kKeys; ++c) {
-            const Vec key = load(keys + c * size + i);
+            const Vec key = load(keys + c * key_stride + i);
             UNROLL
             for (int r = 0; r < ROWS; ++r) {
                 total[r * kKeys + c] = fma(query[r], key, total[r * kKeys + c]);
             }
         }
     }
-    const __m512 sums = sums_of_sixteen(total);
-    if (ROWS == 1) {
-        _mm512_storeu_ps(out, sums);
-    } else {
-        _mm_storeu_ps(out, _mm512_extractf32x4_ps(sums, 0));
-        _mm_storeu_ps(out + out_stride, _mm512_extractf32x4_ps(sums, 1));
-        _mm_storeu_ps(out + 2 * out_stride, _mm512_extractf32x4_ps(sums, 2));
-        _mm_storeu_ps(out + 3 * out_stride, _mm512_extractf32x4_ps(sums, 3));
-    }
+    alignas(64) float sums[16];
+    _mm512_store_ps(sums, sums_of_sixteen(total));
+    UNROLL
+    for (int r = 0; r < ROWS; ++r) memcpy(out + r * out_stride, sums + r * kKeys, kKeys * 4);
 }
 
 }  // namespace

@@ -69,7 +69,8 @@ inline Vec times_power(const Vec& x, const Vec& shifted) {
         return number;
     });
 }
-inline Vec from_bfloat16s(const uint16_t* from) {
+// bfloat16
+inline Vec load(const uint16_t* from) {
     return each([&](int i) {
         const uint32_t bits = static_cast<uint32_t>(from[i]) << 16;
         float number;
@@ -77,7 +78,7 @@ inline Vec from_bfloat16s(const uint16_t* from) {
         return number;
     });
 }
-inline Vec from_int8s(const int8_t* from) {
+inline Vec load(const int8_t* from) {
     return each([&](int i) { return static_cast<float>(from[i]); });
 }
 inline void prefetch(const void*) {}
@@ -95,15 +96,15 @@ inline float largest(const Vec& v) {
 }
 
 // out[r, c] = queries[r] . keys[c] for ROWS x 16 / ROWS pairs of vectors [size].
-template <int ROWS>
-inline void dots(const float* queries, const float* keys, int64_t size, float* out,
-                 int64_t out_stride) {
+template <int ROWS, class T>
+inline void dots(const float* queries, const T* keys, int64_t key_stride, int64_t size,
+                 float* out, int64_t out_stride) {
     for (int r = 0; r < ROWS; ++r) {
         for (int c = 0; c < 16 / ROWS; ++c) {
             Vec total = fill(0);
             for (int64_t i = 0; i < size; i += 16) {
                 total = fma(load(queries + r * size + i),
-                            load(keys + c * size + i), total);
+                            load(keys + c * key_stride + i), total);
             }
             out[r * out_stride + c] = sum(total);
         }
