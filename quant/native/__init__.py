@@ -22,7 +22,7 @@ _ZEROS = {"none": 0, "int": 1, "float": 2}
 # The operations of src/edgelm_ops.h, each void(const void* struct).
 OPERATIONS = (
     *("rms_norm", "layer_norm", "add", "scale", "softcap", "activate", "rotate", "store"),
-    *("attend", "argmax"),
+    *("attend", "argmax", "linear", "embed", "replay"),
 )
 
 

@@ -9,6 +9,7 @@ dimension; what a token holds is contiguous, tokens may be apart. Nothing is all
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
@@ -16,7 +17,8 @@ from math import prod
 import torch
 from torch import Tensor
 
-from . import library, threads
+from ..scheme import Scheme
+from . import library, matrix, threads
 
 FUNCTIONS = {"silu": 0, "gelu_pytorch_tanh": 1, "relu2": 2}
 STORAGES = {torch.bfloat16: 1, torch.float32: 2, torch.int8: 3}
@@ -35,6 +37,18 @@ def _fields(pointers: str, sizes: str, rest: Sequence[tuple[str, type]]) -> list
 
 
 _THREADS = ("threads", _INT32)
+
+
+class Product(ctypes.Structure):
+    """edgelm_product"""
+
+    _fields_ = _fields("matrix layout x bias out workspace", "rows x_stride out_stride", [_THREADS])
+
+
+class Reading(ctypes.Structure):
+    """edgelm_reading"""
+
+    _fields_ = _fields("matrix layout ids out", "count out_stride", [])
 
 
 class Norm(ctypes.Structure):
@@ -154,6 +168,37 @@ class LayerCache:
         return Cache(*map(_address, self.tensors), *self.keys.shape[1:], storage)
 
 
+def linear(
+    layout: Tensor, scheme: Scheme, x: Tensor, bias: Tensor | None, out: Tensor, workspace: Tensor
+) -> Call:
+    """out [M, N] = x [M, K] times a matrix in ``NativeProduct``'s layout, plus bias [N].
+
+    workspace: uint8, at least ``workspace_bytes``.
+    """
+    shape = (out.shape[1], x.shape[1])
+    assert workspace.numel() >= workspace_bytes(scheme, shape, x.shape[0])
+    struct = Product(
+        matrix(scheme, shape), *map(_address, (layout, x, bias, out, workspace)),
+        x.shape[0], _stride(x), _stride(out), threads(),
+    )  # fmt: skip
+    return Call("edgelm_linear", struct, (layout, x, bias, out, workspace))
+
+
+def workspace_bytes(scheme: Scheme, shape: tuple[int, int], rows: int) -> int:
+    """Bytes of ``linear``'s workspace for M rows and a matrix of shape [N, K]."""
+    return int(library().edgelm_workspace_bytes(matrix(scheme, shape), rows))
+
+
+def embed(layout: Tensor, scheme: Scheme, ids: Tensor, out: Tensor) -> Call:
+    """out [M, K] = rows ``ids`` [M] int64 of a matrix in ``NativeProduct``'s layout."""
+    # The number of outputs plays no part in where a row lies.
+    struct = Reading(
+        matrix(scheme, (1, out.shape[1])), *map(_address, (layout, ids, out)),
+        len(ids), _stride(out),
+    )  # fmt: skip
+    return Call("edgelm_embed", struct, (layout, ids, out))
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float, out: Tensor) -> Call:
     """x / rms(x) * weight; x, out [M, N] or [M, heads, N], other memory. weight: [N]."""
     return Call("edgelm_rms_norm", _norm(x, weight, None, eps, out), (x, weight, out))
@@ -230,7 +275,7 @@ def attend(
         cache.struct(),
         *map(_address, (queries, out, rows, positions, slopes, workspace)),
         *queries.shape[:2], _stride(queries), _stride(out), window or 0, scale, softcap or 0.0,
-        threads(),
+        _attention_threads(),
     )  # fmt: skip
     assert workspace.numel() >= library().edgelm_attention_bytes(ctypes.byref(struct))
     tensors = (*cache.tensors, queries, out, rows, positions, slopes, workspace)
@@ -239,9 +284,18 @@ def attend(
 
 def attention_bytes(tokens: int, heads: int, shape: tuple[int, int, int]) -> int:
     """Bytes of ``attend``'s workspace for up to M tokens over a cache of (slots, G, D)."""
-    struct = Attention(tokens=tokens, heads=heads, threads=threads())
+    struct = Attention(tokens=tokens, heads=heads, threads=max(_attention_threads(), _cores()))
     struct.cache.slots, struct.cache.groups, struct.cache.size = shape
     return int(library().edgelm_attention_bytes(ctypes.byref(struct)))
+
+
+def _attention_threads() -> int:
+    """Never more than ``attention_bytes`` counted, whatever torch is set to later."""
+    return min(threads(), _cores())
+
+
+def _cores() -> int:
+    return os.cpu_count() or 1
 
 
 def argmax(x: Tensor, out: Tensor) -> Call:

@@ -12,6 +12,32 @@
 
 #include "edgelm_native.h"
 
+// out [rows, outputs] = x [rows, inputs] times the transposed matrix, as edgelm_multiply has it.
+struct edgelm_product {
+    const edgelm_matrix* matrix;
+    const uint8_t* layout;
+    const float* x;
+    const float* bias;  // or null
+    float* out;
+    uint8_t* workspace;  // edgelm_workspace_bytes
+    int64_t rows;
+    int64_t x_stride;
+    int64_t out_stride;
+    int32_t threads;
+};
+EDGELM_API void edgelm_linear(const void* product);
+
+// out [count, inputs] = rows `ids` of the matrix, as edgelm_lookup has it.
+struct edgelm_reading {
+    const edgelm_matrix* matrix;
+    const uint8_t* layout;
+    const int64_t* ids;
+    float* out;
+    int64_t count;
+    int64_t out_stride;
+};
+EDGELM_API void edgelm_embed(const void* reading);
+
 // out = the norm of each vector [size] of x [tokens, heads, size]; out is not x.
 struct edgelm_norm {
     const float* x;
@@ -160,3 +186,14 @@ struct edgelm_choice {
     int32_t threads;
 };
 EDGELM_API void edgelm_argmax(const void* choice);
+
+// A recorded step: `count` operations of this file, run one after another.
+struct edgelm_call {
+    void (*operation)(const void*);
+    const void* arguments;
+};
+struct edgelm_tape {
+    const edgelm_call* calls;
+    int64_t count;
+};
+EDGELM_API void edgelm_replay(const void* tape);
