@@ -10,6 +10,8 @@ namespace {
 constexpr int64_t kTileQueries = 64;
 // Steps of up to so many tokens share splits between threads; longer ones have enough tiles.
 constexpr int64_t kFewTokens = 16;
+// Items that each thread should find, so that one that is late holds up little.
+constexpr int64_t kItemsOfThread = 4;
 // Threads of one call; each has a place of its own in the workspace.
 constexpr int32_t kMostThreads = 64;
 // Below so many products a second thread costs more than it brings.
@@ -30,6 +32,14 @@ int64_t tile_tokens(const edgelm_attention& a) {
 
 int64_t tile_queries(const edgelm_attention& a) { return tile_tokens(a) * heads_of_group(a); }
 
+int64_t few(const edgelm_attention& a) { return a.tokens < kFewTokens ? a.tokens : kFewTokens; }
+
+// Queries that one item of work places: a tile's of one group, or a few tokens' of all groups.
+int64_t placed_queries(const edgelm_attention& a) {
+    const int64_t all = few(a) * a.heads, tile = tile_queries(a);
+    return all > tile ? all : tile;
+}
+
 int32_t thread_count(const edgelm_attention& a) {
     return a.threads < kMostThreads ? a.threads : kMostThreads;
 }
@@ -38,20 +48,18 @@ int32_t thread_count(const edgelm_attention& a) {
 int64_t most_splits(const edgelm_attention& a) { return a.cache.slots / kSplit + 2; }
 
 int64_t softmax_floats(const edgelm_attention& a, int64_t queries) {
-    return ceil_to(queries * (padded_size(a) + 2), 16);
+    return queries * (padded_size(a) + kSoftmaxExtra);
 }
 
 int64_t thread_floats(const edgelm_attention& a) {
     const int64_t queries = tile_queries(a), padded = padded_size(a);
-    return queries * padded + kBlock * padded + queries * kBlock + ceil_to(queries, 16) +
+    return placed_queries(a) * padded + kBlock * padded + queries * kBlock + ceil_to(queries, 16) +
            2 * softmax_floats(a, queries);
 }
 
 int64_t tiles_bytes(const edgelm_attention& a) {
     return ceil_to(a.tokens * static_cast<int64_t>(sizeof(Tile)), 64);
 }
-
-int64_t few(const edgelm_attention& a) { return a.tokens < kFewTokens ? a.tokens : kFewTokens; }
 
 Softmax softmax_at(const edgelm_attention& a, float* at, int64_t queries) {
     float* largest = at + queries * padded_size(a);
@@ -65,7 +73,8 @@ struct Job {
     const Tile* tiles;
     float* partial;  // of (split, tile, group), for few tokens
     float* places;   // of the threads
-    int64_t splits;  // the most that a tile has
+    int64_t splits = 1;  // the most that a tile has
+    int64_t shares = 1;  // of the groups, when splits are items
     mutable std::atomic<uint64_t> taken{0};
 };
 
@@ -81,7 +90,7 @@ class Place {
         const int64_t queries = tile_queries(job.a), padded = padded_size(job.a);
         float* at = job.places + index_ * thread_floats(job.a);
         scratch.queries = at;
-        scratch.kept = scratch.queries + queries * padded;
+        scratch.kept = scratch.queries + placed_queries(job.a) * padded;
         scratch.scores = scratch.kept + kBlock * padded;
         scratch.decay = scratch.scores + queries * kBlock;
         at = scratch.decay + ceil_to(queries, 16);
@@ -131,9 +140,9 @@ void attend_tiles(const void* context, int64_t begin, int64_t end) {
         const Tile& tile = job.tiles[item / groups];
         const int64_t group = item % groups, queries = tile.count * heads_of_group(job.a);
         int64_t split = first_split(tile);
-        job.ops.attend(job.a, tile, group, split, place.scratch, place.total);
+        job.ops.attend(job.a, tile, group, 1, split, place.scratch, place.total);
         while (++split < end_split(tile)) {
-            job.ops.attend(job.a, tile, group, split, place.scratch, place.own);
+            job.ops.attend(job.a, tile, group, 1, split, place.scratch, place.own);
             job.ops.merge(place.own, place.total, queries, padded_size(job.a));
         }
         job.ops.finish(job.a, tile, group, place.total);
@@ -144,20 +153,22 @@ void attend_tiles(const void* context, int64_t begin, int64_t end) {
 Softmax partial_of(const Job& job, const Tile& tile, int64_t group, int64_t split) {
     const int64_t queries = tile.count * heads_of_group(job.a);
     const int64_t before = split * job.a.tokens * job.a.heads + tile.token * job.a.heads;
-    const int64_t width = padded_size(job.a) + 2;
-    return softmax_at(job.a, job.partial + (before + group * queries) * width, queries);
+    const int64_t from = softmax_floats(job.a, before + group * queries);
+    return softmax_at(job.a, job.partial + from, queries);
 }
 
-// Items (tile, group, split).
+// Items (tile, share of the groups, split). The groups of a share go through the keys together.
 void attend_splits(const void* context, int64_t begin, int64_t end) {
     const Job& job = *static_cast<const Job*>(context);
     const Place place(job);
     const int64_t groups = job.a.cache.groups;
     for (int64_t item = begin; item < end; ++item) {
-        const int64_t split = item % job.splits, group = item / job.splits % groups;
-        const Tile& tile = job.tiles[item / job.splits / groups];
+        const int64_t split = item % job.splits, share = item / job.splits % job.shares;
+        const Tile& tile = job.tiles[item / job.splits / job.shares];
         if (first_split(tile) + split >= end_split(tile)) continue;
-        job.ops.attend(job.a, tile, group, first_split(tile) + split, place.scratch,
+        const int64_t group = groups * share / job.shares;
+        const int64_t count = groups * (share + 1) / job.shares - group;
+        job.ops.attend(job.a, tile, group, count, first_split(tile) + split, place.scratch,
                        partial_of(job, tile, group, split));
     }
 }
@@ -192,7 +203,7 @@ void edgelm_attend(const void* attention) {
     const int64_t count = place_tiles(a, tiles);
     float* partial = reinterpret_cast<float*>(a.workspace + tiles_bytes(a));
     float* places = partial + softmax_floats(a, few(a) * a.heads) * most_splits(a);
-    Job job{a, *current_isa().ops, tiles, partial, places, 1};
+    Job job{a, *current_isa().ops, tiles, partial, places};
     int64_t keys = 0;
     for (int64_t t = 0; t < count; ++t) {
         const int64_t own = end_split(tiles[t]) - first_split(tiles[t]);
@@ -201,11 +212,14 @@ void edgelm_attend(const void* attention) {
     }
     const bool small = keys * a.heads * a.cache.size < kThreadedProducts;
     const int32_t threads = small ? 1 : thread_count(a);
-    const int64_t items = count * a.cache.groups;
-    if (threads > 1 && job.splits > 1 && a.tokens <= kFewTokens) {
-        run(attend_splits, &job, items * job.splits, threads);
-        run(merge_splits, &job, items, 1);
+    if (a.tokens <= kFewTokens) {
+        while (job.shares < a.cache.groups &&
+               count * job.splits * job.shares < threads * kItemsOfThread) {
+            ++job.shares;
+        }
+        run(attend_splits, &job, count * job.shares * job.splits, threads);
+        run(merge_splits, &job, count * a.cache.groups, 1);
     } else {
-        run(attend_tiles, &job, items, threads);
+        run(attend_tiles, &job, count * a.cache.groups, threads);
     }
 }

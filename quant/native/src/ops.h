@@ -22,6 +22,9 @@ struct Tile {
     int64_t last;
 };
 
+// Floats of a query's softmax beyond its values; so many that what follows is aligned.
+constexpr int64_t kSoftmaxExtra = 16;
+
 // A softmax under way, for each query of a tile: values so far, times e^-largest.
 struct Softmax {
     float* mixed;    // [queries, padded size]
@@ -31,7 +34,7 @@ struct Softmax {
 
 // What one thread needs beside it.
 struct AttentionScratch {
-    float* queries;  // [queries, padded size]
+    float* queries;  // [groups, queries, padded size]
     float* kept;     // [kBlock, padded size], keys and then values
     float* scores;   // [queries, kBlock]
     float* decay;    // [queries]
@@ -42,9 +45,10 @@ struct AttentionScratch {
 struct Ops {
     Work rms_norm, layer_norm, rotate, store, argmax;
     Work add, scale, softcap, activate;
-    // One split of a tile's keys, for the heads of one group.
-    void (*attend)(const edgelm_attention& a, const Tile& tile, int64_t group, int64_t split,
-                   const AttentionScratch& scratch, const Softmax& into);
+    // One split of a tile's keys, for the heads of `groups` groups from `group` on; what `into` has
+    // of them lies one group after another.
+    void (*attend)(const edgelm_attention& a, const Tile& tile, int64_t group, int64_t groups,
+                   int64_t split, const AttentionScratch& scratch, const Softmax& into);
     void (*merge)(const Softmax& from, const Softmax& into, int64_t queries, int64_t padded);
     void (*finish)(const edgelm_attention& a, const Tile& tile, int64_t group,
                    const Softmax& from);
