@@ -270,11 +270,11 @@ def test_an_instruction_set_by_environment() -> None:
 def test_a_library_that_cannot_be_used_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(native, "_path", lambda: None)
+    monkeypatch.setattr(native, "path", lambda: None)
     assert "installed without its native library" in str(native.missing.__wrapped__())
     broken = tmp_path / "edgelm_native.so"
     broken.write_bytes(b"no library")
-    monkeypatch.setattr(native, "_path", lambda: broken)
+    monkeypatch.setattr(native, "path", lambda: broken)
     assert "cannot be loaded" in str(native.missing.__wrapped__())
     monkeypatch.undo()
     monkeypatch.setattr(native, "ABI", native.ABI + 1)

@@ -26,4 +26,5 @@ inline __m256i dot4(__m256i sums, __m256i codes, __m256i x) {
 
 #include "products256.h"
 
-const Isa kAvx2 = {"avx2", round_row, refine_group, multiply, exact_panel_avx2};
+const Isa kAvx2 = {"avx2",   round_row,        refine_group,
+                   multiply, exact_panel_avx2, &kOpsAvx2};

@@ -206,5 +206,5 @@ void multiply(const edgelm_matrix& m, const uint8_t* panel, const Activations& x
 
 }  // namespace
 
-const Isa kAvx512Vnni = {"avx512vnni", round_row, refine_group, multiply,
-                         exact_panel_avx512};
+const Isa kAvx512Vnni = {"avx512vnni", round_row,          refine_group,
+                         multiply,     exact_panel_avx512, &kOpsAvx512};

@@ -71,4 +71,5 @@ void multiply(const edgelm_matrix& m, const uint8_t* panel, const Activations& x
 
 }  // namespace
 
-const Isa kGeneric = {"generic", round_row, refine_group, multiply, exact_panel_generic};
+const Isa kGeneric = {"generic", round_row,           refine_group,
+                      multiply,  exact_panel_generic, &kOpsGeneric};

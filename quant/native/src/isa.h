@@ -3,11 +3,12 @@
 
 #include "activations.h"
 #include "exact.h"
+#include "ops.h"
 
 // Before loops over the vectors of a tile: gcc unrolls them by itself, but after it has decided
 // what stays in registers, and then stores every sum in every step.
 #if defined(__GNUC__)
-#define UNROLL _Pragma("GCC unroll 12")
+#define UNROLL _Pragma("GCC unroll 16")
 #define INLINE inline __attribute__((always_inline))
 #else
 #define UNROLL
@@ -28,7 +29,11 @@ struct Isa {
     // The same with activations as they are, for floats as well as for codes.
     void (*exact_panel)(const edgelm_matrix& m, const uint8_t* panel, const ExactRows& x,
                         const Target& target);
+    const Ops* ops;  // the rest of a step
 };
+
+// What runs now: the one chosen, else the fastest that this CPU has.
+const Isa& current_isa();
 
 extern const Isa kGeneric;
 void exact_panel_generic(const edgelm_matrix& m, const uint8_t* panel, const ExactRows& x,

@@ -39,11 +39,6 @@ const Isas& isas() {
 
 std::atomic<const Isa*> chosen{nullptr};
 
-const Isa& current_isa() {
-    const Isa* isa = chosen.load(std::memory_order_relaxed);
-    return isa ? *isa : *isas().found[isas().count - 1];
-}
-
 struct Product {
     const Isa& isa;
     const edgelm_matrix& matrix;
@@ -138,6 +133,11 @@ void multiply_panels(const void* context, int64_t begin, int64_t end) {
 }
 
 }  // namespace
+
+const Isa& current_isa() {
+    const Isa* isa = chosen.load(std::memory_order_relaxed);
+    return isa ? *isa : *isas().found[isas().count - 1];
+}
 
 int32_t edgelm_abi() { return EDGELM_ABI; }
 

@@ -2,4 +2,5 @@
 #define EDGELM_I8MM
 #include "products_neon.h"
 
-const Isa kNeonI8mm = {"neoni8mm", round_row, refine_group, multiply, exact_panel_neon};
+const Isa kNeonI8mm = {"neoni8mm", round_row, refine_group, multiply, exact_panel_neon,
+    &kOpsGeneric};
