@@ -6,6 +6,8 @@ from mutations.row import Mutation
 
 TESTS = "tests/quant/test_native.py"
 BACKEND = "quant/backends/native_backend.py"
+OPS = "quant/native/ops.py"
+OPS_TESTS = "tests/quant/test_native_ops.py"
 
 MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
@@ -77,5 +79,31 @@ MUTATIONS: tuple[Mutation, ...] = (
         "        and kernel not in EXACT_CODES\n",
         "",
         ("tests/quant/test_native_misuse.py::test_exact_products_are_not_ranked",),
+        "native ops: a window of the cache's ring",
+        OPS,
+        "_stride(out), window or 0, scale",
+        "_stride(out), 0, scale",
+        (f"{OPS_TESTS}::test_attention_matches_the_reference",),
+    ),
+    Mutation(
+        "native ops: ALiBi's slopes",
+        OPS,
+        "(queries, out, rows, positions, slopes, workspace)),",
+        "(queries, out, rows, positions, None, workspace)),",
+        (f"{OPS_TESTS}::test_attention_matches_the_reference",),
+    ),
+    Mutation(
+        "native ops: the scores' soft-cap",
+        OPS,
+        "scale, softcap or 0.0,",
+        "scale, 0.0,",
+        (f"{OPS_TESTS}::test_attention_matches_the_reference",),
+    ),
+    Mutation(
+        "native ops: neighbours as rotary pairs",
+        OPS,
+        "_stride(out), interleaved, threads()",
+        "_stride(out), 0, threads()",
+        (f"{OPS_TESTS}::test_rotation",),
     ),
 )
