@@ -113,11 +113,15 @@ def quantize(source: Path, out: Path, kind: str, threads: int) -> None:
         from llama_cpp import llama_cpp
     except ImportError as error:
         raise Missing(f"llama-cpp-python, which writes {kind} files: {error}") from error
+    quiet = llama_cpp.llama_log_callback(lambda level, text, data: None)
+    llama_cpp.llama_log_set(quiet, None)
     settings = llama_cpp.llama_model_quantize_default_params()
     settings.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{kind}")
     settings.nthread = threads
     settings.allow_requantize = True
-    if llama_cpp.llama_model_quantize(bytes(source), bytes(out), settings):
+    failed = llama_cpp.llama_model_quantize(bytes(source), bytes(out), settings)
+    llama_cpp.llama_log_set(llama_cpp.llama_log_callback(), None)  # `quiet` is about to go
+    if failed:
         out.unlink(missing_ok=True)
         raise Missing(f"llama.cpp did not write {kind} from {source.name}")
 

@@ -65,7 +65,8 @@ class LlamaCpp:
         return between - start, perf_counter() - between
 
     def _decode(self, ids: list[int]) -> None:
-        batch = lib.llama_batch_get_one((lib.llama_token * len(ids))(*ids), len(ids))
+        array = (lib.llama_token * len(ids))(*ids)  # the batch keeps a mere pointer to it
+        batch = lib.llama_batch_get_one(array, len(ids))
         if lib.llama_decode(self._context, batch):
             raise RuntimeError(f"llama_decode refused {len(ids)} tokens")
 

@@ -1,4 +1,4 @@
-"""Running one case: the fastest settings of everybody first, then rounds in which all take turns."""
+"""Running one case: everybody's fastest settings are found, then all take turns in rounds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from edgelm import hardware
 from edgelm.benchmark import random_model
