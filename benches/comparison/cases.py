@@ -41,6 +41,11 @@ def _rate(key: str, count: str) -> Callable[[list[Told], Told], float]:
     return lambda answers, about: answers[-1][count] / answers[-1][key]
 
 
+def _beyond_known(answers: list[Told], about: Told) -> float:
+    known = about["weight_bytes"] + about["cache_bytes"] + answers[-1]["import_torch_bytes"]
+    return (answers[-1]["resident_bytes"] - known) / 2**20
+
+
 DECODE = Metric("decode", "tok/s", _rate("decode_s", "steps"))
 PREFILL = Metric("prefill", "tok/s", _rate("prefill_s", "prompt"))
 KEPT = Metric(
@@ -59,10 +64,7 @@ START = Metric(
 RESIDENT = Metric(
     "resident above weights and caches, beyond import torch",
     "MiB",
-    lambda answers, about: (
-        (answers[-1]["resident_bytes"] - about["known_bytes"] - answers[-1]["import_torch_bytes"])
-        / 2**20
-    ),
+    _beyond_known,
     higher_is_better=False,
     base="import_torch_bytes",
 )

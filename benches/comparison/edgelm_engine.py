@@ -45,14 +45,14 @@ class EdgeLM:
         self._copy = copy
         plan = self._lm.plan
         backends = {find(p.kernel).backend for p in plan.products}
-        ours = sum(p.bytes for p in plan.parts if p.name.startswith(("weights.", "kv cache")))
+        cache_bytes = sum(p.bytes for p in plan.parts if p.name == "kv cache")
         self.about = {
             "version": edgelm.__version__,
             "type": plan.scheme,
             "backends": sorted(backends),
             "bits_per_weight": round(plan.bits_per_weight, 3),
             "weight_bytes": plan.weight_bytes,
-            "known_bytes": ours,
+            "cache_bytes": cache_bytes,
             "bytes_per_token": bytes_per_token(files.assemble("causal-lm")[0], plan.products),
         }
 

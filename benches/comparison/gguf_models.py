@@ -7,6 +7,7 @@ which takes it no search, and every block of the result is then filled with rand
 from __future__ import annotations
 
 import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -162,6 +163,7 @@ def random_blocks(
     return blocks
 
 
+@cache
 def gguf_sizes(path: Path) -> dict[str, Any]:
     """Bits per weight, and the bytes that a decode step reads: all but a mere lookup table."""
     tensors = read_header(path).tensors

@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 from llama_cpp import llama_cpp as lib
 
-from .gguf_models import gguf_sizes
-
 BATCH = 2048
 
 
@@ -47,8 +45,7 @@ class LlamaCpp:
             "version": f"llama-cpp-python {version('llama-cpp-python')}",
             "type": Path(model).stem.rpartition("-")[2].rpartition(".")[2],
             "system": lib.llama_print_system_info().decode().strip(),
-            "known_bytes": Path(model).stat().st_size + self._cache_bytes(context, cache),
-            **gguf_sizes(Path(model)),
+            "cache_bytes": self._cache_bytes(context, cache),
         }
 
     def turn(self, prompt: int, steps: int, seed: int) -> tuple[float, float]:

@@ -9,8 +9,6 @@ import numpy as np
 import openvino
 import openvino_genai
 
-from .gguf_models import gguf_sizes
-
 
 class OpenVINO:
     """Times are those that the pipeline itself reports, without tokenizing."""
@@ -24,7 +22,6 @@ class OpenVINO:
         self.about = {
             "version": openvino_genai.__version__,
             "type": Path(model).stem.rpartition("-")[2].rpartition(".")[2],
-            **gguf_sizes(Path(model)),
         }
 
     def turn(self, prompt: int, steps: int, seed: int) -> tuple[float, float]:

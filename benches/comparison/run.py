@@ -18,7 +18,7 @@ from edgelm.checkpoint.shapes import shape_config
 from edgelm.quantization import quantize
 
 from .cases import PREFILL, Case, Entrant, Told, entrants
-from .gguf_models import gguf_file
+from .gguf_models import gguf_file, gguf_sizes
 from .machine import Machine
 from .missing import Missing
 from .process import Worker
@@ -99,7 +99,7 @@ class Runner:
         return entrant.kinds if any(entrant.kinds) else (None,) * len(entrant.candidates)
 
     def _trial(self, case: Case, entrant: Entrant, spec: Told) -> float:
-        with closing(Worker(spec, entrant.environment)) as worker:
+        with closing(started(spec, entrant)) as worker:
             for _ in range(1 if case.metric.fresh else TRIALS):
                 answers = one_turn(worker, case, NO_BASE)
             return case.metric.value(answers, worker.about)
@@ -196,11 +196,19 @@ class _Rounds:
         if self.case.metric.fresh and name in self._workers:
             self._workers.pop(name).close()
         if name not in self._workers:
-            spec, entrant = self.specs[name], self.entrants[name]
-            self._workers[name] = Worker(spec, entrant.environment)
+            self._workers[name] = started(self.specs[name], self.entrants[name])
             self.about[name] = self._workers[name].about
         on_torch = self.entrants[name].engine in ("edgelm", "transformers")
         return one_turn(self._workers[name], self.case, self._base if on_torch else NO_BASE)
+
+
+def started(spec: Told, entrant: Entrant) -> Worker:
+    """The engine in its process. What its GGUF file holds is read here, and before: its own start
+    is what some cases measure."""
+    sizes = gguf_sizes(Path(spec["model"])) if spec["model"].endswith(".gguf") else {}
+    worker = Worker(spec, entrant.environment)
+    worker.about |= {key: value for key, value in sizes.items() if key not in worker.about}
+    return worker
 
 
 def one_turn(worker: Worker, case: Case, base: Told) -> list[Told]:
