@@ -1,14 +1,14 @@
 """Us and other engines on the same shapes, side by side, in one interleaved run.
 
     pip install 'edgelm[peers]'
-    python benches/compare.py                        every case, about 75 minutes on two quiet cores
+    python benches/compare.py                        every case: some two hours on two cores
     python benches/compare.py decode-int4-1b resident --rounds 3
     python benches/compare.py --list
 
 Writes results/compare.json, from which tables.py renders the README. A case that is there already
-is not run again unless it is named; so a run that was stopped goes on where it was. Models of
-random weights are written to --files DIR and stay there; without it they lie in a temporary folder
-that must hold 25 GB.
+is not run again unless it is named, so that a run that was stopped goes on where it was (delete the
+file to begin anew). Models of random weights are written to --files DIR and stay there; without it
+they lie in a temporary folder that must hold 35 GB.
 
 In a case everybody is loaded at once, and each round everybody has one turn, beginning with the
 next one each time; in between the machine's read bandwidth and its rate of 8-bit products are
@@ -39,7 +39,7 @@ RESULT = Path(__file__).resolve().parent / "results" / "compare.json"
 LIBRARIES = (
     *("torch", "llama-cpp-python", "openvino-genai", "transformers", "torchao", "bitsandbytes"),
 )
-NEEDED_BYTES = 25 * 10**9
+NEEDED_BYTES = 35 * 10**9
 
 
 def main() -> int:

@@ -189,6 +189,42 @@ def test_who_is_not_there_says_why_and_the_others_are_measured(
     assert "theirs" in rows["absent"]["missing"] and "value" not in rows["absent"]
 
 
+def test_a_stopped_run_goes_on_and_a_named_case_is_run_again(
+    part: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    compare = importlib.import_module("compare")
+    ran: list[str] = []
+
+    class Scripted:
+        def __init__(self, *arguments: Any) -> None:
+            pass
+
+        def run(self, case: Any) -> list[dict[str, Any]]:
+            ran.append(case.name)
+            if len(ran) == 3:
+                raise KeyboardInterrupt
+            return [{"case": case.name, "engine": "edgelm", "value": len(ran), "unit": "tok/s"}]
+
+    names = list(compare.CASES)
+    monkeypatch.setattr(compare, "Runner", Scripted)
+    monkeypatch.setattr(compare, "RESULT", tmp_path / "results" / "compare.json")
+    command = ["compare.py", "--files", str(tmp_path / "files")]
+    monkeypatch.setattr("sys.argv", command)
+    with pytest.raises(KeyboardInterrupt):
+        compare.main()
+    assert compare.main() == 0
+    assert ran == [*names[:3], *names[2:]]
+    monkeypatch.setattr("sys.argv", [*command, names[1]])
+    assert compare.main() == 0
+    result = json.loads(compare.RESULT.read_text("utf-8"))
+    print(ran, result["versions"])
+    assert [row["case"] for row in result["rows"]] == names
+    assert result["rows"][1]["value"] == len(ran) and set(result["versions"]) > {"torch", "torchao"}
+    monkeypatch.setattr("sys.argv", ["compare.py", "decode-int3"])
+    with pytest.raises(SystemExit):
+        compare.main()
+
+
 def test_a_worker_that_cannot_load_says_why(part: Any) -> None:
     """In a real process: what fails there comes back as words."""
     spec = {"engine": "edgelm", "model": "no-such-shape", "threads": 1, "shape": True}

@@ -144,7 +144,7 @@ CASES: dict[str, Case] = {
             backends=("native",),
         ),
         Case(
-            "second-start", SHAPES["1b"], "int4", START, ((16, 1),), ("openvino",), stored=True,
+            "second-start", SHAPES["1b"], "int4", START, ((16, 0),), ("openvino",), stored=True,
             backends=("native",),
         ),
         Case(

@@ -33,4 +33,4 @@ class OpenVINO:
         wanted.max_new_tokens, wanted.ignore_eos, wanted.do_sample = steps + 1, True, False
         told = self._pipeline.generate(inputs, wanted).perf_metrics
         first_s = told.get_ttft().mean / 1e3
-        return first_s, told.get_tpot().mean / 1e3 * steps
+        return first_s, told.get_tpot().mean / 1e3 * steps if steps else 0.0
