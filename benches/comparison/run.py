@@ -65,7 +65,9 @@ class Runner:
                 rows[entrant.name]["missing"] = str(why)
                 self.say(f"{case.name}: {entrant.name}: {why}")
                 continue
-            rows[entrant.name] |= {"settings": specs[entrant.name], "tried": tried}
+            spec = specs[entrant.name]
+            shown = spec | {"model": Path(spec["model"]).name}
+            rows[entrant.name] |= {"settings": shown, "tried": tried}
         rounds = _Rounds(self, case, {name: names[name] for name in specs}, specs)
         with closing(rounds):
             rounds.run(start + self.limit_s)
