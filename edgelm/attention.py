@@ -39,13 +39,14 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, out: Tensor, step: Step) -> Tensor:
         """x [M, N] -> out [M, N]; writes the tokens' keys and values into the cache first."""
         buffers = step.buffers
-        self.qkv(x, buffers.qkv)
+        self.qkv(x, buffers.qkv, step.ops)
         by_head = buffers.qkv.view(x.shape[0], -1, self.size)
         count = buffers.rotated.shape[1]
         placed = self._place(by_head[:, :count], buffers.rotated, step)
-        step.cache.write(self.layer, step.slots, placed[:, self.heads :], by_head[:, count:])
-        self._attend(placed[:, : self.heads], step)
-        return self.out(buffers.attended, out)
+        step.ops.store(step, self.layer, placed[:, self.heads :], by_head[:, count:])
+        mixed = buffers.attended.view(-1, self.heads, self.size)
+        step.ops.attend(step, self.layer, placed[:, : self.heads], self.scoring, mixed)
+        return self.out(buffers.attended, out, step.ops)
 
     def _place(self, both: Tensor, other: Tensor, step: Step) -> Tensor:
         """Queries and keys [M, H + G, D], normed and rotated, in either of the two buffers."""
@@ -55,26 +56,5 @@ class Attention(nn.Module):
             both, other = other, both
         if isinstance(self.position, Alibi):
             return both
-        assert step.cos is not None and step.sin is not None
-        return step.ops.rotate(both, self.position, step.cos, step.sin, other)
-
-    def _attend(self, queries: Tensor, step: Step) -> None:
-        mixed = step.buffers.attended.view(-1, self.heads, self.size)
-        store = step.cache.store_of(self.layer)
-        recorded: list[Tensor] = []
-        for segment in step.segments:
-            tokens = slice(segment.start, segment.start + segment.count)
-            seen = segment.seen[store]
-            stored = step.cache.read(self.layer, segment.row, segment.count)
-            probabilities = None
-            if step.attentions is not None:
-                shape = (self.heads, segment.count, stored.keys.shape[0])
-                probabilities = queries.new_empty(shape)
-            step.ops.attend(
-                queries[tokens], stored, seen.mask, seen.distances, self.scoring, mixed[tokens],
-                step.scratch, probabilities,
-            )  # fmt: skip
-            if probabilities is not None:
-                recorded.append(seen.by_position(probabilities))
-        if step.attentions is not None:
-            step.attentions.append(recorded)
+        assert step.angles is not None
+        return step.ops.rotate(both, self.position, step.angles, other)

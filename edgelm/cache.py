@@ -166,6 +166,15 @@ class KVCache:
         """Which of ``stores`` holds a layer."""
         return self._place[layer][0]
 
+    def window_of(self, layer: int) -> int | None:
+        """How many positions a token sees in a layer; None: all."""
+        return self.stores[self.store_of(layer)].window
+
+    def tensors_of(self, layer: int) -> list[Tensor]:
+        """A layer's keys and values [rows, slots, G, D], and for int8 their scales."""
+        number, index = self._place[layer]
+        return [tensor[index] for tensor in self.stores[number].tensors]
+
     def write(self, layer: int, slots: list[Tensor], keys: Tensor, values: Tensor) -> None:
         """Put keys and values [M, G, D] of a layer into its store's flat ``slots`` [M]."""
         number, index = self._place[layer]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -15,10 +17,16 @@ from edgelm.layers import all_finite
 from edgelm.loading import rope_table
 from edgelm.memory import Ledger, Plan
 from edgelm.models.decoder import Decoder
-from edgelm.ops import ops_for
-from edgelm.ops.reference import softcap_
+from edgelm.ops import reference
+from edgelm.ops.native import MOST_RECORDED, NativeOps, runs_natively, workspaces
+from edgelm.ops.reference import Angles, softcap_
 from edgelm.planner import DTYPES, KV_DTYPES
 from edgelm.step import Seen, Segment, Step, Workspace, widened_elements
+from quant import native
+from quant.native.tape import Tape
+
+if TYPE_CHECKING:
+    from edgelm.ops import Ops
 
 
 @dataclass(frozen=True)
@@ -48,7 +56,14 @@ class Engine:
         self.decoder, self.config, self.plan = decoder, config, plan
         self.dtype = DTYPES[plan.dtype]
         self._ledger = ledger
-        self.ops = ops_for(torch.device("cpu"))
+        self.ops: Ops = reference
+        self._tapes: WeakKeyDictionary[KVCache, dict[tuple[int, int], Tape]] = WeakKeyDictionary()
+        if runs_natively(plan.products, self.dtype):
+            sizes = workspaces(config, plan.rows, plan.chunk, plan.context, plan.products)
+            taken = {part: ledger.empty(part, (n,), torch.uint8) for part, n in sizes.items()}
+            self.ops = NativeOps(taken["attention"])
+            self._recorder = (taken["attention"], taken["kernel scratch"])
+            self._inputs = torch.zeros(3, MOST_RECORDED, dtype=torch.int64)  # ids, rows, positions
         self.workspace = Workspace(
             config, plan.chunk, plan.context, self.dtype, KV_DTYPES[plan.kv], ledger.empty
         )
@@ -89,15 +104,58 @@ class Engine:
             ContextLengthError: a row has no room left. Nothing is changed then.
             NonFiniteError: a layer produced NaN or infinity, named in the message.
         """
-        step = self._step(cache, batch, recording or Recording())
-        tokens = torch.cat([entry.tokens for entry in batch]) if len(batch) > 1 else batch[0].tokens
-        out = self.decoder(tokens, step)
+        for entry in batch:
+            cache.check_room(entry.row, entry.tokens.shape[0])
+        if recording is None and self._is_recordable(batch):
+            out = self._replay(cache, batch)
+        else:
+            out = self._run_eagerly(cache, batch, recording or Recording())
         if not all_finite(out):
-            step.find_nonfinite = True
-            self.decoder(tokens, step)
+            self._run_eagerly(cache, batch, Recording(), find_nonfinite=True)
             raise NonFiniteError("The final norm produced NaN or infinity.")
         for entry in batch:
             cache.advance(entry.row, entry.tokens.shape[0])
+        return out
+
+    def _run_eagerly(
+        self, cache: KVCache, batch: Sequence[RowTokens], recording: Recording,
+        find_nonfinite: bool = False,
+    ) -> Tensor:  # fmt: skip
+        # Probabilities of attention are the reference's to give.
+        ops = self.ops if recording.attentions is None else reference
+        step = self._step(cache, batch, recording, ops)
+        step.find_nonfinite = find_nonfinite
+        tokens = torch.cat([entry.tokens for entry in batch]) if len(batch) > 1 else batch[0].tokens
+        return self.decoder(tokens, step)
+
+    def _is_recordable(self, batch: Sequence[RowTokens]) -> bool:
+        """Whether the step is one token for each of some rows, all operations being native."""
+        return (
+            isinstance(self.ops, NativeOps)
+            and len(batch) <= min(self.plan.rows, MOST_RECORDED)
+            and all(
+                entry.tokens.shape[0] == 1
+                and not entry.tokens.is_floating_point()
+                and entry.positions is None
+                for entry in batch
+            )
+        )
+
+    def _replay(self, cache: KVCache, batch: Sequence[RowTokens]) -> Tensor:
+        """A decode step: recorded the first time, afterwards one call of the native library."""
+        count = len(batch)
+        ids, rows, positions = self._inputs[:, :count]
+        torch.cat([entry.tokens for entry in batch], out=ids)
+        rows.copy_(torch.tensor([entry.row for entry in batch]))
+        positions.copy_(torch.tensor([cache.lengths[entry.row] for entry in batch]))
+        tapes, key = self._tapes.setdefault(cache, {}), (count, native.threads())
+        if key in tapes:
+            tapes[key]()
+            return self.workspace.buffers(count).normed
+        recorder = NativeOps(*self._recorder)
+        step = self._step(cache, batch, Recording(), recorder, (rows, positions))
+        out = self.decoder(ids, step)
+        tapes[key] = Tape(recorder.calls, recorder.first)
         return out
 
     @torch.inference_mode()
@@ -110,16 +168,20 @@ class Engine:
         assert head is not None
         logits = self._logits[: hidden.shape[0]] if out is None else out
         if self.dtype == torch.float32:
-            head(hidden, logits)
+            head(hidden, logits, self.ops)
         else:
-            logits.copy_(head(hidden, hidden.new_empty(logits.shape)))
+            logits.copy_(head(hidden, hidden.new_empty(logits.shape), self.ops))
         if head.softcap is not None:
             softcap_(logits, head.softcap)
         if not all_finite(logits):
             raise NonFiniteError("The head produced NaN or infinity; its weights are damaged.")
         return logits
 
-    def _step(self, cache: KVCache, batch: Sequence[RowTokens], recording: Recording) -> Step:
+    def _step(
+        self, cache: KVCache, batch: Sequence[RowTokens], recording: Recording, ops: Ops,
+        places: tuple[Tensor, Tensor] | None = None,
+    ) -> Step:  # fmt: skip
+        """``places``: rows and positions in memory that stays, for a step to be recorded."""
         count = sum(entry.tokens.shape[0] for entry in batch)
         assert 0 < count <= self.plan.chunk
         segments: list[Segment] = []
@@ -127,27 +189,33 @@ class Engine:
         start = masked = 0
         for entry in batch:
             length, position = entry.tokens.shape[0], cache.lengths[entry.row]
-            cache.check_room(entry.row, length)
             seen = []
-            for number, store in enumerate(cache.stores):
+            for number, store in enumerate(cache.stores if ops is reference else ()):
                 slots[number] += store.flat_slots(entry.row, position, length)
                 seen.append(self._seen(store, position, length, masked))
                 masked += 0 if seen[-1].mask is None else seen[-1].mask.numel()
             segments.append(Segment(entry.row, start, length, position, seen))
             start += length
-        cos, sin = self._angles(batch, segments, count)
+        rows, positions = places or self._places(segments)
         return Step(
-            ops=self.ops,
+            ops=ops,
             buffers=self.workspace.buffers(count),
             scratch=self.workspace.scratch,
             cache=cache,
             segments=segments,
             slots=[torch.tensor(own) for own in slots],
-            cos=cos,
-            sin=sin,
+            rows=rows,
+            positions=positions,
+            angles=self._angles(batch, positions, ops),
             hidden_states=recording.hidden_states,
             attentions=recording.attentions,
         )
+
+    def _places(self, segments: list[Segment]) -> tuple[Tensor, Tensor]:
+        """Row and position of every token."""
+        rows = [torch.full((segment.count,), segment.row) for segment in segments]
+        places = [self._positions[s.position : s.position + s.count] for s in segments]
+        return torch.cat(rows), torch.cat(places)
 
     def _seen(self, store: LayerStore, position: int, count: int, masked: int) -> Seen:
         """What ``count`` tokens from ``position`` on see of a store; masks follow one another."""
@@ -161,21 +229,23 @@ class Engine:
             return Seen(None, distances, length)
         mask = self.workspace.mask(masked, count, len(positions))
         queries = self._positions[position:length]
-        self.ops.causal_mask(queries, positions, store.window, mask)
+        reference.causal_mask(queries, positions, store.window, mask)
         return Seen(mask, distances, length)
 
-    def _angles(
-        self, batch: Sequence[RowTokens], segments: list[Segment], count: int
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """cos and sin rows of every token, gathered into the step's buffers."""
+    def _angles(self, batch: Sequence[RowTokens], positions: Tensor, ops: Ops) -> Angles | None:
+        """Where the tokens stand in the rotary table, gathered for operations that want it so."""
         if self._rope_table is None:
-            return None, None
-        cos, sin = self.workspace.angles(count)
-        for entry, segment in zip(batch, segments, strict=True):
-            positions = entry.positions
-            if positions is None:
-                positions = self._positions[segment.position : segment.position + segment.count]
-            part = slice(segment.start, segment.start + segment.count)
-            torch.index_select(self._rope_table[0], 0, positions, out=cos[part, 0])
-            torch.index_select(self._rope_table[1], 0, positions, out=sin[part, 0])
-        return cos, sin
+            return None
+        start = 0
+        for entry in batch:
+            stop = start + entry.tokens.shape[0]
+            if entry.positions is not None:
+                positions = positions.clone()
+                positions[start:stop] = entry.positions
+            start = stop
+        if ops is not reference:
+            return Angles(self._rope_table, positions)
+        cos, sin = self.workspace.angles(len(positions))
+        torch.index_select(self._rope_table[0], 0, positions, out=cos[:, 0])
+        torch.index_select(self._rope_table[1], 0, positions, out=sin[:, 0])
+        return Angles(self._rope_table, positions, cos, sin)

@@ -7,6 +7,7 @@ the weights in. Names are canonical (``layers.3.attn.q``); a family's table ties
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,9 @@ from torch import Tensor, nn
 from edgelm.config import ModelConfig
 from edgelm.step import Step
 from quant import QuantEmbedding, QuantLinear
+
+if TYPE_CHECKING:
+    from edgelm.ops import Ops
 
 
 class Projection(nn.Module):
@@ -36,13 +40,13 @@ class Projection(nn.Module):
     def out_size(self) -> int:
         return sum(self.parts.values())
 
-    def forward(self, x: Tensor, out: Tensor) -> Tensor:
+    def forward(self, x: Tensor, out: Tensor, ops: Ops) -> Tensor:
         """x [M, K] -> out [M, sum of parts]."""
         start = 0
         for product in self.products:
             assert isinstance(product, QuantLinear)
             stop = start + product.shape[0]
-            product(x, out[:, start:stop])
+            ops.linear(product, x, out[:, start:stop])
             start = stop
         return out
 
@@ -85,10 +89,10 @@ class Embedding(nn.Module):
         """The embedding of a model, tied when its head says so."""
         return cls(config.vocab_size, config.hidden_size, head is not None and head.tied)
 
-    def forward(self, ids: Tensor, out: Tensor) -> Tensor:
+    def forward(self, ids: Tensor, out: Tensor, ops: Ops) -> Tensor:
         """ids [M] -> out [M, N]."""
         assert self.table is not None
-        return self.table(ids, out)
+        return ops.embed(self.table, ids, out)
 
 
 class Norm(nn.Module):
@@ -139,9 +143,9 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: Tensor, out: Tensor, step: Step) -> Tensor:
         buffers = step.buffers
-        self.gate_up(x, buffers.gate_up)
+        self.gate_up(x, buffers.gate_up, step.ops)
         step.ops.gated_activation(buffers.gate_up, self.activation, buffers.activated)
-        return self.down(buffers.activated, out)
+        return self.down(buffers.activated, out, step.ops)
 
 
 class MLP(nn.Module):
@@ -155,9 +159,9 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor, out: Tensor, step: Step) -> Tensor:
         buffers = step.buffers
-        self.up(x, buffers.gate_up)
+        self.up(x, buffers.gate_up, step.ops)
         step.ops.activation(buffers.gate_up, self.activation, buffers.activated)
-        return self.down(buffers.activated, out)
+        return self.down(buffers.activated, out, step.ops)
 
 
 def part_names(prefix: str, parts: Sequence[str]) -> list[str]:

@@ -15,6 +15,7 @@ from edgelm.hub import cache_dir
 from edgelm.layers import Embedding, part_names
 from edgelm.memory import Part, Plan, ProductPlan, parse_budget
 from edgelm.models.decoder import Decoder
+from edgelm.ops.native import runs_natively, workspaces
 from edgelm.step import workspace_sizes
 from edgelm.weights import WeightNames
 from quant import METHODS, KernelUnavailable, QuantError, Recipe, Scheme, choose, find
@@ -258,6 +259,9 @@ def _runtime_parts(
         sizes["rope table"] = context * config.rope.rotary_size * dtype.itemsize
     sizes["kv cache"] = cache_bytes(config, rows, context, tokens, kv)
     sizes["kernel scratch"] = max(_kernel_scratch(p, tokens, tied) for p in products)
+    if runs_natively(products, dtype):
+        for part, nbytes in workspaces(config, rows, tokens, context, products).items():
+            sizes[part] += nbytes
     sizes["runtime"] = hardware.resident_bytes()
     return [Part(name, nbytes) for name, nbytes in sizes.items()]
 

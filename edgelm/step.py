@@ -8,17 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from edgelm.config import ModelConfig
-from edgelm.ops.reference import AttentionScratch
+from edgelm.ops.reference import Angles, AttentionScratch
 
 if TYPE_CHECKING:
     from edgelm.cache import KVCache
+    from edgelm.ops import Ops
 
 _QUERY_TILE = 64  # queries scored at once: bounds the score buffer, not the result
 
@@ -78,14 +78,15 @@ class Buffers:
 class Step:
     """What layers need besides their input."""
 
-    ops: ModuleType
+    ops: Ops
     buffers: Buffers
     scratch: AttentionScratch
     cache: KVCache
     segments: list[Segment]
     slots: list[Tensor]  # [M] by store: where in the cache each token's key and value go
-    cos: Tensor | None  # [M, 1, rotary_size / 2]; None without rotary positions
-    sin: Tensor | None
+    rows: Tensor  # [M] int64: which row of the cache each token continues
+    positions: Tensor  # [M] int64: and its place there
+    angles: Angles | None  # None without rotary positions
     hidden_states: list[Tensor] | None = None  # filled when asked for: [M, N] each
     attentions: list[list[Tensor]] | None = None  # per layer and segment: [H, count, visible]
     find_nonfinite: bool = False  # check every layer's output, to name the first bad one

@@ -21,6 +21,8 @@ from pathlib import Path
 
 from mutations import MUTATIONS, Mutation
 
+from quant import native
+
 ROOT = Path(__file__).resolve().parent.parent
 JOBS = 2
 TIMEOUT_S = 300
@@ -31,8 +33,17 @@ LEFT_OUT = shutil.ignore_patterns(
 
 
 def copy_tree(folder: Path) -> Path:
-    """A copy of the repository without caches, in which files may be broken."""
-    return Path(shutil.copytree(ROOT, folder, ignore=LEFT_OUT))
+    """A copy of the repository without caches, in which files may be broken.
+
+    The native library, which an install builds, comes from wherever it is.
+    """
+    copy = Path(shutil.copytree(ROOT, folder, ignore=LEFT_OUT))
+    library = native.path()
+    if library is not None:
+        target = copy / "quant" / "native" / "lib"
+        target.mkdir(exist_ok=True)
+        shutil.copy2(library, target)
+    return copy
 
 
 def run_tests(tree: Path, nodes: Iterable[str]) -> tuple[int, str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-import torch
 from torch import Tensor, nn
 
 from edgelm.attention import Attention
@@ -41,7 +40,7 @@ class DecoderLayer(nn.Module):
     ) -> None:
         normed = norm(x, step.buffers.normed, step)
         if self.keep_normed:
-            x.copy_(normed)
+            step.ops.copy(normed, x)
         out = block(normed, step.buffers.branch, step)
         if out_norm is not None:
             out = out_norm(out, step.buffers.normed, step)
@@ -125,11 +124,11 @@ class Decoder(nn.Module):
         if tokens.is_floating_point():
             x.copy_(tokens)
         else:
-            self.embed(tokens, x)
+            self.embed(tokens, x, step.ops)
             if self.embed_scale is not None:
-                x.mul_(torch.tensor(self.embed_scale, dtype=x.dtype))
+                step.ops.scale_(x, self.embed_scale)
         if self.embed_norm is not None:
-            x.copy_(self.embed_norm(x, step.buffers.normed, step))
+            step.ops.copy(self.embed_norm(x, step.buffers.normed, step), x)
         return x
 
 

@@ -1,17 +1,16 @@
 """The seam to the hardware: the short list of operations that layers call.
 
 Every operation writes into buffers given by ``out`` and allocates nothing that lasts. ``reference``
-defines what is right; a version for a device has the same functions and matches it within a named
-bound. Matrix products are ``quant``'s business and have their own table there.
+defines what is right; ``native`` has the same operations and matches it within a named bound.
 """
 
-from types import ModuleType
+from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING, TypeAlias
 
-from edgelm.ops import reference
+if TYPE_CHECKING:
+    from types import ModuleType
 
+    from edgelm.ops.native import NativeOps
 
-def ops_for(device: torch.device) -> ModuleType:
-    """The operations that run on ``device``: so far the reference everywhere."""
-    return reference
+    Ops: TypeAlias = ModuleType | NativeOps

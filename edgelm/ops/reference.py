@@ -7,11 +7,36 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from edgelm.position import Rope
+
+if TYPE_CHECKING:
+    from edgelm.step import Step
+    from quant import QuantEmbedding, QuantLinear
+
+
+def linear(product: QuantLinear, x: Tensor, out: Tensor) -> Tensor:
+    """x [M, K] times a matrix, plus its bias: out [M, N]."""
+    return product.forward(x, out)
+
+
+def embed(table: QuantEmbedding, ids: Tensor, out: Tensor) -> Tensor:
+    """Rows ``ids`` [M] of a table: out [M, N]."""
+    return table.forward(ids, out)
+
+
+def scale_(x: Tensor, factor: float) -> Tensor:
+    """x * factor in place, the factor rounded to x's dtype first."""
+    return x.mul_(torch.tensor(factor, dtype=x.dtype))
+
+
+def copy(x: Tensor, out: Tensor) -> Tensor:
+    """out = x."""
+    return out.copy_(x)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, out: Tensor, scratch: Tensor) -> Tensor:
@@ -49,12 +74,27 @@ def _statistics(x: Tensor, scratch: Tensor) -> tuple[Tensor, Tensor]:
     return scratch[:count].view(shape), scratch[count : 2 * count].view(shape)
 
 
-def rotate(x: Tensor, rope: Rope, cos: Tensor, sin: Tensor, out: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class Angles:
+    """Where tokens stand in the rotary table.
+
+    table: [2, context, rotary_size / 2], cosines and sines. positions: [M] int64.
+    cos, sin: [M, 1, rotary_size / 2], the table's rows at the positions, for the reference.
+    """
+
+    table: Tensor
+    positions: Tensor
+    cos: Tensor | None = None
+    sin: Tensor | None = None
+
+
+def rotate(x: Tensor, rope: Rope, angles: Angles, out: Tensor) -> Tensor:
     """Rotary embedding (Su et al. 2021, arXiv:2104.09864) of queries and keys together.
 
-    Args:
-        x, out: [M, heads, D], not the same memory. cos, sin: [M, 1, rotary_size / 2].
+    x, out: [M, heads, D], not the same memory.
     """
+    cos, sin = angles.cos, angles.sin
+    assert cos is not None and sin is not None
     first, second = rope.pairs(x)
     out_first, out_second = rope.pairs(out)
     torch.mul(first, cos, out=out_first)
@@ -94,7 +134,40 @@ class Scoring:
     slopes: Tensor | None = None
 
 
+def store(step: Step, layer: int, keys: Tensor, values: Tensor) -> None:
+    """Put keys and values [M, G, D] of the step's tokens into the cache."""
+    step.cache.write(layer, step.slots, keys, values)
+
+
 def attend(
+    step: Step, layer: int, queries: Tensor, scoring: Scoring, out: Tensor
+) -> Tensor:  # fmt: skip
+    """Attention of the step's tokens over what their rows hold: queries, out [M, H, D].
+
+    Probabilities go to the step's list where somebody asked for them.
+    """
+    store = step.cache.store_of(layer)
+    recorded: list[Tensor] = []
+    for segment in step.segments:
+        tokens = slice(segment.start, segment.start + segment.count)
+        seen = segment.seen[store]
+        stored = step.cache.read(layer, segment.row, segment.count)
+        probabilities = None
+        if step.attentions is not None:
+            shape = (queries.shape[1], segment.count, stored.keys.shape[0])
+            probabilities = queries.new_empty(shape)
+        attend_row(
+            queries[tokens], stored, seen.mask, seen.distances, scoring, out[tokens],
+            step.scratch, probabilities,
+        )  # fmt: skip
+        if probabilities is not None:
+            recorded.append(seen.by_position(probabilities))
+    if step.attentions is not None:
+        step.attentions.append(recorded)
+    return out
+
+
+def attend_row(
     queries: Tensor, stored: Stored, mask: Tensor | None, distances: Tensor, scoring: Scoring,
     out: Tensor, scratch: AttentionScratch, probabilities: Tensor | None = None,
 ) -> Tensor:  # fmt: skip

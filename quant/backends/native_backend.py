@@ -1,8 +1,9 @@
 """The products of the native library: int4 and int8 in panels of 32 rows (native/src/layout.h).
 
-Activations are rounded to 8 bits per group of inputs (of 128 where the weights have one scale
-per row), the integers multiplied exactly, and groups summed in float32 in one order. A row of
-the result depends on its own row of activations alone, and is the same on every instruction set.
+Activations are rounded to 8 bits per group of inputs (of 32 where the weights have one scale
+per row), the integers multiplied exactly, and groups summed in float32 in one order. Groups with
+numbers that stand out are rounded twice, to 16 bits (native/src/activations.h). A row of the
+result depends on its own row of activations alone, and is the same on every instruction set.
 """
 
 from __future__ import annotations

@@ -19,6 +19,11 @@ from ..scheme import Scheme
 ABI = 1
 _FLOATS = {"float16": 0, "bfloat16": 1, "float32": 2}
 _ZEROS = {"none": 0, "int": 1, "float": 2}
+# The operations of src/edgelm_ops.h, each void(const void* struct).
+OPERATIONS = (
+    *("rms_norm", "layer_norm", "add", "scale", "softcap", "activate", "rotate", "store"),
+    *("attend", "argmax", "linear", "embed", "replay"),
+)
 
 
 class Matrix(ctypes.Structure):
@@ -48,16 +53,16 @@ def matrix(scheme: Scheme, shape: tuple[int, int]) -> ctypes.c_void_p:
 @cache
 def missing() -> str | None:
     """Why there is no library to call, in words; None if there is one."""
-    path = _path()
-    if path is None:
+    file = path()
+    if file is None:
         return "the package was installed without its native library (no C++ compiler)"
     try:
-        library = ctypes.CDLL(str(path))
+        library = ctypes.CDLL(str(file))
         found = library.edgelm_abi()
     except (OSError, AttributeError) as error:
-        return f"{path.name} cannot be loaded ({error}); reinstall edgelm"
+        return f"{file.name} cannot be loaded ({error}); reinstall edgelm"
     if found != ABI:
-        return f"{path.name} is of version {found}, this package needs {ABI}; reinstall edgelm"
+        return f"{file.name} is of version {found}, this package needs {ABI}; reinstall edgelm"
     return None
 
 
@@ -68,7 +73,7 @@ def library() -> ctypes.CDLL:
     Only where `missing()` is None. Raises KernelUnavailable if EDGELM_ISA names an instruction
     set that this CPU lacks.
     """
-    own = ctypes.CDLL(str(_path()))
+    own = ctypes.CDLL(str(path()))
     pointer, int64, int32 = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
     signatures: dict[str, tuple[type | None, list[type]]] = {
         "edgelm_isa": (ctypes.c_char_p, [int32]),
@@ -81,7 +86,9 @@ def library() -> ctypes.CDLL:
             None,
             [pointer] * 3 + [int64, int64, pointer, pointer, int64, pointer, int32],
         ),
+        "edgelm_attention_bytes": (int64, [pointer]),
     }
+    signatures |= {f"edgelm_{name}": (None, [pointer]) for name in OPERATIONS}
     for name, (result, arguments) in signatures.items():
         function = getattr(own, name)
         function.restype, function.argtypes = result, arguments
@@ -121,8 +128,8 @@ def _isas(own: ctypes.CDLL) -> list[str]:
     return names
 
 
-def _path() -> Path | None:
-    """The library in the folder `lib` beside this file, or where an editable install keeps it."""
+def path() -> Path | None:
+    """The library: in the folder `lib` beside this file, or where an editable install keeps it."""
     for folder in __path__:
         for suffix in (".so", ".dll"):
             path = Path(folder) / "lib" / f"edgelm_native{suffix}"

@@ -1,4 +1,9 @@
 // Rows of activations rounded to 8 bits per group, and what a product needs of them.
+//
+// A few inputs of real models are far larger than the rest, and the error of their groups is most
+// of a product's error. Groups whose scale stands out (is_coarse) are therefore rounded twice: what
+// the first rounding left is a second, fine row of codes, listed by group so that products take
+// them in tiles like the first.
 #pragma once
 
 #include <string.h>
@@ -13,6 +18,21 @@ struct Activations {
     int64_t rows;
     int64_t stride;
     int64_t groups;
+    uint8_t* coarse;       // [rows, groups], whether the group has a fine row too
+    int64_t* fine_begins;  // [groups + 1], where a group's fine rows begin
+    int32_t* fine_rows;    // [fine], which row each belongs to, rising within a group
+    int8_t* fine_codes;    // [fine, width], zeros behind the last input
+    float* fine_scales;    // [fine]
+    int32_t* fine_sums;    // [fine]
+};
+
+// Some rows' codes of one group: row r at codes + r * stride, its numbers at [r * step].
+struct Coded {
+    const int8_t* codes;
+    int64_t stride;
+    const float* scales;
+    const int32_t* sums;
+    int64_t step;
 };
 
 // Where a panel's results go: `columns` of its 32 rows of the matrix exist.
@@ -30,11 +50,58 @@ inline int64_t activation_stride(const edgelm_matrix& m) {
     return (ceil_div(m.inputs, 64) | 1) * 64;
 }
 
-inline Activations place(const edgelm_matrix& m, int64_t rows, uint8_t* workspace) {
-    const int64_t groups = group_count(m), stride = activation_stride(m);
-    uint8_t* scales = workspace + rows * stride;
-    return {reinterpret_cast<int8_t*>(workspace), reinterpret_cast<float*>(scales),
-            reinterpret_cast<int32_t*>(scales + rows * groups * 4), rows, stride, groups};
+// Groups of a row that can be coarse, at most.
+inline int64_t most_fine(const edgelm_matrix& m) { return 2 * group_count(m) / 3; }
+
+// Fine codes of a group, in whole steps.
+inline int64_t fine_width(const edgelm_matrix& m) {
+    return ceil_div(group_inputs(m), kStep) * kStep;
+}
+
+// Cuts a workspace into arrays; without one (null) it only adds up their bytes.
+class Cutter {
+  public:
+    explicit Cutter(uint8_t* workspace) : at_(workspace) {}
+
+    template <typename T>
+    T* take(int64_t count) {
+        uint8_t* taken = at_ ? at_ + bytes : nullptr;
+        bytes += ceil_div(count * static_cast<int64_t>(sizeof(T)), 64) * 64;
+        return reinterpret_cast<T*>(taken);
+    }
+
+    int64_t bytes = 0;
+
+  private:
+    uint8_t* at_;
+};
+
+inline Activations place(const edgelm_matrix& m, int64_t rows, Cutter& cut) {
+    const int64_t groups = group_count(m), fine = rows * most_fine(m);
+    Activations x{};
+    x.rows = rows;
+    x.stride = activation_stride(m);
+    x.groups = groups;
+    x.codes = cut.take<int8_t>(rows * x.stride);
+    x.scales = cut.take<float>(rows * groups);
+    x.sums = cut.take<int32_t>(rows * groups);
+    x.coarse = cut.take<uint8_t>(rows * groups);
+    x.fine_begins = cut.take<int64_t>(groups + 1);
+    x.fine_rows = cut.take<int32_t>(fine);
+    x.fine_codes = cut.take<int8_t>(fine * fine_width(m));
+    x.fine_scales = cut.take<float>(fine);
+    x.fine_sums = cut.take<int32_t>(fine);
+    return x;
+}
+
+inline Coded rows_of(const Activations& x, int64_t row, int64_t g, int64_t first) {
+    const int64_t at = row * x.groups + g;
+    return {x.codes + row * x.stride + first, x.stride, x.scales + at, x.sums + at, x.groups};
+}
+
+inline Coded fine_of(const edgelm_matrix& m, const Activations& x, int64_t entry) {
+    const int64_t width = fine_width(m);
+    return {x.fine_codes + entry * width, width, x.fine_scales + entry, x.fine_sums + entry, 1};
 }
 
 inline uint32_t magnitude_bits(float number) {
@@ -73,17 +140,51 @@ inline float round_group(const float* x, int64_t count, int8_t* codes, int32_t* 
     return largest / 127.0f;
 }
 
+// Whether a group's share of a row's error is more than 1.5 times the average: its second
+// rounding then pays. Fewer than two thirds of the groups can be.
+inline bool is_coarse(float scale, float squares, int64_t groups) {
+    return scale * scale * static_cast<float>(groups) > 1.5f * squares;
+}
+
 inline void round_row(const edgelm_matrix& m, const float* x, const Activations& into,
                       int64_t row) {
     int8_t* codes = into.codes + row * into.stride;
-    const int64_t width = group_inputs(m);
+    const int64_t width = group_inputs(m), at = row * into.groups;
+    float squares = 0.0f;
     for (int64_t g = 0; g < into.groups; ++g) {
         const int64_t first = g * width, left = m.inputs - first;
-        const int64_t at = row * into.groups + g;
-        into.scales[at] =
-            round_group(x + first, left < width ? left : width, codes + first, into.sums + at);
+        const float scale = round_group(x + first, left < width ? left : width, codes + first,
+                                        into.sums + at + g);
+        into.scales[at + g] = scale;
+        squares += scale * scale;
     }
     memset(codes + m.inputs, 0, static_cast<size_t>(into.stride - m.inputs));
+    for (int64_t g = 0; g < into.groups; ++g) {
+        into.coarse[at + g] = is_coarse(into.scales[at + g], squares, into.groups);
+    }
+}
+
+// The fine rows of group `g`: what rounding left of x, rounded.
+inline void refine_group(const edgelm_matrix& m, const float* x, int64_t x_stride,
+                         const Activations& into, int64_t g) {
+    const int64_t width = group_inputs(m), first = g * width, left = m.inputs - first;
+    const int64_t count = left < width ? left : width, fine = fine_width(m);
+    int64_t entry = into.fine_begins[g];
+    if (entry == into.fine_begins[g + 1]) return;
+    for (int64_t row = 0; row < into.rows; ++row) {
+        const int64_t at = row * into.groups + g;
+        if (!into.coarse[at]) continue;
+        const int8_t* codes = into.codes + row * into.stride + first;
+        const float* own = x + row * x_stride + first;
+        float rest[kMostGroup];
+        for (int64_t i = 0; i < count; ++i) {
+            rest[i] = own[i] - static_cast<float>(codes[i]) * into.scales[at];
+        }
+        int8_t* to = into.fine_codes + entry * fine;
+        into.fine_scales[entry] = round_group(rest, count, to, into.fine_sums + entry);
+        memset(to + count, 0, static_cast<size_t>(fine - count));
+        into.fine_rows[entry++] = static_cast<int32_t>(row);
+    }
 }
 
 // Columns [from, from + count) of a panel in row `row`, as far as they exist.
@@ -93,6 +194,26 @@ inline void store(const Target& target, int64_t row, int64_t from, const float* 
     const float* bias = target.bias;
     for (int64_t c = from; c < from + count && c < target.columns; ++c) {
         out[c] = bias ? values[c - from] + bias[c] : values[c - from];
+    }
+}
+
+// Columns of a panel in row `row` as far as they exist, to add to.
+inline void fetch(const Target& target, int64_t row, float* values) {
+    const float* from = target.out + row * target.stride;
+    if (target.columns == kPanel) {
+        memcpy(values, from, kPanel * sizeof(float));  // of a known size: two moves, no call
+    } else {
+        memcpy(values, from, static_cast<size_t>(target.columns) * sizeof(float));
+    }
+}
+
+// The same back again.
+inline void put_back(const Target& target, int64_t row, const float* values) {
+    float* to = target.out + row * target.stride;
+    if (target.columns == kPanel) {
+        memcpy(to, values, kPanel * sizeof(float));
+    } else {
+        memcpy(to, values, static_cast<size_t>(target.columns) * sizeof(float));
     }
 }
 

@@ -70,60 +70,65 @@ inline __m256i preset(const edgelm_matrix& m, const uint8_t* zeros, int64_t v, i
     return _mm256_mullo_epi32(zero, _mm256_set1_epi32(-sum));
 }
 
+// Rows of `x` times VECTORS vectors of a group, from vector `begin` on, added to their sums.
+template <int BITS, int ROWS, int VECTORS>
+INLINE void add_group(const edgelm_matrix& m, const Group& group, const Coded& x, int64_t begin,
+                      __m256 (&sums)[ROWS][VECTORS]) {
+    const uint8_t* zeros = group.parameters + scales_bytes(m);
+    __m256i dots[ROWS][VECTORS];
+    UNROLL
+    for (int r = 0; r < ROWS; ++r) {
+        const int32_t sum = x.sums[r * x.step];
+        UNROLL
+        for (int v = 0; v < VECTORS; ++v) dots[r][v] = preset<BITS>(m, zeros, begin + v, sum);
+    }
+    const int8_t* in = x.codes;
+    const uint8_t* at = group.codes;
+    for (int64_t s = 0; s < group.steps; ++s, in += kStep, at += step_bytes(BITS)) {
+        UNROLL
+        for (int v = 0; v < VECTORS; ++v) {
+            __m256i low, high;
+            load_codes<BITS>(at, begin + v, low, high);
+            UNROLL
+            for (int r = 0; r < ROWS; ++r) {
+                dots[r][v] = dot4<BITS>(dots[r][v], low, spread4(in + r * x.stride));
+                dots[r][v] = dot4<BITS>(dots[r][v], high, spread4(in + r * x.stride + 4));
+            }
+        }
+    }
+    UNROLL
+    for (int v = 0; v < VECTORS; ++v) {
+        const __m256 scale = load_floats(group.parameters, m.scales, begin + v);
+        UNROLL
+        for (int r = 0; r < ROWS; ++r) {
+            const __m256 a = _mm256_set1_ps(x.scales[r * x.step]);
+            sums[r][v] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots[r][v]), _mm256_mul_ps(scale, a),
+                                         sums[r][v]);
+        }
+    }
+    if (m.zeros != EDGELM_ZEROS_FLOAT) return;
+    UNROLL
+    for (int v = 0; v < VECTORS; ++v) {
+        const __m256 zero = load_floats(zeros, m.scales, begin + v);
+        UNROLL
+        for (int r = 0; r < ROWS; ++r) {
+            const float total = static_cast<float>(x.sums[r * x.step]) * x.scales[r * x.step];
+            sums[r][v] = _mm256_fmadd_ps(_mm256_set1_ps(total), zero, sums[r][v]);
+        }
+    }
+}
+
 // ROWS rows of activations times VECTORS vectors of a panel, from vector `begin` on.
 template <int BITS, int ROWS, int VECTORS>
 void tile(const edgelm_matrix& m, const uint8_t* panel, const Activations& x, int64_t row,
           int64_t begin, const Target& target) {
-    const int64_t parameters = row * x.groups;
     __m256 sums[ROWS][VECTORS];
     for (auto& own : sums) {
         for (auto& sum : own) sum = _mm256_setzero_ps();
     }
     Group group = Group::first_of(m, panel);
     for (int64_t g = 0; g < x.groups; ++g, group.next(m)) {
-        const uint8_t* zeros = group.parameters + scales_bytes(m);
-        __m256i dots[ROWS][VECTORS];
-        UNROLL
-        for (int r = 0; r < ROWS; ++r) {
-            const int32_t sum = x.sums[parameters + r * x.groups + g];
-            UNROLL
-            for (int v = 0; v < VECTORS; ++v) dots[r][v] = preset<BITS>(m, zeros, begin + v, sum);
-        }
-        const int8_t* in = x.codes + row * x.stride + group.first;
-        const uint8_t* at = group.codes;
-        for (int64_t s = 0; s < group.steps; ++s, in += kStep, at += step_bytes(BITS)) {
-            UNROLL
-            for (int v = 0; v < VECTORS; ++v) {
-                __m256i low, high;
-                load_codes<BITS>(at, begin + v, low, high);
-                UNROLL
-                for (int r = 0; r < ROWS; ++r) {
-                    dots[r][v] = dot4<BITS>(dots[r][v], low, spread4(in + r * x.stride));
-                    dots[r][v] = dot4<BITS>(dots[r][v], high, spread4(in + r * x.stride + 4));
-                }
-            }
-        }
-        UNROLL
-        for (int v = 0; v < VECTORS; ++v) {
-            const __m256 scale = load_floats(group.parameters, m.scales, begin + v);
-            UNROLL
-            for (int r = 0; r < ROWS; ++r) {
-                const __m256 a = _mm256_set1_ps(x.scales[parameters + r * x.groups + g]);
-                sums[r][v] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots[r][v]),
-                                             _mm256_mul_ps(scale, a), sums[r][v]);
-            }
-        }
-        if (m.zeros != EDGELM_ZEROS_FLOAT) continue;
-        UNROLL
-        for (int v = 0; v < VECTORS; ++v) {
-            const __m256 zero = load_floats(zeros, m.scales, begin + v);
-            UNROLL
-            for (int r = 0; r < ROWS; ++r) {
-                const int64_t own = parameters + r * x.groups + g;
-                const float total = static_cast<float>(x.sums[own]) * x.scales[own];
-                sums[r][v] = _mm256_fmadd_ps(_mm256_set1_ps(total), zero, sums[r][v]);
-            }
-        }
+        add_group<BITS, ROWS, VECTORS>(m, group, rows_of(x, row, g, group.first), begin, sums);
     }
     UNROLL
     for (int r = 0; r < ROWS; ++r) {
@@ -132,6 +137,22 @@ void tile(const edgelm_matrix& m, const uint8_t* panel, const Activations& x, in
         for (int v = 0; v < VECTORS; ++v) _mm256_storeu_ps(values + kVector * v, sums[r][v]);
         store(target, row + r, begin * kVector, values, VECTORS * kVector);
     }
+}
+
+// A fine row times its group, added to what the target has.
+template <int BITS>
+void fine_tile(const edgelm_matrix& m, const Group& group, const Activations& x, int64_t entry,
+               const Target& target) {
+    constexpr int kVectors = kPanel / kVector;
+    float values[kPanel] = {};
+    fetch(target, x.fine_rows[entry], values);
+    __m256 sums[1][kVectors];
+    UNROLL
+    for (int v = 0; v < kVectors; ++v) sums[0][v] = _mm256_loadu_ps(values + kVector * v);
+    add_group<BITS, 1, kVectors>(m, group, fine_of(m, x, entry), 0, sums);
+    UNROLL
+    for (int v = 0; v < kVectors; ++v) _mm256_storeu_ps(values + kVector * v, sums[0][v]);
+    put_back(target, x.fine_rows[entry], values);
 }
 
 template <int BITS>
@@ -147,6 +168,12 @@ void rows_by_tiles(const edgelm_matrix& m, const uint8_t* panel, const Activatio
         tile<BITS, 2, 2>(m, panel, x, row, 2, target);
     }
     for (; x.rows - row >= 1; row += 1) tile<BITS, 1, 4>(m, panel, x, row, 0, target);
+    for (int64_t g = 0; g < x.groups; ++g) {
+        const Group group = Group::at(m, panel, g);
+        for (int64_t entry = x.fine_begins[g]; entry < x.fine_begins[g + 1]; ++entry) {
+            fine_tile<BITS>(m, group, x, entry, target);
+        }
+    }
 }
 
 void multiply(const edgelm_matrix& m, const uint8_t* panel, const Activations& x,
@@ -156,4 +183,4 @@ void multiply(const edgelm_matrix& m, const uint8_t* panel, const Activations& x
 
 }  // namespace
 
-const Isa kAvx2 = {"avx2", round_row, multiply};
+const Isa kAvx2 = {"avx2", round_row, refine_group, multiply, &kOpsAvx2};

@@ -50,68 +50,73 @@ inline __m512i preset(const edgelm_matrix& m, const uint8_t* zeros, int half, in
     return _mm512_mullo_epi32(_mm512_cvtepu8_epi32(own), _mm512_set1_epi32(-sum));
 }
 
+// Rows of `x` times one group of a panel, added to their sums.
+template <int BITS, int ROWS>
+INLINE void add_group(const edgelm_matrix& m, const Group& group, const Coded& x,
+                      __m512 (&sums)[ROWS][kHalves]) {
+    // Few rows leave registers for two chains of sums, which hide the instruction's latency.
+    constexpr int kChains = ROWS <= 4 ? 2 : 1;
+    const uint8_t* zeros = group.parameters + scales_bytes(m);
+    __m512i dots[ROWS][kHalves][kChains];
+    UNROLL
+    for (int r = 0; r < ROWS; ++r) {
+        UNROLL
+        for (int h = 0; h < kHalves; ++h) {
+            dots[r][h][kChains - 1] = _mm512_setzero_si512();
+            dots[r][h][0] = preset(m, zeros, h, x.sums[r * x.step]);
+        }
+    }
+    const int8_t* in = x.codes;
+    const uint8_t* at = group.codes;
+    for (int64_t s = 0; s < group.steps; ++s, in += kStep, at += step_bytes(BITS)) {
+        __m512i low[kHalves], high[kHalves];
+        UNROLL
+        for (int h = 0; h < kHalves; ++h) {
+            load_codes<BITS>(at + h * step_bytes(BITS) / 2, low[h], high[h]);
+        }
+        UNROLL
+        for (int r = 0; r < ROWS; ++r) {
+            const __m512i first = spread4(in + r * x.stride);
+            const __m512i second = spread4(in + r * x.stride + 4);
+            UNROLL
+            for (int h = 0; h < kHalves; ++h) {
+                dots[r][h][0] = dot4(dots[r][h][0], low[h], first);
+                dots[r][h][kChains - 1] = dot4(dots[r][h][kChains - 1], high[h], second);
+            }
+        }
+    }
+    UNROLL
+    for (int h = 0; h < kHalves; ++h) {
+        const __m512 scale = load_floats(group.parameters, m.scales, h);
+        UNROLL
+        for (int r = 0; r < ROWS; ++r) {
+            const __m512 a = _mm512_set1_ps(x.scales[r * x.step]);
+            __m512i dot = dots[r][h][0];
+            if (kChains == 2) dot = _mm512_add_epi32(dot, dots[r][h][kChains - 1]);
+            const __m512 product = _mm512_cvtepi32_ps(dot);
+            sums[r][h] = _mm512_fmadd_ps(product, _mm512_mul_ps(scale, a), sums[r][h]);
+        }
+    }
+    if (m.zeros != EDGELM_ZEROS_FLOAT) return;
+    UNROLL
+    for (int h = 0; h < kHalves; ++h) {
+        const __m512 zero = load_floats(zeros, m.scales, h);
+        UNROLL
+        for (int r = 0; r < ROWS; ++r) {
+            const float total = static_cast<float>(x.sums[r * x.step]) * x.scales[r * x.step];
+            sums[r][h] = _mm512_fmadd_ps(_mm512_set1_ps(total), zero, sums[r][h]);
+        }
+    }
+}
+
 template <int BITS, int ROWS>
 void tile(const edgelm_matrix& m, const uint8_t* panel, const Activations& x, int64_t row,
           const Target& target) {
-    // Few rows leave registers for two chains of sums, which hide the instruction's latency.
-    constexpr int kChains = ROWS <= 4 ? 2 : 1;
-    const int64_t parameters = row * x.groups;
     __m512 sums[ROWS][kHalves];
     for (auto& pair : sums) pair[0] = pair[1] = _mm512_setzero_ps();
     Group group = Group::first_of(m, panel);
     for (int64_t g = 0; g < x.groups; ++g, group.next(m)) {
-        const uint8_t* zeros = group.parameters + scales_bytes(m);
-        __m512i dots[ROWS][kHalves][kChains];
-        UNROLL
-        for (int r = 0; r < ROWS; ++r) {
-            UNROLL
-            for (int h = 0; h < kHalves; ++h) {
-                dots[r][h][kChains - 1] = _mm512_setzero_si512();
-                dots[r][h][0] = preset(m, zeros, h, x.sums[parameters + r * x.groups + g]);
-            }
-        }
-        const int8_t* in = x.codes + row * x.stride + group.first;
-        const uint8_t* at = group.codes;
-        for (int64_t s = 0; s < group.steps; ++s, in += kStep, at += step_bytes(BITS)) {
-            __m512i low[kHalves], high[kHalves];
-            UNROLL
-            for (int h = 0; h < kHalves; ++h) {
-                load_codes<BITS>(at + h * step_bytes(BITS) / 2, low[h], high[h]);
-            }
-            UNROLL
-            for (int r = 0; r < ROWS; ++r) {
-                const __m512i first = spread4(in + r * x.stride);
-                const __m512i second = spread4(in + r * x.stride + 4);
-                UNROLL
-                for (int h = 0; h < kHalves; ++h) {
-                    dots[r][h][0] = dot4(dots[r][h][0], low[h], first);
-                    dots[r][h][kChains - 1] = dot4(dots[r][h][kChains - 1], high[h], second);
-                }
-            }
-        }
-        UNROLL
-        for (int h = 0; h < kHalves; ++h) {
-            const __m512 scale = load_floats(group.parameters, m.scales, h);
-            UNROLL
-            for (int r = 0; r < ROWS; ++r) {
-                const __m512 a = _mm512_set1_ps(x.scales[parameters + r * x.groups + g]);
-                __m512i dot = dots[r][h][0];
-                if (kChains == 2) dot = _mm512_add_epi32(dot, dots[r][h][kChains - 1]);
-                const __m512 product = _mm512_cvtepi32_ps(dot);
-                sums[r][h] = _mm512_fmadd_ps(product, _mm512_mul_ps(scale, a), sums[r][h]);
-            }
-        }
-        if (m.zeros != EDGELM_ZEROS_FLOAT) continue;
-        UNROLL
-        for (int h = 0; h < kHalves; ++h) {
-            const __m512 zero = load_floats(zeros, m.scales, h);
-            UNROLL
-            for (int r = 0; r < ROWS; ++r) {
-                const int64_t own = parameters + r * x.groups + g;
-                const float total = static_cast<float>(x.sums[own]) * x.scales[own];
-                sums[r][h] = _mm512_fmadd_ps(_mm512_set1_ps(total), zero, sums[r][h]);
-            }
-        }
+        add_group<BITS, ROWS>(m, group, rows_of(x, row, g, group.first), sums);
     }
     UNROLL
     for (int r = 0; r < ROWS; ++r) {
@@ -119,6 +124,27 @@ void tile(const edgelm_matrix& m, const uint8_t* panel, const Activations& x, in
         UNROLL
         for (int h = 0; h < kHalves; ++h) _mm512_storeu_ps(values + 16 * h, sums[r][h]);
         store(target, row + r, 0, values, kPanel);
+    }
+}
+
+// Fine rows [entry, entry + ROWS) times their group, added to what the target has.
+template <int BITS, int ROWS>
+void fine_tile(const edgelm_matrix& m, const Group& group, const Activations& x, int64_t entry,
+               const Target& target) {
+    __m512 sums[ROWS][kHalves];
+    float values[kPanel] = {};
+    UNROLL
+    for (int r = 0; r < ROWS; ++r) {
+        fetch(target, x.fine_rows[entry + r], values);
+        UNROLL
+        for (int h = 0; h < kHalves; ++h) sums[r][h] = _mm512_loadu_ps(values + 16 * h);
+    }
+    add_group<BITS, ROWS>(m, group, fine_of(m, x, entry), sums);
+    UNROLL
+    for (int r = 0; r < ROWS; ++r) {
+        UNROLL
+        for (int h = 0; h < kHalves; ++h) _mm512_storeu_ps(values + 16 * h, sums[r][h]);
+        put_back(target, x.fine_rows[entry + r], values);
     }
 }
 
@@ -131,6 +157,14 @@ void rows_by_tiles(const edgelm_matrix& m, const uint8_t* panel, const Activatio
     for (; x.rows - row >= 4; row += 4) tile<BITS, 4>(m, panel, x, row, target);
     for (; x.rows - row >= 2; row += 2) tile<BITS, 2>(m, panel, x, row, target);
     for (; x.rows - row >= 1; row += 1) tile<BITS, 1>(m, panel, x, row, target);
+    for (int64_t g = 0; g < x.groups; ++g) {
+        const Group group = Group::at(m, panel, g);
+        int64_t entry = x.fine_begins[g];
+        const int64_t end = x.fine_begins[g + 1];
+        for (; end - entry >= 8; entry += 8) fine_tile<BITS, 8>(m, group, x, entry, target);
+        for (; end - entry >= 4; entry += 4) fine_tile<BITS, 4>(m, group, x, entry, target);
+        for (; end - entry >= 1; entry += 1) fine_tile<BITS, 1>(m, group, x, entry, target);
+    }
 }
 
 void multiply(const edgelm_matrix& m, const uint8_t* panel, const Activations& x,
@@ -140,4 +174,4 @@ void multiply(const edgelm_matrix& m, const uint8_t* panel, const Activations& x
 
 }  // namespace
 
-const Isa kAvx512Vnni = {"avx512vnni", round_row, multiply};
+const Isa kAvx512Vnni = {"avx512vnni", round_row, refine_group, multiply, &kOpsAvx512};

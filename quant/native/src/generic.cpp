@@ -20,33 +20,47 @@ void dot(const Group& group, const int8_t* x, int32_t* dots) {
     }
 }
 
+// One row of `x` times a group, added to a panel's sums.
+void add_group(const edgelm_matrix& m, const Group& group, const Coded& x, float* sums) {
+    const float a = *x.scales;
+    const int32_t sum = *x.sums;
+    const uint8_t* zeros = group.parameters + scales_bytes(m);
+    int32_t dots[kPanel];
+    for (int64_t i = 0; i < kPanel; ++i) {
+        dots[i] = -sum * (m.zeros == EDGELM_ZEROS_INT ? zeros[i] : middle_code(m));
+    }
+    (m.bits == 4 ? dot<4> : dot<8>)(group, x.codes, dots);
+    for (int64_t i = 0; i < kPanel; ++i) {
+        const float scale = read_float(group.parameters, m.scales, i);
+        sums[i] = std::fma(static_cast<float>(dots[i]), scale * a, sums[i]);
+        if (m.zeros == EDGELM_ZEROS_FLOAT) {
+            const float zero = read_float(zeros, m.scales, i);
+            sums[i] = std::fma(static_cast<float>(sum) * a, zero, sums[i]);
+        }
+    }
+}
+
 void multiply(const edgelm_matrix& m, const uint8_t* panel, const Activations& x,
               const Target& target) {
     for (int64_t row = 0; row < x.rows; ++row) {
         float sums[kPanel] = {};
         Group group = Group::first_of(m, panel);
         for (int64_t g = 0; g < x.groups; ++g, group.next(m)) {
-            const float a = x.scales[row * x.groups + g];
-            const int32_t sum = x.sums[row * x.groups + g];
-            const uint8_t* zeros = group.parameters + scales_bytes(m);
-            int32_t dots[kPanel];
-            for (int64_t i = 0; i < kPanel; ++i) {
-                dots[i] = -sum * (m.zeros == EDGELM_ZEROS_INT ? zeros[i] : middle_code(m));
-            }
-            (m.bits == 4 ? dot<4> : dot<8>)(group, x.codes + row * x.stride + group.first, dots);
-            for (int64_t i = 0; i < kPanel; ++i) {
-                const float scale = read_float(group.parameters, m.scales, i);
-                sums[i] = std::fma(static_cast<float>(dots[i]), scale * a, sums[i]);
-                if (m.zeros == EDGELM_ZEROS_FLOAT) {
-                    const float zero = read_float(zeros, m.scales, i);
-                    sums[i] = std::fma(static_cast<float>(sum) * a, zero, sums[i]);
-                }
-            }
+            add_group(m, group, rows_of(x, row, g, group.first), sums);
         }
         store(target, row, 0, sums, kPanel);
+    }
+    for (int64_t g = 0; g < x.groups; ++g) {
+        const Group group = Group::at(m, panel, g);
+        for (int64_t entry = x.fine_begins[g]; entry < x.fine_begins[g + 1]; ++entry) {
+            float sums[kPanel] = {};
+            fetch(target, x.fine_rows[entry], sums);
+            add_group(m, group, fine_of(m, x, entry), sums);
+            put_back(target, x.fine_rows[entry], sums);
+        }
     }
 }
 
 }  // namespace
 
-const Isa kGeneric = {"generic", round_row, multiply};
+const Isa kGeneric = {"generic", round_row, refine_group, multiply, &kOpsGeneric};

@@ -19,7 +19,8 @@ namespace {
 constexpr int64_t kPanel = 32;
 constexpr int64_t kStep = 8;
 // Activations share a scale over so many inputs where the weights have one scale per row.
-constexpr int64_t kRowGroup = 128;
+constexpr int64_t kRowGroup = 32;
+constexpr int64_t kMostGroup = 128;  // the widest group there is
 
 inline int64_t ceil_div(int64_t number, int64_t by) { return (number + by - 1) / by; }
 
@@ -62,6 +63,16 @@ struct Group {
 
     static Group first_of(const edgelm_matrix& m, const uint8_t* panel) {
         Group group{panel, panel + parameter_bytes(m), 0, 0};
+        group.measure(m);
+        return group;
+    }
+
+    static Group at(const edgelm_matrix& m, const uint8_t* panel, int64_t index) {
+        Group group = first_of(m, panel);
+        const int64_t passed = index * group_inputs(m) / kStep * step_bytes(m.bits);
+        group.first = index * group_inputs(m);
+        group.codes += passed + (m.group ? index * parameter_bytes(m) : 0);
+        if (m.group) group.parameters = group.codes - parameter_bytes(m);
         group.measure(m);
         return group;
     }

@@ -35,11 +35,6 @@ const Isas& isas() {
 
 std::atomic<const Isa*> chosen{nullptr};
 
-const Isa& current_isa() {
-    const Isa* isa = chosen.load(std::memory_order_relaxed);
-    return isa ? *isa : *isas().found[isas().count - 1];
-}
-
 uint8_t code_at(const edgelm_matrix& m, const uint8_t* qweight, int64_t row, int64_t input) {
     if (row >= m.outputs || input >= m.inputs) return 0;
     if (m.bits == 8) return qweight[row * m.inputs + input] ^ 0x80;
@@ -143,6 +138,23 @@ void round_rows(const void* context, int64_t begin, int64_t end) {
     }
 }
 
+// Where each group's fine rows begin, from the flags that rounding set.
+void count_fine(const Activations& x) {
+    int64_t total = 0;
+    for (int64_t g = 0; g < x.groups; ++g) {
+        x.fine_begins[g] = total;
+        for (int64_t row = 0; row < x.rows; ++row) total += x.coarse[row * x.groups + g];
+    }
+    x.fine_begins[x.groups] = total;
+}
+
+void refine_groups(const void* context, int64_t begin, int64_t end) {
+    const Product& p = *static_cast<const Product*>(context);
+    for (int64_t g = begin; g < end; ++g) {
+        p.isa.refine(p.matrix, p.x, p.x_stride, p.activations, g);
+    }
+}
+
 void multiply_panels(const void* context, int64_t begin, int64_t end) {
     const Product& p = *static_cast<const Product*>(context);
     for (int64_t panel = begin; panel < end; ++panel) {
@@ -154,6 +166,11 @@ void multiply_panels(const void* context, int64_t begin, int64_t end) {
 }
 
 }  // namespace
+
+const Isa& current_isa() {
+    const Isa* isa = chosen.load(std::memory_order_relaxed);
+    return isa ? *isa : *isas().found[isas().count - 1];
+}
 
 int32_t edgelm_abi() { return EDGELM_ABI; }
 
@@ -176,7 +193,9 @@ int64_t edgelm_layout_bytes(const edgelm_matrix* matrix) {
 }
 
 int64_t edgelm_workspace_bytes(const edgelm_matrix* matrix, int64_t rows) {
-    return rows * (activation_stride(*matrix) + group_count(*matrix) * 8);
+    Cutter cut(nullptr);
+    place(*matrix, rows, cut);
+    return cut.bytes;
 }
 
 void edgelm_pack(const edgelm_matrix* matrix, const uint8_t* qweight, const uint8_t* scales,
@@ -196,10 +215,14 @@ void edgelm_lookup(const edgelm_matrix* matrix, const uint8_t* layout, const int
 void edgelm_multiply(const edgelm_matrix* matrix, const uint8_t* layout, const float* x,
                      int64_t rows, int64_t x_stride, const float* bias, float* out,
                      int64_t out_stride, uint8_t* workspace, int32_t threads) {
+    Cutter cut(workspace);
     const Product product{current_isa(), *matrix, layout,     x, x_stride, bias, out, out_stride,
-                          place(*matrix, rows, workspace)};
+                          place(*matrix, rows, cut)};
     const int64_t panels = ceil_div(matrix->outputs, kPanel);
     if (panels * panel_bytes(*matrix) * rows < kThreadedBytes) threads = 1;
-    run(round_rows, &product, rows, rows < kThreadedRows ? 1 : threads);
+    const int32_t rounding = rows < kThreadedRows ? 1 : threads;
+    run(round_rows, &product, rows, rounding);
+    count_fine(product.activations);
+    run(refine_groups, &product, product.activations.groups, rounding);
     run(multiply_panels, &product, panels, threads);
 }

@@ -1,0 +1,144 @@
+"""The operations in the native library, run at once and, for a decode step, recorded on the way.
+
+Only for float32 activations. Matches ``reference`` to about 110 dB (tests/quant/test_native_ops.py)
+where the products are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from edgelm.cache import ring_slots
+from edgelm.config import ModelConfig
+from edgelm.memory import ProductPlan
+from edgelm.ops.reference import Angles, Scoring
+from edgelm.position import Rope
+from quant import QuantEmbedding, QuantLinear, Scheme
+from quant.backends.native_backend import NativeProduct
+from quant.native import ops
+from quant.native.ops import Call, LayerCache
+
+if TYPE_CHECKING:
+    from edgelm.step import Step
+
+MOST_RECORDED = 16
+"""Steps of up to so many rows, one token each, are recorded."""
+
+
+def runs_natively(products: Iterable[ProductPlan], dtype: torch.dtype) -> bool:
+    """Whether every operation of a step has a native version; any table may be looked up first."""
+    return dtype == torch.float32 and all(
+        p.kernel.startswith("native.") for p in products if p.kind != "embed"
+    )
+
+
+def workspaces(
+    config: ModelConfig, rows: int, chunk: int, context: int, products: Iterable[ProductPlan]
+) -> dict[str, int]:
+    """Bytes by plan part: the workspace of attention, and that of recorded products."""
+    slots = max(ring_slots(window, context, chunk) for window in config.windows)
+    shape = (slots, config.num_kv_heads, config.head_size)
+    recorded = min(rows, MOST_RECORDED)
+    return {
+        "attention": ops.attention_bytes(chunk, config.num_heads, shape),
+        "kernel scratch": max(
+            ops.workspace_bytes(Scheme.parse(p.scheme), p.shape, recorded)
+            for p in products
+            if p.kernel.startswith("native.")
+        ),
+    }
+
+
+class NativeOps:
+    """The operations of ``reference`` as calls of the native library.
+
+    Args:
+        attention: uint8 workspace of ``attend``. products: uint8 workspace of products that are
+            recorded; None runs them at once with memory of their own.
+    """
+
+    def __init__(self, attention: Tensor, products: Tensor | None = None) -> None:
+        self._attention, self._products = attention, products
+        self.calls: list[Call] = []
+        self.first: Callable[[], object] | None = None  # runs before them: a table that is not ours
+
+    @property
+    def _recording(self) -> bool:
+        return self._products is not None
+
+    def _run(self, call: Call) -> None:
+        if self._recording:
+            self.calls.append(call)
+        call()
+
+    def linear(self, product: QuantLinear, x: Tensor, out: Tensor) -> Tensor:
+        if self._products is None:
+            return product.forward(x, out)
+        assert isinstance(product.kernel, NativeProduct)
+        layout = product.tensors["layout"]
+        self._run(ops.linear(layout, product.scheme, x, product.bias, out, self._products))
+        return out
+
+    def embed(self, table: QuantEmbedding, ids: Tensor, out: Tensor) -> Tensor:
+        if self._recording and isinstance(table.kernel, NativeProduct):
+            self._run(ops.embed(table.tensors["layout"], table.scheme, ids, out))
+        else:
+            table.forward(ids, out)
+            self.first = partial(table.forward, ids, out)
+        return out
+
+    def scale_(self, x: Tensor, factor: float) -> Tensor:
+        self._run(ops.scale(x, factor, x))
+        return x
+
+    def copy(self, x: Tensor, out: Tensor) -> Tensor:
+        self._run(ops.scale(x, 1.0, out))
+        return out
+
+    def rms_norm(
+        self, x: Tensor, weight: Tensor, eps: float, out: Tensor, scratch: Tensor
+    ) -> Tensor:
+        self._run(ops.rms_norm(x, weight, eps, out))
+        return out
+
+    def layer_norm(
+        self, x: Tensor, weight: Tensor, bias: Tensor, eps: float, out: Tensor, scratch: Tensor
+    ) -> Tensor:
+        self._run(ops.layer_norm(x, weight, bias, eps, out))
+        return out
+
+    def rotate(self, x: Tensor, rope: Rope, angles: Angles, out: Tensor) -> Tensor:
+        self._run(ops.rotate(x, angles.table, angles.positions, rope.interleaved, out))
+        return out
+
+    def store(self, step: Step, layer: int, keys: Tensor, values: Tensor) -> None:
+        cache = LayerCache(*step.cache.tensors_of(layer))
+        self._run(ops.store(cache, keys, values, step.rows, step.positions))
+
+    def attend(
+        self, step: Step, layer: int, queries: Tensor, scoring: Scoring, out: Tensor
+    ) -> Tensor:
+        call = ops.attend(
+            queries, LayerCache(*step.cache.tensors_of(layer)), step.rows, step.positions, out,
+            self._attention, scale=scoring.scale, window=step.cache.window_of(layer),
+            softcap=scoring.softcap, slopes=scoring.slopes,
+        )  # fmt: skip
+        self._run(call)
+        return out
+
+    def activation(self, x: Tensor, name: str, out: Tensor) -> Tensor:
+        self._run(ops.activation(x, name, out))
+        return out
+
+    def gated_activation(self, gate_up: Tensor, name: str, out: Tensor) -> Tensor:
+        self._run(ops.gated_activation(gate_up, name, out))
+        return out
+
+    def add_(self, x: Tensor, branch: Tensor) -> Tensor:
+        self._run(ops.add(x, branch))
+        return x

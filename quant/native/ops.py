@@ -1,0 +1,334 @@
+"""A decoding step's operations in the native library, as calls to be run now or recorded.
+
+Each function makes a ``Call``: a function of the library and a struct of pointers and sizes, as
+src/edgelm_ops.h describes them. A call runs as often as it likes; positions and rows are read from
+their tensors each time. Tensors are float32 on the CPU with neighbouring numbers in the last
+dimension; what a token holds is contiguous, tokens may be apart. Nothing is allocated but the call.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor
+
+from ..scheme import Scheme
+from . import library, matrix, threads
+
+FUNCTIONS = {"silu": 0, "gelu_pytorch_tanh": 1, "relu2": 2}
+STORAGES = {torch.bfloat16: 1, torch.float32: 2, torch.int8: 3}
+
+_POINTER, _INT64 = ctypes.c_void_p, ctypes.c_int64
+_INT32, _FLOAT = ctypes.c_int32, ctypes.c_float
+
+
+def _fields(pointers: str, sizes: str, rest: Sequence[tuple[str, type]]) -> list[tuple[str, type]]:
+    """Fields of a struct: pointers, 64-bit sizes and what follows them, in this order."""
+    return [
+        *((name, _POINTER) for name in pointers.split()),
+        *((name, _INT64) for name in sizes.split()),
+        *rest,
+    ]
+
+
+_THREADS = ("threads", _INT32)
+
+
+class Product(ctypes.Structure):
+    """edgelm_product"""
+
+    _fields_ = _fields("matrix layout x bias out workspace", "rows x_stride out_stride", [_THREADS])
+
+
+class Reading(ctypes.Structure):
+    """edgelm_reading"""
+
+    _fields_ = _fields("matrix layout ids out", "count out_stride", [])
+
+
+class Norm(ctypes.Structure):
+    """edgelm_norm"""
+
+    _fields_ = _fields(
+        "x out weight bias",
+        "tokens heads size x_stride out_stride",
+        [("eps", _FLOAT), _THREADS],
+    )
+
+
+class Sum(ctypes.Structure):
+    """edgelm_sum"""
+
+    _fields_ = _fields("x y", "tokens size x_stride y_stride", [_THREADS])
+
+
+class Map(ctypes.Structure):
+    """edgelm_map"""
+
+    _fields_ = _fields("x out", "tokens size x_stride out_stride", [("number", _FLOAT), _THREADS])
+
+
+class Activation(ctypes.Structure):
+    """edgelm_activation"""
+
+    _fields_ = _fields(
+        "gate up out",
+        "tokens size gate_stride up_stride out_stride",
+        [("function", _INT32), _THREADS],
+    )
+
+
+class Rotation(ctypes.Structure):
+    """edgelm_rotation"""
+
+    _fields_ = _fields(
+        "x out cosines sines positions",
+        "tokens heads size pairs x_stride out_stride",
+        [("interleaved", _INT32), _THREADS],
+    )
+
+
+class Cache(ctypes.Structure):
+    """edgelm_cache"""
+
+    _fields_ = _fields("keys values key_scales value_scales", "slots groups size storage", [])
+
+
+class Append(ctypes.Structure):
+    """edgelm_append"""
+
+    _fields_ = [
+        ("cache", Cache),
+        *_fields("keys values rows positions", "tokens key_stride value_stride", [_THREADS]),
+    ]
+
+
+class Attention(ctypes.Structure):
+    """edgelm_attention"""
+
+    _fields_ = [
+        ("cache", Cache),
+        *_fields(
+            "queries out rows positions slopes workspace",
+            "tokens heads query_stride out_stride window",
+            [("scale", _FLOAT), ("softcap", _FLOAT), _THREADS],
+        ),
+    ]
+
+
+class Choice(ctypes.Structure):
+    """edgelm_choice"""
+
+    _fields_ = _fields("x out", "tokens size x_stride", [_THREADS])
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of the library: ``function(pointer to struct)``.
+
+    ``tensors`` is the memory that the struct points into, held for as long as the call is.
+    """
+
+    function: str
+    struct: ctypes.Structure
+    tensors: tuple[Tensor | None, ...]
+
+    def __call__(self) -> None:
+        getattr(library(), self.function)(ctypes.byref(self.struct))
+
+
+@dataclass(frozen=True)
+class LayerCache:
+    """Keys and values [rows, slots, G, D] of a layer, position p of a row in slot p % slots.
+
+    For int8 the scales [rows, slots, G, 1] are bfloat16.
+    """
+
+    keys: Tensor
+    values: Tensor
+    key_scales: Tensor | None = None
+    value_scales: Tensor | None = None
+
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        return self.keys, self.values, self.key_scales, self.value_scales
+
+    def struct(self) -> Cache:
+        storage = STORAGES.get(self.keys.dtype)
+        if storage is None:
+            raise ValueError(f"keys in {self.keys.dtype}; native caches hold {list(STORAGES)}")
+        for tensor in self.tensors:
+            assert tensor is None or tensor.is_contiguous()
+        assert (self.key_scales is None) == (self.keys.dtype != torch.int8)
+        return Cache(*map(_address, self.tensors), *self.keys.shape[1:], storage)
+
+
+def linear(
+    layout: Tensor, scheme: Scheme, x: Tensor, bias: Tensor | None, out: Tensor, workspace: Tensor
+) -> Call:
+    """out [M, N] = x [M, K] times a matrix in ``NativeProduct``'s layout, plus bias [N].
+
+    workspace: uint8, at least ``workspace_bytes``.
+    """
+    shape = (out.shape[1], x.shape[1])
+    assert workspace.numel() >= workspace_bytes(scheme, shape, x.shape[0])
+    struct = Product(
+        matrix(scheme, shape), *map(_address, (layout, x, bias, out, workspace)),
+        x.shape[0], _stride(x), _stride(out), threads(),
+    )  # fmt: skip
+    return Call("edgelm_linear", struct, (layout, x, bias, out, workspace))
+
+
+def workspace_bytes(scheme: Scheme, shape: tuple[int, int], rows: int) -> int:
+    """Bytes of ``linear``'s workspace for M rows and a matrix of shape [N, K]."""
+    return int(library().edgelm_workspace_bytes(matrix(scheme, shape), rows))
+
+
+def embed(layout: Tensor, scheme: Scheme, ids: Tensor, out: Tensor) -> Call:
+    """out [M, K] = rows ``ids`` [M] int64 of a matrix in ``NativeProduct``'s layout."""
+    # The number of outputs plays no part in where a row lies.
+    struct = Reading(
+        matrix(scheme, (1, out.shape[1])), *map(_address, (layout, ids, out)),
+        len(ids), _stride(out),
+    )  # fmt: skip
+    return Call("edgelm_embed", struct, (layout, ids, out))
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, out: Tensor) -> Call:
+    """x / rms(x) * weight; x, out [M, N] or [M, heads, N], other memory. weight: [N]."""
+    return Call("edgelm_rms_norm", _norm(x, weight, None, eps, out), (x, weight, out))
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, out: Tensor) -> Call:
+    """(x - mean) / deviation * weight + bias; arguments as for ``rms_norm``, bias [N]."""
+    return Call("edgelm_layer_norm", _norm(x, weight, bias, eps, out), (x, weight, bias, out))
+
+
+def add(x: Tensor, y: Tensor) -> Call:
+    """x += y, both [M, N]."""
+    struct = Sum(_address(x), _address(y), *x.shape, _stride(x), _stride(y), threads())
+    return Call("edgelm_add", struct, (x, y))
+
+
+def scale(x: Tensor, factor: float, out: Tensor) -> Call:
+    """out = x * factor, both [M, N]; with factor 1 a copy. out may be x."""
+    return Call("edgelm_scale", _map(x, factor, out), (x, out))
+
+
+def softcap(x: Tensor, bound: float, out: Tensor) -> Call:
+    """out = bound * tanh(x / bound), both [M, N]. out may be x."""
+    return Call("edgelm_softcap", _map(x, bound, out), (x, out))
+
+
+def activation(x: Tensor, name: str, out: Tensor) -> Call:
+    """out = the function of transformers' ``name`` in ``FUNCTIONS`` of x, both [M, N]."""
+    return _activation(x, None, name, out)
+
+
+def gated_activation(gate_up: Tensor, name: str, out: Tensor) -> Call:
+    """out [M, N] = function(gate) * up for gate_up [M, 2 * N], gate first."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return _activation(gate, up, name, out)
+
+
+def rotate(x: Tensor, table: Tensor, positions: Tensor, interleaved: bool, out: Tensor) -> Call:
+    """Rotary embedding of x [M, heads, D] into out, which may be x.
+
+    Args:
+        table: [2, context, pairs], cosines and sines; what lies beyond 2 * pairs is copied.
+        positions: [M] int64. interleaved: pairs are neighbours instead of halves.
+    """
+    struct = Rotation(
+        *map(_address, (x, out, table[0], table[1], positions)),
+        *x.shape, table.shape[2], _stride(x), _stride(out), interleaved, threads(),
+    )  # fmt: skip
+    return Call("edgelm_rotate", struct, (x, out, table, positions))
+
+
+def store(cache: LayerCache, keys: Tensor, values: Tensor, rows: Tensor, positions: Tensor) -> Call:
+    """Keys and values [M, G, D] into their places; rows and positions [M] int64."""
+    struct = Append(
+        cache.struct(), *map(_address, (keys, values, rows, positions)),
+        keys.shape[0], _stride(keys), _stride(values), threads(),
+    )  # fmt: skip
+    return Call("edgelm_store", struct, (*cache.tensors, keys, values, rows, positions))
+
+
+def attend(
+    queries: Tensor, cache: LayerCache, rows: Tensor, positions: Tensor, out: Tensor,
+    workspace: Tensor, *, scale: float, window: int | None = None, softcap: float | None = None,
+    slopes: Tensor | None = None,
+) -> Call:  # fmt: skip
+    """softmax(scores) v over what each token's row holds up to its position.
+
+    Args:
+        queries, out: [M, H, D] with H a multiple of the cache's G. rows, positions: [M] int64.
+        workspace: uint8, at least ``attention_bytes``. window: how many positions a token sees,
+            itself included; None: all. softcap: bound of the scores. slopes: [H] of ALiBi.
+    """
+    struct = Attention(
+        cache.struct(),
+        *map(_address, (queries, out, rows, positions, slopes, workspace)),
+        *queries.shape[:2], _stride(queries), _stride(out), window or 0, scale, softcap or 0.0,
+        _attention_threads(),
+    )  # fmt: skip
+    assert workspace.numel() >= library().edgelm_attention_bytes(ctypes.byref(struct))
+    tensors = (*cache.tensors, queries, out, rows, positions, slopes, workspace)
+    return Call("edgelm_attend", struct, tensors)
+
+
+def attention_bytes(tokens: int, heads: int, shape: tuple[int, int, int]) -> int:
+    """Bytes of ``attend``'s workspace for up to M tokens over a cache of (slots, G, D)."""
+    struct = Attention(tokens=tokens, heads=heads, threads=max(_attention_threads(), _cores()))
+    struct.cache.slots, struct.cache.groups, struct.cache.size = shape
+    return int(library().edgelm_attention_bytes(ctypes.byref(struct)))
+
+
+def _attention_threads() -> int:
+    """Never more than ``attention_bytes`` counted, whatever torch is set to later."""
+    return min(threads(), _cores())
+
+
+def _cores() -> int:
+    return os.cpu_count() or 1
+
+
+def argmax(x: Tensor, out: Tensor) -> Call:
+    """out [M] int64 = index of the first largest number of x [M, N], -1 where one is NaN."""
+    struct = Choice(_address(x), _address(out), *x.shape, _stride(x), threads())
+    return Call("edgelm_argmax", struct, (x, out))
+
+
+def _norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, out: Tensor) -> Norm:
+    tokens, *heads, size = x.shape
+    return Norm(
+        *map(_address, (x, out, weight, bias)),
+        tokens, prod(heads), size, _stride(x), _stride(out), eps, threads(),
+    )  # fmt: skip
+
+
+def _map(x: Tensor, number: float, out: Tensor) -> Map:
+    return Map(_address(x), _address(out), *x.shape, _stride(x), _stride(out), number, threads())
+
+
+def _activation(gate: Tensor, up: Tensor | None, name: str, out: Tensor) -> Call:
+    strides = _stride(gate), 0 if up is None else _stride(up), _stride(out)
+    struct = Activation(
+        *map(_address, (gate, up, out)), *gate.shape, *strides, FUNCTIONS[name], threads()
+    )
+    return Call("edgelm_activate", struct, (gate, up, out))
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def _stride(tensor: Tensor) -> int:
+    """Numbers from one token to the next; what a token holds must be contiguous float32."""
+    assert tensor.dtype == torch.float32 and tensor[0].is_contiguous()
+    return tensor.stride(0)
