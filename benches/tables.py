@@ -5,7 +5,8 @@
 
 Between ``<!-- table:NAME -->`` and ``<!-- /table -->`` stands what ``results/NAME.json`` says:
 ``{"machine": …, "date": …, "command": …, "rows": [{key: value, …}, …]}``, where a row has the keys
-of ``edgelm bench --json`` and ``ppl``, the perplexity of the same weights.
+of ``edgelm bench --json`` and ``ppl``, the perplexity of the same weights. Rows of ``compare``
+have those that ``compare.py`` writes; a key that a row lacks leaves its cell empty.
 """
 
 from __future__ import annotations
@@ -36,6 +37,31 @@ def mib(key: str) -> Callable[[Row], str]:
     return lambda row: f"{row[key] / 2**20:,.0f}"
 
 
+def ratio(row: Row) -> str:
+    """How many times better we were, and the range of the pairs."""
+    if "missing" in row:
+        return "not measured"
+    if "ratio" not in row:
+        return ""
+    return f"**{row['ratio']:.2f}x** ({min(row['pairs']):.2f}–{max(row['pairs']):.2f})"
+
+
+def measured(row: Row) -> str:
+    return "" if "value" not in row else f"{row['value']:.4g} {row['unit']}"
+
+
+def of_limit(key: str, limit: str) -> Callable[[Row], str]:
+    """A rate, and its share of what the machine reached in the same run."""
+
+    def show(row: Row) -> str:
+        if key not in row:
+            return ""
+        share = f" ({row[key] / row[limit]:.0%})" if row.get(limit) else ""
+        return f"{row[key]:,.4g}{share}"
+
+    return show
+
+
 TABLES: dict[str, dict[str, Callable[[Row], str]]] = {
     "backends": {
         "model": lambda row: row["model"],
@@ -48,6 +74,18 @@ TABLES: dict[str, dict[str, Callable[[Row], str]]] = {
         "peak MiB": mib("peak_rss_bytes"),
         "predicted MiB": mib("predicted_peak_bytes"),
         "perplexity": lambda row: f"{row['ppl']:.2f}",
+    },
+    "compare": {
+        "case": lambda row: row["case"],
+        "engine": lambda row: row["engine"],
+        "type": lambda row: row.get("type", ""),
+        "bits per weight": lambda row: (
+            f"{row['bits_per_weight']:.2f}" if "bits_per_weight" in row else ""
+        ),
+        "measured": measured,
+        "we are better by": ratio,
+        "GB/s (of reading)": of_limit("gb_s", "read_gb_s"),
+        "GF (of the 8-bit peak)": of_limit("gf", "vnni_gops"),
     },
     "accuracy": {
         "model": lambda row: row["model"],

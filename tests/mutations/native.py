@@ -79,6 +79,8 @@ MUTATIONS: tuple[Mutation, ...] = (
         "        and kernel not in EXACT_CODES\n",
         "",
         ("tests/quant/test_native_misuse.py::test_exact_products_are_not_ranked",),
+    ),
+    Mutation(
         "native ops: a window of the cache's ring",
         OPS,
         "_stride(out), window or 0, scale",

@@ -1,0 +1,1 @@
+"""The parts of ``benches/compare.py``: cases, engines that take turns, the files that they read."""

@@ -1,0 +1,94 @@
+"""The other side of ``worker``: starts it, asks it, and does not wait for ever."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .missing import Missing
+
+BENCHES = Path(__file__).resolve().parent.parent
+LOAD_LIMIT_S, TURN_LIMIT_S = 420.0, 180.0
+
+
+class Worker:
+    """A loaded engine that answers turn by turn.
+
+    Args:
+        spec: what ``worker.load`` takes. environment: variables for this engine alone.
+
+    Raises:
+        Missing: the engine is not installed, refused, or took longer than the limit.
+    """
+
+    def __init__(self, spec: Mapping[str, Any], environment: Mapping[str, str]) -> None:
+        path = os.pathsep.join([str(BENCHES.parent), str(BENCHES), *_python_path()])
+        self._started = time.perf_counter()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "comparison.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, **environment, "PYTHONPATH": path},
+            text=True,
+        )
+        self._lines: queue.Queue[str] = queue.Queue()
+        threading.Thread(target=self._listen, daemon=True).start()
+        self.about = self._ask(dict(spec), LOAD_LIMIT_S)
+
+    def turn(self, prompt: int, steps: int) -> dict[str, float]:
+        """Seconds of prefilling `prompt` tokens and of `steps` decode steps, and bytes of memory.
+
+        Raises Missing as above; the worker has then ended.
+        """
+        return self._ask({"prompt": prompt, "steps": steps}, TURN_LIMIT_S)
+
+    def seconds_alive(self) -> float:
+        return time.perf_counter() - self._started
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe:
+                pipe.close()
+
+    def _listen(self) -> None:
+        assert self._process.stdout
+        try:
+            for line in self._process.stdout:
+                self._lines.put(line)
+        except ValueError:  # closed meanwhile
+            pass
+        self._lines.put("")
+
+    def _ask(self, request: dict[str, Any], limit_s: float) -> dict[str, Any]:
+        assert self._process.stdin
+        try:
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+            line = self._lines.get(timeout=limit_s)
+        except queue.Empty:
+            line = json.dumps({"missing": f"no answer within {limit_s:.0f} s"})
+        except BrokenPipeError:
+            line = ""
+        told = json.loads(line) if line else {"missing": self._death()}
+        if "missing" in told:
+            self.close()
+            raise Missing(told["missing"])
+        return dict(told)
+
+    def _death(self) -> str:
+        return f"its process ended with {self._process.wait()}"
+
+
+def _python_path() -> list[str]:
+    return [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part]

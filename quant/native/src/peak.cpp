@@ -1,0 +1,24 @@
+// The most 8-bit operations that one thread of this processor does: what products are held to.
+#include "edgelm_native.h"
+#include "peak.h"
+#include "platform.h"
+
+// Runs `steps` steps on the calling thread; the operations done, 0 where there is no loop for this
+// processor.
+EDGELM_API int64_t edgelm_peak(int64_t steps) {
+    static volatile int32_t kept;
+    int32_t sink = 0;
+    int64_t done = 0;
+#if defined(EDGELM_X86)
+    const CpuFeatures cpu = cpu_features();
+    if (cpu.avx512_vnni) {
+        done = peak_avx512vnni(steps, &sink);
+    } else if (cpu.avx2_fma_f16c) {
+        done = peak_avx2(steps, &sink);
+    }
+#else
+    (void)steps;
+#endif
+    kept = sink;  // so that no compiler finds the loop useless
+    return done;
+}

@@ -1,0 +1,53 @@
+"""Rows about the comparison with other engines."""
+
+from __future__ import annotations
+
+from mutations.row import Mutation
+
+HERE = "tests/test_compare.py"
+PARTS = "benches/comparison"
+
+MUTATIONS: tuple[Mutation, ...] = (
+    Mutation(
+        "compare: a ratio is the median of pairs",
+        f"{PARTS}/turns.py",
+        '["ratio"] = _short(median(pairs))',
+        '["ratio"] = _short(median(values[reference].values()) / median(numbers))',
+        (f"{HERE}::test_ratio_is_the_median_of_pairs_of_one_round",),
+    ),
+    Mutation(
+        "compare: rounds begin with the next one",
+        f"{PARTS}/turns.py",
+        "first = round_ % len(names)",
+        "first = 0",
+        (f"{HERE}::test_everybody_has_one_turn_a_round_and_begins_once",),
+    ),
+    Mutation(
+        "compare: the fastest settings take part",
+        f"{PARTS}/run.py",
+        "best = max(tried, key",
+        "best = min(tried, key",
+        (f"{HERE}::test_who_is_not_there_says_why_and_the_others_are_measured",),
+    ),
+    Mutation(
+        "compare: who drops out is named",
+        f"{PARTS}/run.py",
+        "            self.missing[name] = str(why)\n",
+        '            self.missing[name] = ""\n',
+        (f"{HERE}::test_who_is_not_there_says_why_and_the_others_are_measured",),
+    ),
+    Mutation(
+        "compare: random blocks have sane scales",
+        f"{PARTS}/gguf_models.py",
+        '"Q8_0": ((0, 1 / 74),)',
+        '"Q8_0": ((0, 1 / 7),)',
+        (f"{HERE}::test_files_of_random_blocks_load_and_equal",),
+    ),
+    Mutation(
+        "compare: a lookup table is not read",
+        f"{PARTS}/gguf_models.py",
+        '"bytes_per_token": nbytes - table,',
+        '"bytes_per_token": nbytes,',
+        (f"{HERE}::test_sizes_leave_a_mere_lookup_table_out",),
+    ),
+)
