@@ -56,7 +56,7 @@ def load(
         EdgeLMError: files, settings or kernels that do not go together.
     """
     files = _open(model, revision, offline, allow_pickle)
-    torch.set_num_threads(_threads(threads))
+    use_threads(threads)
     chosen = _settings(settings)
     decoder, names = files.assemble(task, num_labels, problem_type)
     made = make_plan(decoder, files.config, names, chosen)
@@ -86,6 +86,15 @@ def _settings(given: dict[str, Any]) -> Settings:
         if name not in known:
             raise UsageError(f"{name!r} is not a setting; allowed: {', '.join(known)}.")
     return Settings(**given)
+
+
+def use_threads(given: int | None) -> None:
+    """Compute with so many cores from now on; None means EDGELM_THREADS, else all.
+
+    Raises:
+        UsageError: more than there are, or several in a forked process.
+    """
+    torch.set_num_threads(_threads(given))
 
 
 def _threads(given: int | None) -> int:

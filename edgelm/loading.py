@@ -60,8 +60,9 @@ class Loader:
         """
         total, done = self.plan.weight_bytes, 0
         pending = {product.names[0]: product for product in self.plan.products}
-        embed = pending.pop("embed")
-        self.decoder.embed.table = QuantEmbedding(self._layout(embed), find(embed.kernel))
+        embed = pending.pop("embed", None)
+        if embed is not None:
+            self.decoder.embed.table = QuantEmbedding(self._layout(embed), find(embed.kernel))
         for prefix, projection in self.decoder.projections():
             bias = self._bias(prefix, projection.parts) if projection.bias else None
             start = 0
@@ -77,6 +78,7 @@ class Loader:
                 if self.progress:
                     self.progress(name, done, total)
         if self.decoder.head is not None and self.decoder.embed.tied_to_head:
+            assert self.decoder.embed.table is not None
             self.decoder.head.products.append(self.decoder.embed.table.as_linear())
         for name, norm in self.decoder.norms():
             for vector in norm.vectors:

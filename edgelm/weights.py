@@ -34,10 +34,15 @@ class WeightNames:
 
     Args:
         table: canonical name -> source. head_size: rows of a turn in interleaved tensors.
+        first_layer: the file's layer that is called ``layers.0``.
     """
 
-    def __init__(self, table: Mapping[str, Source], checkpoint: Checkpoint, head_size: int) -> None:
+    def __init__(
+        self, table: Mapping[str, Source], checkpoint: Checkpoint, head_size: int,
+        first_layer: int = 0,
+    ) -> None:  # fmt: skip
         self.table, self.checkpoint, self.head_size = table, checkpoint, head_size
+        self._first_layer = first_layer
         self._present = set(checkpoint.names())
 
     def file_name(self, canonical: str, kind: str = "weight") -> str:
@@ -119,4 +124,5 @@ class WeightNames:
     def _source(self, canonical: str) -> tuple[Source, str]:
         index = _INDEX.search(canonical)
         pattern = _INDEX.sub(".{}.", canonical, count=1) if index else canonical
-        return self.table[pattern], index[1] if index else ""
+        layer = str(self._first_layer + int(index[1])) if index else ""
+        return self.table[pattern], layer

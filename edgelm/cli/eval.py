@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
@@ -68,39 +68,53 @@ def _show(found: Evaluation) -> None:
         out.print(_text_table(found.text, found.noise_floor))
     if found.tasks:
         table = Table("task", box=None)
-        for column in ("items", "accuracy", "by length", "baseline", "flips"):
+        for column in ("items", "accuracy", "by length", "baseline", "flips", "noise floor"):
             table.add_column(column, justify="right")
         for name, score in found.tasks.items():
-            table.add_row(name, *_task_cells(score))
+            noise = found.noise_floor and found.noise_floor["tasks"][name]
+            table.add_row(name, *_task_cells(score, noise))
         out.print(table)
 
 
-def _text_table(score: TextScore, noise: dict[str, float] | None) -> Table:
+def _text_table(score: TextScore, noise: dict[str, Any] | None) -> Table:
     """A row a figure; beside it that of the same weights with bfloat16 activations."""
     table = Table(f"{score.tokens} tokens", box=None)
     table.add_column("value", justify="right")
     table.add_column("noise floor", justify="right")
-    table.add_row("token perplexity", f"{score.ppl:.4f} ± {score.ppl_stderr:.4f}")
-    table.add_row("word perplexity", f"{score.word_ppl:.4f}")
+
+    def floor(name: str, shown: str = "{:.6f}") -> str:
+        return shown.format(noise[name]) if noise else ""
+
+    def shift(name: str) -> str:
+        return f"{noise[name] - noise[f'{name}_baseline']:+.4f}" if noise else ""
+
+    table.add_row("token perplexity", f"{score.ppl:.4f} ± {score.ppl_stderr:.4f}", shift("ppl"))
+    table.add_row("word perplexity", f"{score.word_ppl:.4f}", shift("word_ppl"))
     if score.ppl_baseline is None:
         return table
-    shift = f"{noise['ppl'] - noise['ppl_baseline']:+.4f}" if noise else ""
-    table.add_row("token perplexity, baseline", f"{score.ppl_baseline:.4f}", shift)
+    table.add_row("token perplexity, baseline", f"{score.ppl_baseline:.4f}")
+    table.add_row("word perplexity, baseline", f"{score.word_ppl_baseline:.4f}")
     for title, name in (("KLD mean", "kld_mean"), ("KLD 99 %", "kld_p99"), ("KLD max", "kld_max")):
-        table.add_row(title, f"{getattr(score, name):.6f}", f"{noise[name]:.6f}" if noise else "")
-    floor = f"{noise['top1_agreement']:.2%}" if noise else ""
-    table.add_row("same top token", f"{score.top1_agreement:.2%}", floor)
+        table.add_row(title, f"{getattr(score, name):.6f}", floor(name))
+    agreed = f"{score.top1_agreement:.2%}"
+    table.add_row("same top token", agreed, floor("top1_agreement", "{:.2%}"))
     return table
 
 
-def _task_cells(score: TaskScore) -> list[str]:
+def _task_cells(score: TaskScore, noise: dict[str, Any] | None) -> list[str]:
+    """The last is what bfloat16 activations alone change: accuracy, and answers that flip."""
+
     def shown(share: float | None, stderr: float | None = None) -> str:
         if share is None:
             return "-"
         return f"{share:.2%}" + ("" if stderr is None else f" ± {stderr:.2%}")
 
+    floor = "-"
+    if noise is not None:
+        shift = noise["accuracy"] - noise["accuracy_baseline"]
+        floor = f"{shift:+.2%}, flips {noise['flips']:.2%}"
     return [
         str(score.n), shown(score.accuracy, score.stderr),
         shown(score.accuracy_norm, score.stderr_norm),
-        shown(score.accuracy_baseline), shown(score.flips),
+        shown(score.accuracy_baseline), shown(score.flips), floor,
     ]  # fmt: skip

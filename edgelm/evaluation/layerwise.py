@@ -1,0 +1,131 @@
+"""Hidden states of a whole text with one layer's weights in memory at a time.
+
+The states of all windows lie in a file. A layer is loaded, run over every window, its results are
+written over what it read, and it is dropped: the peak is that of one layer, however deep the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from edgelm import hardware
+from edgelm.config import ModelConfig
+from edgelm.engine import Engine, RowTokens
+from edgelm.errors import DoesNotFitError, NonFiniteError
+from edgelm.evaluation.rows import Rows
+from edgelm.files import ModelFiles
+from edgelm.layers import Embedding
+from edgelm.loading import Loader
+from edgelm.memory import Ledger, Part, Plan, human
+from edgelm.models.decoder import Decoder
+from edgelm.planner import KV_DTYPES, READ_BLOCK_BYTES, Settings, make_plan
+from edgelm.step import Step
+from edgelm.weights import WeightNames
+
+BLOCK_TOKENS = 256
+
+
+class StoredEmbedding(Embedding):
+    """An embedding whose rows are read from the file when they are looked up."""
+
+    def __init__(self, names: WeightNames, shape: tuple[int, int]) -> None:
+        super().__init__(*shape)
+        self._names = names
+
+    def forward(self, ids: Tensor, out: Tensor) -> Tensor:
+        known, places = ids.unique(return_inverse=True)
+        rows = torch.cat([self._names.read("embed", row, row + 1) for row in known.tolist()])
+        return out.copy_(rows[places])
+
+
+class LayerAlone(Decoder):
+    """One layer in a decoder's place: hidden states [M, N] in, hidden states [M, N] out.
+
+    The first takes ids and begins with the embedding, the last ends with the final norm.
+    """
+
+    def __init__(self, one: Decoder, names: WeightNames, *, first: bool, last: bool) -> None:
+        super().__init__(
+            StoredEmbedding(names, one.embed.shape), one.layers, one.norm, None,
+            embed_scale=one.embed_scale, embed_norm=one.embed_norm if first else None,
+        )  # fmt: skip
+        self._last = last
+
+    def forward(self, tokens: Tensor, step: Step) -> Tensor:
+        if self._last:
+            return super().forward(tokens, step)
+        x = self._embedded(tokens, step)
+        self.layers[0](x, step)
+        return x
+
+
+def write_hidden(
+    files: ModelFiles, ids: Tensor, rows: Rows, settings: Mapping[str, Any],
+    progress: Callable[..., None] | None,
+) -> None:  # fmt: skip
+    """Last hidden states of every window of ids [windows, window], in their order, into ``rows``.
+
+    They are those of the whole model run in pieces of ``BLOCK_TOKENS``, bit for bit.
+
+    Args:
+        settings: keywords of ``Settings`` but context and rows.
+
+    Raises:
+        DoesNotFitError: one layer exceeds the budget; its plan is carried along.
+        NonFiniteError: a layer produced NaN or infinity.
+    """
+    chosen = Settings(**{**settings, "context": ids.shape[1], "rows": 1})
+    count = files.config.num_layers
+    for index in range(count):
+        engine = _engine(files, index, chosen)
+        cache = engine.make_cache(1, ids.shape[1], KV_DTYPES[engine.plan.kv], engine)
+        try:
+            for number, window in enumerate(ids):
+                cache.truncate(0, 0)
+                for start in range(0, len(window), BLOCK_TOKENS):
+                    given, row = window[start : start + BLOCK_TOKENS], number * len(window) + start
+                    if index:
+                        given = rows.read(row, len(given))
+                    rows.write(row, engine.run(cache, [RowTokens(0, given)]))
+                if progress:
+                    progress(index * len(ids) + number + 1, count * len(ids))
+        except NonFiniteError as error:
+            raise NonFiniteError(
+                f"{files.name}: layer {index} produced NaN or infinity; its weights are damaged."
+            ) from error
+
+
+def _engine(files: ModelFiles, index: int, settings: Settings) -> Engine:
+    """Layer ``index`` in memory, as planned."""
+    config, one, names = files.assemble_layer(index)
+    last = index == files.config.num_layers - 1
+    decoder = LayerAlone(one, names, first=index == 0, last=last)
+    plan = _plan(decoder, config, names, settings)
+    if not plan.fits:
+        raise DoesNotFitError(
+            f"One layer of the baseline of {files.name} needs "
+            f"{human(plan.predicted_peak_bytes)}; the budget is {human(plan.budget_bytes)}. Raise "
+            "it, choose a smaller window, or give a --baseline file made elsewhere.",
+            plan,
+        )
+    ledger = Ledger(plan.parts, plan.budget_bytes - plan.predicted_peak_bytes)
+    Loader(decoder, names, plan, ledger, settings.method, None).load()
+    return Engine(decoder, config, plan, ledger)
+
+
+def _plan(decoder: Decoder, config: ModelConfig, names: WeightNames, settings: Settings) -> Plan:
+    """The plan of a model of one layer, less its embedding, which stays in the file."""
+    whole = make_plan(decoder, config, names, settings)
+    products = tuple(p for p in whole.products if p.names != ("embed",))
+    states = Part("hidden states", 4 * BLOCK_TOKENS * config.hidden_size * 4)
+    parts = (*(p for p in whole.parts if p.name != "weights.embed"), states)
+    plan = replace(whole, products=products, parts=parts)
+    scratch = max(p.nbytes for p in products) + 4 * READ_BLOCK_BYTES
+    load_peak = hardware.resident_bytes() + plan.weight_bytes + scratch
+    fits = max(load_peak, plan.steady_peak_bytes) <= plan.budget_bytes
+    return replace(plan, fits=fits, load_peak_bytes=load_peak)

@@ -1,0 +1,127 @@
+"""A baseline made layer by layer: the whole model's numbers, in the memory of one layer."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import edgelm
+from edgelm import hardware
+from edgelm.errors import DoesNotFitError, NonFiniteError
+from edgelm.evaluation.layerwise import write_hidden
+from edgelm.evaluation.making import EXACT, NOISY
+from edgelm.evaluation.rows import Rows
+from edgelm.files import ModelFiles
+
+FAMILIES = ("llama", "gemma2", "helium", "persimmon", "bloom")
+
+
+def layer_by_layer(folder: Path, ids: torch.Tensor, path: Path, **settings: Any) -> torch.Tensor:
+    """Last hidden states [windows, window, N] of ids [windows, window]."""
+    files = ModelFiles.open(folder)
+    with path.open("w+b") as file:
+        rows = Rows(file, 5, files.config.hidden_size)
+        write_hidden(files, ids, rows, settings, None)
+        return rows.read(0, ids.numel()).view(*ids.shape, -1)
+
+
+@pytest.mark.parametrize("settings", [EXACT, NOISY], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_hidden_states_are_the_whole_models(
+    assets: Path, tmp_path: Path, family: str, settings: dict[str, str]
+) -> None:
+    """Bit for bit, in windows of more than one piece and beyond Gemma's own window."""
+    folder = assets / "nano" / family
+    ids = torch.randint(3, 2000, (2, 300))
+    own = layer_by_layer(folder, ids, tmp_path / "states", **settings)
+    with edgelm.load(folder, context=300, chunk=256, **settings) as lm:
+        for number, window in enumerate(ids):
+            out = lm.forward(window[None], output_hidden_states=True, logits_to_keep=1)
+            assert out.hidden_states is not None
+            assert torch.equal(own[number], out.hidden_states[-1][0].float())
+
+
+def test_a_damaged_layer_is_named(tiny_llama: Any, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = tiny_llama()
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"].mul_(1e30)
+    weights["model.layers.1.mlp.gate_proj.weight"].mul_(1e30)
+    save_file(weights, folder / "model.safetensors")
+    with pytest.raises(NonFiniteError, match="layer 1 produced"):
+        layer_by_layer(folder, torch.arange(64).view(1, -1), tmp_path / "states", **EXACT)
+
+
+def deep_model(assets: Path, folder: Path) -> Path:
+    """A llama of 14 layers, 180 MiB in float32, with the nano model's tokenizer."""
+    from safetensors.torch import save_file
+
+    shutil.copytree(assets / "nano" / "llama", folder)
+    config = json.loads((folder / "config.json").read_text())
+    sizes = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 14}
+    sizes |= {"num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 64}
+    (folder / "config.json").write_text(json.dumps(config | sizes))
+    n, k = 512, 1408
+    shapes = {"model.embed_tokens": (2048, n), "lm_head": (2048, n), "model.norm": (n,)}
+    for layer in range(14):
+        start = f"model.layers.{layer}."
+        shapes |= {f"{start}self_attn.{name}_proj": (n, n) for name in "qkvo"}
+        shapes |= {f"{start}mlp.{name}_proj": (k, n) for name in ("gate", "up")}
+        shapes |= {f"{start}mlp.down_proj": (n, k)}
+        shapes |= {f"{start}{name}_layernorm": (n,) for name in ("input", "post_attention")}
+    weights = {
+        f"{name}.weight": torch.randn(shape).mul_(0.04).half() if len(shape) > 1 else torch.ones(n)
+        for name, shape in shapes.items()
+    }
+    save_file(weights, folder / "model.safetensors")
+    return folder
+
+
+SCRIPT = """
+import json, sys
+import edgelm
+from edgelm import hardware
+from edgelm.files import ModelFiles
+folder, text, room = sys.argv[1:]
+import edgelm.evaluation.job, safetensors.torch
+ModelFiles.open(folder).tokenizer.encode("a")
+budget = hardware.resident_bytes() + int(room)
+settings = {"quant": "int4", "budget": budget, "context": 64}
+floats = edgelm.plan(folder, **settings | {"quant": "none", "dtype": "float32"})
+found = edgelm.evaluate(folder, text=text, window=64, limit=2, **settings).to_dict()
+print(json.dumps([floats.fits, budget, hardware.peak_resident_bytes(), found["kld_mean"]]))
+"""
+
+
+def test_a_baseline_beyond_the_budget_stays_within_it(assets: Path, tmp_path: Path) -> None:
+    """The whole floats do not fit, their layers do; peak of the process, read from outside."""
+    folder = deep_model(assets, tmp_path / "deep")
+    text = assets / "nano" / "heldout.txt"
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(folder), str(text), str(230 << 20)],
+        capture_output=True, text=True, env=os.environ | {"EDGELM_THREADS": "1"},
+        cwd=Path(edgelm.__file__).parent.parent,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    fits, budget, peak, kld = json.loads(done.stdout)
+    print(f"peak {peak >> 20} MiB of {budget >> 20} MiB, KLD {kld:.4f}")
+    assert not fits and peak <= budget and kld > 0
+
+
+def test_a_layer_beyond_the_budget_is_refused(assets: Path) -> None:
+    """It says so with the plan, and leaves no file."""
+    with pytest.raises(DoesNotFitError, match="layer") as raised:
+        edgelm.evaluate(
+            assets / "nano" / "llama", text=assets / "nano" / "heldout.txt", window=64, limit=1,
+            budget=hardware.resident_bytes() + (1 << 20),
+        )  # fmt: skip
+    assert raised.value.plan is not None and raised.value.plan.parts
