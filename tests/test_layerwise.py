@@ -94,27 +94,30 @@ from edgelm.files import ModelFiles
 folder, text, room = sys.argv[1:]
 import edgelm.evaluation.job, safetensors.torch
 ModelFiles.open(folder).tokenizer.encode("a")
-budget = hardware.resident_bytes() + int(room)
+start = hardware.resident_bytes()
+budget = start + int(room)
 settings = {"quant": "int4", "budget": budget, "context": 64}
 floats = edgelm.plan(folder, **settings | {"quant": "none", "dtype": "float32"})
 found = edgelm.evaluate(folder, text=text, window=64, limit=2, **settings).to_dict()
-print(json.dumps([floats.fits, budget, hardware.peak_resident_bytes(), found["kld_mean"]]))
+peak = hardware.peak_resident_bytes() - start
+print(json.dumps([floats.fits, floats.weight_bytes, peak, found["kld_mean"]]))
 """
 
 
 def test_a_baseline_beyond_the_budget_stays_within_it(assets: Path, tmp_path: Path) -> None:
-    """The whole floats do not fit, their layers do; peak of the process, read from outside."""
-    folder = deep_model(assets, tmp_path / "deep")
+    """The whole floats do not fit, their layers do; memory is what the system says of a process."""
+    folder, room = deep_model(assets, tmp_path / "deep"), 260 << 20
     text = assets / "nano" / "heldout.txt"
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(folder), str(text), str(230 << 20)],
+        [sys.executable, "-c", SCRIPT, str(folder), str(text), str(room)],
         capture_output=True, text=True, env=os.environ | {"EDGELM_THREADS": "1"},
         cwd=Path(edgelm.__file__).parent.parent,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    fits, budget, peak, kld = json.loads(done.stdout)
-    print(f"peak {peak >> 20} MiB of {budget >> 20} MiB, KLD {kld:.4f}")
-    assert not fits and peak <= budget and kld > 0
+    fits, float_bytes, grown, kld = json.loads(done.stdout)
+    print(f"{grown >> 20} MiB more at the peak; the floats alone are {float_bytes >> 20} MiB")
+    assert not fits and kld > 0
+    assert grown < min(room, 0.75 * float_bytes)
 
 
 def test_a_layer_beyond_the_budget_is_refused(assets: Path) -> None:

@@ -17,7 +17,7 @@ from edgelm.evaluation.passage import Passage
 from edgelm.model import LanguageModel
 
 BLOCK_BYTES = 32 << 20
-"""Of one block of logits or of the baseline's head; four of the first are alive at once."""
+"""Of the smallest block of logits, and of one of the baseline's head."""
 
 Progress = Callable[[int, int], None]
 Logits = Callable[[int, int], Tensor]
@@ -55,7 +55,9 @@ def score_text(
     """
     vocab, window = lm.config.vocab_size, passage.ids.shape[1]
     cache = lm.new_cache(1, window)
-    block = block_tokens(vocab, window, lm.ledger.headroom_bytes)
+    head_bytes = 0 if baseline is None else BLOCK_BYTES
+    block = block_tokens(vocab, window, lm.ledger.headroom_bytes - head_bytes)
+    needed = working_bytes(vocab, block) + head_bytes
     ids = passage.ids.flatten()
 
     def mine(start: int, count: int) -> Tensor:
@@ -66,19 +68,19 @@ def score_text(
         return logits[0]
 
     try:
-        lm.ledger.extend("evaluation", working_bytes(vocab, block))
+        lm.ledger.extend("evaluation", needed)
         try:
             theirs = None if baseline is None else baseline.logits
             return compare(passage, block, mine, theirs, progress)
         finally:
-            lm.ledger.extend("evaluation", -working_bytes(vocab, block))
+            lm.ledger.extend("evaluation", -needed)
     finally:
         lm.ledger.release("kv cache", cache.nbytes)
 
 
 def working_bytes(vocab_size: int, block: int) -> int:
-    """What comparing takes in blocks of so many tokens, with a block of the baseline's head."""
-    return 4 * 4 * block * vocab_size + BLOCK_BYTES
+    """What the figures of so many tokens take: four of their logits are alive at once."""
+    return 4 * 4 * block * vocab_size
 
 
 def block_tokens(vocab_size: int, window: int, room_bytes: int) -> int:

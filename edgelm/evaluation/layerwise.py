@@ -82,22 +82,34 @@ def write_hidden(
     chosen = Settings(**{**settings, "context": ids.shape[1], "rows": 1})
     count = files.config.num_layers
     for index in range(count):
-        engine = _engine(files, index, chosen)
-        cache = engine.make_cache(1, ids.shape[1], KV_DTYPES[engine.plan.kv], engine)
+
+        def done(windows: int, before: int = index * len(ids)) -> None:
+            if progress:
+                progress(before + windows, count * len(ids))
+
         try:
-            for number, window in enumerate(ids):
-                cache.truncate(0, 0)
-                for start in range(0, len(window), BLOCK_TOKENS):
-                    given, row = window[start : start + BLOCK_TOKENS], number * len(window) + start
-                    if index:
-                        given = rows.read(row, len(given))
-                    rows.write(row, engine.run(cache, [RowTokens(0, given)]))
-                if progress:
-                    progress(index * len(ids) + number + 1, count * len(ids))
+            _run_layer(files, index, chosen, ids, rows, done)
         except NonFiniteError as error:
             raise NonFiniteError(
                 f"{files.name}: layer {index} produced NaN or infinity; its weights are damaged."
             ) from error
+
+
+def _run_layer(
+    files: ModelFiles, index: int, settings: Settings, ids: Tensor, rows: Rows,
+    done: Callable[[int], None],
+) -> None:  # fmt: skip
+    """Load one layer and take every window through it; nothing of it is left afterwards."""
+    engine = _engine(files, index, settings)
+    cache = engine.make_cache(1, ids.shape[1], KV_DTYPES[engine.plan.kv], engine)
+    for number, window in enumerate(ids):
+        cache.truncate(0, 0)
+        for start in range(0, len(window), BLOCK_TOKENS):
+            given, row = window[start : start + BLOCK_TOKENS], number * len(window) + start
+            if index:
+                given = rows.read(row, len(given))
+            rows.write(row, engine.run(cache, [RowTokens(0, given)]))
+        done(number + 1)
 
 
 def _engine(files: ModelFiles, index: int, settings: Settings) -> Engine:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from edgelm import hardware
 from edgelm.evaluation.baseline import Baseline, Facts, write_footer, writing
-from edgelm.evaluation.divergence import block_tokens, compare
+from edgelm.evaluation.divergence import BLOCK_BYTES, block_tokens, compare
 from edgelm.evaluation.layerwise import write_hidden
 from edgelm.evaluation.rows import Rows
 from edgelm.evaluation.work import Work, flipped, right
@@ -87,9 +87,8 @@ def _text_noise(work: Work, files: ModelFiles, baseline: Baseline) -> dict[str, 
     assert work.passage is not None
     resident = hardware.resident_bytes()
     budget = parse_budget(work.settings.get("budget"), hardware.available_memory_bytes() + resident)
-    block = block_tokens(
-        files.config.vocab_size, work.passage.ids.shape[1], budget - resident
-    )  # fmt: skip
+    room = budget - resident - BLOCK_BYTES
+    block = block_tokens(files.config.vocab_size, work.passage.ids.shape[1], room)
     with tempfile.TemporaryFile() as file, torch.inference_mode():
         hidden = Rows(file, 0, files.config.hidden_size)
         bar = work.bars("measuring the noise floor")
