@@ -59,10 +59,13 @@ class Loader:
             ModelFileError: a weight holds NaN, infinity or numbers beyond its scheme.
         """
         total, done = self.plan.weight_bytes, 0
+        tell = self.progress or (lambda name, done, total: None)
         pending = {product.names[0]: product for product in self.plan.products}
         embed = pending.pop("embed", None)
         if embed is not None:
             self.decoder.embed.table = QuantEmbedding(self._layout(embed), find(embed.kernel))
+            done += embed.nbytes
+            tell("embed", done, total)
         for prefix, projection in self.decoder.projections():
             bias = self._bias(prefix, projection.parts) if projection.bias else None
             start = 0
@@ -75,8 +78,7 @@ class Loader:
                 linear = QuantLinear(self._layout(product), find(product.kernel), own)
                 projection.products.append(linear)
                 done += product.nbytes
-                if self.progress:
-                    self.progress(name, done, total)
+                tell(name, done, total)
         if self.decoder.head is not None and self.decoder.embed.tied_to_head:
             assert self.decoder.embed.table is not None
             self.decoder.head.products.append(self.decoder.embed.table.as_linear())
@@ -85,6 +87,7 @@ class Loader:
                 offset = norm.offset if vector == "weight" else 0.0
                 found = self._vector(name, vector, norm.size, torch.float32, offset)
                 setattr(norm, vector, found)
+        tell("norms", total, total)
         return self.report
 
     def _layout(self, product: ProductPlan) -> tuple[dict[str, Tensor], Scheme, tuple[int, int]]:

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import edgelm
-from edgelm import diagnosis, hardware
+from edgelm import diagnosis, hardware, kernel_choice
 from edgelm.cli.main import main
 
 BENCH_KEYS = [
@@ -271,14 +271,22 @@ def test_doctor(run: Run, tmp_path: Path) -> None:
     assert "GB/s" in run("doctor").out
 
 
-def test_clear_cache_deletes_its_own_files_only(run: Run, tmp_path: Path) -> None:
+def test_clear_cache_deletes_its_own_files_only(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     own = tmp_path / "cache" / "demo" / "SmolLM2-135M-Instruct.Q4_1.gguf"
     own.parent.mkdir(parents=True)
     own.write_bytes(bytes(1000))
     foreign = own.parent / "thesis.txt"
     foreign.write_text("three years")
-    assert run("doctor", "--clear-cache", "--json").document["freed_bytes"] >= 1000
+    kept = [tmp_path / "cache" / name for name in (hardware.PROFILE, kernel_choice.KEPT)]
+    for path in kept:
+        path.write_bytes(bytes(500))
+    monkeypatch.setattr(kernel_choice, "measure", lambda cache: {})
+    monkeypatch.setattr(hardware, "record_read_gb_s", lambda cache: 20.0)
+    assert run("doctor", "--clear-cache", "--json").document["freed_bytes"] == 2000
     assert not own.exists() and foreign.exists()
+    assert not any(path.exists() for path in kept)
 
 
 def test_ctrl_c_ends_with_130(run: Run, nano: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from terminal import edgelm_on_terminal
 
 from edgelm import hub
 from edgelm.errors import HubError
@@ -157,13 +158,18 @@ except EdgeLMError as error:
 """
 
 
-def start(server: Hub, home: Path, reference: str, mode: str = "online") -> subprocess.Popen[str]:
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
-    environment |= {
+def library_settings(server: Hub, home: Path) -> dict[str, str]:
+    """Environment of a library that knows only the stand-in."""
+    return {
         "HF_ENDPOINT": server.address, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1",
         "PYTHONPATH": str(Path(hub.__file__).parent.parent),
     }  # fmt: skip
+
+
+def start(server: Hub, home: Path, reference: str, mode: str = "online") -> subprocess.Popen[str]:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
+    environment |= library_settings(server, home)
     return subprocess.Popen(
         [sys.executable, "-c", PROGRAM, reference, mode], env=environment, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -267,6 +273,24 @@ def test_refusals_are_explained(server: Hub, tmp_path: Path, reference: str, wor
 def test_nothing_listens(server: Hub, tmp_path: Path) -> None:
     server.address = "http://127.0.0.1:9"
     assert "the Hub cannot be reached" in resolve(server, tmp_path, "owner/model")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals here")
+def test_bars_while_fetching(server: Hub, tmp_path: Path) -> None:
+    """On a terminal the weights' bar and what is looked up; with -q nothing; nothing in a pipe."""
+    command = ["inspect", "owner/model"]  # whose config is too short: the one error at the end
+    shown = edgelm_on_terminal(command, library_settings(server, tmp_path / "a"))
+    assert shown.code == 4 and "looking up owner/model" in shown.terminal
+    assert "%|" in shown.terminal and "25.6M" in shown.terminal
+    quiet = edgelm_on_terminal([*command, "-q"], library_settings(server, tmp_path / "b"))
+    assert quiet.code == 4 and quiet.terminal.count("\n") == 1
+    assert server.downloads().count(f"{NEW}/model.safetensors") == 2
+    piped = subprocess.run(
+        [sys.executable, "-m", "edgelm", *command], text=True, capture_output=True,
+        env=os.environ | library_settings(server, tmp_path / "c"),
+    )  # fmt: skip
+    assert piped.returncode == 4 and piped.stderr.startswith("edgelm: config.json")
+    assert piped.stderr.count("\n") == 1
 
 
 def test_two_processes_fetch_once(server: Hub, tmp_path: Path) -> None:

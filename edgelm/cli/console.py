@@ -101,9 +101,12 @@ def statistics_line(plan: Plan, stats: Stats) -> str:
 
 @contextmanager
 def progress_bars(output: OutputOptions) -> Iterator[Callable[[str], Callable[..., None] | None]]:
-    """Makes bars: ``bar(title)`` gives a callback (..., done, all), or None if nobody watches."""
+    """Makes bars: ``bar(title)`` gives a callback (..., done, all), or None if nobody watches.
+
+    A dumb terminal, which cannot go back in a line, counts as nobody.
+    """
     console = Console(stderr=True)
-    if output.quiet or not console.is_terminal:
+    if output.quiet or not console.is_interactive:
         yield lambda title: None
         return
     with Progress(console=console, transient=True) as progress:
@@ -119,7 +122,7 @@ def progress_bars(output: OutputOptions) -> Iterator[Callable[[str], Callable[..
 def waiting(text: str, output: OutputOptions) -> Iterator[None]:
     """A spinner for a wait whose end nobody knows; nothing where nobody watches."""
     console = Console(stderr=True)
-    if output.quiet or not console.is_terminal:
+    if output.quiet or not console.is_interactive:
         yield
         return
     with console.status(text):
