@@ -26,12 +26,14 @@ class Shown(NamedTuple):
 def edgelm_on_terminal(
     arguments: Sequence[object], environment: Mapping[str, str] | None = None
 ) -> Shown:
-    """``edgelm ARGUMENTS`` with stderr on a terminal of 80 columns and stdout in a pipe."""
+    """``edgelm ARGUMENTS`` with stderr on a terminal of 200 columns and stdout in a pipe."""
     import pty
+    import termios
 
     outer, inner = pty.openpty()
-    own = {"TERM": "xterm-256color", "COLUMNS": "80", "PYTHONPATH": str(ROOT)}
-    unset = ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE")
+    termios.tcsetwinsize(inner, (50, 200))
+    own = {"TERM": "xterm-256color", "PYTHONPATH": str(ROOT)}
+    unset = ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "COLUMNS")
     base = {name: value for name, value in os.environ.items() if name not in unset}
     program = subprocess.Popen(
         [sys.executable, "-m", "edgelm", *map(str, arguments)], stdin=subprocess.DEVNULL,

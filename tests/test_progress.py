@@ -37,7 +37,7 @@ def squeezed(text: str) -> str:
 @pytest.mark.parametrize("what", ["loading", "quantizing", "evaluating"])
 def test_bars_on_a_terminal_and_none_in_a_pipe(assets: Path, tmp_path: Path, what: str) -> None:
     command, titles = commands(assets, tmp_path)[what]
-    shown = edgelm_on_terminal(command, {"COLUMNS": "200"})
+    shown = edgelm_on_terminal(command)
     assert shown.code == 0, shown.terminal
     for title in titles:
         assert squeezed(title) in squeezed(shown.terminal), title

@@ -18,6 +18,7 @@ from mutations import (
     memory,
     planning,
     quantization,
+    terminal,
     text,
     writing,
 )
@@ -35,6 +36,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     *memory.MUTATIONS,
     *planning.MUTATIONS,
     *quantization.MUTATIONS,
+    *terminal.MUTATIONS,
     *text.MUTATIONS,
     *writing.MUTATIONS,
 )
