@@ -371,6 +371,12 @@ def test_command_line(assets: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shift = floors["word_ppl"] - floors["word_ppl_baseline"]
     assert f"{shift:+.4f}" in shown and f"{floors['kld_mean']:.6f}" in shown
     assert shown.count("noise floor") == 2
-    assert f"flips {floors['tasks']['arc_easy']['flips']:.2%}" in shown
+    noise = floors["tasks"]["arc_easy"]
+    row = next(
+        line.split() for line in shown.splitlines() if "  noise floor" in line and "%" in line
+    )
+    assert row[2:] == ["3", f"{noise['accuracy']:.2%}", "-", *(
+        f"{noise[name]:.2%}" for name in ("accuracy_baseline", "flips")
+    )]  # fmt: skip
     assert main(["eval", str(model), "--task", "arc_easy"]) == 2
     assert "NAME=FILE" in capsys.readouterr().err

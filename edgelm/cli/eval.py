@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -68,11 +69,12 @@ def _show(found: Evaluation) -> None:
         out.print(_text_table(found.text, found.noise_floor))
     if found.tasks:
         table = Table("task", box=None)
-        for column in ("items", "accuracy", "by length", "baseline", "flips", "noise floor"):
+        for column in ("items", "accuracy", "by length", "baseline", "flips"):
             table.add_column(column, justify="right")
         for name, score in found.tasks.items():
             noise = found.noise_floor and found.noise_floor["tasks"][name]
-            table.add_row(name, *_task_cells(score, noise))
+            for row in _task_rows(name, score, noise):
+                table.add_row(*row)
         out.print(table)
 
 
@@ -101,20 +103,19 @@ def _text_table(score: TextScore, noise: dict[str, Any] | None) -> Table:
     return table
 
 
-def _task_cells(score: TaskScore, noise: dict[str, Any] | None) -> list[str]:
-    """The last is what bfloat16 activations alone change: accuracy, and answers that flip."""
+def _shown(share: float | None, stderr: float | None = None) -> str:
+    if share is None:
+        return "-"
+    return f"{share:.2%}" + ("" if stderr is None else f" ± {stderr:.2%}")
 
-    def shown(share: float | None, stderr: float | None = None) -> str:
-        if share is None:
-            return "-"
-        return f"{share:.2%}" + ("" if stderr is None else f" ± {stderr:.2%}")
 
-    floor = "-"
+def _task_rows(name: str, score: TaskScore, noise: dict[str, Any] | None) -> Iterator[list[str]]:
+    """A task's figures, then what bfloat16 activations alone make of its first items."""
+    own, normed = (
+        _shown(score.accuracy, score.stderr),
+        _shown(score.accuracy_norm, score.stderr_norm),
+    )
+    yield [name, str(score.n), own, normed, _shown(score.accuracy_baseline), _shown(score.flips)]
     if noise is not None:
-        shift = noise["accuracy"] - noise["accuracy_baseline"]
-        floor = f"{shift:+.2%}, flips {noise['flips']:.2%}"
-    return [
-        str(score.n), shown(score.accuracy, score.stderr),
-        shown(score.accuracy_norm, score.stderr_norm),
-        shown(score.accuracy_baseline), shown(score.flips), floor,
-    ]  # fmt: skip
+        shares = [_shown(noise[key]) for key in ("accuracy", "accuracy_baseline", "flips")]
+        yield ["  noise floor", str(noise["n"]), shares[0], "-", *shares[1:]]

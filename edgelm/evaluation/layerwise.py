@@ -1,13 +1,13 @@
-"""Hidden states of a whole text with one layer's weights in memory at a time.
+"""Hidden states of a text or of tasks with one layer's weights in memory at a time.
 
-The states of all windows lie in a file. A layer is loaded, run over every window, its results are
+The states of all tokens lie in a file. A layer is loaded, run over all of them, its results are
 written over what it read, and it is dropped: the peak is that of one layer, however deep the model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,6 +28,19 @@ from edgelm.step import Step
 from edgelm.weights import WeightNames
 
 BLOCK_TOKENS = 256
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """``ids`` [T] from an empty cache, then ``tails``, each as if it alone came after them."""
+
+    ids: Tensor
+    tails: tuple[Tensor, ...] = ()
+
+    @property
+    def longest(self) -> int:
+        """Tokens that a row holds at most."""
+        return len(self.ids) + max(map(len, self.tails), default=0)
 
 
 class StoredEmbedding(Embedding):
@@ -65,10 +78,10 @@ class LayerAlone(Decoder):
 
 
 def write_hidden(
-    files: ModelFiles, ids: Tensor, rows: Rows, settings: Mapping[str, Any],
+    files: ModelFiles, stretches: Sequence[Stretch], rows: Rows, settings: Mapping[str, Any],
     progress: Callable[..., None] | None,
 ) -> None:  # fmt: skip
-    """Last hidden states of every window of ids [windows, window], in their order, into ``rows``.
+    """Last hidden states of every stretch's ids, then of its tails, in their order, into ``rows``.
 
     They are those of the whole model run in pieces of ``BLOCK_TOKENS``, bit for bit.
 
@@ -79,16 +92,17 @@ def write_hidden(
         DoesNotFitError: one layer exceeds the budget; its plan is carried along.
         NonFiniteError: a layer produced NaN or infinity.
     """
-    chosen = Settings(**{**settings, "context": ids.shape[1], "rows": 1})
+    context = max(stretch.longest for stretch in stretches)
+    chosen = Settings(**{**settings, "context": context, "rows": 1})
     count = files.config.num_layers
     for index in range(count):
 
-        def done(windows: int, before: int = index * len(ids)) -> None:
+        def done(stretch: int, before: int = index * len(stretches)) -> None:
             if progress:
-                progress(before + windows, count * len(ids))
+                progress(before + stretch, count * len(stretches))
 
         try:
-            _run_layer(files, index, chosen, ids, rows, done)
+            _run_layer(files, index, chosen, stretches, rows, done)
         except NonFiniteError as error:
             raise NonFiniteError(
                 f"{files.name}: layer {index} produced NaN or infinity; its weights are damaged."
@@ -96,19 +110,29 @@ def write_hidden(
 
 
 def _run_layer(
-    files: ModelFiles, index: int, settings: Settings, ids: Tensor, rows: Rows,
+    files: ModelFiles, index: int, settings: Settings, stretches: Sequence[Stretch], rows: Rows,
     done: Callable[[int], None],
 ) -> None:  # fmt: skip
-    """Load one layer and take every window through it; nothing of it is left afterwards."""
+    """Load one layer and take every stretch through it; nothing of it is left afterwards."""
     engine = _engine(files, index, settings)
-    cache = engine.make_cache(1, ids.shape[1], KV_DTYPES[engine.plan.kv], engine)
-    for number, window in enumerate(ids):
+    cache = engine.make_cache(1, engine.plan.context, KV_DTYPES[engine.plan.kv], engine)
+    place = 0
+
+    def run(ids: Tensor) -> None:
+        nonlocal place
+        for piece in ids.split(BLOCK_TOKENS) if len(ids) else ():
+            given = rows.read(place, len(piece)) if index else piece
+            rows.write(place, engine.run(cache, [RowTokens(0, given)]))
+            place += len(piece)
+
+    for number, stretch in enumerate(stretches):
         cache.truncate(0, 0)
-        for start in range(0, len(window), BLOCK_TOKENS):
-            given, row = window[start : start + BLOCK_TOKENS], number * len(window) + start
-            if index:
-                given = rows.read(row, len(given))
-            rows.write(row, engine.run(cache, [RowTokens(0, given)]))
+        run(stretch.ids)
+        held = cache.snapshot(0) if stretch.tails else None
+        for tail in stretch.tails:
+            assert held is not None
+            cache.restore(0, held)
+            run(tail)
         done(number + 1)
 
 
@@ -134,7 +158,8 @@ def _plan(decoder: Decoder, config: ModelConfig, names: WeightNames, settings: S
     """The plan of a model of one layer, less its embedding, which stays in the file."""
     whole = make_plan(decoder, config, names, settings)
     products = tuple(p for p in whole.products if p.names != ("embed",))
-    states = Part("hidden states", 4 * BLOCK_TOKENS * config.hidden_size * 4)
+    held = sum(p.bytes for p in whole.parts if p.name == "kv cache")  # of a row that tails share
+    states = Part("hidden states", 4 * BLOCK_TOKENS * config.hidden_size * 4 + held)
     parts = (*(p for p in whole.parts if p.name != "weights.embed"), states)
     plan = replace(whole, products=products, parts=parts)
     scratch = max(p.nbytes for p in products) + 4 * READ_BLOCK_BYTES

@@ -72,6 +72,13 @@ MUTATIONS: tuple[Mutation, ...] = (
         (f"{_LAYERS}test_hidden_states_are_the_whole_models",),
     ),
     Mutation(
+        "evaluate: each tail follows the shared ids alone",
+        "edgelm/evaluation/layerwise.py",
+        "            cache.restore(0, held)\n",
+        "",
+        (f"{_LAYERS}test_choices_are_as_likely_as_in_the_whole_model",),
+    ),
+    Mutation(
         "evaluate: layers of the baseline are dropped",
         "edgelm/evaluation/layerwise.py",
         "    engine = _engine(files, index, settings)\n",
