@@ -38,7 +38,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "evaluate: flips count both ways",
-        "edgelm/evaluation/job.py",
+        "edgelm/evaluation/work.py",
         "sum(a != b for a, b in",
         "sum(a < b for a, b in",
         ("tests/test_evaluation.py::test_flips_count_both_ways",),
@@ -46,7 +46,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "evaluate: blocks of logits come out of the budget",
         "edgelm/evaluation/divergence.py",
-        'lm.ledger.extend("evaluation", working_bytes)',
+        'lm.ledger.extend("evaluation", needed)',
         "pass",
         ("tests/test_evaluation.py::test_memory_comes_out_of_the_budget",),
     ),
