@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from terminal import COLOUR, ROOT, edgelm_on_terminal
 
+import edgelm
+
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals here")
 
 CURSOR = "\x1b[?25l"  # hidden while a bar is drawn
@@ -62,3 +64,20 @@ def test_how_much_is_said(assets: Path) -> None:
     assert edgelm_on_terminal([*command, "-q"]).terminal == ""
     dumb = edgelm_on_terminal(command, {"TERM": "dumb"})
     assert "\x1b" not in dumb.terminal and "tok/s" in dumb.terminal.splitlines()[0]
+
+
+def test_loading_counts_every_byte(assets: Path) -> None:
+    """Each matrix as many bytes as it weighs, the embedding too, and the rest at the end."""
+    told: list[tuple[str, int, int]] = []
+    with edgelm.load(
+        assets / "nano" / "llama",
+        quant="int8",
+        context=64,
+        progress=lambda *call: told.append(call),
+    ) as lm:
+        products = {product.names[0]: product.nbytes for product in lm.plan.products}
+        total = lm.plan.weight_bytes
+    before = [0, *(done for _, done, _ in told)]
+    grown = {name: done - start for (name, done, _), start in zip(told, before, strict=False)}
+    assert grown == products | {"norms": total - sum(products.values())}
+    assert {all_bytes for _, _, all_bytes in told} == {told[-1][1]} == {total}

@@ -8,11 +8,18 @@ _BARS = "tests/test_progress.py::"
 
 MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
-        "progress: the loading bar counts the embedding and the norms",
+        "progress: the loading bar counts the embedding",
+        "edgelm/loading.py",
+        "            done += embed.nbytes\n",
+        "",
+        (f"{_BARS}test_loading_counts_every_byte",),
+    ),
+    Mutation(
+        "progress: the loading bar ends at all",
         "edgelm/loading.py",
         '        tell("norms", total, total)\n',
         "",
-        (f"{_BARS}test_bars_on_a_terminal_and_none_in_a_pipe",),
+        (f"{_BARS}test_loading_counts_every_byte",),
     ),
     Mutation(
         "progress: nothing where nobody watches",
