@@ -126,7 +126,7 @@ def test_no_weight_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     def refuse(*_: Any) -> None:
         raise AssertionError("a weight was read")
 
-    monkeypatch.setattr("edgelm.checkpoint.safetensors_files.fill", refuse)
+    monkeypatch.setattr("edgelm.checkpoint.stored.fill", refuse)
     assert fill is not refuse and inspected(path).loading.changes
 
 

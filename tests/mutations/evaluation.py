@@ -53,8 +53,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "evaluate: a layer takes what the one before it wrote",
         "edgelm/evaluation/layerwise.py",
-        "            if index:\n",
-        "            if index == -1:\n",
+        "rows.read(place, len(piece)) if index else piece",
+        "piece",
         (f"{_LAYERS}test_hidden_states_are_the_whole_models",),
     ),
     Mutation(
@@ -110,8 +110,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "evaluate: the noise floor of tasks is that of bfloat16",
         "edgelm/evaluation/making.py",
-        '_answers(work, files, "bfloat16", NOISY)',
-        '_answers(work, files, "bfloat16", EXACT)',
+        '"bfloat16", NOISY)',
+        '"bfloat16", EXACT)',
         (f"{_TESTS}test_tasks_have_a_noise_floor",),
     ),
     Mutation(
