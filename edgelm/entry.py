@@ -12,9 +12,10 @@ from edgelm import hardware, kernel_choice
 from edgelm.errors import DoesNotFitError, UsageError
 from edgelm.files import ModelFiles
 from edgelm.loading import Progress
-from edgelm.memory import Plan, human
+from edgelm.memory import Plan
 from edgelm.model import LanguageModel
-from edgelm.planner import Settings, make_plan
+from edgelm.settings import Settings
+from edgelm.solver import shortage, solve
 
 _IMPORTED_IN = os.getpid()
 
@@ -27,7 +28,7 @@ def plan(
     """What ``load`` with the same arguments would do and take, from headers alone."""
     files = _open(model, revision, offline, allow_pickle)
     decoder, names = files.assemble(task, num_labels, problem_type)
-    return make_plan(decoder, files.config, names, _settings(settings))
+    return solve(decoder, files.config, names, _settings(settings))
 
 
 def load(
@@ -59,17 +60,22 @@ def load(
     torch.set_num_threads(_threads(threads))
     chosen = _settings(settings)
     decoder, names = files.assemble(task, num_labels, problem_type)
-    made = make_plan(decoder, files.config, names, chosen)
+    made = solve(decoder, files.config, names, chosen)
     if not made.fits:
         raise DoesNotFitError(
-            f"{files.name} needs {human(made.predicted_peak_bytes)} with these settings; the "
-            f"budget is {human(made.budget_bytes)}. Choose a smaller scheme or context, or raise "
-            "the budget.",
+            f"{files.name} does not fit: {shortage(made)}. {_remedy(chosen)}",
             made,
         )
     if chosen.backend == "auto":
         kernel_choice.warn_of_slow(made.products, decoder.embed.tied_to_head)
     return LanguageModel(files, decoder, names, made, chosen.method, progress)
+
+
+def _remedy(settings: Settings) -> str:
+    """What may be changed where nothing fits."""
+    if settings.quant == settings.context == "auto":
+        return "That is the smallest choice there is: raise the budget, or take a smaller model."
+    return "Choose a smaller scheme or context ('auto' finds one), or raise the budget."
 
 
 def _open(

@@ -13,8 +13,10 @@ from edgelm.errors import ModelFileError
 from edgelm.layers import part_names
 from edgelm.memory import Ledger, Plan, ProductPlan
 from edgelm.models.decoder import Decoder
-from edgelm.planner import DTYPES, READ_BLOCK_BYTES, weight_part
+from edgelm.planner import READ_BLOCK_BYTES
 from edgelm.position import Rope
+from edgelm.settings import DTYPES
+from edgelm.weight_plan import weight_part
 from edgelm.weights import WeightNames
 from quant import (
     ModuleReport,
