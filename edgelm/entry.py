@@ -26,7 +26,7 @@ def plan(
     allow_pickle: bool = False, **settings: Any,
 ) -> Plan:  # fmt: skip
     """What ``load`` with the same arguments would do and take, from headers alone."""
-    files = _open(model, revision, offline, allow_pickle)
+    files = _open(model, revision, offline, allow_pickle, headers_only=True)
     decoder, names = files.assemble(task, num_labels, problem_type)
     return solve(decoder, files.config, names, _settings(settings))
 
@@ -79,11 +79,18 @@ def _remedy(settings: Settings) -> str:
 
 
 def _open(
-    model: str | Path | ModelFiles, revision: str | None, offline: bool, allow_pickle: bool
-) -> ModelFiles:
+    model: str | Path | ModelFiles, revision: str | None, offline: bool, allow_pickle: bool,
+    headers_only: bool = False,
+) -> ModelFiles:  # fmt: skip
     if isinstance(model, ModelFiles):
         return model
-    return ModelFiles.open(model, revision=revision, offline=offline, allow_pickle=allow_pickle)
+    return ModelFiles.open(
+        model,
+        revision=revision,
+        offline=offline,
+        allow_pickle=allow_pickle,
+        headers_only=headers_only,
+    )
 
 
 def _settings(given: dict[str, Any]) -> Settings:

@@ -98,8 +98,8 @@ def _count(given: int | str, what: str) -> int | None:
     if text == "auto":
         return None
     if not text.removeprefix("-").isdecimal() or len(text) > _MOST_DIGITS:
-        allowed = "or say 'auto'" if what != "rows" else "say how many"
-        raise UsageError(f"{what} {text:.40} is not a number of tokens or rows; {allowed}.")
+        allowed = "write a count" if what == "rows" else "write a count of tokens, or auto"
+        raise UsageError(f"{what} {text!r:.40} is not a number; {allowed}.")
     if int(text) < 1:
         raise UsageError(f"{what} is {text}; it must be at least 1.")
     return int(text)
