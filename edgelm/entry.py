@@ -15,7 +15,7 @@ from edgelm.loading import Progress
 from edgelm.memory import Plan
 from edgelm.model import LanguageModel
 from edgelm.settings import Settings
-from edgelm.solver import shortage, solve
+from edgelm.solver import fitting_contexts, shortage, solve
 
 _IMPORTED_IN = os.getpid()
 
@@ -29,6 +29,17 @@ def plan(
     files = _open(model, revision, offline, allow_pickle, headers_only=True)
     decoder, names = files.assemble(task, num_labels, problem_type)
     return solve(decoder, files.config, names, _settings(settings))
+
+
+def plan_table(model: str | Path | ModelFiles, **settings: Any) -> list[Plan]:
+    """What fits: a plan for every scheme and context that ``settings`` leave open.
+
+    Args:
+        model, settings: as for ``plan``.
+    """
+    files = _open(model, None, False, False, headers_only=True)
+    decoder, names = files.assemble("causal-lm")
+    return fitting_contexts(decoder, files.config, names, _settings(settings))
 
 
 def load(

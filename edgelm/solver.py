@@ -54,7 +54,7 @@ def solve(decoder: Decoder, config: ModelConfig, names: WeightNames, settings: S
     planner = Planner(decoder, config, names, settings)
     plans: list[Plan] = []
     failures: dict[Recipe | None, Exception] = {}
-    for candidate in candidates(planner):
+    for candidate in candidates(planner, _contexts(given_context(settings, config), config)):
         if candidate.recipe in failures:
             continue
         try:
@@ -68,15 +68,37 @@ def solve(decoder: Decoder, config: ModelConfig, names: WeightNames, settings: S
     return replace(best, rejected=(*_rejections(best, others), *impossible))
 
 
-def candidates(planner: Planner) -> Iterator[Candidate]:
+def fitting_contexts(
+    decoder: Decoder, config: ModelConfig, names: WeightNames, settings: Settings
+) -> list[Plan]:
+    """The best plan for every scheme and context: contexts rise, schemes lose accuracy.
+
+    Args:
+        settings: as for ``solve``; what they fix is the only row or column.
+    """
+    planner = Planner(decoder, config, names, settings)
+    given = given_context(settings, config)
+    contexts = [given] if given else _doublings(SHORTEST_CONTEXT, config.max_context)
+    found: dict[tuple[int, str], Plan] = {}
+    for candidate in candidates(planner, contexts):
+        try:
+            plan = planner.plan(candidate)
+        except (UsageError, KernelUnavailableError):
+            continue  # a scheme that this model or backend cannot have is no column
+        key = (plan.context, plan.scheme)
+        found[key] = min(found.get(key, plan), plan, key=_rank)
+    return sorted(found.values(), key=lambda plan: (plan.context, plan.expected_kld or 0.0))
+
+
+def candidates(planner: Planner, contexts: list[int]) -> Iterator[Candidate]:
     """Every choice of what is open; between equals the earlier one is taken, so the chunk that
     answers a prompt fastest and the widest cache come first."""
-    settings, config = planner.settings, planner.config
+    settings = planner.settings
     rows = given_rows(settings)
     choices = product(
         _chunks(given_chunk(settings)),
         _cache_types(cache_dtype(settings), planner.dtype),
-        _contexts(given_context(settings, config), config),
+        contexts,
         _recipes(given_recipe(settings, planner.decoder), planner),
     )
     for chunk, kv, context, recipe in choices:
@@ -105,6 +127,13 @@ def _recipes(given: Recipe | None, planner: Planner) -> list[Recipe | None]:
     if keeps_its_scheme(planner.decoder, planner.names):
         return [None]
     return [Recipe.parse(scheme) for scheme in schemes()]
+
+
+def _doublings(smallest: int, largest: int) -> list[int]:
+    found = [min(smallest, largest)]
+    while found[-1] < largest:
+        found.append(min(2 * found[-1], largest))
+    return found
 
 
 def _halvings(largest: int, smallest: int) -> list[int]:
