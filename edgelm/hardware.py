@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 
-from edgelm.cgroups import memory_limits
 from edgelm.kept import keep, kept
 
 PROFILE = "machine.json"
@@ -20,6 +19,10 @@ _INSTRUCTION_SETS = (
     *("amx_bf16", "amx_int8", "asimd", "asimddp", "i8mm", "bf16", "sve"),
 )
 log = logging.getLogger("edgelm")
+_CGROUP_FILES = (  # (limit, current use) of version 2 and of version 1
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+)
 
 
 def total_memory_bytes() -> int:
@@ -27,16 +30,16 @@ def total_memory_bytes() -> int:
     import psutil
 
     physical = int(psutil.virtual_memory().total)
-    limits = [limit for limit, _ in memory_limits()]
+    limits = [limit for limit, _ in _cgroup_limits()]
     return min([physical, *limits])
 
 
 def available_memory_bytes() -> int:
-    """What can still be taken without swapping, cgroup limits included; swap counts as nothing."""
+    """What can still be taken without swapping, cgroup limits included."""
     import psutil
 
     free = int(psutil.virtual_memory().available)
-    return max(0, min([free, *(limit - used for limit, used in memory_limits())]))
+    return max(0, min([free, *(limit - used for limit, used in _cgroup_limits())]))
 
 
 def resident_bytes() -> int:
@@ -120,7 +123,7 @@ def recorded_read_gb_s(cache: Path) -> float | None:
 
 def cgroup_limit_bytes() -> int | None:
     """The smallest memory limit a container sets for this process, None without one."""
-    return min((limit for limit, _ in memory_limits()), default=None)
+    return min((limit for limit, _ in _cgroup_limits()), default=None)
 
 
 def instruction_sets() -> tuple[str, ...]:
@@ -132,3 +135,16 @@ def instruction_sets() -> tuple[str, ...]:
     line = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
     present = set(line[1].split()) if line else set()
     return tuple(name for name in _INSTRUCTION_SETS if name in present)
+
+
+def _cgroup_limits() -> list[tuple[int, int]]:
+    """(limit, used) in bytes of each memory cgroup that has a limit."""
+    found = []
+    for limit_file, used_file in _CGROUP_FILES:
+        try:
+            limit, used = Path(limit_file).read_text().strip(), Path(used_file).read_text().strip()
+        except OSError:
+            continue
+        if limit.isdigit() and int(limit) < 1 << 60:
+            found.append((int(limit), int(used)))
+    return found

@@ -77,11 +77,11 @@ def _show(name: str, made: Plan, output: OutputOptions) -> None:
         f"{human(made.steady_peak_bytes)}; budget {human(made.budget_bytes)}: {verdict}"
     )
     if not made.fits:
-        out.print(f"this is the smallest choice; it {shortage(made)}")
+        out.print(f"nothing smaller is left to choose: {shortage(made)}")
     out.print(
-        f"estimates: {_speed(made.expected_tok_s)} by this machine's read bandwidth, ", end=""
+        f"estimates: {_speed(made.expected_tok_s)} by this machine's read bandwidth, divergence "
+        f"{_nats(made.expected_kld)} by what small models measured"
     )
-    out.print(f"divergence {_nats(made.expected_kld)} by what small models measured")
 
 
 def _parts(made: Plan) -> Table:
