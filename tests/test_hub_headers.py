@@ -175,3 +175,5 @@ def test_a_server_without_ranges(server: Hub, assets: Path, tmp_path: Path) -> N
     server.files = files_of(folder)
     server.ignores_ranges = True
     same(planned(server, tmp_path, "owner/model"), edgelm.plan(folder, **SETTINGS))
+    print(f"sent {server.sent} bytes")
+    assert server.sent < weight_bytes(server.files)
