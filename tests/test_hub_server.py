@@ -48,7 +48,7 @@ class Hub:
     files: dict[str, bytes] = field(default_factory=lambda: dict(FILES))
     claimed: dict[str, int] = field(default_factory=dict)  # sizes in the listing, where it lies
     ignores_ranges: bool = False
-    sent: int = 0  # bytes of files
+    sent: int = 0  # bytes of all answers
 
     def downloads(self) -> list[str]:
         return [path.split("/resolve/")[1] for method, path, _ in self.asked if method == "GET"
@@ -110,7 +110,6 @@ def _handler(state: Hub) -> type[BaseHTTPRequestHandler]:
                 first, last = asked.removeprefix("bytes=").split("-")
                 status, start, stop = 206, int(first), int(last or len(content) - 1) + 1
                 headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(content)}"
-            state.sent += len(content[start:stop]) if body else 0
             self.send(status, content[start:stop], headers, body)
 
         def send(self, status: int, content: bytes, headers: dict[str, str], body: bool) -> None:
@@ -129,7 +128,13 @@ def _handler(state: Hub) -> type[BaseHTTPRequestHandler]:
                 self.close_connection = True
                 self.connection.close()
                 return
-            self.wfile.write(content)
+            for start in range(0, len(content), 1 << 16):
+                try:
+                    self.wfile.write(content[start : start + (1 << 16)])
+                except ConnectionError:  # who asked has hung up
+                    self.close_connection = True
+                    return
+                state.sent += len(content[start : start + (1 << 16)])
 
         def refuse(self, status: int, code: str, message: str) -> None:
             headers = {"X-Error-Code": code, "X-Error-Message": message}
