@@ -112,7 +112,8 @@ def main() -> int:
     given = parser.parse_args()
     cases = [case for case in all_cases() if set(given.words) <= words(case)]
     kept = RESULTS / "memory.json"
-    rows = {row["name"]: row for row in json.loads(kept.read_text())["rows"]} if kept.exists() else {}
+    earlier = json.loads(kept.read_text())["rows"] if kept.exists() else []
+    rows = {row["name"]: row for row in earlier}
     with tempfile.TemporaryDirectory() as scratch:
         for case in cases:
             if case.name in rows and not given.again:

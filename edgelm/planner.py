@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 import torch
 
-from edgelm import hardware, kernel_choice
+from edgelm import hardware, kernel_choice, runs
 from edgelm.cache import cache_bytes
 from edgelm.config import ModelConfig
 from edgelm.errors import ContextLengthError, KernelUnavailableError, UsageError
 from edgelm.hub import cache_dir
 from edgelm.layers import Embedding, part_names
+from edgelm.load_peak import load_peak_bytes
 from edgelm.memory import Part, Plan, ProductPlan, parse_budget
 from edgelm.models.decoder import Decoder
 from edgelm.step import workspace_sizes
@@ -23,7 +24,6 @@ DEFAULT_CONTEXT = 4096
 DEFAULT_CHUNK = 512
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 KV_DTYPES = DTYPES | {"int8": torch.int8}
-READ_BLOCK_BYTES = 32 << 20  # a big tensor is read and quantized this much at a time
 
 
 @dataclass(frozen=True)
@@ -63,11 +63,12 @@ def make_plan(
     tied = decoder.embed.tied_to_head
     parts += _runtime_parts(config, settings.rows, tokens, context, dtype, kv, products, tied)
     parts.append(Part("logits", settings.rows * decoder.outputs * torch.float32.itemsize))
-    runtime = hardware.resident_bytes()
+    runtime = sum(part.bytes for part in parts if part.name in runs.RUNTIME_PARTS)
     weight_bytes = sum(part.bytes for part in parts if part.name.startswith("weights."))
-    load_peak = runtime + weight_bytes + _load_scratch(products)
+    load_peak = load_peak_bytes(products, names, runtime)
     steady = sum(part.bytes for part in parts)
-    budget = parse_budget(settings.budget, hardware.available_memory_bytes() + runtime)
+    resident = hardware.resident_bytes()
+    budget = parse_budget(settings.budget, resident + hardware.available_memory_bytes())
     parameters = sum(p.shape[0] * p.shape[1] for p in products) + _vector_elements(decoder)
     return Plan(
         fits=max(load_peak, steady) <= budget,
@@ -257,22 +258,21 @@ def _runtime_parts(
     if config.rope is not None:
         sizes["rope table"] = context * config.rope.rotary_size * dtype.itemsize
     sizes["kv cache"] = cache_bytes(config, rows, context, tokens, kv)
-    sizes["kernel scratch"] = max(_kernel_scratch(p, tokens, tied) for p in products)
-    sizes["runtime"] = hardware.resident_bytes()
-    return [Part(name, nbytes) for name, nbytes in sizes.items()]
+    sizes["kernel scratch"] = max(_kernel_scratch(p, tokens, rows, tied) for p in products)
+    parts = [Part(name, nbytes) for name, nbytes in sizes.items()]
+    return parts + runs.runtime_parts(cache_dir(), hardware.resident_bytes())
 
 
-def _kernel_scratch(product: ProductPlan, tokens: int, tied: bool) -> int:
-    """Temporaries of one call; a table that is only looked up takes its rows' codes and values."""
-    if product.names == ("embed",) and not tied:
-        return 2 * tokens * product.shape[1] * torch.float32.itemsize
-    return find(product.kernel).scratch_bytes(Scheme.parse(product.scheme), product.shape, tokens)
-
-
-def _load_scratch(products: tuple[ProductPlan, ...]) -> int:
-    """Memory beside the weights while one product is made: its canonical form and a read block."""
-    largest = max(Scheme.parse(p.scheme).nbytes(p.shape) for p in products)
-    return largest + 4 * READ_BLOCK_BYTES
+def _kernel_scratch(product: ProductPlan, tokens: int, rows: int, tied: bool) -> int:
+    """Temporaries of one call. A head is asked for a token of each row, a table gives the codes
+    and values of all tokens."""
+    scheme, kernel = Scheme.parse(product.scheme), find(product.kernel)
+    if product.names == ("head",):
+        return kernel.scratch_bytes(scheme, product.shape, rows)
+    if product.names != ("embed",):
+        return kernel.scratch_bytes(scheme, product.shape, tokens)
+    looked_up = 2 * tokens * product.shape[1] * torch.float32.itemsize
+    return max(looked_up, kernel.scratch_bytes(scheme, product.shape, rows) if tied else 0)
 
 
 def _expected_tok_s(decoder: Decoder, products: tuple[ProductPlan, ...]) -> float | None:
