@@ -57,6 +57,7 @@ def load(
     """
     files = _open(model, revision, offline, allow_pickle)
     torch.set_num_threads(_threads(threads))
+    hardware.bound_kernel_caches()
     chosen = _settings(settings)
     decoder, names = files.assemble(task, num_labels, problem_type)
     made = make_plan(decoder, files.config, names, chosen)
