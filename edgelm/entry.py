@@ -12,9 +12,10 @@ from edgelm import hardware, kernel_choice
 from edgelm.errors import DoesNotFitError, UsageError
 from edgelm.files import ModelFiles
 from edgelm.loading import Progress
-from edgelm.memory import Plan, human
+from edgelm.memory import Plan
 from edgelm.model import LanguageModel
-from edgelm.planner import Settings, make_plan
+from edgelm.settings import Settings
+from edgelm.solver import fitting_contexts, shortage, solve
 
 _IMPORTED_IN = os.getpid()
 
@@ -25,9 +26,20 @@ def plan(
     allow_pickle: bool = False, **settings: Any,
 ) -> Plan:  # fmt: skip
     """What ``load`` with the same arguments would do and take, from headers alone."""
-    files = _open(model, revision, offline, allow_pickle)
+    files = _open(model, revision, offline, allow_pickle, headers_only=True)
     decoder, names = files.assemble(task, num_labels, problem_type)
-    return make_plan(decoder, files.config, names, _settings(settings))
+    return solve(decoder, files.config, names, _settings(settings))
+
+
+def plan_table(model: str | Path | ModelFiles, **settings: Any) -> list[Plan]:
+    """What fits: a plan for every scheme and context that ``settings`` leave open.
+
+    Args:
+        model, settings: as for ``plan``.
+    """
+    files = _open(model, None, False, False, headers_only=True)
+    decoder, names = files.assemble("causal-lm")
+    return fitting_contexts(decoder, files.config, names, _settings(settings))
 
 
 def load(
@@ -60,12 +72,10 @@ def load(
     hardware.bound_kernel_caches()
     chosen = _settings(settings)
     decoder, names = files.assemble(task, num_labels, problem_type)
-    made = make_plan(decoder, files.config, names, chosen)
+    made = solve(decoder, files.config, names, chosen)
     if not made.fits:
         raise DoesNotFitError(
-            f"{files.name} needs {human(made.predicted_peak_bytes)} with these settings; the "
-            f"budget is {human(made.budget_bytes)}. Choose a smaller scheme or context, or raise "
-            "the budget.",
+            f"{files.name} does not fit: {shortage(made)}. {_remedy(chosen)}",
             made,
         )
     if chosen.backend == "auto":
@@ -73,12 +83,26 @@ def load(
     return LanguageModel(files, decoder, names, made, chosen.method, progress)
 
 
+def _remedy(settings: Settings) -> str:
+    """What may be changed where nothing fits."""
+    if settings.quant == settings.context == "auto":
+        return "That is the smallest choice there is: raise the budget, or take a smaller model."
+    return "Choose a smaller scheme or context ('auto' finds one), or raise the budget."
+
+
 def _open(
-    model: str | Path | ModelFiles, revision: str | None, offline: bool, allow_pickle: bool
-) -> ModelFiles:
+    model: str | Path | ModelFiles, revision: str | None, offline: bool, allow_pickle: bool,
+    headers_only: bool = False,
+) -> ModelFiles:  # fmt: skip
     if isinstance(model, ModelFiles):
         return model
-    return ModelFiles.open(model, revision=revision, offline=offline, allow_pickle=allow_pickle)
+    return ModelFiles.open(
+        model,
+        revision=revision,
+        offline=offline,
+        allow_pickle=allow_pickle,
+        headers_only=headers_only,
+    )
 
 
 def _settings(given: dict[str, Any]) -> Settings:

@@ -16,8 +16,9 @@ from edgelm.layers import part_names
 from edgelm.load_peak import READ_BLOCK_BYTES
 from edgelm.memory import Ledger, Plan, ProductPlan
 from edgelm.models.decoder import Decoder
-from edgelm.planner import DTYPES, weight_part
 from edgelm.position import Rope
+from edgelm.settings import DTYPES
+from edgelm.weight_plan import weight_part
 from edgelm.weights import WeightNames
 from quant import (
     ModuleReport,

@@ -19,6 +19,7 @@ from edgelm import hardware
 from edgelm.errors import BudgetExceededError, UsageError
 
 _UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40}
+_LARGEST_BUDGET = 1 << 60
 _UNITS |= {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 
 
@@ -61,7 +62,12 @@ class ProductPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """What ``load`` will do and what it will take; bytes are exact sums, speeds estimates."""
+    """What ``load`` will do and what it will take; bytes are exact sums.
+
+    ``expected_tok_s`` and ``expected_kld`` (nats per token) are estimates: this machine's measured
+    bandwidth over ``moved_bytes_per_token``, and what other models measured in such a scheme.
+    ``rejected`` are the solver's other choices, runners-up first, each with its reason.
+    """
 
     fits: bool
     scheme: str
@@ -78,6 +84,8 @@ class Plan:
     parts: tuple[Part, ...]
     products: tuple[ProductPlan, ...]
     load_peak_bytes: int
+    expected_kld: float | None
+    moved_bytes_per_token: int
     rejected: tuple[dict[str, Any], ...] = field(default=())
 
     def _total(self, where: str) -> int:
@@ -181,13 +189,14 @@ def parse_budget(text: str | int | None, available_bytes: int) -> int:
         return available_bytes
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(%|[a-zA-Z]*)\s*", str(text))
     unit = match[2].lower() if match else None
-    if not match or (unit != "%" and unit not in _UNITS) or float(match[1]) == 0:
-        raise UsageError(
-            f"budget {text!r} is not an amount of memory; write it as 6GiB, 800MiB or 70%."
-        )
-    if unit == "%":
-        return int(float(match[1]) / 100 * available_bytes)
-    return int(float(match[1]) * _UNITS[unit])
+    if match and (unit == "%" or unit in _UNITS):
+        whole = available_bytes / 100 if unit == "%" else _UNITS[str(unit)]
+        budget = float(match[1]) * whole
+        if 1 <= budget < _LARGEST_BUDGET:
+            return int(budget)
+    raise UsageError(
+        f"budget {str(text)!r:.40} is not an amount of memory; write it as 6GiB, 800MiB or 70%."
+    )
 
 
 def human(nbytes: float) -> str:

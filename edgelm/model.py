@@ -27,9 +27,9 @@ from edgelm.loading import Loader, Progress, warn_of_requantizing
 from edgelm.memory import Ledger, Plan
 from edgelm.models.decoder import Decoder
 from edgelm.options import build_request, options_of, samples, sampling_defaults
-from edgelm.planner import KV_DTYPES
 from edgelm.prediction import predict
 from edgelm.request import Chunk, Request, Result, collect
+from edgelm.settings import KV_DTYPES
 from edgelm.tokenizer import Tokenizer
 from edgelm.turn import Turn
 from edgelm.weights import WeightNames

@@ -53,7 +53,7 @@ def packed(kind: str) -> Maker:
     return make
 
 
-FLOATS = {("float32", "int4-g32"), ("float32", "int8")}
+FLOATS = {("float32", "int8")}  # fits, and is as accurate as the floats
 # format -> how it is made, matrices kept as stored, (stored, in memory) of the others
 FORMATS: dict[str, tuple[Maker, bool, set[tuple[str, str]]]] = {
     "safetensors": (llama, False, FLOATS),

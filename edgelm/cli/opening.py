@@ -14,13 +14,34 @@ from edgelm.files import ModelFiles
 from edgelm.model import LanguageModel
 
 
-def open_files(model: str, source: SourceOptions, output: OutputOptions) -> ModelFiles:
-    """Headers of a model; ``demo`` is fetched the first time."""
+def open_files(
+    model: str, source: SourceOptions, output: OutputOptions, *, headers_only: bool = False
+) -> ModelFiles:
+    """Headers of a model; ``demo`` is fetched the first time.
+
+    ``headers_only``: see ``ModelFiles.open``.
+    """
     set_verbosity(output)
     if model != "demo":
-        return ModelFiles.open(model, **asdict(source))
+        return ModelFiles.open(model, headers_only=headers_only, **asdict(source))
     with waiting("opening the demo model (98 MB, fetched once)", output):
         return ModelFiles.open(model, **asdict(source))
+
+
+def open_headers_or_shape(
+    model: str | None, shape: str | None, source: SourceOptions, output: OutputOptions
+) -> ModelFiles:
+    """Headers of a model, or those of a shape as it is published: in bfloat16."""
+    if shape is None and model is not None:
+        return open_files(model, source, output, headers_only=True)
+    _refuse_both(model, shape)
+    set_verbosity(output)
+    return random_model(str(shape), "none")
+
+
+def _refuse_both(model: str | None, shape: str | None) -> None:
+    if shape is None or model is not None:
+        raise UsageError("Give either a MODEL or --shape, one of them.")
 
 
 def open_files_or_shape(
@@ -30,12 +51,11 @@ def open_files_or_shape(
     """Headers of a model, or a shape whose random weights come in the scheme asked for."""
     if shape is None and model is not None:
         return open_files(model, source, output), options
-    if shape is None or model is not None:
-        raise UsageError("Give either a MODEL or --shape, one of them.")
+    _refuse_both(model, shape)
     set_verbosity(output)
     if options.quant == "auto":
         options = replace(options, quant="int4")
-    return random_model(shape, options.quant), options
+    return random_model(str(shape), options.quant), options
 
 
 def load_for_text(

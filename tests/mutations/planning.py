@@ -14,7 +14,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "plan: overrides that name nothing",
-        "edgelm/planner.py",
+        "edgelm/settings.py",
         "if unused:",
         "if False:",
         ("tests/test_bad_input.py::test_recipes",),
@@ -35,8 +35,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "tied weights are stored once",
-        "edgelm/planner.py",
-        "if projection is decoder.head and embed.tied_to_head:",
+        "edgelm/weight_plan.py",
+        "if projection is self.decoder.head and embed.tied_to_head:",
         "if False:",
         ("tests/test_memory.py::test_what_is_taken_is_what_was_planned",),
     ),
