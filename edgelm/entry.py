@@ -9,13 +9,16 @@ from typing import Any
 import torch
 
 from edgelm import hardware, kernel_choice
-from edgelm.errors import DoesNotFitError, UsageError
+from edgelm.errors import DoesNotFitError, HubError, UsageError
 from edgelm.files import ModelFiles
+from edgelm.hub import is_local, resolve
 from edgelm.loading import Progress
 from edgelm.memory import Plan
 from edgelm.model import LanguageModel
+from edgelm.models.decoder import Decoder
 from edgelm.settings import Settings
 from edgelm.solver import fitting_contexts, shortage, solve
+from edgelm.weights import WeightNames
 
 _IMPORTED_IN = os.getpid()
 
@@ -67,19 +70,56 @@ def load(
         DoesNotFitError: the plan exceeds the budget; it is carried along.
         EdgeLMError: files, settings or kernels that do not go together.
     """
-    files = _open(model, revision, offline, allow_pickle)
+    files = open_fitting(
+        model, task=task, num_labels=num_labels, problem_type=problem_type, revision=revision,
+        offline=offline, allow_pickle=allow_pickle, **settings,
+    )  # fmt: skip
     torch.set_num_threads(_threads(threads))
+    hardware.bound_kernel_caches()
     chosen = _settings(settings)
     decoder, names = files.assemble(task, num_labels, problem_type)
-    made = solve(decoder, files.config, names, chosen)
-    if not made.fits:
-        raise DoesNotFitError(
-            f"{files.name} does not fit: {shortage(made)}. {_remedy(chosen)}",
-            made,
-        )
+    made = _fitting_plan(files, decoder, names, chosen)
     if chosen.backend == "auto":
         kernel_choice.warn_of_slow(made.products, decoder.embed.tied_to_head)
     return LanguageModel(files, decoder, names, made, chosen.method, progress)
+
+
+def open_fitting(
+    model: str | Path | ModelFiles, *, task: str = "causal-lm", num_labels: int | None = None,
+    problem_type: str | None = None, revision: str | None = None, offline: bool = False,
+    allow_pickle: bool = False, **settings: Any,
+) -> ModelFiles:  # fmt: skip
+    """The files of a model. Those of a Hub model that does not fit are not even fetched.
+
+    Args: as for ``load``.
+
+    Raises:
+        DoesNotFitError: headers alone tell that the plan exceeds the budget.
+    """
+    if not isinstance(model, ModelFiles) and not (offline or _is_here(str(model), revision)):
+        ahead = _open(model, revision, offline, allow_pickle, headers_only=True)
+        decoder, names = ahead.assemble(task, num_labels, problem_type)
+        _fitting_plan(ahead, decoder, names, _settings(settings))
+    return _open(model, revision, offline, allow_pickle)
+
+
+def _is_here(reference: str, revision: str | None) -> bool:
+    """Whether there is nothing big to fetch: a local path, or whole in the Hub's cache."""
+    try:
+        return is_local(reference) or bool(resolve(reference, revision=revision, offline=True))
+    except HubError:
+        return False
+
+
+def _fitting_plan(
+    files: ModelFiles, decoder: Decoder, names: WeightNames, chosen: Settings
+) -> Plan:
+    made = solve(decoder, files.config, names, chosen)
+    if not made.fits:
+        raise DoesNotFitError(
+            f"{files.name} does not fit: {shortage(made)}. {_remedy(chosen)}", made
+        )
+    return made
 
 
 def _remedy(settings: Settings) -> str:

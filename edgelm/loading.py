@@ -8,12 +8,14 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from edgelm import hardware
+from edgelm.admission import require_memory
 from edgelm.config import ModelConfig
 from edgelm.errors import ModelFileError
 from edgelm.layers import part_names
+from edgelm.load_peak import READ_BLOCK_BYTES
 from edgelm.memory import Ledger, Plan, ProductPlan
 from edgelm.models.decoder import Decoder
-from edgelm.planner import READ_BLOCK_BYTES
 from edgelm.position import Rope
 from edgelm.settings import DTYPES
 from edgelm.weight_plan import weight_part
@@ -88,7 +90,12 @@ class Loader:
         return self.report
 
     def _layout(self, product: ProductPlan) -> tuple[dict[str, Tensor], Scheme, tuple[int, int]]:
-        """A product's parts packed one below the other, in its kernel's layout."""
+        """A product's parts packed one below the other, in its kernel's layout.
+
+        Raises:
+            DoesNotFitError: what the plan still needs is no longer there.
+        """
+        require_memory(self.plan)
         scheme = Scheme.parse(product.scheme)
         if len(product.names) == 1:
             packed = self._pack(product, 0, scheme)
@@ -99,6 +106,8 @@ class Loader:
                 packed.copy_rows_(start, self._pack(product, index, scheme))
                 start += rows
         tensors = find(product.kernel).prepare(packed)
+        del packed
+        hardware.release_freed_memory()
         self.ledger.hold(weight_part(product.names[0]), *tensors.values())
         return tensors, scheme, product.shape
 

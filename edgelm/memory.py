@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from edgelm import hardware
 from edgelm.errors import BudgetExceededError, UsageError
 
 _UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40}
@@ -151,12 +152,13 @@ class Ledger:
         """Plan ``nbytes`` more for ``part`` at run time.
 
         Raises:
-            BudgetExceededError: the budget has no room for it.
+            BudgetExceededError: the budget has no room for it, or the machine none any more.
         """
-        if nbytes > self.headroom_bytes:
+        room = max(0, min(self.headroom_bytes, hardware.available_memory_bytes()))
+        if nbytes > room:
             raise BudgetExceededError(
-                f"{part} needs {human(nbytes)} more, and the budget leaves "
-                f"{human(max(0, self.headroom_bytes))}: ask for fewer rows or a shorter context, "
+                f"{part} needs {human(nbytes)} more, and the budget or the machine leaves "
+                f"{human(room)}: ask for fewer rows or a shorter context, "
                 "or load with a larger budget."
             )
         self.headroom_bytes -= nbytes

@@ -6,19 +6,18 @@ from dataclasses import dataclass, field
 
 import torch
 
-from edgelm import expectations, hardware, kernel_choice
+from edgelm import expectations, hardware, kernel_choice, runs
 from edgelm.cache import cache_bytes
 from edgelm.config import ModelConfig
 from edgelm.hub import cache_dir
+from edgelm.load_peak import load_peak_bytes
 from edgelm.memory import Part, Plan, parse_budget
 from edgelm.models.decoder import Decoder
 from edgelm.settings import Settings, activation_dtype
 from edgelm.step import workspace_sizes
 from edgelm.weight_plan import WeightPlan, WeightPlanner, kernel_scratch, moved_bytes
 from edgelm.weights import WeightNames
-from quant import Recipe, Scheme
-
-READ_BLOCK_BYTES = 32 << 20  # a big tensor is read and quantized this much at a time
+from quant import Recipe
 
 
 @dataclass(frozen=True)
@@ -45,12 +44,14 @@ class Planner:
     names: WeightNames
     settings: Settings
     _weights: dict[Recipe | None, WeightPlan] = field(default_factory=dict)
+    _load_peaks: dict[Recipe | None, int] = field(default_factory=dict)
     _scratch: dict[tuple[Recipe | None, int], int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.dtype = activation_dtype(self.settings, self.config)
-        self.runtime_bytes = hardware.resident_bytes()
-        available = hardware.available_memory_bytes() + self.runtime_bytes
+        resident = hardware.resident_bytes()
+        self.runtime_parts = runs.runtime_parts(cache_dir(), resident)
+        available = hardware.available_memory_bytes() + resident
         self.budget_bytes = parse_budget(self.settings.budget, available)
         self._tied = self.decoder.embed.tied_to_head
         self._read_gb_s = hardware.recorded_read_gb_s(cache_dir())
@@ -69,7 +70,7 @@ class Planner:
         """
         weights = self._weights_of(candidate.recipe)
         parts = (*weights.parts, *self._runtime_parts(candidate, weights))
-        load_peak = self.runtime_bytes + weights.nbytes + _load_scratch(weights)
+        load_peak = self._load_peak_of(candidate.recipe)
         steady = sum(part.bytes for part in parts)
         moved = moved_bytes(weights.products, self._tied)
         return Plan(
@@ -97,6 +98,13 @@ class Planner:
             self._weights[recipe] = self._weight_planner.plan(recipe)
         return self._weights[recipe]
 
+    def _load_peak_of(self, recipe: Recipe | None) -> int:
+        if recipe not in self._load_peaks:
+            runtime = sum(part.bytes for part in self.runtime_parts)
+            products = self._weights_of(recipe).products
+            self._load_peaks[recipe] = load_peak_bytes(products, self.names, runtime)
+        return self._load_peaks[recipe]
+
     def _runtime_parts(self, candidate: Candidate, weights: WeightPlan) -> list[Part]:
         """Everything that generating needs besides the weights."""
         config, context, kv, dtype = self.config, candidate.context, candidate.kv, self.dtype
@@ -109,23 +117,17 @@ class Planner:
         sizes["kv cache"] = cache_bytes(config, candidate.rows, context, tokens, kv)
         key = (candidate.recipe, tokens)
         if key not in self._scratch:
-            self._scratch[key] = kernel_scratch(weights.products, tokens, self._tied)
+            rows = candidate.rows
+            self._scratch[key] = kernel_scratch(weights.products, tokens, rows, self._tied)
         sizes["kernel scratch"] = self._scratch[key]
-        sizes["runtime"] = self.runtime_bytes
         sizes["logits"] = candidate.rows * self.decoder.outputs * torch.float32.itemsize
-        return [Part(name, nbytes) for name, nbytes in sizes.items()]
+        return [*(Part(name, nbytes) for name, nbytes in sizes.items()), *self.runtime_parts]
 
     def _expected_kld(self, candidate: Candidate, weights: WeightPlan) -> float | None:
         """An estimate; None for what a file holds, whose own error nobody can tell."""
         if candidate.recipe is None:
             return None
         return expectations.expected_kld(weights.label, _name(candidate.kv))
-
-
-def _load_scratch(weights: WeightPlan) -> int:
-    """Memory beside the weights while one product is made: its canonical form and a read block."""
-    largest = max(Scheme.parse(p.scheme).nbytes(p.shape) for p in weights.products)
-    return largest + 4 * READ_BLOCK_BYTES
 
 
 def _name(dtype: torch.dtype) -> str:

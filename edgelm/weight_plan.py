@@ -164,13 +164,18 @@ def moved_bytes(products: tuple[ProductPlan, ...], tied: bool) -> int:
     return made + sum(product.nbytes for product in _multiplied(products, tied))
 
 
-def kernel_scratch(products: tuple[ProductPlan, ...], tokens: int, tied: bool) -> int:
-    """The largest temporaries of one call; a table that is only looked up takes its rows' codes
-    and values."""
-    lookup = 0 if tied else 2 * tokens * products[0].shape[1] * torch.float32.itemsize
-    kinds = {(p.kernel, p.scheme, p.shape) for p in _multiplied(products, tied)}
-    sizes = (find(k).scratch_bytes(Scheme.parse(s), shape, tokens) for k, s, shape in kinds)
-    return max(lookup, *sizes)
+def kernel_scratch(
+    products: tuple[ProductPlan, ...], tokens: int, rows: int, tied: bool
+) -> int:  # fmt: skip
+    """The largest temporaries of one call. A table gives the codes and values of all tokens; a
+    head is asked for one token of each row."""
+    looked_up = 2 * tokens * products[0].shape[1] * torch.float32.itemsize
+    kinds = {
+        (p.kernel, p.scheme, p.shape, rows if p.names[0] in ("embed", "head") else tokens)
+        for p in _multiplied(products, tied)
+    }
+    sizes = (find(k).scratch_bytes(Scheme.parse(s), shape, m) for k, s, shape, m in kinds)
+    return max(looked_up, *sizes)
 
 
 def _multiplied(products: tuple[ProductPlan, ...], tied: bool) -> Iterator[ProductPlan]:

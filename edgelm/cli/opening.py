@@ -8,21 +8,24 @@ from edgelm.benchmark import random_model
 from edgelm.chat import render
 from edgelm.cli.console import progress_bars, set_verbosity, waiting
 from edgelm.cli.options import LoadOptions, OutputOptions, RunOptions, SourceOptions
-from edgelm.entry import load
+from edgelm.entry import load, open_fitting
 from edgelm.errors import UsageError
 from edgelm.files import ModelFiles
 from edgelm.model import LanguageModel
 
 
 def open_files(
-    model: str, source: SourceOptions, output: OutputOptions, *, headers_only: bool = False
-) -> ModelFiles:
+    model: str, source: SourceOptions, output: OutputOptions, load: LoadOptions | None = None,
+    *, headers_only: bool = False,
+) -> ModelFiles:  # fmt: skip
     """Headers of a model; ``demo`` is fetched the first time.
 
-    ``headers_only``: see ``ModelFiles.open``.
+    ``headers_only``: see ``ModelFiles.open``. ``load``: what does not fit so is not fetched.
     """
     set_verbosity(output)
     if model != "demo":
+        if load is not None:
+            return open_fitting(model, **asdict(source), **load.settings())
         return ModelFiles.open(model, headers_only=headers_only, **asdict(source))
     with waiting("opening the demo model (98 MB, fetched once)", output):
         return ModelFiles.open(model, **asdict(source))
@@ -50,7 +53,7 @@ def open_files_or_shape(
 ) -> tuple[ModelFiles, LoadOptions]:  # fmt: skip
     """Headers of a model, or a shape whose random weights come in the scheme asked for."""
     if shape is None and model is not None:
-        return open_files(model, source, output), options
+        return open_files(model, source, output, options), options
     _refuse_both(model, shape)
     set_verbosity(output)
     if options.quant == "auto":
