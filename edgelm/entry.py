@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from edgelm import hardware, kernel_choice
+from edgelm import disk, hardware, kernel_choice
 from edgelm.errors import DoesNotFitError, UsageError
 from edgelm.files import ModelFiles
+from edgelm.hub import cache_dir
 from edgelm.loading import Progress
-from edgelm.memory import Plan, human
+from edgelm.memory import Plan, human, human_speed
 from edgelm.model import LanguageModel
+from edgelm.models.decoder import Decoder
+from edgelm.placement import streamed_layers
 from edgelm.planner import Settings, make_plan
+from edgelm.weights import WeightNames
 
+logger = logging.getLogger("edgelm")
 _IMPORTED_IN = os.getpid()
 
 
@@ -27,7 +33,7 @@ def plan(
     """What ``load`` with the same arguments would do and take, from headers alone."""
     files = _open(model, revision, offline, allow_pickle)
     decoder, names = files.assemble(task, num_labels, problem_type)
-    return make_plan(decoder, files.config, names, _settings(settings))
+    return _make_plan(files, decoder, names, _settings(settings))
 
 
 def load(
@@ -49,7 +55,8 @@ def load(
         allow_pickle: open pytorch_model*.bin where a model has nothing else.
         progress: called with (matrix name, bytes done, bytes in all).
         settings: the fields of ``planner.Settings``: quant, method, kv, backend, device, dtype,
-            context, rows, chunk, budget.
+            context, rows, chunk, budget, offload (``disk``: layers that the budget has no room
+            for are read from disk in every step).
 
     Raises:
         DoesNotFitError: the plan exceeds the budget; it is carried along.
@@ -59,17 +66,41 @@ def load(
     torch.set_num_threads(_threads(threads))
     chosen = _settings(settings)
     decoder, names = files.assemble(task, num_labels, problem_type)
-    made = make_plan(decoder, files.config, names, chosen)
+    made = _make_plan(files, decoder, names, chosen)
     if not made.fits:
         raise DoesNotFitError(
             f"{files.name} needs {human(made.predicted_peak_bytes)} with these settings; the "
-            f"budget is {human(made.budget_bytes)}. Choose a smaller scheme or context, or raise "
-            "the budget.",
+            f"budget is {human(made.budget_bytes)}. Choose a smaller scheme or context"
+            + (", " if chosen.offload == "disk" else ", stream layers with offload='disk', ")
+            + "or raise the budget.",
             made,
         )
+    _warn_of_streaming(made)
     if chosen.backend == "auto":
         kernel_choice.warn_of_slow(made.products, decoder.embed.tied_to_head)
     return LanguageModel(files, decoder, names, made, chosen.method, progress)
+
+
+def _make_plan(
+    files: ModelFiles, decoder: Decoder, names: WeightNames, chosen: Settings
+) -> Plan:  # fmt: skip
+    if chosen.offload == "disk":
+        disk.measure_once(cache_dir())
+    return make_plan(decoder, files.config, names, chosen)
+
+
+def _warn_of_streaming(made: Plan) -> None:
+    """Say beforehand how slow reading layers from disk will be."""
+    streamed = streamed_layers(made)
+    if streamed:
+        logger.warning(
+            "%d of %d layers are read from disk for every token%s",
+            *(len(streamed), len(made.placement)),
+            ""
+            if made.expected_tok_s is None
+            else f": about {human_speed(made.expected_tok_s)}, an estimate from the disk's "
+            "measured speed",
+        )
 
 
 def _open(

@@ -51,7 +51,9 @@ class LanguageModel(AsyncForms):
         self.ledger = Ledger(made.parts, made.budget_bytes - made.predicted_peak_bytes)
         self._files = files
         self._owner = object()
-        self.report = Loader(decoder, names, made, self.ledger, method, progress).load()
+        loader = Loader(decoder, names, made, self.ledger, method, progress)
+        self.report = loader.load()
+        self._stream = loader.stream
         warn_of_requantizing(self.report)
         self._engine: Engine | None = Engine(decoder, files.config, made, self.ledger)
         self._cache: KVCache | None = self._engine.make_cache(
@@ -272,6 +274,8 @@ class LanguageModel(AsyncForms):
         """
         with self._turn.end():
             self._engine = self._cache = None
+            if self._stream is not None:
+                self._stream.close()
 
     def __enter__(self) -> LanguageModel:
         return self

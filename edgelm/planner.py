@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from edgelm import hardware, kernel_choice
+from edgelm import disk, hardware, kernel_choice
 from edgelm.cache import cache_bytes
 from edgelm.config import ModelConfig
 from edgelm.errors import ContextLengthError, KernelUnavailableError, UsageError
@@ -15,6 +15,7 @@ from edgelm.hub import cache_dir
 from edgelm.layers import Embedding, part_names
 from edgelm.memory import Part, Plan, ProductPlan, parse_budget
 from edgelm.models.decoder import Decoder
+from edgelm.placement import is_streamed, place
 from edgelm.step import workspace_sizes
 from edgelm.weights import WeightNames
 from quant import METHODS, KernelUnavailable, QuantError, Recipe, Scheme, choose, find
@@ -40,6 +41,7 @@ class Settings:
     rows: int = 1
     chunk: int = DEFAULT_CHUNK
     budget: str | int | None = None
+    offload: str = "none"
 
 
 def make_plan(
@@ -68,9 +70,12 @@ def make_plan(
     load_peak = runtime + weight_bytes + _load_scratch(products)
     steady = sum(part.bytes for part in parts)
     budget = parse_budget(settings.budget, hardware.available_memory_bytes() + runtime)
+    over = max(load_peak, steady) - budget
+    placement, parts, saved = place(settings.offload, products, parts, config.num_layers, over)
+    load_peak -= saved
     parameters = sum(p.shape[0] * p.shape[1] for p in products) + _vector_elements(decoder)
     return Plan(
-        fits=max(load_peak, steady) <= budget,
+        fits=over <= saved,
         scheme=_label(products, recipe, names),
         bits_per_weight=weight_bytes * 8 / parameters,
         kv=_name(kv),
@@ -79,9 +84,9 @@ def make_plan(
         rows=settings.rows,
         chunk=tokens,
         draft_depth=0,
-        placement=("cpu",) * config.num_layers,
+        placement=placement,
         budget_bytes=budget,
-        expected_tok_s=_expected_tok_s(decoder, products),
+        expected_tok_s=_expected_tok_s(decoder, products, placement),
         parts=tuple(parts),
         products=products,
         load_peak_bytes=load_peak,
@@ -275,12 +280,22 @@ def _load_scratch(products: tuple[ProductPlan, ...]) -> int:
     return largest + 4 * READ_BLOCK_BYTES
 
 
-def _expected_tok_s(decoder: Decoder, products: tuple[ProductPlan, ...]) -> float | None:
-    """Bandwidth over the bytes a token reads; None until this machine was measured."""
-    bandwidth = hardware.recorded_read_gb_s(cache_dir())
-    if bandwidth is None:
-        return None
-    return bandwidth * 1e9 / bytes_per_token(decoder, products)
+def _expected_tok_s(
+    decoder: Decoder, products: tuple[ProductPlan, ...], placement: tuple[str, ...]
+) -> float | None:
+    """Bandwidth over the bytes a token reads; None until this machine was measured.
+
+    Layers are read from disk while others compute, so the slower of disk and memory decides.
+    """
+    memory = hardware.recorded_read_gb_s(cache_dir())
+    seconds = [] if memory is None else [bytes_per_token(decoder, products) / memory / 1e9]
+    streamed = sum(p.nbytes for p in products if is_streamed(p, placement))
+    if streamed:
+        read = disk.recorded_read_gb_s(cache_dir())
+        if read is None:
+            return None
+        seconds.append(streamed / read / 1e9)
+    return 1 / max(seconds) if seconds else None
 
 
 def bytes_per_token(decoder: Decoder, products: tuple[ProductPlan, ...]) -> int:

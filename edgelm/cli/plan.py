@@ -19,7 +19,8 @@ from edgelm.cli.options import (
 from edgelm.errors import DoesNotFitError
 from edgelm.hub import cache_dir
 from edgelm.inspection import tensor_classes
-from edgelm.memory import Plan, human
+from edgelm.memory import Plan, human, human_speed
+from edgelm.placement import streamed_layers
 
 
 def plan(
@@ -48,7 +49,7 @@ def _show(name: str, made: Plan) -> None:
     parts.add_column("size", justify="right")
     parts.add_column("share", min_width=30)
     for part in made.parts:
-        bar = Bar(made.steady_peak_bytes, 0, part.bytes, width=30)
+        bar = Bar(made.steady_peak_bytes, 0, 0 if part.where == "disk" else part.bytes, width=30)
         parts.add_row(part.name, part.where, human(part.bytes), bar)
     out.print(parts, "")
     kernels = Table("tensors", "count", "scheme", "kernel", box=None)
@@ -62,5 +63,12 @@ def _show(name: str, made: Plan) -> None:
         f"peak while loading {human(made.load_peak_bytes)}, while generating "
         f"{human(made.steady_peak_bytes)}; budget {human(made.budget_bytes)}: {verdict}"
     )
+    streamed = streamed_layers(made)
+    if streamed:
+        out.print(
+            f"{len(streamed)} of {len(made.placement)} layers are read from disk in every step"
+        )
     if made.expected_tok_s is not None:
-        out.print(f"at most {made.expected_tok_s:.0f} tok/s by this machine's read bandwidth")
+        source = "disk" if streamed else "read"
+        speed = human_speed(made.expected_tok_s)
+        out.print(f"at most {speed} by this machine's {source} bandwidth (an estimate)")
