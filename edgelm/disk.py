@@ -1,4 +1,4 @@
-"""How fast the cache folder's disk is read: measured once, kept there, for expected speeds."""
+"""How fast the cache folder's disk is read, measured once and kept there, and what that means."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+from edgelm import hardware
 from edgelm.kept import keep, kept
 
 PROFILE = "disk.json"
@@ -32,6 +33,23 @@ def recorded_read_gb_s(cache: Path) -> float | None:
         return float(kept(cache / PROFILE)["read_gb_s"])
     except (ValueError, TypeError, KeyError):
         return None
+
+
+def expected_tok_s(cache: Path, moved_bytes: int, streamed_bytes: int) -> float | None:
+    """Tokens a second of decoding, at most; None until this machine was measured.
+
+    Layers are read from disk while others compute: the slower of disk and memory decides.
+
+    Args:
+        moved_bytes: weights that a token reads. streamed_bytes: how many of them from disk.
+    """
+    memory, disk = hardware.recorded_read_gb_s(cache), recorded_read_gb_s(cache)
+    if streamed_bytes and disk is None:
+        return None
+    seconds = [moved_bytes / memory / 1e9] if memory else []
+    if disk and streamed_bytes:
+        seconds.append(streamed_bytes / disk / 1e9)
+    return 1 / max(seconds) if seconds else None
 
 
 def read_gb_s(folder: Path) -> float:

@@ -17,7 +17,13 @@ from edgelm.layer_stream import LayerStream
 from edgelm.layers import part_names
 from edgelm.memory import Ledger, Plan, ProductPlan
 from edgelm.models.decoder import Decoder
-from edgelm.placement import BUFFERS, buffer_bytes, layer_products, streamed_layers
+from edgelm.placement import (
+    BUFFERS,
+    STREAM_PART,
+    buffer_bytes,
+    layer_products,
+    streamed_layers,
+)
 from edgelm.planner import DTYPES, READ_BLOCK_BYTES, weight_part
 from edgelm.position import Rope
 from edgelm.weights import WeightNames
@@ -101,7 +107,7 @@ class Loader:
         products = {layer: layer_products(self.plan, layer) for layer in layers}
         files = store.open(layers, self._prepare, lambda layer: self._tell(*products[layer]))
         size = buffer_bytes([p for own in products.values() for p in own])
-        buffers = self.ledger.empty("streaming buffers", (BUFFERS, size), torch.uint8)
+        buffers = self.ledger.empty(STREAM_PART, (BUFFERS, size), torch.uint8)
         self.stream = LayerStream(files, buffers)
         for position, (layer, file) in enumerate(zip(layers, files, strict=True)):
             self.stream.attach(position, self.decoder.layers[layer])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from edgelm.errors import UsageError
 from edgelm.memory import Part, Plan, ProductPlan
@@ -10,17 +10,21 @@ from edgelm.memory import Part, Plan, ProductPlan
 OFFLOADS = ("none", "disk")
 ALIGNMENT = 64  # bytes: where tensors begin in a buffer, as torch's own memory does
 BUFFERS = 2  # one layer is computed while the other is read
+STREAM_PART = "streaming buffers"  # of the plan
+Places = tuple[str, ...]
 _TENSORS = 3  # at most so many make up a matrix in any kernel's layout
 
 
 def place(
-    offload: str, products: Sequence[ProductPlan], parts: list[Part], layers: int, over_bytes: int
-) -> tuple[tuple[str, ...], list[Part], int]:
-    """Put as few layers on disk as bring a peak down by ``over_bytes``; all where none suffice.
+    offload: str, layers: int, budget_bytes: int, peak_bytes: Callable[[Places], int]
+) -> Places:
+    """``cpu`` or ``disk`` for each layer: as few on disk as the budget asks for.
+
+    Args:
+        peak_bytes: what the whole process takes with the layers in such places.
 
     Returns:
-        ``cpu`` or ``disk`` for each layer; the parts with the streamed weights counted as the
-        disk's and with the buffers they are read into; and how many host bytes that saves.
+        All on the disk where not even that fits.
 
     Raises:
         UsageError: ``offload`` is no place.
@@ -30,20 +34,16 @@ def place(
             f"offload {offload!r} is not possible here; allowed: {', '.join(OFFLOADS)} (a model "
             "on the CPU has no other memory than the host's, so 'cpu' would move nothing)."
         )
+    counts = range(layers + 1) if offload == "disk" else (0,)
+    choices = (_spread(count, layers) for count in counts)
     places = ("cpu",) * layers
-    if offload == "none" or over_bytes <= 0:
-        return places, parts, 0
-    saved = 0
-    for count in range(1, layers + 1):
-        places = _spread(count, layers)
-        streamed = [p for p in products if is_streamed(p, places)]
-        saved = sum(p.nbytes for p in streamed) - BUFFERS * buffer_bytes(streamed)
-        if saved >= over_bytes:
+    for places in choices:
+        if peak_bytes(places) <= budget_bytes:
             break
-    return places, _with_stream(parts, streamed), saved
+    return places
 
 
-def _spread(count: int, layers: int) -> tuple[str, ...]:
+def _spread(count: int, layers: int) -> Places:
     """``count`` streamed layers far apart: the resident ones between them are time to read."""
     return tuple(
         "disk" if (index + 1) * count // layers > index * count // layers else "cpu"
@@ -51,13 +51,19 @@ def _spread(count: int, layers: int) -> tuple[str, ...]:
     )
 
 
-def _with_stream(parts: Sequence[Part], streamed: Sequence[ProductPlan]) -> list[Part]:
+def placed_parts(
+    parts: Sequence[Part], products: Sequence[ProductPlan], places: Places
+) -> list[Part]:  # fmt: skip
+    """``parts`` with streamed weights counted as the disk's, and the buffers they are read into."""
+    streamed = [product for product in products if is_streamed(product, places)]
+    if not streamed:
+        return list(parts)
     left = {part.name: part.bytes for part in parts}
     for product in streamed:
         left[f"weights.{product.kind}"] -= product.nbytes
     found = [Part(name, nbytes) for name, nbytes in left.items() if nbytes]
     found.append(Part("weights.streamed", sum(p.nbytes for p in streamed), "disk"))
-    found.append(Part("streaming buffers", BUFFERS * buffer_bytes(streamed)))
+    found.append(Part(STREAM_PART, BUFFERS * buffer_bytes(streamed)))
     return found
 
 
@@ -67,7 +73,7 @@ def layer_of(product: ProductPlan) -> int | None:
     return int(first[1]) if first[0] == "layers" else None
 
 
-def is_streamed(product: ProductPlan, places: Sequence[str]) -> bool:
+def is_streamed(product: ProductPlan, places: Places) -> bool:
     """Whether a matrix belongs to a layer that is read from disk in every step."""
     layer = layer_of(product)
     return layer is not None and places[layer] == "disk"

@@ -15,7 +15,7 @@ from edgelm.hub import cache_dir
 from edgelm.layers import Embedding, part_names
 from edgelm.memory import Part, Plan, ProductPlan, parse_budget
 from edgelm.models.decoder import Decoder
-from edgelm.placement import is_streamed, place
+from edgelm.placement import STREAM_PART, Places, is_streamed, place, placed_parts
 from edgelm.step import workspace_sizes
 from edgelm.weights import WeightNames
 from quant import METHODS, KernelUnavailable, QuantError, Recipe, Scheme, choose, find
@@ -67,15 +67,17 @@ def make_plan(
     parts.append(Part("logits", settings.rows * decoder.outputs * torch.float32.itemsize))
     runtime = hardware.resident_bytes()
     weight_bytes = sum(part.bytes for part in parts if part.name.startswith("weights."))
-    load_peak = runtime + weight_bytes + _load_scratch(products)
-    steady = sum(part.bytes for part in parts)
+
+    def peaks(places: Places) -> tuple[int, int]:
+        placed = [p for p in placed_parts(parts, products, places) if p.where == "host"]
+        loaded = sum(p.bytes for p in placed if p.name.startswith(("weights.", STREAM_PART)))
+        return runtime + loaded + _load_scratch(products), sum(part.bytes for part in placed)
+
     budget = parse_budget(settings.budget, hardware.available_memory_bytes() + runtime)
-    over = max(load_peak, steady) - budget
-    placement, parts, saved = place(settings.offload, products, parts, config.num_layers, over)
-    load_peak -= saved
+    placement = place(settings.offload, config.num_layers, budget, lambda own: max(peaks(own)))
     parameters = sum(p.shape[0] * p.shape[1] for p in products) + _vector_elements(decoder)
     return Plan(
-        fits=over <= saved,
+        fits=max(peaks(placement)) <= budget,
         scheme=_label(products, recipe, names),
         bits_per_weight=weight_bytes * 8 / parameters,
         kv=_name(kv),
@@ -86,10 +88,14 @@ def make_plan(
         draft_depth=0,
         placement=placement,
         budget_bytes=budget,
-        expected_tok_s=_expected_tok_s(decoder, products, placement),
-        parts=tuple(parts),
+        expected_tok_s=disk.expected_tok_s(
+            cache_dir(),
+            bytes_per_token(decoder, products),
+            sum(p.nbytes for p in products if is_streamed(p, placement)),
+        ),
+        parts=tuple(placed_parts(parts, products, placement)),
         products=products,
-        load_peak_bytes=load_peak,
+        load_peak_bytes=peaks(placement)[0],
     )
 
 
@@ -278,24 +284,6 @@ def _load_scratch(products: tuple[ProductPlan, ...]) -> int:
     """Memory beside the weights while one product is made: its canonical form and a read block."""
     largest = max(Scheme.parse(p.scheme).nbytes(p.shape) for p in products)
     return largest + 4 * READ_BLOCK_BYTES
-
-
-def _expected_tok_s(
-    decoder: Decoder, products: tuple[ProductPlan, ...], placement: tuple[str, ...]
-) -> float | None:
-    """Bandwidth over the bytes a token reads; None until this machine was measured.
-
-    Layers are read from disk while others compute, so the slower of disk and memory decides.
-    """
-    memory = hardware.recorded_read_gb_s(cache_dir())
-    seconds = [] if memory is None else [bytes_per_token(decoder, products) / memory / 1e9]
-    streamed = sum(p.nbytes for p in products if is_streamed(p, placement))
-    if streamed:
-        read = disk.recorded_read_gb_s(cache_dir())
-        if read is None:
-            return None
-        seconds.append(streamed / read / 1e9)
-    return 1 / max(seconds) if seconds else None
 
 
 def bytes_per_token(decoder: Decoder, products: tuple[ProductPlan, ...]) -> int:

@@ -18,7 +18,7 @@ import edgelm
 from edgelm import disk, layer_store
 from edgelm.diagnosis import clear_cache
 from edgelm.layer_file import LayerFile
-from edgelm.placement import place, streamed_layers
+from edgelm.placement import streamed_layers
 
 FAMILIES = ("bloom", "gemma2", "helium", "llama", "persimmon")
 SETTINGS: dict[str, Any] = {"quant": "int4", "context": 64, "chunk": 8}
@@ -117,17 +117,16 @@ def test_the_plan_names_what_streaming_takes(nano: Path) -> None:
 def test_as_many_layers_as_fit_stay(nano: Path) -> None:
     """Never more than needed go to disk; with room for all of them none does."""
     plan = edgelm.plan(nano, **SETTINGS)
-    layers, parts = len(plan.placement), list(plan.parts)
+    peak, size = plan.predicted_peak_bytes, layer_bytes(plan)
     counts = []
-    for over in range(-1, layer_bytes(plan), layer_bytes(plan) // 50):
-        places, left, saved = place("disk", plan.products, parts, layers, over)
-        count = places.count("disk")
-        counts.append(count)
-        before = sum(part.bytes for part in parts)
-        assert before - sum(part.bytes for part in left if part.where == "host") == saved
-        assert saved >= over or count == layers
-    assert counts == sorted(counts) and counts[0] == 0 and counts[-1] == layers
-    assert place("none", plan.products, parts, layers, 1 << 30)[0] == ("cpu",) * layers
+    for over in (-1, *range(4096, size, size // 12)):
+        made = edgelm.plan(nano, **SETTINGS, offload="disk", budget=peak - over)
+        counts.append(made.placement.count("disk"))
+        assert made.fits == (made.predicted_peak_bytes <= peak - over)
+        assert made.fits or counts[-1] == 6
+    print(counts)
+    assert counts == sorted(counts) and set(counts) >= {0, 3, 4, 5, 6} and not made.fits
+    assert set(edgelm.plan(nano, **SETTINGS).placement) == {"cpu"}
 
 
 def test_refusals(nano: Path) -> None:
