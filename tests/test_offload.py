@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ import edgelm
 from edgelm import disk, layer_store
 from edgelm.diagnosis import clear_cache
 from edgelm.layer_file import LayerFile
+from edgelm.layer_stream import LayerStream, _Slot
 from edgelm.placement import streamed_layers
 
 FAMILIES = ("bloom", "gemma2", "helium", "llama", "persimmon")
@@ -355,9 +357,50 @@ def test_a_step_that_broke_off_is_forgotten(
         assert found.token_ids == expected, f"after layer {index}"
 
 
-def test_closing_ends_reads_and_closes_files(streaming: edgelm.LanguageModel) -> None:
-    import threading
+@pytest.mark.parametrize(("share", "count"), [(0.4, 4), (0.7, 5)])
+def test_buffers_are_read_ahead(
+    nano: Path, share: float, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every read is of a layer still to come, the next step's first ones too; none waits for a
+    layer to be asked for it."""
+    told: list[tuple[str, int]] = []
+    start, ask = _Slot.start, LayerStream._await
 
+    def started(slot: _Slot, position: int, file: LayerFile) -> None:
+        told.append(("read", position))
+        start(slot, position, file)
+
+    def asked(stream: LayerStream, position: int) -> None:
+        told.append(("use", position))
+        ask(stream, position)
+
+    monkeypatch.setattr(_Slot, "start", started)
+    monkeypatch.setattr(LayerStream, "_await", asked)
+    with edgelm.load(nano, **tight(nano, share, **SETTINGS)) as lm:
+        assert told == [("read", 0), ("read", 1)]
+        lm.generate([5, 6, 7], max_new_tokens=3, temperature=0.0)
+    uses = [position for kind, position in told if kind == "use"]
+    assert uses == [*range(count)] * (len(uses) // count) and len(uses) >= 2 * count
+    held: dict[int, int] = {}
+    for kind, position in told:
+        if kind == "read":
+            assert held.get(position % 2) != position
+            held[position % 2] = position
+        assert held[position % 2] == position, "asked for before its read began"
+
+
+def test_another_recipe_has_its_own_files(machine: Path, nano: Path) -> None:
+    for quant in ("int8", "int4", "int8"):
+        own = SETTINGS | {"quant": quant}
+        with edgelm.load(nano, **own) as lm:
+            expected = lm.generate(PROMPT, max_new_tokens=6, temperature=0.0, logprobs=3)
+        with edgelm.load(nano, **tight(nano, 0.8, **own)) as lm:
+            found = lm.generate(PROMPT, max_new_tokens=6, temperature=0.0, logprobs=3)
+        assert found.logprobs == expected.logprobs
+    assert len(list((machine / layer_store.FOLDER).iterdir())) == 2
+
+
+def test_closing_ends_reads_and_closes_files(streaming: edgelm.LanguageModel) -> None:
     stream = streaming._stream
     streaming.generate(PROMPT, max_new_tokens=2, temperature=0.0)
     streaming.close()
