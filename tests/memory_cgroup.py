@@ -42,7 +42,7 @@ def run_inside(group: Path, program: str, *arguments: str) -> str:
     """What a Python program prints; it is in the group before Python starts."""
     join = 'echo $$ > "$0"/cgroup.procs && exec "$@"'
     command = ["sh", "-c", join, str(group), sys.executable, "-c", program, *arguments]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, f"ended with {done.returncode}: {done.stderr[-2000:]}"
     return done.stdout
 

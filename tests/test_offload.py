@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import edgelm
 from edgelm import disk, layer_store
@@ -387,6 +388,22 @@ def test_buffers_are_read_ahead(
             assert held.get(position % 2) != position
             held[position % 2] = position
         assert held[position % 2] == position, "asked for before its read began"
+
+
+def test_a_slow_disk_is_waited_for(nano: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No layer computes with what its buffer held before."""
+    read = LayerFile.read_into
+
+    def slowly(file: LayerFile, buffer: torch.Tensor) -> None:
+        buffer.zero_()
+        time.sleep(0.02)
+        read(file, buffer)
+
+    with edgelm.load(nano, **SETTINGS) as lm:
+        expected = lm.generate(PROMPT, max_new_tokens=4, temperature=0.0).token_ids
+    monkeypatch.setattr(LayerFile, "read_into", slowly)
+    with edgelm.load(nano, **tight(nano, 0.7, **SETTINGS)) as lm:
+        assert lm.generate(PROMPT, max_new_tokens=4, temperature=0.0).token_ids == expected
 
 
 def test_another_recipe_has_its_own_files(machine: Path, nano: Path) -> None:

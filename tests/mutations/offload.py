@@ -11,7 +11,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "edgelm/layer_stream.py",
         "            slot.start(position, self._files[position])\n        slot.finish()",
         "            slot.start(position, self._files[position])",
-        (f"{TESTS}::test_a_file_changed_while_in_use_is_an_error",),
+        (f"{TESTS}::test_a_slow_disk_is_waited_for",),
     ),
     Mutation(
         "offload: a buffer is read into when its layer is done",
