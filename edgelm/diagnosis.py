@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 import edgelm
-from edgelm import hardware, kernel_choice, runs
+from edgelm import disk, hardware, kernel_choice, runs
 from edgelm.hub import DEMO_MEMBER, cache_dir
+from edgelm.layer_store import clear_layers
 from quant import Scheme
 from quant.backends import KERNELS, choose
 
@@ -103,7 +104,9 @@ def clear_cache() -> int:
     before = _folder_bytes(cache)
     demo = cache / "demo"
     shutil.rmtree(demo / "partial", ignore_errors=True)
-    kept = (cache / hardware.PROFILE, cache / kernel_choice.KEPT, cache / runs.KEPT)
+    clear_layers(cache)
+    profiles = (hardware.PROFILE, kernel_choice.KEPT, disk.PROFILE, runs.KEPT)
+    kept = [cache / name for name in profiles]
     for path in (demo / Path(DEMO_MEMBER).name, demo / "lock", *kept):
         path.unlink(missing_ok=True)
     if demo.is_dir() and not any(demo.iterdir()):

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from edgelm import hardware, kernel_choice
+from edgelm import disk, hardware, kernel_choice
 from edgelm.errors import DoesNotFitError, HubError, UsageError
 from edgelm.files import ModelFiles
-from edgelm.hub import is_local, resolve
+from edgelm.hub import cache_dir, is_local, resolve
 from edgelm.loading import Progress
-from edgelm.memory import Plan
+from edgelm.memory import Plan, human_speed
 from edgelm.model import LanguageModel
 from edgelm.models.decoder import Decoder
+from edgelm.placement import streamed_layers
 from edgelm.settings import Settings
 from edgelm.solver import fitting_contexts, shortage, solve
 from edgelm.weights import WeightNames
 
+logger = logging.getLogger("edgelm")
 _IMPORTED_IN = os.getpid()
 
 
@@ -31,7 +34,7 @@ def plan(
     """What ``load`` with the same arguments would do and take, from headers alone."""
     files = _open(model, revision, offline, allow_pickle, headers_only=True)
     decoder, names = files.assemble(task, num_labels, problem_type)
-    return solve(decoder, files.config, names, _settings(settings))
+    return _solved(files, decoder, names, _settings(settings))
 
 
 def plan_table(model: str | Path | ModelFiles, **settings: Any) -> list[Plan]:
@@ -64,7 +67,8 @@ def load(
         allow_pickle: open pytorch_model*.bin where a model has nothing else.
         progress: called with (matrix name, bytes done, bytes in all).
         settings: the fields of ``planner.Settings``: quant, method, kv, backend, device, dtype,
-            context, rows, chunk, budget.
+            context, rows, chunk, budget, offload (``disk``: layers that the budget has no room
+            for are read from disk in every step).
 
     Raises:
         DoesNotFitError: the plan exceeds the budget; it is carried along.
@@ -79,6 +83,7 @@ def load(
     chosen = _settings(settings)
     decoder, names = files.assemble(task, num_labels, problem_type)
     made = _fitting_plan(files, decoder, names, chosen)
+    _warn_of_streaming(made)
     if chosen.backend == "auto":
         kernel_choice.warn_of_slow(made.products, decoder.embed.tied_to_head)
     return LanguageModel(files, decoder, names, made, chosen.method, progress)
@@ -114,7 +119,7 @@ def _is_here(reference: str, revision: str | None) -> bool:
 def _fitting_plan(
     files: ModelFiles, decoder: Decoder, names: WeightNames, chosen: Settings
 ) -> Plan:
-    made = solve(decoder, files.config, names, chosen)
+    made = _solved(files, decoder, names, chosen)
     if not made.fits:
         raise DoesNotFitError(
             f"{files.name} does not fit: {shortage(made)}. {_remedy(chosen)}", made
@@ -124,9 +129,32 @@ def _fitting_plan(
 
 def _remedy(settings: Settings) -> str:
     """What may be changed where nothing fits."""
+    stream = "" if settings.offload == "disk" else "stream layers with offload='disk', "
     if settings.quant == settings.context == "auto":
-        return "That is the smallest choice there is: raise the budget, or take a smaller model."
-    return "Choose a smaller scheme or context ('auto' finds one), or raise the budget."
+        return f"No scheme, cache or context is smaller: {stream}or raise the budget."
+    return f"Choose a smaller scheme or context ('auto' finds one), {stream}or raise the budget."
+
+
+def _solved(
+    files: ModelFiles, decoder: Decoder, names: WeightNames, chosen: Settings
+) -> Plan:  # fmt: skip
+    if chosen.offload == "disk":
+        disk.measure_once(cache_dir())
+    return solve(decoder, files.config, names, chosen)
+
+
+def _warn_of_streaming(made: Plan) -> None:
+    """Say beforehand how slow reading layers from disk will be."""
+    streamed = streamed_layers(made)
+    if streamed:
+        logger.warning(
+            "%d of %d layers are read from disk for every token%s",
+            *(len(streamed), len(made.placement)),
+            ""
+            if made.expected_tok_s is None
+            else f": about {human_speed(made.expected_tok_s)}, an estimate from the disk's "
+            "measured speed",
+        )
 
 
 def _open(

@@ -12,10 +12,21 @@ from edgelm import hardware
 from edgelm.admission import require_memory
 from edgelm.config import ModelConfig
 from edgelm.errors import ModelFileError
+from edgelm.hub import cache_dir
+from edgelm.layer_file import Prepared
+from edgelm.layer_store import LayerStore
+from edgelm.layer_stream import LayerStream
 from edgelm.layers import part_names
 from edgelm.load_peak import READ_BLOCK_BYTES
 from edgelm.memory import Ledger, Plan, ProductPlan
 from edgelm.models.decoder import Decoder
+from edgelm.placement import (
+    BUFFERS,
+    STREAM_PART,
+    buffer_bytes,
+    layer_products,
+    streamed_layers,
+)
 from edgelm.position import Rope
 from edgelm.settings import DTYPES
 from edgelm.weight_plan import weight_part
@@ -55,6 +66,9 @@ class Loader:
         self.progress = progress
         self.dtype = DTYPES[plan.dtype]
         self.report = Report()
+        self.stream: LayerStream | None = None
+        self._done_bytes = 0
+        self._streamed: dict[str, tuple[dict[str, Tensor], list[ModuleReport]]] = {}
 
     def load(self) -> Report:
         """Every weight into its module.
@@ -62,7 +76,7 @@ class Loader:
         Raises:
             ModelFileError: a weight holds NaN, infinity or numbers beyond its scheme.
         """
-        total, done = self.plan.weight_bytes, 0
+        self._open_stream()
         pending = {product.names[0]: product for product in self.plan.products}
         embed = pending.pop("embed")
         self.decoder.embed.table = QuantEmbedding(self._layout(embed), find(embed.kernel))
@@ -77,9 +91,8 @@ class Loader:
                 start += product.shape[0]
                 linear = QuantLinear(self._layout(product), find(product.kernel), own)
                 projection.products.append(linear)
-                done += product.nbytes
-                if self.progress:
-                    self.progress(name, done, total)
+                if name not in self._streamed:
+                    self._tell(product)
         if self.decoder.head is not None and self.decoder.embed.tied_to_head:
             self.decoder.head.products.append(self.decoder.embed.table.as_linear())
         for name, norm in self.decoder.norms():
@@ -89,7 +102,49 @@ class Loader:
                 setattr(norm, vector, found)
         return self.report
 
+    def _open_stream(self) -> None:
+        """Files and buffers of the layers that the plan leaves on disk."""
+        layers = streamed_layers(self.plan)
+        if not layers:
+            return
+        store = LayerStore(cache_dir(), self.names.checkpoint, self.plan, self.method)
+        products = {layer: layer_products(self.plan, layer) for layer in layers}
+        files = store.open(layers, self._prepare, lambda layer: self._tell(*products[layer]))
+        size = buffer_bytes([p for own in products.values() for p in own])
+        buffers = self.ledger.empty(STREAM_PART, (BUFFERS, size), torch.uint8)
+        self.stream = LayerStream(files, buffers)
+        for position, (layer, file) in enumerate(zip(layers, files, strict=True)):
+            self.stream.attach(position, self.decoder.layers[layer])
+            for product in products[layer]:
+                name = product.names[0]
+                views = file.views(name, self.stream.buffer(position))
+                self._streamed[name] = views, file.modules(name)
+
+    def _prepare(self, product: ProductPlan) -> Prepared:
+        """A product for its layer's file; what is reported of it is kept there."""
+        before = len(self.report.modules)
+        tensors = self._prepared(product)
+        modules = self.report.modules[before:]
+        del self.report.modules[before:]
+        return product.names[0], tensors, modules
+
+    def _tell(self, *products: ProductPlan) -> None:
+        for product in products:
+            self._done_bytes += product.nbytes
+            if self.progress:
+                self.progress(product.names[0], self._done_bytes, self.plan.weight_bytes)
+
     def _layout(self, product: ProductPlan) -> tuple[dict[str, Tensor], Scheme, tuple[int, int]]:
+        """A product in its kernel's layout: held by us, or where the stream brings it."""
+        if product.names[0] in self._streamed:
+            tensors, modules = self._streamed[product.names[0]]
+            self.report.modules += modules
+        else:
+            tensors = self._prepared(product)
+            self.ledger.hold(weight_part(product.names[0]), *tensors.values())
+        return tensors, Scheme.parse(product.scheme), product.shape
+
+    def _prepared(self, product: ProductPlan) -> dict[str, Tensor]:
         """A product's parts packed one below the other, in its kernel's layout.
 
         Raises:
@@ -108,8 +163,7 @@ class Loader:
         tensors = find(product.kernel).prepare(packed)
         del packed
         hardware.release_freed_memory()
-        self.ledger.hold(weight_part(product.names[0]), *tensors.values())
-        return tensors, scheme, product.shape
+        return tensors
 
     def _pack(self, product: ProductPlan, index: int, scheme: Scheme) -> PackedWeight:
         name, shape = product.names[index], product.shapes[index]

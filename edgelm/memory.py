@@ -25,7 +25,7 @@ _UNITS |= {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 
 @dataclass(frozen=True)
 class Part:
-    """One named share of memory; ``where`` is ``host`` or ``device``."""
+    """One named share of memory; ``where`` is ``host``, ``device``, or ``disk`` for no memory."""
 
     name: str
     bytes: int
@@ -205,3 +205,8 @@ def human(nbytes: float) -> str:
         if abs(nbytes) >= size:
             return f"{nbytes / size:.1f} {unit}"
     return f"{nbytes:.0f} B"
+
+
+def human_speed(tok_s: float) -> str:
+    """Tokens a second for people, slow ones with two digits: 48 tok/s, 0.31 tok/s."""
+    return f"{tok_s:.0f} tok/s" if tok_s >= 10 else f"{tok_s:.2g} tok/s"

@@ -55,7 +55,9 @@ class LanguageModel(AsyncForms):
         self.ledger = Ledger(made.parts, made.budget_bytes - made.predicted_peak_bytes)
         self._files = files
         self._owner = object()
-        self.report = Loader(decoder, names, made, self.ledger, method, progress).load()
+        loader = Loader(decoder, names, made, self.ledger, method, progress)
+        self.report = loader.load()
+        self._stream = loader.stream
         warn_of_requantizing(self.report)
         require_memory(made)
         self._engine: Engine | None = Engine(decoder, files.config, made, self.ledger)
@@ -281,6 +283,8 @@ class LanguageModel(AsyncForms):
                 if peak > self._earlier_peak_bytes:  # else it tells of something before this model
                     runs.record(cache_dir(), self.name, self.plan, peak)
             self._engine = self._cache = None
+            if self._stream is not None:
+                self._stream.close()
 
     def __enter__(self) -> LanguageModel:
         return self

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
 
-from edgelm import expectations, hardware, kernel_choice, runs
+from edgelm import disk, expectations, hardware, kernel_choice, runs
 from edgelm.cache import cache_bytes
 from edgelm.config import ModelConfig
 from edgelm.hub import cache_dir
 from edgelm.load_peak import load_peak_bytes
 from edgelm.memory import Part, Plan, parse_budget
 from edgelm.models.decoder import Decoder
+from edgelm.placement import STREAM_PART, Places, is_streamed, place, placed_parts
 from edgelm.settings import Settings, activation_dtype
 from edgelm.step import workspace_sizes
 from edgelm.weight_plan import WeightPlan, WeightPlanner, kernel_scratch, moved_bytes
@@ -31,6 +33,16 @@ class Candidate:
     chunk: int
 
 
+@dataclass(frozen=True)
+class PlacedWeights:
+    """Weights with some layers on disk: their parts, what is read from there in every step, and
+    the peak of the process while they are loaded."""
+
+    parts: tuple[Part, ...]
+    streamed_bytes: int
+    load_peak_bytes: int
+
+
 @dataclass
 class Planner:
     """Plans of one model, from headers alone; what candidates share is worked out once.
@@ -44,7 +56,7 @@ class Planner:
     names: WeightNames
     settings: Settings
     _weights: dict[Recipe | None, WeightPlan] = field(default_factory=dict)
-    _load_peaks: dict[Recipe | None, int] = field(default_factory=dict)
+    _placed: dict[tuple[Recipe | None, Places], PlacedWeights] = field(default_factory=dict)
     _scratch: dict[tuple[Recipe | None, int], int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -54,7 +66,6 @@ class Planner:
         available = hardware.available_memory_bytes() + resident
         self.budget_bytes = parse_budget(self.settings.budget, available)
         self._tied = self.decoder.embed.tied_to_head
-        self._read_gb_s = hardware.recorded_read_gb_s(cache_dir())
         measured = kernel_choice.rankings(cache_dir())
         self._weight_planner = WeightPlanner(
             self.decoder, self.names, self.dtype, self.settings.backend, measured
@@ -69,12 +80,19 @@ class Planner:
             KernelUnavailableError: the chosen backend cannot run a matrix.
         """
         weights = self._weights_of(candidate.recipe)
-        parts = (*weights.parts, *self._runtime_parts(candidate, weights))
-        load_peak = self._load_peak_of(candidate.recipe)
-        steady = sum(part.bytes for part in parts)
+        running = self._running_parts(candidate, weights)
+        running_bytes = sum(part.bytes for part in running)
+
+        def peak_bytes(places: Places) -> int:
+            placed = self._placed_weights(candidate.recipe, places)
+            return max(placed.load_peak_bytes, _host_bytes(placed.parts) + running_bytes)
+
+        layers, offload = self.config.num_layers, self.settings.offload
+        placement = place(offload, layers, self.budget_bytes, peak_bytes)
+        placed = self._placed_weights(candidate.recipe, placement)
         moved = moved_bytes(weights.products, self._tied)
         return Plan(
-            fits=max(load_peak, steady) <= self.budget_bytes,
+            fits=peak_bytes(placement) <= self.budget_bytes,
             scheme=weights.label,
             bits_per_weight=weights.nbytes * 8 / weights.parameters,
             kv=_name(candidate.kv),
@@ -83,12 +101,12 @@ class Planner:
             rows=candidate.rows,
             chunk=min(candidate.chunk, candidate.context),
             draft_depth=0,
-            placement=("cpu",) * self.config.num_layers,
+            placement=placement,
             budget_bytes=self.budget_bytes,
-            expected_tok_s=self._read_gb_s * 1e9 / moved if self._read_gb_s else None,
-            parts=parts,
+            expected_tok_s=disk.expected_tok_s(cache_dir(), moved, placed.streamed_bytes),
+            parts=(*placed.parts, *running),
             products=weights.products,
-            load_peak_bytes=load_peak,
+            load_peak_bytes=placed.load_peak_bytes,
             expected_kld=self._expected_kld(candidate, weights),
             moved_bytes_per_token=moved,
         )
@@ -98,14 +116,23 @@ class Planner:
             self._weights[recipe] = self._weight_planner.plan(recipe)
         return self._weights[recipe]
 
-    def _load_peak_of(self, recipe: Recipe | None) -> int:
-        if recipe not in self._load_peaks:
+    def _placed_weights(self, recipe: Recipe | None, places: Places) -> PlacedWeights:
+        """Layers for the disk are laid out one by one first; then the others are loaded."""
+        if (recipe, places) not in self._placed:
+            weights = self._weights_of(recipe)
+            parts = tuple(placed_parts(weights.parts, weights.products, places))
+            streamed = [p for p in weights.products if is_streamed(p, places)]
+            resident = [p for p in weights.products if not is_streamed(p, places)]
             runtime = sum(part.bytes for part in self.runtime_parts)
-            products = self._weights_of(recipe).products
-            self._load_peaks[recipe] = load_peak_bytes(products, self.names, runtime)
-        return self._load_peaks[recipe]
+            buffers = sum(part.bytes for part in parts if part.name == STREAM_PART)
+            peaks = [load_peak_bytes([product], self.names, runtime) for product in streamed]
+            peaks.append(load_peak_bytes(resident, self.names, runtime + buffers))
+            self._placed[recipe, places] = PlacedWeights(
+                parts, sum(product.nbytes for product in streamed), max(peaks)
+            )
+        return self._placed[recipe, places]
 
-    def _runtime_parts(self, candidate: Candidate, weights: WeightPlan) -> list[Part]:
+    def _running_parts(self, candidate: Candidate, weights: WeightPlan) -> list[Part]:
         """Everything that generating needs besides the weights."""
         config, context, kv, dtype = self.config, candidate.context, candidate.kv, self.dtype
         tokens = min(candidate.chunk, context)
@@ -128,6 +155,10 @@ class Planner:
         if candidate.recipe is None:
             return None
         return expectations.expected_kld(weights.label, _name(candidate.kv))
+
+
+def _host_bytes(parts: Iterable[Part]) -> int:
+    return sum(part.bytes for part in parts if part.where == "host")
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -32,6 +32,7 @@ class Settings:
     rows: int = 1
     chunk: int | str = "auto"
     budget: str | int | None = None
+    offload: str = "none"
 
 
 def activation_dtype(settings: Settings, config: ModelConfig) -> torch.dtype:

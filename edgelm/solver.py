@@ -1,8 +1,8 @@
 """Solver: of everything that a user left open, the choice that fits and answers best.
 
 Candidates are a product of what is open, each gets its own plan, and one key sorts them: what fits
-comes first, then the longer context, the more accurate, the faster, and last the order of the
-product. Whatever was not taken keeps its reason.
+comes first, then what needs no layers on disk, the longer context, the more accurate, the faster,
+and last the order of the product. Whatever was not taken keeps its reason.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from edgelm.errors import KernelUnavailableError, UsageError
 from edgelm.expectations import accuracy_rank, schemes
 from edgelm.memory import Plan, human
 from edgelm.models.decoder import Decoder
+from edgelm.placement import streamed_layers
 from edgelm.planner import Candidate, Planner
 from edgelm.settings import (
     DEFAULT_CHUNK,
@@ -146,7 +147,10 @@ def _halvings(largest: int, smallest: int) -> list[int]:
 def _rank(plan: Plan) -> tuple[int, ...]:
     if not plan.fits:
         return (1, plan.predicted_peak_bytes, plan.steady_peak_bytes)
-    return (0, -plan.context, accuracy_rank(plan.expected_kld), plan.moved_bytes_per_token)
+    # Reading from disk is slower than any scheme: where it must be, as little as can be.
+    streamed = sum(part.bytes for part in plan.parts if part.where == "disk")
+    accuracy = accuracy_rank(plan.expected_kld)
+    return (0, bool(streamed), -plan.context, streamed, accuracy, plan.moved_bytes_per_token)
 
 
 def _rejections(best: Plan, others: list[Plan]) -> Iterator[Rejected]:
@@ -177,8 +181,12 @@ def reason(plan: Plan, best: Plan) -> str:
     """Why ``best`` was taken and not ``plan``, in words."""
     if not plan.fits:
         return shortage(plan)
+    if streamed_layers(plan) and not streamed_layers(best):
+        return "fits, but only with layers on disk"
     if plan.context < best.context:
         return f"fits, but a context of {best.context} fits too"
+    if len(streamed_layers(plan)) > len(streamed_layers(best)):
+        return "fits, but with more layers on disk"
     if accuracy_rank(plan.expected_kld) > accuracy_rank(best.expected_kld):
         return (
             f"fits, but is less accurate: expected divergence {_nats(plan)} against {_nats(best)}"
@@ -188,7 +196,7 @@ def reason(plan: Plan, best: Plan) -> str:
             f"fits, but is slower: {human(plan.moved_bytes_per_token)} a token against "
             f"{human(best.moved_bytes_per_token)}, and no more accurate"
         )
-    return "fits, but gains nothing: as accurate and as fast with a narrower cache"
+    return "fits, but gains nothing: no more accurate, no faster"
 
 
 def shortage(plan: Plan) -> str:

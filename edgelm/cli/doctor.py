@@ -13,7 +13,10 @@ from edgelm.diagnosis import Diagnosis, clear_cache, diagnose
 from edgelm.memory import human
 
 ClearCache = Annotated[
-    bool, typer.Option("--clear-cache", help="Delete the demo model and the machine's profile.")
+    bool,
+    typer.Option(
+        "--clear-cache", help="Delete the demo model, streamed layers and the machine's profile."
+    ),
 ]
 
 

@@ -23,7 +23,8 @@ from edgelm.entry import plan_table
 from edgelm.errors import DoesNotFitError
 from edgelm.hub import cache_dir
 from edgelm.inspection import tensor_classes
-from edgelm.memory import Plan, human
+from edgelm.memory import Plan, human, human_speed
+from edgelm.placement import streamed_layers
 from edgelm.solver import shortage
 
 Contexts = Annotated[
@@ -78,9 +79,15 @@ def _show(name: str, made: Plan, output: OutputOptions) -> None:
     )
     if not made.fits:
         out.print(f"nothing smaller is left to choose: {shortage(made)}")
+    streamed = streamed_layers(made)
+    if streamed:
+        out.print(
+            f"{len(streamed)} of {len(made.placement)} layers are read from disk in every step"
+        )
     out.print(
-        f"estimates: {_speed(made.expected_tok_s)} by this machine's read bandwidth, divergence "
-        f"{_nats(made.expected_kld)} by what small models measured"
+        f"estimates: {_speed(made.expected_tok_s)} by this machine's "
+        f"{'disk' if streamed else 'read'} bandwidth, divergence {_nats(made.expected_kld)} by "
+        "what small models measured"
     )
 
 
@@ -91,9 +98,10 @@ def _parts(made: Plan) -> Table:
     parts.add_column("of the peak while generating", min_width=_BAR_WIDTH)
     start = 0
     for part in made.parts:
-        bar = Bar(made.steady_peak_bytes, start, start + part.bytes, width=_BAR_WIDTH)
+        held = part.bytes if part.where == "host" else 0
+        bar = Bar(made.steady_peak_bytes, start, start + held, width=_BAR_WIDTH)
         parts.add_row(part.name, part.where, human(part.bytes), bar)
-        start += part.bytes
+        start += held
     return parts
 
 
@@ -149,7 +157,7 @@ def _peak(made: Plan) -> str:
 
 
 def _speed(tok_s: float | None) -> str:
-    return "unknown speed" if tok_s is None else f"at most {tok_s:.0f} tok/s"
+    return "unknown speed" if tok_s is None else f"at most {human_speed(tok_s)}"
 
 
 def _nats(kld: float | None) -> str:

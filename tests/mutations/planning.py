@@ -43,22 +43,22 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "solver: accuracy comes before speed",
         "edgelm/solver.py",
-        "accuracy_rank(plan.expected_kld), plan.moved_bytes_per_token)",
-        "plan.moved_bytes_per_token)",
+        "streamed, accuracy, plan.moved_bytes_per_token)",
+        "streamed, plan.moved_bytes_per_token)",
         ("tests/test_solver.py::test_the_most_accurate_that_fits",),
     ),
     Mutation(
         "solver: of equals the fastest",
         "edgelm/solver.py",
-        "accuracy_rank(plan.expected_kld), plan.moved_bytes_per_token)",
-        "accuracy_rank(plan.expected_kld))",
+        "streamed, accuracy, plan.moved_bytes_per_token)",
+        "streamed, accuracy)",
         ("tests/test_solver.py::test_the_fastest_of_equals_is_taken",),
     ),
     Mutation(
         "solver: the context is shortened last",
         "edgelm/solver.py",
-        "return (0, -plan.context, ",
-        "return (0, 0, ",
+        "bool(streamed), -plan.context, ",
+        "bool(streamed), 0, ",
         ("tests/test_solver.py::test_the_context_is_shortened_last",),
     ),
     Mutation(
