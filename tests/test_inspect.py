@@ -20,7 +20,7 @@ Maker = Callable[[Path], Path]
 
 
 def llama(tmp_path: Path) -> Path:
-    return family("llama", tmp_path / "safe")[1]
+    return family("llama", tmp_path / "safe", hidden_size=64, intermediate_size=96)[1]
 
 
 def ours(tmp_path: Path) -> Path:
@@ -126,7 +126,7 @@ def test_no_weight_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     def refuse(*_: Any) -> None:
         raise AssertionError("a weight was read")
 
-    monkeypatch.setattr("edgelm.checkpoint.safetensors_files.fill", refuse)
+    monkeypatch.setattr("edgelm.checkpoint.stored.fill", refuse)
     assert fill is not refuse and inspected(path).loading.changes
 
 

@@ -48,7 +48,7 @@ def tight(folder: Path, share: float = 1.0, **settings: Any) -> dict[str, Any]:
     """Settings under which ``share`` of what streaming can save must be saved."""
     plan = edgelm.plan(folder, **settings)
     room = 1 - 2 / len(plan.placement)
-    budget = plan.predicted_peak_bytes - int(share * room * layer_bytes(plan)) + 4096
+    budget = plan.predicted_peak_bytes - int(share * room * layer_bytes(plan)) + (96 << 10)
     return settings | {"budget": budget, "offload": "disk"}
 
 
@@ -247,7 +247,7 @@ def test_deleted_files_do_not_stop_a_running_model(
 def test_another_model_in_the_same_place_has_its_own_files(tmp_path: Path, assets: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(assets / "nano" / "llama", folder)
-    settings = tight(folder, 0.8, **SETTINGS)
+    settings = tight(folder, 0.7, **SETTINGS)
     with edgelm.load(folder, **settings):
         pass
     weights = folder / "model.safetensors"
@@ -289,7 +289,7 @@ def test_old_models_make_room(machine: Path, assets: Path, monkeypatch: pytest.M
     folders = []
     for family in ("llama", "helium", "bloom"):
         folder = assets / "nano" / family
-        with edgelm.load(folder, **tight(folder, 0.8, **SETTINGS)):
+        with edgelm.load(folder, **tight(folder, 0.7, **SETTINGS)):
             folders.append(max((machine / layer_store.FOLDER).iterdir(), key=os.path.getmtime))
         time.sleep(0.02)
         if family == "helium":

@@ -36,6 +36,13 @@ def shape() -> ModelFiles:
     return random_model("llama-3.2-1b", "none")
 
 
+@pytest.fixture(autouse=True)
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process of a fixed size on a machine that has learned nothing yet."""
+    monkeypatch.setenv("EDGELM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("edgelm.hardware.resident_bytes", lambda: 300 << 20)
+
+
 def better(one: dict[str, Any], other: edgelm.Plan) -> bool:
     """Whether a choice that fits should have been taken: longer, else more accurate."""
     ranks = [(-c, accuracy_rank(k)) for c, k in ((one["context"], one["expected_kld"]),
@@ -43,7 +50,7 @@ def better(one: dict[str, Any], other: edgelm.Plan) -> bool:
     return bool(one["fits"]) and ranks[0] < ranks[1]
 
 
-@pytest.mark.parametrize("gib", [24, 4, 2, 1.5, 1.2])
+@pytest.mark.parametrize("gib", [24, 4, 2, 1.6, 1.4])
 def test_the_most_accurate_that_fits(shape: ModelFiles, gib: float) -> None:
     made = edgelm.plan(shape, budget=f"{gib}GiB")
     peak = made.predicted_peak_bytes / 2**30
@@ -59,7 +66,7 @@ def test_the_most_accurate_that_fits(shape: ModelFiles, gib: float) -> None:
 
 
 def test_less_memory_costs_accuracy(shape: ModelFiles) -> None:
-    found = [edgelm.plan(shape, budget=f"{mib}MiB") for mib in range(4200, 900, -600)]
+    found = [edgelm.plan(shape, budget=f"{mib}MiB") for mib in range(2800, 1300, -200)]
     fitting = [made for made in found if made.fits]
     schemes = list(dict.fromkeys(made.scheme for made in fitting))
     ranks = [(-made.context, accuracy_rank(made.expected_kld)) for made in fitting]
@@ -188,11 +195,11 @@ def test_a_budget_below_the_runtime_says_so(
     assert not made.fits
     assert all("Python and its libraries take before any model" in other["reason"]
                for other in made.rejected)  # fmt: skip
-    before = hardware.resident_bytes()
+    before = hardware.peak_resident_bytes()
     with pytest.raises(DoesNotFitError, match="before any model") as caught:
         edgelm.load(tiny_llama(), budget="20MiB")
     assert caught.value.plan.budget_bytes == 20 << 20
-    assert hardware.resident_bytes() - before < 32 << 20
+    assert hardware.peak_resident_bytes() - before < 32 << 20
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ tests still pass is a feature nobody guards, and fails CI. One file a theme.
 from __future__ import annotations
 
 from mutations import (
+    admission,
     evaluation,
     families,
     files,
@@ -25,6 +26,7 @@ from mutations import (
 from mutations.row import Mutation
 
 MUTATIONS: tuple[Mutation, ...] = (
+    *admission.MUTATIONS,
     *evaluation.MUTATIONS,
     *families.MUTATIONS,
     *files.MUTATIONS,
