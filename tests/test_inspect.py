@@ -20,7 +20,7 @@ Maker = Callable[[Path], Path]
 
 
 def llama(tmp_path: Path) -> Path:
-    return family("llama", tmp_path / "safe", hidden_size=64, intermediate_size=96)[1]
+    return family("llama", tmp_path / "safe", hidden_size=96, intermediate_size=160)[1]
 
 
 def ours(tmp_path: Path) -> Path:
