@@ -20,9 +20,9 @@ from edgelm.loading import Progress
 from edgelm.model import LanguageModel
 from edgelm.models import family_of
 from edgelm.models.heads import head_for
-from edgelm.planner import bytes_per_token
 from edgelm.request import Request, Stats
 from edgelm.sampling import SamplingSettings
+from edgelm.weight_plan import bytes_per_token
 from edgelm.weights import WeightNames
 from quant import QuantError, Recipe, Scheme, find
 

@@ -17,7 +17,7 @@ from edgelm.memory import Ledger, Plan
 from edgelm.models.decoder import Decoder
 from edgelm.ops import ops_for
 from edgelm.ops.reference import softcap_
-from edgelm.planner import DTYPES, KV_DTYPES
+from edgelm.settings import DTYPES, KV_DTYPES
 from edgelm.step import Seen, Segment, Step, Workspace, widened_elements
 
 

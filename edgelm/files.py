@@ -15,7 +15,8 @@ from edgelm.checkpoint.fresh_head import FreshHead
 from edgelm.checkpoint.packed import PackedCheckpoint
 from edgelm.config import ConfigReader, ModelConfig
 from edgelm.errors import ModelFileError, UsageError
-from edgelm.hub import resolve
+from edgelm.hub import is_local, is_offline, resolve
+from edgelm.hub_headers import Skeleton, headers_or_cached
 from edgelm.layers import Head
 from edgelm.models import family_of
 from edgelm.models.decoder import Decoder
@@ -39,22 +40,34 @@ class ModelFiles:
     def __init__(self, name: str, checkpoint: Checkpoint) -> None:
         self.name = name
         self.checkpoint = checkpoint
+        self.skeleton: Skeleton | None = None  # held, since its files go when nobody holds it
         self._family = family_of(checkpoint.config)
         self.config: ModelConfig = self._family.read_config(checkpoint.config)
 
     @classmethod
     def open(
         cls, model: str | Path, *, revision: str | None = None, offline: bool = False,
-        allow_pickle: bool = False,
+        allow_pickle: bool = False, headers_only: bool = False,
     ) -> ModelFiles:  # fmt: skip
         """Find the files of a model reference (see ``hub.resolve``) and read their headers.
+
+        headers_only: of a model on the Hub fetch no weights, so that it can be planned and not
+            loaded.
 
         Raises:
             HubError: a Hub model could not be fetched.
             ModelFileError, UnsupportedModelError: damaged files, or a model not run here.
         """
-        path = resolve(str(model), revision=revision, offline=offline, allow_pickle=allow_pickle)
-        return cls(str(model), open_checkpoint(path, allow_pickle=allow_pickle))
+        name, offline = str(model), offline or is_offline()
+        skeleton = None
+        if headers_only and not (is_local(name) or offline):
+            skeleton = headers_or_cached(name, revision)
+        path = skeleton.path if skeleton else resolve(
+            name, revision=revision, offline=offline, allow_pickle=allow_pickle
+        )  # fmt: skip
+        files = cls(name, open_checkpoint(path, allow_pickle=allow_pickle))
+        files.skeleton = skeleton
+        return files
 
     def assemble(
         self, task: str, num_labels: int | None = None, problem_type: str | None = None

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from edgelm import hardware, runs
+from edgelm.admission import require_memory
 from edgelm.asynchronous import AsyncForms
 from edgelm.beams import BeamSearch, beam_result, check_kept
 from edgelm.cache import KVCache, cache_bytes
@@ -20,13 +22,14 @@ from edgelm.errors import EdgeLMError, UsageError
 from edgelm.files import ModelFiles
 from edgelm.forward import Output, forward
 from edgelm.generate import Batch, stream_text, whole_answers
+from edgelm.hub import cache_dir
 from edgelm.loading import Loader, Progress, warn_of_requantizing
 from edgelm.memory import Ledger, Plan
 from edgelm.models.decoder import Decoder
 from edgelm.options import build_request, options_of, samples, sampling_defaults
-from edgelm.planner import KV_DTYPES
 from edgelm.prediction import predict
 from edgelm.request import Chunk, Request, Result, collect
+from edgelm.settings import KV_DTYPES
 from edgelm.tokenizer import Tokenizer
 from edgelm.turn import Turn
 from edgelm.weights import WeightNames
@@ -46,13 +49,17 @@ class LanguageModel(AsyncForms):
         progress: Progress | None,
     ) -> None:  # fmt: skip
         self.plan = made
+        self._earlier_peak_bytes = hardware.peak_resident_bytes()
         self.config = files.config
         self.name = files.name
         self.ledger = Ledger(made.parts, made.budget_bytes - made.predicted_peak_bytes)
         self._files = files
         self._owner = object()
-        self.report = Loader(decoder, names, made, self.ledger, method, progress).load()
+        loader = Loader(decoder, names, made, self.ledger, method, progress)
+        self.report = loader.load()
+        self._stream = loader.stream
         warn_of_requantizing(self.report)
+        require_memory(made)
         self._engine: Engine | None = Engine(decoder, files.config, made, self.ledger)
         self._cache: KVCache | None = self._engine.make_cache(
             made.rows, made.context, KV_DTYPES[made.kv], self._owner
@@ -271,7 +278,13 @@ class LanguageModel(AsyncForms):
         Waits for other threads' calls; an answer half read in this thread is given up.
         """
         with self._turn.end():
+            if self._engine is not None:
+                peak = hardware.peak_resident_bytes()
+                if peak > self._earlier_peak_bytes:  # else it tells of something before this model
+                    runs.record(cache_dir(), self.name, self.plan, peak)
             self._engine = self._cache = None
+            if self._stream is not None:
+                self._stream.close()
 
     def __enter__(self) -> LanguageModel:
         return self

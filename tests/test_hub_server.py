@@ -46,6 +46,10 @@ class Hub:
     asked: list[tuple[str, str, str]] = field(default_factory=list)  # method, path, Range
     cut_after: int = 0  # bytes of the weights after which an answer breaks off
     stalls: bool = False  # ... or hangs
+    files: dict[str, bytes] = field(default_factory=lambda: dict(FILES))
+    claimed: dict[str, int] = field(default_factory=dict)  # sizes in the listing, where it lies
+    ignores_ranges: bool = False
+    sent: int = 0  # bytes of all answers
 
     def downloads(self) -> list[str]:
         return [path.split("/resolve/")[1] for method, path, _ in self.asked if method == "GET"
@@ -70,7 +74,7 @@ def _handler(state: Hub) -> type[BaseHTTPRequestHandler]:
                 self.refuse(403, "GatedRepo", "Access to model owner/gated is restricted")
             elif repository != ["owner", "model"]:
                 self.refuse(401, "RepoNotFound", "Repository not found")
-            elif parts[0] == "api" and parts[4] == "tree":
+            elif parts[0] == "api" and parts[4:5] == ["tree"]:
                 self.list_files()
             elif parts[0] == "api":
                 self.describe(parts[5] if len(parts) > 5 else "main")
@@ -82,7 +86,7 @@ def _handler(state: Hub) -> type[BaseHTTPRequestHandler]:
             if commit is None:
                 self.refuse(404, "RevisionNotFound", "Invalid rev id")
                 return
-            siblings = [{"rfilename": name} for name in FILES]
+            siblings = [{"rfilename": name} for name in state.files]
             content = {"id": "owner/model", "modelId": "owner/model", "sha": commit,
                        "private": False, "tags": [], "downloads": 0,
                        "siblings": siblings}  # fmt: skip
@@ -90,22 +94,24 @@ def _handler(state: Hub) -> type[BaseHTTPRequestHandler]:
 
         def list_files(self) -> None:
             tree = [
-                {"type": "file", "path": name, "size": len(content), "oid": "0" * 40}
-                for name, content in FILES.items()
-            ]
+                {"type": "file", "path": name, "oid": "0" * 40,
+                 "size": state.claimed.get(name, len(content))}
+                for name, content in state.files.items()
+            ]  # fmt: skip
             self.send(200, json.dumps(tree).encode(), {"Content-Type": "application/json"}, True)
 
         def send_file(self, revision: str, name: str, body: bool) -> None:
-            content = FILES[name]
+            content = state.files[name]
             commit = {"main": NEW, "v1": OLD}.get(revision, revision)
             headers = {"X-Repo-Commit": commit, "ETag": f'"{hashlib.sha256(content).hexdigest()}"',
                        "Accept-Ranges": "bytes", "X-Linked-Size": str(len(content))}  # fmt: skip
-            status, start = 200, 0
+            status, start, stop = 200, 0, len(content)
             asked = self.headers.get("Range")
-            if body and asked:
-                status, start = 206, int(asked.removeprefix("bytes=").split("-")[0])
-                headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
-            self.send(status, content[start:], headers, body)
+            if body and asked and not state.ignores_ranges:
+                first, last = asked.removeprefix("bytes=").split("-")
+                status, start, stop = 206, int(first), int(last or len(content) - 1) + 1
+                headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(content)}"
+            self.send(status, content[start:stop], headers, body)
 
         def send(self, status: int, content: bytes, headers: dict[str, str], body: bool) -> None:
             self.send_response(status)
@@ -123,7 +129,13 @@ def _handler(state: Hub) -> type[BaseHTTPRequestHandler]:
                 self.close_connection = True
                 self.connection.close()
                 return
-            self.wfile.write(content)
+            for start in range(0, len(content), 1 << 16):
+                try:
+                    self.wfile.write(content[start : start + (1 << 16)])
+                except ConnectionError:  # who asked has hung up
+                    self.close_connection = True
+                    return
+                state.sent += len(content[start : start + (1 << 16)])
 
         def refuse(self, status: int, code: str, message: str) -> None:
             headers = {"X-Error-Code": code, "X-Error-Message": message}

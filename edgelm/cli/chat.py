@@ -25,7 +25,7 @@ def chat(
     load: LoadOptions, run: RunOptions, output: OutputOptions,
 ) -> None:  # fmt: skip
     """Talk with MODEL; /reset starts anew, /exit or the end of input ends it."""
-    files = open_files(model, source, output)
+    files = open_files(model, source, output, load)
     messages: list[dict[str, str]] = []
     answers: list[Result] = []
     with load_for_text(files, load, run, output, chat=True) as lm:

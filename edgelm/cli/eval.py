@@ -39,7 +39,7 @@ def eval_(
 ) -> None:  # fmt: skip
     """Measure accuracy against the unquantized weights."""
     tasks = _task_files(task or [])
-    files = open_files(model, source, output)
+    files = open_files(model, source, output, load)
     with console.progress_bars(output) as bar:
         found = edgelm.evaluate(
             files, text=text, tasks=tasks, limit=limit, window=window, baseline=baseline,

@@ -39,7 +39,7 @@ def generate(
     if (prompt is None) == (file is None):
         raise UsageError("Give either a PROMPT or --file, one of them.")
     prompts = [prompt] if prompt is not None else _lines(file)
-    files = open_files(model, source, output)
+    files = open_files(model, source, output, load)
     rows = max(min(len(prompts) * n, _ROWS), beams)
     with load_for_text(files, load, run, output, rows=rows) as lm:
         options = sampling.request(run) | {"logprobs": logprobs}

@@ -55,6 +55,9 @@ class LoadOptions:
     budget: Annotated[
         str | None, typer.Option(help="Peak memory of the whole process: 6GiB, or 70% of free.")
     ] = None
+    offload: Annotated[
+        str, typer.Option(help="Where layers go that the budget has no room for: none or disk.")
+    ] = "none"
 
     def settings(self) -> dict[str, Any]:
         """The keywords of ``load`` and ``plan`` that say how."""

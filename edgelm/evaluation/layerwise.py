@@ -13,17 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edgelm import hardware
 from edgelm.config import ModelConfig
 from edgelm.engine import Engine, RowTokens
 from edgelm.errors import DoesNotFitError, NonFiniteError
 from edgelm.evaluation.rows import Rows
 from edgelm.files import ModelFiles
 from edgelm.layers import Embedding
+from edgelm.load_peak import load_peak_bytes
 from edgelm.loading import Loader
 from edgelm.memory import Ledger, Part, Plan, human
 from edgelm.models.decoder import Decoder
-from edgelm.planner import KV_DTYPES, READ_BLOCK_BYTES, Settings, make_plan
+from edgelm.runs import LEARNED
+from edgelm.settings import KV_DTYPES, Settings
+from edgelm.solver import solve
 from edgelm.step import Step
 from edgelm.weights import WeightNames
 
@@ -86,14 +88,15 @@ def write_hidden(
     They are those of the whole model run in pieces of ``BLOCK_TOKENS``, bit for bit.
 
     Args:
-        settings: keywords of ``Settings`` but context and rows.
+        settings: keywords of ``Settings`` but context, rows and chunk.
 
     Raises:
         DoesNotFitError: one layer exceeds the budget; its plan is carried along.
         NonFiniteError: a layer produced NaN or infinity.
     """
     context = max(stretch.longest for stretch in stretches)
-    chosen = Settings(**{**settings, "context": context, "rows": 1})
+    fixed = {"context": context, "rows": 1, "chunk": BLOCK_TOKENS}
+    chosen = Settings(**{**settings, **fixed})
     count = files.config.num_layers
     for index in range(count):
 
@@ -156,13 +159,13 @@ def _engine(files: ModelFiles, index: int, settings: Settings) -> Engine:
 
 def _plan(decoder: Decoder, config: ModelConfig, names: WeightNames, settings: Settings) -> Plan:
     """The plan of a model of one layer, less its embedding, which stays in the file."""
-    whole = make_plan(decoder, config, names, settings)
+    whole = solve(decoder, config, names, settings)
     products = tuple(p for p in whole.products if p.names != ("embed",))
     held = sum(p.bytes for p in whole.parts if p.name == "kv cache")  # of a row that tails share
     states = Part("hidden states", 4 * BLOCK_TOKENS * config.hidden_size * 4 + held)
     parts = (*(p for p in whole.parts if p.name != "weights.embed"), states)
     plan = replace(whole, products=products, parts=parts)
-    scratch = max(p.nbytes for p in products) + 4 * READ_BLOCK_BYTES
-    load_peak = hardware.resident_bytes() + plan.weight_bytes + scratch
+    runtime = sum(p.bytes for p in parts if p.name in ("runtime", LEARNED))
+    load_peak = load_peak_bytes(products, names, runtime)
     fits = max(load_peak, plan.steady_peak_bytes) <= plan.budget_bytes
     return replace(plan, fits=fits, load_peak_bytes=load_peak)

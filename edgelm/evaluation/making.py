@@ -23,7 +23,7 @@ from edgelm.evaluation.rows import Rows
 from edgelm.evaluation.work import Work, flipped, right
 from edgelm.files import ModelFiles
 from edgelm.memory import parse_budget
-from edgelm.planner import DTYPES
+from edgelm.settings import DTYPES
 
 EXACT = {"quant": "none", "dtype": "float32", "kv": "float32", "method": "rtn"}
 NOISY = EXACT | {"dtype": "bfloat16"}

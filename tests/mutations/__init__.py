@@ -7,6 +7,7 @@ tests still pass is a feature nobody guards, and fails CI. One file a theme.
 from __future__ import annotations
 
 from mutations import (
+    admission,
     evaluation,
     families,
     files,
@@ -16,6 +17,7 @@ from mutations import (
     lifecycle,
     llama,
     memory,
+    offload,
     planning,
     quantization,
     terminal,
@@ -25,6 +27,7 @@ from mutations import (
 from mutations.row import Mutation
 
 MUTATIONS: tuple[Mutation, ...] = (
+    *admission.MUTATIONS,
     *evaluation.MUTATIONS,
     *families.MUTATIONS,
     *files.MUTATIONS,
@@ -34,6 +37,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     *lifecycle.MUTATIONS,
     *llama.MUTATIONS,
     *memory.MUTATIONS,
+    *offload.MUTATIONS,
     *planning.MUTATIONS,
     *quantization.MUTATIONS,
     *terminal.MUTATIONS,
