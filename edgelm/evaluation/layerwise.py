@@ -86,14 +86,15 @@ def write_hidden(
     They are those of the whole model run in pieces of ``BLOCK_TOKENS``, bit for bit.
 
     Args:
-        settings: keywords of ``Settings`` but context and rows.
+        settings: keywords of ``Settings`` but context, rows and chunk.
 
     Raises:
         DoesNotFitError: one layer exceeds the budget; its plan is carried along.
         NonFiniteError: a layer produced NaN or infinity.
     """
     context = max(stretch.longest for stretch in stretches)
-    chosen = Settings(**{**settings, "context": context, "rows": 1})
+    fixed = {"context": context, "rows": 1, "chunk": BLOCK_TOKENS}
+    chosen = Settings(**{**settings, **fixed})
     count = files.config.num_layers
     for index in range(count):
 
