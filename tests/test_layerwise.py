@@ -100,17 +100,17 @@ def test_a_damaged_layer_is_named(tiny_llama: Any, tmp_path: Path) -> None:
 
 
 def deep_model(assets: Path, folder: Path) -> Path:
-    """A llama of 14 layers, 180 MiB in float32, with the nano model's tokenizer."""
+    """A llama of 22 layers, 280 MiB in float32, with the nano model's tokenizer."""
     from safetensors.torch import save_file
 
     shutil.copytree(assets / "nano" / "llama", folder)
     config = json.loads((folder / "config.json").read_text())
-    sizes = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 14}
+    sizes = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 22}
     sizes |= {"num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 64}
     (folder / "config.json").write_text(json.dumps(config | sizes))
     n, k = 512, 1408
     shapes = {"model.embed_tokens": (2048, n), "lm_head": (2048, n), "model.norm": (n,)}
-    for layer in range(14):
+    for layer in range(22):
         start = f"model.layers.{layer}."
         shapes |= {f"{start}self_attn.{name}_proj": (n, n) for name in "qkvo"}
         shapes |= {f"{start}mlp.{name}_proj": (k, n) for name in ("gate", "up")}
