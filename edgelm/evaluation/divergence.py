@@ -55,7 +55,8 @@ def score_text(
     """
     vocab, window = lm.config.vocab_size, passage.ids.shape[1]
     cache = lm.new_cache(1, window)
-    head_bytes = 0 if baseline is None else BLOCK_BYTES
+    head = 0 if baseline is None else 4 * vocab * lm.config.hidden_size
+    head_bytes = min(head, BLOCK_BYTES)
     block = block_tokens(vocab, window, lm.ledger.headroom_bytes - head_bytes)
     needed = working_bytes(vocab, block) + head_bytes
     ids = passage.ids.flatten()
