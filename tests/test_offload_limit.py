@@ -29,7 +29,8 @@ options = {"quant": "int4", "kv": "float32", "context": 256, "chunk": 64, "threa
 try:
     lm = edgelm.load(random_model(shape), offload=offload, budget=int(budget), **options)
 except edgelm.DoesNotFitError as error:
-    print(json.dumps({"exit_code": error.exit_code, "plan": error.plan.to_dict()}))
+    told = {"exit_code": error.exit_code, "message": str(error), "plan": error.plan.to_dict()}
+    print(json.dumps(told))
     raise SystemExit
 with lm:
     asked = {"max_new_tokens": 6, "temperature": 0.0, "logprobs": 3}
