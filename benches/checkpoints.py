@@ -33,7 +33,7 @@ MODELS: dict[str, dict[str, Any]] = {
     },
     "persimmon-0.4": shape_config("persimmon-8b") | {
         "vocab_size": 64000, "hidden_size": 1024, "num_hidden_layers": 6,
-        "intermediate_size": 4096, "num_attention_heads": 16,
+        "intermediate_size": 4096, "num_attention_heads": 16, "num_key_value_heads": 16,
     },
     "bloom-560m": shape_config("bloom-560m"),
     "llama-3.2-1b-untied": shape_config("llama-3.2-1b") | {"tie_word_embeddings": False},

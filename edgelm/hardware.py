@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import time
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -63,8 +64,9 @@ def peak_resident_bytes() -> int:
 
 def release_freed_memory() -> None:
     """Give the system back what is freed but still held by the C library (glibc; else nothing)."""
-    if platform.libc_ver()[0] == "glibc":
-        _c_library().malloc_trim(0)
+    trim = _malloc_trim()
+    if trim is not None:
+        trim(0)
 
 
 def bound_kernel_caches() -> None:
@@ -78,8 +80,11 @@ def bound_kernel_caches() -> None:
 
 
 @cache
-def _c_library() -> ctypes.CDLL:
-    return ctypes.CDLL(None)
+def _malloc_trim() -> Callable[[int], int] | None:
+    if platform.system() != "Linux":
+        return None
+    found: Callable[[int], int] | None = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    return found
 
 
 def default_threads() -> int:

@@ -156,22 +156,41 @@ def write_layer(path: Path, job: str, prepared: Iterable[Prepared]) -> None:
         raise
 
 
-def _write(file: BufferedWriter, job: str, prepared: Iterable[Prepared]) -> None:
-    end = checksum = 0
-    products: dict[str, dict[str, Any]] = {}
-    for product, tensors, modules in prepared:
+class _Image:
+    """The image as it is written: where it ends, and its checksum so far."""
+
+    def __init__(self, file: BufferedWriter) -> None:
+        self.file = file
+        self.end = self.checksum = 0
+
+    def append(self, tensors: dict[str, Tensor]) -> list[tuple[str, str, tuple[int, ...], int]]:
+        """(name, dtype, shape, offset) of each tensor."""
         table = []
         for name, tensor in tensors.items():
-            data = tensor.contiguous().view(-1).view(torch.uint8).numpy().data
-            gap = bytes(aligned(end) - end)
-            for piece in (gap, data):
-                file.write(piece)
-                checksum = crc32(piece, checksum)
+            self._add(bytes(aligned(self.end) - self.end))
             kind = str(tensor.dtype).removeprefix("torch.")
-            table.append((name, kind, tuple(tensor.shape), end + len(gap)))
-            end += len(gap) + tensor.nbytes
+            table.append((name, kind, tuple(tensor.shape), self.end))
+            self._add(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+        return table
+
+    def _add(self, piece: bytes | memoryview) -> None:
+        self.file.write(piece)
+        self.checksum = crc32(piece, self.checksum)
+        self.end += len(piece)
+
+
+def _write(file: BufferedWriter, job: str, prepared: Iterable[Prepared]) -> None:
+    image = _Image(file)
+    products: dict[str, dict[str, Any]] = {}
+    for product, tensors, modules in prepared:
         reports = [asdict(module) | {"scheme": str(module.scheme)} for module in modules]
-        products[product] = {"tensors": table, "modules": reports}
-    told = {"job": job, "image_bytes": end, "image_crc32": checksum, "products": products}
+        products[product] = {"tensors": image.append(tensors), "modules": reports}
+        tensors.clear()  # before the next product is made
+    told = {
+        "job": job,
+        "image_bytes": image.end,
+        "image_crc32": image.checksum,
+        "products": products,
+    }
     text = json.dumps(told).encode()
     file.write(text + _TAIL.pack(len(text), crc32(text), _MAGIC))

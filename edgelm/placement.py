@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 
 from edgelm.errors import UsageError
@@ -34,13 +35,15 @@ def place(
             f"offload {offload!r} is not possible here; allowed: {', '.join(OFFLOADS)} (a model "
             "on the CPU has no other memory than the host's, so 'cpu' would move nothing)."
         )
-    counts = range(layers + 1) if offload == "disk" else (0,)
-    choices = (_spread(count, layers) for count in counts)
-    places = ("cpu",) * layers
-    for places in choices:
-        if peak_bytes(places) <= budget_bytes:
-            break
-    return places
+
+    def fits(count: int) -> bool:
+        return peak_bytes(_spread(count, layers)) <= budget_bytes
+
+    if offload == "none" or fits(0):
+        return _spread(0, layers)
+    # From one on, each more takes less: the buffers are there already.
+    count = 1 + bisect_left(range(1, layers + 1), True, key=fits)
+    return _spread(min(count, layers), layers)
 
 
 def _spread(count: int, layers: int) -> Places:

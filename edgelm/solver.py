@@ -147,10 +147,12 @@ def _halvings(largest: int, smallest: int) -> list[int]:
 def _rank(plan: Plan) -> tuple[int, ...]:
     if not plan.fits:
         return (1, plan.predicted_peak_bytes, plan.steady_peak_bytes)
-    # Reading from disk is slower than any scheme: where it must be, as little as can be.
+    # Reading from disk is slower than any scheme: where it must be, as little as can be. Every
+    # chunk of a prompt reads it all again, so chunks stay long.
     streamed = sum(part.bytes for part in plan.parts if part.where == "disk")
-    accuracy = accuracy_rank(plan.expected_kld)
-    return (0, bool(streamed), -plan.context, streamed, accuracy, plan.moved_bytes_per_token)
+    chunk = -plan.chunk if streamed else 0
+    rest = (accuracy_rank(plan.expected_kld), plan.moved_bytes_per_token)
+    return (0, bool(streamed), -plan.context, chunk, streamed, *rest)
 
 
 def _rejections(best: Plan, others: list[Plan]) -> Iterator[Rejected]:

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,10 @@ from edgelm.diagnosis import clear_cache
 from edgelm.layer_file import LayerFile
 from edgelm.layer_stream import LayerStream, _Slot
 from edgelm.placement import streamed_layers
+from edgelm.solver import _rank
 
 FAMILIES = ("bloom", "gemma2", "helium", "llama", "persimmon")
-SETTINGS: dict[str, Any] = {"quant": "int4", "context": 64, "chunk": 8}
+SETTINGS: dict[str, Any] = {"quant": "int4", "kv": "float32", "context": 64, "chunk": 8}
 PROMPT = "Once upon a time there was a little girl who"
 
 
@@ -83,7 +85,7 @@ def test_tokens_are_the_same(assets: Path, family: str, share: float, streamed: 
 @pytest.mark.parametrize("quant", ["none", "int8", "nf4"])
 def test_other_schemes(nano: Path, quant: str) -> None:
     settings = tight(nano, 0.7, **(SETTINGS | {"quant": quant}))
-    with edgelm.load(nano, quant=quant, context=64, chunk=8) as lm:
+    with edgelm.load(nano, **(SETTINGS | {"quant": quant})) as lm:
         expected = lm.generate(PROMPT, max_new_tokens=8, temperature=0.0).token_ids
         report = lm.report
     with edgelm.load(nano, **settings) as lm:
@@ -115,6 +117,21 @@ def test_the_plan_names_what_streaming_takes(nano: Path) -> None:
         buffers = {b.data_ptr() for layer in streamed_layers(lm.plan)
                    for b in lm._engine.decoder.layers[layer].attn.buffers()}  # fmt: skip
     print(f"{len(streamed_layers(plan))} of {len(plan.placement)} layers, {len(buffers)} addresses")
+
+
+def test_what_is_streamed_ranks_behind_what_fits(nano: Path) -> None:
+    """And with the longest chunks, since every chunk of a prompt reads it all, then least of it."""
+    plan = edgelm.plan(nano, **tight(nano, 0.5, **SETTINGS))
+    fewer = [replace(p, bytes=p.bytes // 2) if p.where == "disk" else p for p in plan.parts]
+    whole = edgelm.plan(nano, **SETTINGS)
+    ranked = [
+        replace(whole, context=plan.context, chunk=1),
+        replace(plan, parts=tuple(fewer)),
+        plan,
+        replace(plan, parts=tuple(fewer), chunk=plan.chunk // 2),
+        replace(plan, parts=tuple(fewer), context=plan.context // 2),
+    ]
+    assert sorted(reversed(ranked), key=_rank) == ranked
 
 
 def test_as_many_layers_as_fit_stay(nano: Path) -> None:
@@ -311,7 +328,8 @@ def fsync(handle):
         os.kill(os.getpid(), 9)
     real(handle)
 layer_file.os.fsync = fsync
-edgelm.load(sys.argv[1], quant="int4", context=64, chunk=8, budget=int(sys.argv[2]), offload="disk")
+settings = {"quant": "int4", "kv": "float32", "context": 64, "chunk": 8, "offload": "disk"}
+edgelm.load(sys.argv[1], budget=int(sys.argv[2]), **settings)
 """
 
 

@@ -1,4 +1,4 @@
-"""A Llama of 8B inside cgroups of 3 and 5 GiB: streamed layers, and the tokens of the whole model.
+"""A Llama of 8B inside cgroups of 3 and 5 GiB: streamed layers, the whole model's probabilities.
 
 Minutes, 4 GB of disk and 6 GiB of memory; the weights are random.
 """
@@ -25,17 +25,20 @@ import edgelm
 from edgelm.benchmark import random_model
 from edgelm.hardware import peak_resident_bytes
 shape, offload, budget = sys.argv[1:]
-options = {"quant": "int4", "context": 256, "chunk": 64, "threads": 1}
+options = {"quant": "int4", "kv": "float32", "context": 256, "chunk": 64, "threads": 1}
 try:
     lm = edgelm.load(random_model(shape), offload=offload, budget=int(budget), **options)
 except edgelm.DoesNotFitError as error:
-    print(json.dumps({"exit_code": error.exit_code, "plan": error.plan.to_dict()}))
+    told = {"exit_code": error.exit_code, "message": str(error), "plan": error.plan.to_dict()}
+    print(json.dumps(told))
     raise SystemExit
 with lm:
-    request = lm.request(list(range(1000, 1100)), max_new_tokens=6, temperature=0.0)
+    asked = {"max_new_tokens": 6, "temperature": 0.0, "logprobs": 3}
+    request = lm.request(list(range(1000, 1100)), **asked)
     with lm.batch([request], end_ids=frozenset()) as batch:
-        ids = [token for _, token in batch.tokens()]
+        answers = [answer for answer, _ in batch.tokens()]
         stats = batch.stats(0)
+    ids = [(own.token_id, own.logprob, own.top) for own in answers[0].logprobs]
     told = {"ids": ids, "tok_s": stats.decode_tok_s, "peak": peak_resident_bytes()}
     print(json.dumps(told | {"plan": lm.plan.to_dict()}))
 """
@@ -73,10 +76,10 @@ def test_8b_inside_3_gib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def show(limit: int | None, told: dict[str, Any]) -> None:
-    plan = told["plan"]
+    plan, ids = told["plan"], [token for token, *_ in told["ids"]]
     print(
         f"limit {'none' if limit is None else limit // MIB} MiB: "
         f"{plan['placement'].count('disk')} of {len(plan['placement'])} layers streamed, peak "
         f"{told['peak'] // MIB} MiB, predicted {plan['predicted_peak_bytes'] // MIB} MiB, "
-        f"{told['tok_s']:.3f} tok/s, expected {plan['expected_tok_s']}, ids {told['ids']}"
+        f"{told['tok_s']:.3f} tok/s, expected {plan['expected_tok_s'] or 0:.3f}, ids {ids}"
     )

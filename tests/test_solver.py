@@ -251,6 +251,15 @@ def test_absurd_counts_in_a_config(
     assert taken < 32 << 20
 
 
+def test_more_layers_than_any_model_has(tiny_llama: Callable[..., Path]) -> None:
+    """Layers become objects before a header can contradict their number."""
+    folder = tiny_llama()
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_hidden_layers": 4097}))
+    with pytest.raises(ModelFileError, match="at most 4096"):
+        edgelm.plan(folder)
+
+
 def test_the_solved_plan_is_what_loads(tiny_llama: Callable[..., Path]) -> None:
     """``load`` and ``plan`` choose alike, and the model runs as planned."""
     folder = tiny_llama()

@@ -44,9 +44,16 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "offload: as few layers as needed",
         "edgelm/placement.py",
-        "if peak_bytes(places) <= budget_bytes:",
-        "if places[-1] == 'disk' and peak_bytes(places) <= budget_bytes:",
+        "count = 1 + bisect_left(",
+        "count = 2 + bisect_left(",
         (f"{TESTS}::test_as_many_layers_as_fit_stay",),
+    ),
+    Mutation(
+        "offload: streaming keeps chunks long",
+        "edgelm/solver.py",
+        "chunk = -plan.chunk if streamed else 0",
+        "chunk = 0",
+        (f"{TESTS}::test_what_is_streamed_ranks_behind_what_fits",),
     ),
     Mutation(
         "offload: buffers are planned",

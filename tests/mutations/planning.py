@@ -92,9 +92,9 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "config: layers beyond any model",
         "edgelm/config.py",
-        "if count > _MAX_LAYERS:",
-        "if False:",
-        ("tests/test_solver.py::test_absurd_counts_in_a_config",),
+        "_MAX_LAYERS = 1 << 12",
+        "_MAX_LAYERS = 1 << 13",
+        ("tests/test_solver.py::test_more_layers_than_any_model_has",),
     ),
     Mutation(
         "hub: a plan fetches headers only",
