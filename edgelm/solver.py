@@ -151,8 +151,8 @@ def _rank(plan: Plan) -> tuple[int, ...]:
     # chunk of a prompt reads it all again, so chunks stay long.
     streamed = sum(part.bytes for part in plan.parts if part.where == "disk")
     chunk = -plan.chunk if streamed else 0
-    rest = (accuracy_rank(plan.expected_kld), plan.moved_bytes_per_token)
-    return (0, bool(streamed), -plan.context, chunk, streamed, *rest)
+    first, accuracy = (0, bool(streamed), -plan.context, chunk), accuracy_rank(plan.expected_kld)
+    return (*first, streamed, accuracy, plan.moved_bytes_per_token)
 
 
 def _rejections(best: Plan, others: list[Plan]) -> Iterator[Rejected]:
