@@ -32,14 +32,18 @@ def ring_slots(window: int | None, context: int, chunk: int) -> int:
 
 
 def cache_bytes(
-    config: ModelConfig, rows: int, context: int, chunk: int, dtype: torch.dtype
-) -> int:
-    """Bytes of keys and values of all layers, int8 scales included: what ``KVCache`` takes."""
+    config: ModelConfig, rows: int, context: int, chunk: int, dtype: torch.dtype,
+    *, rings_only: bool = False,
+) -> int:  # fmt: skip
+    """Bytes of keys and values of all layers, int8 scales included: what ``KVCache`` takes.
+
+    ``rings_only`` counts the layers whose rings are smaller than the context.
+    """
     per_slot = 2 * config.num_kv_heads * config.head_size * dtype.itemsize
     if dtype == torch.int8:
         per_slot += 2 * config.num_kv_heads * _SCALE_DTYPE.itemsize
-    slots = sum(ring_slots(window, context, chunk) for window in config.windows)
-    return rows * slots * per_slot
+    slots = [ring_slots(window, context, chunk) for window in config.windows]
+    return rows * sum(n for n in slots if n < context or not rings_only) * per_slot
 
 
 class LayerStore:
@@ -151,6 +155,11 @@ class KVCache:
         fewest = min(store.slots for store in self.stores)
         return [max(0, written - fewest) for written in self._written]
 
+    @property
+    def rings(self) -> list[LayerStore]:
+        """The stores that cannot hold a full row."""
+        return [store for store in self.stores if store.slots < self.context]
+
     def check_room(self, row: int, count: int) -> None:
         """Raise ContextLengthError unless ``count`` more tokens fit the row."""
         wanted = self._lengths[self._checked(row)] + count
@@ -199,6 +208,10 @@ class KVCache:
         if length == 0:
             self._written[row] = 0
         return True
+
+    def rewind(self, row: int, length: int) -> None:
+        """Count the first ``length`` tokens as held; their keys were put back into every ring."""
+        self._lengths[row] = self._written[row] = length
 
     def add(self) -> int:
         """Claim a row that nobody uses, empty.

@@ -27,6 +27,8 @@ from edgelm.options import build_request, options_of, samples, sampling_defaults
 from edgelm.planner import KV_DTYPES
 from edgelm.prediction import predict
 from edgelm.request import Chunk, Request, Result, collect
+from edgelm.restore_points import RestorePoints
+from edgelm.speculation import speculation_for
 from edgelm.tokenizer import Tokenizer
 from edgelm.turn import Turn
 from edgelm.weights import WeightNames
@@ -58,6 +60,8 @@ class LanguageModel(AsyncForms):
             made.rows, made.context, KV_DTYPES[made.kv], self._owner
         )
         self._held: list[list[int]] = [[] for _ in range(made.rows)]
+        self._points = RestorePoints(files.config, self._cache, self.ledger.empty)
+        self._speculation = speculation_for(made, self.ledger.empty)
         self._turn = Turn()
 
     # text
@@ -157,7 +161,10 @@ class LanguageModel(AsyncForms):
             def ended() -> bool:
                 return self._engine is None or cancelled()
 
-            yield Batch(engine, cache, self._held, requests, end_ids, ended, self.kernels)
+            yield Batch(
+                engine, cache, self._held, self._points, self._speculation, requests, end_ids,
+                ended, self.kernels,
+            )  # fmt: skip
 
     def _beam_answers(
         self, request: Request, beams: int, length_penalty: float, cancelled: Callable[[], bool]

@@ -15,6 +15,8 @@ from edgelm.hub import cache_dir
 from edgelm.layers import Embedding, part_names
 from edgelm.memory import Part, Plan, ProductPlan, parse_budget
 from edgelm.models.decoder import Decoder
+from edgelm.prompt_lookup import lookup_bytes
+from edgelm.speculation import DEFAULT_DRAFT_DEPTH, draft_depth
 from edgelm.step import workspace_sizes
 from edgelm.weights import WeightNames
 from quant import METHODS, KernelUnavailable, QuantError, Recipe, Scheme, choose, find
@@ -39,6 +41,7 @@ class Settings:
     context: int | str = "auto"
     rows: int = 1
     chunk: int = DEFAULT_CHUNK
+    draft_depth: int = DEFAULT_DRAFT_DEPTH
     budget: str | int | None = None
 
 
@@ -62,7 +65,11 @@ def make_plan(
     parts = _weight_parts(decoder, config, products, names, dtype)
     tied = decoder.embed.tied_to_head
     parts += _runtime_parts(config, settings.rows, tokens, context, dtype, kv, products, tied)
-    parts.append(Part("logits", settings.rows * decoder.outputs * torch.float32.itemsize))
+    depth = draft_depth(settings.draft_depth, decoder, tokens)
+    if depth:
+        parts.append(Part("speculation", lookup_bytes(context)))
+    logits = max(settings.rows, depth + 1) * decoder.outputs
+    parts.append(Part("logits", logits * torch.float32.itemsize))
     runtime = hardware.resident_bytes()
     weight_bytes = sum(part.bytes for part in parts if part.name.startswith("weights."))
     load_peak = runtime + weight_bytes + _load_scratch(products)
@@ -78,7 +85,7 @@ def make_plan(
         context=context,
         rows=settings.rows,
         chunk=tokens,
-        draft_depth=0,
+        draft_depth=depth,
         placement=("cpu",) * config.num_layers,
         budget_bytes=budget,
         expected_tok_s=_expected_tok_s(decoder, products),
@@ -257,9 +264,10 @@ def _runtime_parts(
     if config.rope is not None:
         sizes["rope table"] = context * config.rope.rotary_size * dtype.itemsize
     sizes["kv cache"] = cache_bytes(config, rows, context, tokens, kv)
+    sizes["restore points"] = cache_bytes(config, rows, context, tokens, kv, rings_only=True)
     sizes["kernel scratch"] = max(_kernel_scratch(p, tokens, tied) for p in products)
     sizes["runtime"] = hardware.resident_bytes()
-    return [Part(name, nbytes) for name, nbytes in sizes.items()]
+    return [Part(name, nbytes) for name, nbytes in sizes.items() if nbytes]
 
 
 def _kernel_scratch(product: ProductPlan, tokens: int, tied: bool) -> int:
