@@ -97,7 +97,7 @@ class Speculation:
         cost = min(max(0.0, seconds / self._step_s - 1), 2 * known + 1)  # a hiccup says little
         weight = _WEIGHT if count in self._costs else 1.0
         self._costs[count] = known + weight * (cost - known)
-        self.balance = min(self.balance + right - self._costs[count], _MOST)
+        self.balance = min(self.balance + right - cost, _MOST)
         kind = self._strength
         self._right[kind] = _FORGET * self._right.get(kind, 0.0) + right
         self._wrong[kind] = _FORGET * self._wrong.get(kind, 0.0) + (right < count)
