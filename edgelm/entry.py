@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from edgelm import hardware, kernel_choice
+from edgelm.draft_model import plan_draft, with_draft
 from edgelm.errors import DoesNotFitError, UsageError
 from edgelm.files import ModelFiles
 from edgelm.loading import Progress
@@ -21,20 +22,26 @@ _IMPORTED_IN = os.getpid()
 
 def plan(
     model: str | Path | ModelFiles, *, task: str = "causal-lm", num_labels: int | None = None,
-    problem_type: str | None = None, revision: str | None = None, offline: bool = False,
-    allow_pickle: bool = False, **settings: Any,
+    problem_type: str | None = None, draft: str | Path | ModelFiles | None = None,
+    revision: str | None = None, offline: bool = False, allow_pickle: bool = False,
+    **settings: Any,
 ) -> Plan:  # fmt: skip
     """What ``load`` with the same arguments would do and take, from headers alone."""
     files = _open(model, revision, offline, allow_pickle)
+    chosen = _settings(settings)
     decoder, names = files.assemble(task, num_labels, problem_type)
-    return make_plan(decoder, files.config, names, _settings(settings))
+    made = make_plan(decoder, files.config, names, chosen)
+    if draft is None:
+        return made
+    drafting = _open(draft, None, offline, allow_pickle)
+    return with_draft(made, plan_draft(drafting, files, made, chosen))
 
 
 def load(
     model: str | Path | ModelFiles, *, task: str = "causal-lm", num_labels: int | None = None,
-    problem_type: str | None = None, threads: int | None = None, revision: str | None = None,
-    offline: bool = False, allow_pickle: bool = False, progress: Progress | None = None,
-    **settings: Any,
+    problem_type: str | None = None, draft: str | Path | ModelFiles | None = None,
+    threads: int | None = None, revision: str | None = None, offline: bool = False,
+    allow_pickle: bool = False, progress: Progress | None = None, **settings: Any,
 ) -> LanguageModel:  # fmt: skip
     """Load a model as planned.
 
@@ -45,11 +52,13 @@ def load(
         num_labels: how many labels a head has that the files lack; such a head is fresh.
         problem_type: of a sequence classification, if it is not the config's: regression,
             single_label_classification or multi_label_classification.
+        draft: a smaller model with the same tokenizer that guesses tokens ahead, loaded in the same
+            settings; the text stays the model's own.
         threads: cores to use; None means EDGELM_THREADS, else all.
         allow_pickle: open pytorch_model*.bin where a model has nothing else.
         progress: called with (matrix name, bytes done, bytes in all).
         settings: the fields of ``planner.Settings``: quant, method, kv, backend, device, dtype,
-            context, rows, chunk, budget.
+            context, rows, chunk, draft_depth, budget.
 
     Raises:
         DoesNotFitError: the plan exceeds the budget; it is carried along.
@@ -60,6 +69,11 @@ def load(
     chosen = _settings(settings)
     decoder, names = files.assemble(task, num_labels, problem_type)
     made = make_plan(decoder, files.config, names, chosen)
+    guessing = None
+    if draft is not None:
+        drafting = _open(draft, None, offline, allow_pickle)
+        guessing = (drafting, plan_draft(drafting, files, made, chosen))
+        made = with_draft(made, guessing[1])
     if not made.fits:
         raise DoesNotFitError(
             f"{files.name} needs {human(made.predicted_peak_bytes)} with these settings; the "
@@ -69,7 +83,7 @@ def load(
         )
     if chosen.backend == "auto":
         kernel_choice.warn_of_slow(made.products, decoder.embed.tied_to_head)
-    return LanguageModel(files, decoder, names, made, chosen.method, progress)
+    return LanguageModel(files, decoder, names, made, chosen.method, progress, guessing)
 
 
 def _open(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from functools import cached_property
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from edgelm.tokenizer import Tokenizer
 
 logger = logging.getLogger("edgelm")
+_WEIGHTS = {".safetensors", ".bin", ".pt", ".msgpack", ".gguf"}
 
 
 class ModelFiles:
@@ -104,6 +106,19 @@ class ModelFiles:
             shapes[f"{head.source}.bias"] = (head.out_size,)
         std = ConfigReader(self.checkpoint.config).number("initializer_range", default=0.02)
         return FreshHead(self.checkpoint, shapes, std)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of config.json and the weight files, in the order of their names; reads all of them."""
+        path = self.checkpoint.path
+        found = [path] if path.is_file() else sorted(
+            p for p in path.iterdir() if p.suffix in _WEIGHTS or p.name == "config.json"
+        )  # fmt: skip
+        whole = hashlib.sha256()
+        for own in found:
+            with own.open("rb") as file:
+                whole.update(hashlib.file_digest(file, "sha256").digest())
+        return whole.hexdigest()
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

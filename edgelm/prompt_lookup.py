@@ -11,6 +11,7 @@ import torch
 
 from edgelm.cache import Take
 from edgelm.processors import SoFar
+from edgelm.sampling import SamplingSettings
 
 PART = "speculation"
 _SHORTEST = 2  # tokens that must agree; one alone says nothing
@@ -32,8 +33,8 @@ class PromptLookup:
         self._prompt = 0
         self._next = 0
 
-    def begin(self, ids: SoFar) -> None:
-        """Another text."""
+    def begin(self, ids: SoFar, sampling: SamplingSettings) -> None:
+        """Another text; how it is drawn says nothing about what it repeats."""
         self._prompt = self._count = len(ids.prompt)
         self._ids[: self._count] = ids.prompt
         self._catch_up(ids)

@@ -56,7 +56,7 @@ class RestorePoints:
         if marked and tuple(held[: len(marked)]) == marked:
             for ring, copy in self._copies:
                 _copy_row(copy, ring, row)
-            self._cache.rewind(row, len(marked))
+            self._cache.rewind(row, len(marked), len(marked))
             if self._cache.truncate(row, known):
                 return known
         self._cache.truncate(row, 0)

@@ -13,13 +13,11 @@ from __future__ import annotations
 from typing import Protocol
 
 from edgelm.answer import Answer
-from edgelm.cache import Take
 from edgelm.errors import UsageError
-from edgelm.memory import Plan
 from edgelm.models.decoder import Decoder
 from edgelm.processors import SoFar
-from edgelm.prompt_lookup import PromptLookup
 from edgelm.request import Request
+from edgelm.sampling import SamplingSettings
 
 DEFAULT_DRAFT_DEPTH = 15  # with the token before them 16 rows, which small products run well
 _EARNED = 0.01  # of a plain step: what guesses may lose of it in the long run
@@ -36,7 +34,7 @@ class Drafter(Protocol):
 
     greedy_only: bool
 
-    def begin(self, ids: SoFar) -> None:
+    def begin(self, ids: SoFar, sampling: SamplingSettings) -> None:
         """A new answer begins after ``ids``."""
 
     def strength(self, ids: SoFar) -> int:
@@ -72,7 +70,7 @@ class Speculation:
 
     def begin(self, answer: Answer) -> None:
         self.balance = min(self.balance, _START)
-        self.drafter.begin(answer.ids)
+        self.drafter.begin(answer.ids, answer.request.sampling)
 
     def guess(self, answer: Answer) -> list[int]:
         """Tokens to run behind the newest one; none where they would hardly pay."""
@@ -145,10 +143,3 @@ def draft_depth(asked: int, decoder: Decoder, tokens: int) -> int:
     if decoder.head is None or not decoder.head.is_language_model:
         return 0
     return min(asked, tokens - 1)
-
-
-def speculation_for(plan: Plan, take: Take) -> Speculation | None:
-    """Guesses from the text itself as the plan has them, None where it has none."""
-    if not plan.draft_depth:
-        return None
-    return Speculation(PromptLookup(plan.context, take), plan.draft_depth)

@@ -19,6 +19,7 @@ from edgelm.answer import Answer
 from edgelm.processors import SoFar
 from edgelm.prompt_lookup import PromptLookup
 from edgelm.request import Request
+from edgelm.sampling import SamplingSettings
 from edgelm.speculation import Speculation
 
 FAMILIES = ["bloom", "gemma2", "helium", "llama", "persimmon"]
@@ -34,7 +35,7 @@ class Knowing:
     def __init__(self, right: tuple[int, ...], seed: int = 0) -> None:
         self.right, self.random = right, random.Random(seed)
 
-    def begin(self, ids: SoFar) -> None:
+    def begin(self, ids: SoFar, sampling: SamplingSettings) -> None:
         pass
 
     def strength(self, ids: SoFar) -> int:
@@ -344,9 +345,9 @@ def test_lookup_is_the_search_by_hand(text: list[int], cut: int) -> None:
     """The longest end that stood before, its latest place, and what followed there."""
     cut = min(cut, len(text) - 1)
     lookup = PromptLookup(64, lambda _, shape, kind: torch.zeros(shape, dtype=kind))
-    lookup.begin(SoFar((9, 9, 9)))
+    lookup.begin(SoFar((9, 9, 9)), SamplingSettings())
     ids = SoFar(tuple(text[:cut]))
-    lookup.begin(ids)
+    lookup.begin(ids, SamplingSettings())
     ids.new.extend(text[cut:])
     strength = lookup.strength(ids)
     longest, place = 0, 0

@@ -26,7 +26,6 @@ from edgelm.tokenizer import Tokenizer
 
 MAGIC = b"EDGELMB1"
 HEAD_BLOCK_BYTES = 32 << 20
-_WEIGHTS = {".safetensors", ".bin", ".pt", ".msgpack", ".gguf"}
 
 
 @dataclass(frozen=True)
@@ -162,19 +161,6 @@ def write_head(file: BinaryIO, files: ModelFiles) -> None:
 def write_footer(file: BinaryIO, facts: Facts) -> None:
     text = json.dumps(asdict(facts)).encode()
     file.write(text + len(text).to_bytes(8, "little"))
-
-
-def model_sha256(files: ModelFiles) -> str:
-    """Of config.json and the weight files, in the order of their names."""
-    path = files.checkpoint.path
-    found = [path] if path.is_file() else sorted(
-        p for p in path.iterdir() if p.suffix in _WEIGHTS or p.name == "config.json"
-    )  # fmt: skip
-    whole = hashlib.sha256()
-    for own in found:
-        with own.open("rb") as file:
-            whole.update(hashlib.file_digest(file, "sha256").digest())
-    return whole.hexdigest()
 
 
 def tokenizer_sha256(tokenizer: Tokenizer) -> str:

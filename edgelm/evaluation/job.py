@@ -21,7 +21,6 @@ from edgelm.errors import UsageError
 from edgelm.evaluation.baseline import (
     Baseline,
     Facts,
-    model_sha256,
     tokenizer_sha256,
     write_footer,
     write_head,
@@ -109,7 +108,7 @@ class Work:
         assert decoder.head is not None
         shape = (0, 0) if self.passage is None else tuple(self.passage.ids.shape)
         return Facts(
-            model_sha256(files), tokenizer_sha256(files.tokenizer),
+            files.sha256, tokenizer_sha256(files.tokenizer),
             None if self.passage is None else self.passage.sha256, (shape[0], shape[1]),
             files.config.hidden_size, files.config.vocab_size, decoder.head.softcap,
             {name: {"sha256": _digest(items)} for name, items in self.items.items()},
