@@ -10,6 +10,7 @@ from edgelm import hardware
 from edgelm.cli import console
 from edgelm.cli.opening import open_files_or_shape
 from edgelm.cli.options import (
+    Draft,
     LoadOptions,
     ModelIfNoShape,
     OutputOptions,
@@ -24,13 +25,13 @@ from edgelm.memory import Plan, human
 
 def plan(
     source: SourceOptions, load: LoadOptions, output: OutputOptions,
-    model: ModelIfNoShape = None, shape: Shape = None,
+    model: ModelIfNoShape = None, shape: Shape = None, draft: Draft = None,
 ) -> int:  # fmt: skip
     """Say what MODEL would take, from headers alone; exit code 3 when it does not fit."""
     files, load = open_files_or_shape(model, shape, source, load, output)
     if hardware.recorded_read_gb_s(cache_dir()) is None:
         hardware.record_read_gb_s(cache_dir())
-    made = edgelm.plan(files, **load.settings())
+    made = edgelm.plan(files, draft=draft, **load.settings())
     if output.json:
         console.print_json(made.to_dict())
     else:
