@@ -18,6 +18,7 @@ from mutations import (
     memory,
     planning,
     quantization,
+    speculation,
     text,
     writing,
 )
@@ -35,6 +36,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     *memory.MUTATIONS,
     *planning.MUTATIONS,
     *quantization.MUTATIONS,
+    *speculation.MUTATIONS,
     *text.MUTATIONS,
     *writing.MUTATIONS,
 )

@@ -25,8 +25,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "heads: results are planned by the head's size",
         "edgelm/planner.py",
-        "settings.rows * decoder.outputs",
-        "settings.rows * config.vocab_size",
+        "max(settings.rows, depth + 1) * decoder.outputs",
+        "max(settings.rows, depth + 1) * config.vocab_size",
         (f"{HEADS}::test_bytes_are_planned_and_the_head_stays_float",),
     ),
     Mutation(
