@@ -29,7 +29,7 @@ from edgelm.speculation import Drafter, Speculation
 BENCHES = Path(__file__).resolve().parent
 ASSETS = Path(os.environ.get("EDGELM_ASSETS") or BENCHES.parent.parent / "shared" / "assets")
 PAIRS = 5
-NEW_TOKENS = 160
+NEW_TOKENS = 96
 QUESTION = "Explain in your own words why the sky is blue in the day and red in the evening."
 COPY_FLOOR = 1.7  # times the speed without guesses
 COST_LIMIT = 0.03  # of the time without guesses
@@ -80,9 +80,9 @@ def prompts(lm: edgelm.LanguageModel) -> dict[str, list[int]]:
     """Ids of a prompt that asks for copying and of one that does not."""
     text = (ASSETS / "text" / "frankenstein.txt").read_text(encoding="utf-8")
     start = text.index("You will rejoice to hear")
-    passage = text[start : start + 1500]
+    passage = text[start : start + 900]
     return {
-        "copy": lm.encode(f"{passage}\n\n{passage[:500]}"),
+        "copy": lm.encode(f"{passage}\n\n{passage[:300]}"),
         "question": lm.chat_ids([{"role": "user", "content": QUESTION}]),
     }
 
