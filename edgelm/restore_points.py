@@ -35,11 +35,12 @@ class RestorePoints:
             for ring in cache.rings
         ]
         self._ids: list[tuple[int, ...]] = [()] * cache.rows
+        self._written = [0] * cache.rows
 
     def mark(self, row: int, held: Sequence[int]) -> None:
         """Remember the row as it is now, holding the ids ``held``."""
         if self._copies:
-            self._ids[row] = tuple(held)
+            self._ids[row], self._written[row] = tuple(held), self._cache.written(row)
             for ring, copy in self._copies:
                 _copy_row(ring, copy, row)
 
@@ -56,7 +57,7 @@ class RestorePoints:
         if marked and tuple(held[: len(marked)]) == marked:
             for ring, copy in self._copies:
                 _copy_row(copy, ring, row)
-            self._cache.rewind(row, len(marked), len(marked))
+            self._cache.rewind(row, len(marked), self._written[row])
             if self._cache.truncate(row, known):
                 return known
         self._cache.truncate(row, 0)

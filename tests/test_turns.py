@@ -80,6 +80,17 @@ def test_an_answer_asked_for_again(lm: edgelm.LanguageModel) -> None:
         assert (again, prefilled) == (first, 1)
 
 
+def test_a_point_knows_what_was_undone_before_it(lm: edgelm.LanguageModel) -> None:
+    """Marked where six later tokens had already taken slots: 14 fewer cannot be had any more."""
+    answer, _ = turn(lm, FIRST, 90, keep_prefix=True)
+    cut = [*FIRST, *answer[:80], *NEXT[:3]]
+    turn(lm, cut, 90, keep_prefix=True)
+    follow = [*cut[:-14], *OTHER[:20]]
+    kept, prefilled = turn(lm, follow, keep_prefix=True)
+    assert prefilled == (len(follow) if lm._cache.rings else 20)
+    assert kept == turn(lm, follow)[0]
+
+
 def test_a_point_of_another_text_is_not_used(lm: edgelm.LanguageModel) -> None:
     """The row was used by a call that keeps nothing, for a text that begins alike."""
     turn(lm, FIRST, 3, keep_prefix=True)

@@ -109,6 +109,13 @@ MUTATIONS: tuple[Mutation, ...] = (
         (f"{TURNS}::test_a_point_of_another_text_is_not_used",),
     ),
     Mutation(
+        "turns: a point knows what was undone before it",
+        "edgelm/restore_points.py",
+        "rewind(row, len(marked), self._written[row])",
+        "rewind(row, len(marked), len(marked))",
+        (f"{TURNS}::test_a_point_knows_what_was_undone_before_it",),
+    ),
+    Mutation(
         "turns: chats are marked",
         "edgelm/generate.py",
         "if answer.in_prompt and answer.request.keep_prefix:",
