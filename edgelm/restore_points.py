@@ -48,13 +48,14 @@ class RestorePoints:
         """Cut a row of ids ``held`` to at most ``length`` tokens, as many as can be had exactly.
 
         Returns:
-            How many it holds now: the marked prompt's, or 0 where that was another text.
+            How many it holds now: what it shares with the marked prompt, or 0 where that is too
+            far back for the rings.
         """
         marked = self._ids[row]
         known = 0
         while known < min(len(marked), length) and marked[known] == held[known]:
             known += 1
-        if marked and tuple(held[: len(marked)]) == marked:
+        if known:
             for ring, copy in self._copies:
                 _copy_row(copy, ring, row)
             self._cache.rewind(row, len(marked), self._written[row])

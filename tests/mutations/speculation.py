@@ -104,8 +104,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "turns: a point is of its own text",
         "edgelm/restore_points.py",
-        "if marked and tuple(held[: len(marked)]) == marked:",
-        "if marked:",
+        "while known < min(len(marked), length) and marked[known] == held[known]:",
+        "while known < min(len(marked), length):",
         (f"{TURNS}::test_a_point_of_another_text_is_not_used",),
     ),
     Mutation(
