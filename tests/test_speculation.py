@@ -279,7 +279,9 @@ def test_the_plan_has_what_guesses_take(assets: Path) -> None:
 # what guesses may lose
 
 
-def simulated(costs: list[float], share: list[float], tokens: int = 4000) -> tuple[float, Any]:
+def simulated(
+    costs: list[float], share: list[float], tokens: int = 4000, strength: int = 1
+) -> tuple[float, Any]:
     """Time of an answer over that of plain steps; guesses are right with a share for each stretch.
 
     costs: what a guessed token adds, in steps, for each stretch of the answer.
@@ -287,6 +289,7 @@ def simulated(costs: list[float], share: list[float], tokens: int = 4000) -> tup
     random_ = random.Random(1)
     guide = Speculation(Knowing(()), 15)
     guide.drafter.guess = lambda ids, count: [0] * count
+    guide.drafter.strength = lambda ids: strength
     answer = Answer(0, Request((1,), tokens), tokens)
     guide.begin(answer)
     spent = 0.0
@@ -314,6 +317,13 @@ def test_wrong_guesses_cost_little(cost: float, share: float) -> None:
         ratio, _ = simulated([cost], [share], tokens)
         print(f"cost {cost}, right {share:.0%}, {tokens} tokens: {ratio:.3f} of the plain time")
         assert ratio < 1 + LONGEST_LOSS
+
+
+def test_guesses_that_only_seem_certain_cost_little() -> None:
+    """A match of twelve tokens promises much; what is in the account limits the first try."""
+    ratio, _ = simulated([0.5], [0.0], 100, strength=12)
+    print(f"{ratio:.3f} of the plain time")
+    assert ratio < 1 + LONGEST_LOSS
 
 
 def test_right_guesses_pay_and_fashions_change() -> None:

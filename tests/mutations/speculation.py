@@ -57,7 +57,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "edgelm/speculation.py",
         "if hoped - cost > most and cost <= self.balance:",
         "if hoped - cost > most:",
-        (f"{SPECULATION}::test_wrong_guesses_cost_little",),
+        (f"{SPECULATION}::test_guesses_that_only_seem_certain_cost_little",),
     ),
     Mutation(
         "speculation: another look now and then",
