@@ -133,7 +133,8 @@ def run_round(lm: LanguageModel, workload: Workload) -> Stats:
     generator = torch.Generator().manual_seed(workload.seed)
     ids = torch.randint(lm.config.vocab_size, (workload.prompt_tokens,), generator=generator)
     sampling = SamplingSettings(seed=workload.seed)
-    request = Request(tuple(ids.tolist()), workload.decode_tokens + 1, sampling)
+    prompt, count = tuple(ids.tolist()), workload.decode_tokens + 1
+    request = Request(prompt, count, sampling, speculate="off")  # a step a token is what is timed
     with lm.batch([request], end_ids=frozenset()) as batch:
         for _ in batch.tokens():
             pass

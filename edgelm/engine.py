@@ -55,7 +55,8 @@ class Engine:
         self._rope_table = rope_table(config, plan, ledger)
         self._positions = torch.arange(plan.context)
         self._distances = torch.arange(1.0 - plan.context, 1.0)
-        self._logits = ledger.empty("logits", (plan.rows, decoder.outputs), torch.float32)
+        judged = max(plan.rows, plan.draft_depth + 1)
+        self._logits = ledger.empty("logits", (judged, decoder.outputs), torch.float32)
 
     def make_cache(self, rows: int, context: int, dtype: torch.dtype, owner: object) -> KVCache:
         """A cache within the plan, and the scratch that its dtype needs."""
@@ -104,7 +105,8 @@ class Engine:
     def logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
         """Head over hidden states [M, N]: float32 [M, V].
 
-        Without ``out`` M is at most the plan's rows and the result lies in the static buffer.
+        Without ``out`` M is at most the plan's rows, or its draft depth and one, and the result
+        lies in the static buffer.
         """
         head = self.decoder.head
         assert head is not None

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from edgelm import disk, hardware, kernel_choice
+from edgelm.draft_model import plan_draft, with_draft
 from edgelm.errors import DoesNotFitError, HubError, UsageError
 from edgelm.files import ModelFiles
 from edgelm.hub import cache_dir, is_local, resolve
@@ -28,13 +29,15 @@ _IMPORTED_IN = os.getpid()
 
 def plan(
     model: str | Path | ModelFiles, *, task: str = "causal-lm", num_labels: int | None = None,
-    problem_type: str | None = None, revision: str | None = None, offline: bool = False,
-    allow_pickle: bool = False, **settings: Any,
+    problem_type: str | None = None, draft: str | Path | ModelFiles | None = None,
+    revision: str | None = None, offline: bool = False, allow_pickle: bool = False,
+    **settings: Any,
 ) -> Plan:  # fmt: skip
     """What ``load`` with the same arguments would do and take, from headers alone."""
     files = _open(model, revision, offline, allow_pickle, headers_only=True)
+    drafting = None if draft is None else _open(draft, None, offline, allow_pickle)
     decoder, names = files.assemble(task, num_labels, problem_type)
-    return _solved(files, decoder, names, _settings(settings))
+    return _solved(files, decoder, names, _settings(settings), drafting)[0]
 
 
 def plan_table(model: str | Path | ModelFiles, **settings: Any) -> list[Plan]:
@@ -50,9 +53,9 @@ def plan_table(model: str | Path | ModelFiles, **settings: Any) -> list[Plan]:
 
 def load(
     model: str | Path | ModelFiles, *, task: str = "causal-lm", num_labels: int | None = None,
-    problem_type: str | None = None, threads: int | None = None, revision: str | None = None,
-    offline: bool = False, allow_pickle: bool = False, progress: Progress | None = None,
-    **settings: Any,
+    problem_type: str | None = None, draft: str | Path | ModelFiles | None = None,
+    threads: int | None = None, revision: str | None = None, offline: bool = False,
+    allow_pickle: bool = False, progress: Progress | None = None, **settings: Any,
 ) -> LanguageModel:  # fmt: skip
     """Load a model as planned.
 
@@ -63,12 +66,14 @@ def load(
         num_labels: how many labels a head has that the files lack; such a head is fresh.
         problem_type: of a sequence classification, if it is not the config's: regression,
             single_label_classification or multi_label_classification.
+        draft: a smaller model with the same tokenizer that guesses tokens ahead, loaded in the same
+            settings; the text stays the model's own.
         threads: cores to use; None means EDGELM_THREADS, else all.
         allow_pickle: open pytorch_model*.bin where a model has nothing else.
         progress: called with (matrix name, bytes done, bytes in all).
         settings: the fields of ``planner.Settings``: quant, method, kv, backend, device, dtype,
-            context, rows, chunk, budget, offload (``disk``: layers that the budget has no room
-            for are read from disk in every step).
+            context, rows, chunk, draft_depth, budget, offload (``disk``: layers that the budget
+            has no room for are read from disk in every step).
 
     Raises:
         DoesNotFitError: the plan exceeds the budget; it is carried along.
@@ -81,11 +86,13 @@ def load(
     use_threads(threads)
     chosen = _settings(settings)
     decoder, names = files.assemble(task, num_labels, problem_type)
-    made = _fitting_plan(files, decoder, names, chosen)
+    drafting = None if draft is None else _open(draft, None, offline, allow_pickle)
+    made, guessing = _fitting_plan(files, decoder, names, chosen, drafting)
     _warn_of_streaming(made)
     if chosen.backend == "auto":
         kernel_choice.warn_of_slow(made.products, decoder.embed.tied_to_head)
-    return LanguageModel(files, decoder, names, made, chosen.method, progress)
+    draft_files = None if drafting is None or guessing is None else (drafting, guessing)
+    return LanguageModel(files, decoder, names, made, chosen.method, progress, draft_files)
 
 
 def open_fitting(
@@ -116,14 +123,15 @@ def _is_here(reference: str, revision: str | None) -> bool:
 
 
 def _fitting_plan(
-    files: ModelFiles, decoder: Decoder, names: WeightNames, chosen: Settings
-) -> Plan:
-    made = _solved(files, decoder, names, chosen)
+    files: ModelFiles, decoder: Decoder, names: WeightNames, chosen: Settings,
+    drafting: ModelFiles | None = None,
+) -> tuple[Plan, Plan | None]:  # fmt: skip
+    made, draft = _solved(files, decoder, names, chosen, drafting)
     if not made.fits:
         raise DoesNotFitError(
             f"{files.name} does not fit: {shortage(made)}. {_remedy(chosen)}", made
         )
-    return made
+    return made, draft
 
 
 def _remedy(settings: Settings) -> str:
@@ -135,11 +143,17 @@ def _remedy(settings: Settings) -> str:
 
 
 def _solved(
-    files: ModelFiles, decoder: Decoder, names: WeightNames, chosen: Settings
-) -> Plan:  # fmt: skip
+    files: ModelFiles, decoder: Decoder, names: WeightNames, chosen: Settings,
+    drafting: ModelFiles | None,
+) -> tuple[Plan, Plan | None]:  # fmt: skip
+    """The plan of everything, and the draft model's own share of it."""
     if chosen.offload == "disk":
         disk.measure_once(cache_dir())
-    return solve(decoder, files.config, names, chosen)
+    made = solve(decoder, files.config, names, chosen)
+    if drafting is None:
+        return made, None
+    draft = plan_draft(drafting, files, made, chosen)
+    return with_draft(made, draft), draft
 
 
 def _warn_of_streaming(made: Plan) -> None:

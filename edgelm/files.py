@@ -131,7 +131,7 @@ class ModelFiles:
 
     @cached_property
     def sha256(self) -> str:
-        """Of config.json and the weight files, in the order of their names."""
+        """Of config.json and the weight files, in the order of their names; reads all of them."""
         path = self.checkpoint.path
         found = [path] if path.is_file() else sorted(
             p for p in path.iterdir() if p.suffix in _WEIGHTS or p.name == "config.json"

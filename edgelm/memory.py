@@ -170,6 +170,11 @@ class Ledger:
         self.planned[part] -= nbytes
         self.taken[part] -= nbytes
 
+    def absorb(self, prefix: str, other: Ledger) -> None:
+        """Account for everything that another ledger has handed out, as parts with a prefix."""
+        for part, nbytes in other.taken.items():
+            self._take(prefix + part, nbytes)
+
     def _take(self, part: str, nbytes: int) -> None:
         if self.taken[part] + nbytes > self.planned[part]:
             raise BudgetExceededError(

@@ -15,7 +15,10 @@ from edgelm.load_peak import load_peak_bytes
 from edgelm.memory import Part, Plan, parse_budget
 from edgelm.models.decoder import Decoder
 from edgelm.placement import STREAM_PART, Places, is_streamed, place, placed_parts
+from edgelm.prompt_lookup import PART as SPECULATION_PART
+from edgelm.prompt_lookup import lookup_bytes
 from edgelm.settings import Settings, activation_dtype
+from edgelm.speculation import draft_depth
 from edgelm.step import workspace_sizes
 from edgelm.weight_plan import WeightPlan, WeightPlanner, kernel_scratch, moved_bytes
 from edgelm.weights import WeightNames
@@ -100,7 +103,7 @@ class Planner:
             context=candidate.context,
             rows=candidate.rows,
             chunk=min(candidate.chunk, candidate.context),
-            draft_depth=0,
+            draft_depth=self._draft_depth(candidate),
             placement=placement,
             budget_bytes=self.budget_bytes,
             expected_tok_s=disk.expected_tok_s(cache_dir(), moved, placed.streamed_bytes),
@@ -147,8 +150,19 @@ class Planner:
             rows = candidate.rows
             self._scratch[key] = kernel_scratch(weights.products, tokens, rows, self._tied)
         sizes["kernel scratch"] = self._scratch[key]
-        sizes["logits"] = candidate.rows * self.decoder.outputs * torch.float32.itemsize
-        return [*(Part(name, nbytes) for name, nbytes in sizes.items()), *self.runtime_parts]
+        sizes["restore points"] = cache_bytes(
+            config, candidate.rows, context, tokens, kv, rings_only=True
+        )
+        depth = self._draft_depth(candidate)
+        judged = max(candidate.rows, depth + 1)
+        sizes["logits"] = judged * self.decoder.outputs * torch.float32.itemsize
+        sizes[SPECULATION_PART] = lookup_bytes(context) if depth else 0
+        parts = [Part(name, nbytes) for name, nbytes in sizes.items() if nbytes]
+        return [*parts, *self.runtime_parts]
+
+    def _draft_depth(self, candidate: Candidate) -> int:
+        tokens = min(candidate.chunk, candidate.context)
+        return draft_depth(self.settings.draft_depth, self.decoder, tokens)
 
     def _expected_kld(self, candidate: Candidate, weights: WeightPlan) -> float | None:
         """An estimate; None for what a file holds, whose own error nobody can tell."""

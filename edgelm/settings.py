@@ -13,6 +13,7 @@ from quant import METHODS, QuantError, Recipe
 
 DEFAULT_CONTEXT = 4096
 DEFAULT_CHUNK = 512
+DEFAULT_DRAFT_DEPTH = 15  # with the token before them 16 rows, which small products run well
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 KV_DTYPES = DTYPES | {"int8": torch.int8}
 _MOST_DIGITS = 12  # of a number of tokens; beyond it is a slip of the keyboard
@@ -31,6 +32,7 @@ class Settings:
     context: int | str = "auto"
     rows: int = 1
     chunk: int | str = "auto"
+    draft_depth: int = DEFAULT_DRAFT_DEPTH
     budget: str | int | None = None
     offload: str = "none"
 

@@ -92,10 +92,13 @@ def statistics_line(plan: Plan, stats: Stats) -> str:
     """Speed, bits, kernels and memory against the plan, in one line."""
     peak = human(hardware.peak_resident_bytes())
     kernels = ", ".join(f"{kind} {kernel}" for kind, kernel in stats.kernels.items())
+    guessed = ""
+    if stats.drafted_tokens:
+        guessed = f"{stats.accepted_tokens} of {stats.drafted_tokens} guessed right, "
     return (
         f"{stats.new_tokens} tokens, {stats.decode_tok_s:.1f} tok/s (prompt {stats.prompt_tokens} "
-        f"at {stats.prefill_tok_s:.0f}), {plan.bits_per_weight:.2f} bits per weight, {kernels}, "
-        f"peak {peak} of {human(plan.predicted_peak_bytes)} planned"
+        f"at {stats.prefill_tok_s:.0f}), {guessed}{plan.bits_per_weight:.2f} bits per weight, "
+        f"{kernels}, peak {peak} of {human(plan.predicted_peak_bytes)} planned"
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from edgelm.benchmark import random_model
 from edgelm.chat import render
 from edgelm.cli.console import progress_bars, set_verbosity, waiting
-from edgelm.cli.options import LoadOptions, OutputOptions, RunOptions, SourceOptions
+from edgelm.cli.options import GuessOptions, LoadOptions, OutputOptions, RunOptions, SourceOptions
 from edgelm.entry import load, open_fitting
 from edgelm.errors import UsageError
 from edgelm.files import ModelFiles
@@ -62,8 +62,8 @@ def open_files_or_shape(
 
 
 def load_for_text(
-    files: ModelFiles, options: LoadOptions, run: RunOptions, output: OutputOptions,
-    *, chat: bool = False, rows: int = 1,
+    files: ModelFiles, options: LoadOptions, guess: GuessOptions, run: RunOptions,
+    output: OutputOptions, *, chat: bool = False, rows: int = 1,
 ) -> LanguageModel:  # fmt: skip
     """Weights, after the tokenizer (and for ``chat`` the template) proved to be there.
 
@@ -74,5 +74,5 @@ def load_for_text(
         render(template, [{"role": "user", "content": "Hello!"}], bos="", eos="")
     with progress_bars(output) as bar:
         progress = bar(f"loading {files.name}")
-        settings = options.settings() | {"rows": rows}
+        settings = options.settings() | guess.settings() | {"rows": rows}
         return load(files, threads=run.threads, progress=progress, **settings)

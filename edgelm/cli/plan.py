@@ -13,6 +13,7 @@ from edgelm import hardware
 from edgelm.cli import console
 from edgelm.cli.opening import open_headers_or_shape
 from edgelm.cli.options import (
+    Draft,
     LoadOptions,
     ModelIfNoShape,
     OutputOptions,
@@ -37,6 +38,7 @@ _BAR_WIDTH = 40
 def plan(
     source: SourceOptions, load: LoadOptions, output: OutputOptions,
     model: ModelIfNoShape = None, shape: Shape = None, table: Contexts = False,
+    draft: Draft = None,
 ) -> int:  # fmt: skip
     """Say what MODEL would take, from headers alone; exit code 3 when nothing fits."""
     files = open_headers_or_shape(model, shape, source, output)
@@ -49,7 +51,7 @@ def plan(
         else:
             _show_table(files.name, plans)
         return 0 if any(made.fits for made in plans) else DoesNotFitError.exit_code
-    made = edgelm.plan(files, **load.settings())
+    made = edgelm.plan(files, draft=draft, **load.settings())
     if output.json:
         console.print_json(made.to_dict())
     else:

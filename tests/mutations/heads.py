@@ -25,8 +25,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "heads: results are planned by the head's size",
         "edgelm/planner.py",
-        "candidate.rows * self.decoder.outputs",
-        "candidate.rows * config.vocab_size",
+        "judged * self.decoder.outputs",
+        "judged * config.vocab_size",
         (f"{HEADS}::test_bytes_are_planned_and_the_head_stays_float",),
     ),
     Mutation(
