@@ -158,7 +158,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "packed: bitsandbytes' first code is the high one",
         "edgelm/checkpoint/bitsandbytes_files.py",
-        "packed.qweight[first - start : last - start] = (codes << 4) | (codes >> 4)",
+        "packed.qweight[first - start : last - start] = swap_nibbles(codes)",
         "packed.qweight[first - start : last - start] = codes",
         (f"{PACKED}::test_numbers_are_those_of_the_format",),
     ),

@@ -114,7 +114,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "bitsandbytes: even inputs lie in the high nibble",
-        "quant/backends/bitsandbytes_backend.py",
+        "quant/packing.py",
         "return (qweight << 4) | (qweight >> 4)",
         "return qweight",
         (f"{QUANT}/test_backends.py::test_products_match_the_definition",),
