@@ -1,33 +1,43 @@
-"""Peak memory of loading a bf16 folder of 3 GB in int4, against the limit and the plan.
+"""Predicted against measured peak memory: every family, scheme, cache type and context.
 
-    python benches/memory.py     writes results/memory.json; exits 1 beyond a limit
+    python benches/memory.py                  all rows that results/memory.json does not hold yet
+    python benches/memory.py --again          all rows anew
+    python benches/memory.py bloom int4       rows that have all of these words in their name
+    python benches/memory.py --keep FOLDER    leaves the generated checkpoints there, for the next
 
-Linux only: peaks are VmHWM of fresh processes.
+Rows are kept as they come, so that an interrupted run goes on where it stopped. At the end the
+table is printed and results/memory.svg drawn (Matplotlib, extra `plot`); the exit code is 1 when a
+row misses its bound. Linux only: peaks are VmHWM of fresh processes, which fill the whole context.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
 import platform
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import save_file
+from checkpoints import MODELS, checkpoint
 
 from edgelm import hardware
-from edgelm.benchmark import random_model
-from edgelm.checkpoint.shapes import shape_config
 
 MIB = 1 << 20
-LOAD_LIMIT_BYTES = 500 * MIB  # beside the packed weights and `import torch`
-PLAN_LIMIT = (0.05, 100 * MIB)  # what the prediction may be off by: a share and a sum
-SHARD_BYTES = 512 * MIB
+OVER = (0.03, 50 * MIB)  # a prediction may exceed what was measured by this share and this sum
+UNDER = 0.01  # and fall below it by this share
+LOAD_LIMIT_BYTES = 500 * MIB  # of an int4 load beside the packed weights and `import torch`
+QUANTS = ("none", "int8", "int4", "nf4")
+CACHES = ("float32", "bfloat16", "int8")
+CONTEXTS = (512, 4096)
+RESULTS = Path(__file__).resolve().parent / "results"
 
 IMPORT_TORCH = """
 import re, torch
@@ -38,82 +48,162 @@ import json, sys
 import edgelm
 from edgelm.benchmark import Workload, run_round
 from edgelm.hardware import peak_resident_bytes
-with edgelm.load(sys.argv[1], quant="int4") as lm:
-    loaded = peak_resident_bytes()
-    run_round(lm, Workload(prompt_tokens=1024, decode_tokens=8))
-    print(json.dumps(lm.plan.to_dict() | {"loaded": loaded, "peak": peak_resident_bytes()}))
+folder, quant, kv, context = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
+peaks = {}
+def loading(*_):
+    peaks["load"] = peak_resident_bytes()
+with edgelm.load(folder, quant=quant, kv=kv, context=context, progress=loading) as lm:
+    open("/proc/self/clear_refs", "w").write("5")  # the peak starts anew from what is resident
+    run_round(lm, Workload(prompt_tokens=context - 8, decode_tokens=7))
+    peaks["steady"] = peak_resident_bytes()
+    print(json.dumps(lm.plan.to_dict() | {"peaks": peaks}))
 """
 
 
+@dataclass(frozen=True)
+class Case:
+    """One row to measure."""
+
+    model: str
+    quant: str
+    kv: str
+    context: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.model} {self.quant} {self.kv} {self.context}"
+
+
 def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("words", nargs="*", help="only rows that have all of them in their name")
+    parser.add_argument("--again", action="store_true", help="measure rows that are kept anew")
+    parser.add_argument("--keep", type=Path, help="where generated checkpoints stay")
+    given = parser.parse_args()
+    cases = [case for case in all_cases() if set(given.words) <= words(case)]
+    kept = RESULTS / "memory.json"
+    earlier = json.loads(kept.read_text())["rows"] if kept.exists() else []
+    rows = {row["name"]: row for row in earlier}
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) / "llama"
-        write_model(folder)
-        row = measure(folder)
+        for case in cases:
+            if case.name in rows and not given.again:
+                continue
+            folder = checkpoint(case.model, given.keep or Path(scratch))
+            rows[case.name] = measure(case, folder, Path(scratch) / "cache")
+            write(kept, [rows[case.name] for case in all_cases() if case.name in rows])
+            print(line(rows[case.name]), flush=True)
+    chosen = [rows[case.name] for case in cases]
+    print_table(chosen)
+    plot([rows[case.name] for case in all_cases() if case.name in rows], RESULTS / "memory.svg")
+    missed = [row["name"] for row in chosen if not row["within"]]
+    print(f"{len(chosen) - len(missed)} of {len(chosen)} rows within the bounds", *missed, sep="\n")
+    return int(bool(missed))
+
+
+def all_cases() -> Iterator[Case]:
+    """Model by model, so that a checkpoint is made once."""
+    for model in MODELS:
+        for quant in QUANTS:
+            for kv in CACHES:
+                for context in CONTEXTS:
+                    yield Case(model, quant, kv, context)
+
+
+def words(case: Case) -> set[str]:
+    """What a row can be chosen by: its whole columns, and the family."""
+    return {*case.name.split(), case.model.partition("-")[0]}
+
+
+def measure(case: Case, folder: Path, cache: Path) -> dict[str, Any]:
+    """Peaks of loading and of generating, and what the plan had said.
+
+    cache: an empty cache folder, so that no earlier run corrects the prediction.
+    """
+    told = json.loads(
+        fresh_process(LOAD, str(folder), case.quant, case.kv, str(case.context), cache=cache)
+    )
+    row = {
+        "name": case.name,
+        **vars(case),
+        "file_bytes": sum(path.stat().st_size for path in folder.glob("*.safetensors")),
+        "weight_bytes": told["weight_bytes"],
+        "load_predicted_bytes": told["load_peak_bytes"],
+        "load_peak_bytes": told["peaks"]["load"],
+        "steady_predicted_bytes": told["steady_peak_bytes"],
+        "steady_peak_bytes": told["peaks"]["steady"],
+    }
+    row["within"] = all(
+        is_near(row[f"{phase}_predicted_bytes"], row[f"{phase}_peak_bytes"])
+        for phase in ("load", "steady")
+    )
+    if case.quant == "int4":
+        row["load_limit_bytes"] = (
+            told["weight_bytes"] + int(fresh_process(IMPORT_TORCH, cache=cache)) + LOAD_LIMIT_BYTES
+        )
+        row["within"] &= row["load_peak_bytes"] <= row["load_limit_bytes"]
+    return row
+
+
+def is_near(predicted: int, measured: int) -> bool:
+    share, added = OVER
+    return measured * (1 - UNDER) <= predicted <= measured * (1 + share) + added
+
+
+def fresh_process(program: str, *arguments: str, cache: Path) -> str:
+    """What a Python program prints that has a cache folder of its own."""
+    for old in cache.glob("*") if cache.exists() else ():
+        old.unlink()
+    command = [sys.executable, "-c", program, *arguments]
+    environment = os.environ | {"EDGELM_CACHE": str(cache)}
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True, env=environment)
+    return done.stdout
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> None:
     result = {
         "machine": f"{hardware.processor_name()}, {hardware.cores()} cores",
         "date": datetime.now(UTC).date().isoformat(),
         "command": "python benches/memory.py",
         "versions": {"python": platform.python_version(), "torch": version("torch")},
-        "rows": [row],
+        "rows": rows,
     }
-    path = Path(__file__).resolve().parent / "results" / "memory.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    for name, value in row.items():
-        print(f"{name}: {value / MIB:,.0f} MiB" if name.endswith("_bytes") else f"{name}: {value}")
-    failed = row["load_peak_bytes"] > row["load_limit_bytes"]
-    failed |= abs(row["prediction_error_bytes"]) > row["prediction_limit_bytes"]
-    print("FAILED" if failed else "within the limits")
-    return int(failed)
 
 
-def write_model(folder: Path) -> None:
-    """A Llama of Llama-3.2-1B's shape with a head of its own: 1.5 billion bf16 numbers, sharded."""
-    config = shape_config("llama-3.2-1b") | {"tie_word_embeddings": False}
-    source = random_model(config, quant="none").checkpoint
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    weight_map: dict[str, str] = {}
-    shard: dict[str, torch.Tensor] = {}
-    names = source.names()
-    for name in names:
-        shard[name] = source.read(name)
-        if sum(t.nbytes for t in shard.values()) > SHARD_BYTES or name == names[-1]:
-            file = f"model-{len(set(weight_map.values())):05}.safetensors"
-            save_file(shard, folder / file)
-            weight_map |= dict.fromkeys(shard, file)
-            shard.clear()
-    index = json.dumps({"weight_map": weight_map})
-    (folder / "model.safetensors.index.json").write_text(index, encoding="utf-8")
+def line(row: dict[str, Any]) -> str:
+    """A row for people: MiB predicted and measured of both peaks, and the differences."""
+    text = f"{row['name']:40}"
+    for phase in ("load", "steady"):
+        predicted, peak = row[f"{phase}_predicted_bytes"], row[f"{phase}_peak_bytes"]
+        text += f" {predicted / MIB:8,.0f} {peak / MIB:8,.0f} {(predicted - peak) / MIB:+7.1f}"
+        text += f" {predicted / peak - 1:+6.1%}"
+    return text + ("" if row["within"] else "  MISSED")
 
 
-def measure(folder: Path) -> dict[str, Any]:
-    """Peaks of loading and of generating, and what the plan had said."""
-    torch_bytes = int(fresh_process(IMPORT_TORCH))
-    told = json.loads(fresh_process(LOAD, str(folder)))
-    share, added = PLAN_LIMIT
-    return {
-        "model": "llama-3.2-1b, untied, bf16",
-        "file_bytes": sum(path.stat().st_size for path in folder.glob("*.safetensors")),
-        "scheme": told["scheme"],
-        "bits_per_weight": round(told["bits_per_weight"], 3),
-        "context": told["context"],
-        "packed_bytes": told["weight_bytes"],
-        "import_torch_bytes": torch_bytes,
-        "load_peak_bytes": told["loaded"],
-        "load_limit_bytes": told["weight_bytes"] + torch_bytes + LOAD_LIMIT_BYTES,
-        "peak_bytes": told["peak"],
-        "predicted_peak_bytes": told["predicted_peak_bytes"],
-        "prediction_error_bytes": told["predicted_peak_bytes"] - told["peak"],
-        "prediction_limit_bytes": int(share * told["peak"]) + added,
-    }
+def print_table(rows: list[dict[str, Any]]) -> None:
+    columns = "predicted measured   MiB off        "
+    print(f"\n{'row, MiB':40}     load: {columns}steady: {columns}")
+    print(*map(line, rows), sep="\n")
 
 
-def fresh_process(program: str, *arguments: str) -> str:
-    """What a Python program prints."""
-    command = [sys.executable, "-c", program, *arguments]
-    return subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """Predicted over measured, a point for each peak, and the bounds."""
+    from matplotlib.figure import Figure
+
+    axes = (figure := Figure(figsize=(6, 6))).subplots()
+    for phase in ("load", "steady"):
+        measured = [row[f"{phase}_peak_bytes"] / MIB for row in rows]
+        predicted = [row[f"{phase}_predicted_bytes"] / MIB for row in rows]
+        axes.scatter(measured, predicted, s=8, label=f"peak, {phase}")
+    ends = [0, max(row["steady_peak_bytes"] for row in rows) / MIB * 1.1]
+    share, added = OVER
+    axes.plot(ends, [end * (1 + share) + added / MIB for end in ends], "k:", label="bounds")
+    axes.plot(ends, [end * (1 - UNDER) for end in ends], "k:")
+    axes.set_xlabel("measured, MiB")
+    axes.set_ylabel("predicted, MiB")
+    axes.legend()
+    figure.savefig(path)
 
 
 if __name__ == "__main__":

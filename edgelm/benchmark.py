@@ -20,9 +20,9 @@ from edgelm.loading import Progress
 from edgelm.model import LanguageModel
 from edgelm.models import family_of
 from edgelm.models.heads import head_for
-from edgelm.planner import bytes_per_token
 from edgelm.request import Request, Stats
 from edgelm.sampling import SamplingSettings
+from edgelm.weight_plan import bytes_per_token
 from edgelm.weights import WeightNames
 from quant import QuantError, Recipe, Scheme, find
 
@@ -133,7 +133,8 @@ def run_round(lm: LanguageModel, workload: Workload) -> Stats:
     generator = torch.Generator().manual_seed(workload.seed)
     ids = torch.randint(lm.config.vocab_size, (workload.prompt_tokens,), generator=generator)
     sampling = SamplingSettings(seed=workload.seed)
-    request = Request(tuple(ids.tolist()), workload.decode_tokens + 1, sampling)
+    prompt, count = tuple(ids.tolist()), workload.decode_tokens + 1
+    request = Request(prompt, count, sampling, speculate="off")  # a step a token is what is timed
     with lm.batch([request], end_ids=frozenset()) as batch:
         for _ in batch.tokens():
             pass

@@ -32,14 +32,18 @@ def ring_slots(window: int | None, context: int, chunk: int) -> int:
 
 
 def cache_bytes(
-    config: ModelConfig, rows: int, context: int, chunk: int, dtype: torch.dtype
-) -> int:
-    """Bytes of keys and values of all layers, int8 scales included: what ``KVCache`` takes."""
+    config: ModelConfig, rows: int, context: int, chunk: int, dtype: torch.dtype,
+    *, rings_only: bool = False,
+) -> int:  # fmt: skip
+    """Bytes of keys and values of all layers, int8 scales included: what ``KVCache`` takes.
+
+    ``rings_only`` counts the layers whose rings are smaller than the context.
+    """
     per_slot = 2 * config.num_kv_heads * config.head_size * dtype.itemsize
     if dtype == torch.int8:
         per_slot += 2 * config.num_kv_heads * _SCALE_DTYPE.itemsize
-    slots = sum(ring_slots(window, context, chunk) for window in config.windows)
-    return rows * slots * per_slot
+    slots = [ring_slots(window, context, chunk) for window in config.windows]
+    return rows * sum(n for n in slots if n < context or not rings_only) * per_slot
 
 
 class LayerStore:
@@ -93,17 +97,17 @@ class LayerStore:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A copy of what one row held, store by store."""
+    """A copy of what one row held, as ``KVCache.row_tensors`` names it."""
 
     owner: object
     length: int
     written: int
     dtype: torch.dtype
-    tensors: tuple[tuple[Tensor, ...], ...]
+    tensors: dict[str, Tensor]
 
     @property
     def nbytes(self) -> int:
-        return sum(tensor.nbytes for store in self.tensors for tensor in store)
+        return sum(tensor.nbytes for tensor in self.tensors.values())
 
 
 class KVCache:
@@ -150,6 +154,11 @@ class KVCache:
         """The first position that every layer of each row still holds."""
         fewest = min(store.slots for store in self.stores)
         return [max(0, written - fewest) for written in self._written]
+
+    @property
+    def rings(self) -> list[LayerStore]:
+        """The stores that cannot hold a full row."""
+        return [store for store in self.stores if store.slots < self.context]
 
     def check_room(self, row: int, count: int) -> None:
         """Raise ContextLengthError unless ``count`` more tokens fit the row."""
@@ -200,14 +209,40 @@ class KVCache:
         held = self._lengths[self._checked(row)]
         if not 0 <= length <= held:
             raise UsageError(f"Row {row} holds {held} tokens; it cannot be cut to {length}.")
-        for store in self.stores:
-            needed = 0 if store.window is None else max(0, length - store.window + 1)
-            if length and needed < self._written[row] - store.slots:
-                return False
+        if not self.reaches(length, self._written[row]):
+            return False
         self._lengths[row] = length
         if length == 0:
             self._written[row] = 0
         return True
+
+    def reaches(self, length: int, written: int) -> bool:
+        """Whether all that token ``length`` sees is there when ``written`` tokens were written."""
+        for store in self.stores:
+            needed = 0 if store.window is None else max(0, length - store.window + 1)
+            if length and needed < written - store.slots:
+                return False
+        return length <= written <= self.context
+
+    def row_tensors(self, row: int, written: int | None = None) -> dict[str, Tensor]:
+        """Views of what a row holds, or would hold with ``written`` tokens written.
+
+        ``<store>.<number>`` -> [layers, slots in use, G, D or 1], slots as they lie in memory.
+        """
+        count = self.written(row) if written is None else written
+        return {
+            f"{number}.{which}": tensor[:, row, : min(count, store.slots)]
+            for number, store in enumerate(self.stores)
+            for which, tensor in enumerate(store.tensors)
+        }
+
+    def written(self, row: int) -> int:
+        """One past the highest position whose key a row holds; ``truncate`` leaves it."""
+        return self._written[self._checked(row)]
+
+    def rewind(self, row: int, length: int, written: int) -> None:
+        """Count tokens as held and written; the caller has put their keys into the row."""
+        self._lengths[row], self._written[row] = length, written
 
     def add(self) -> int:
         """Claim a row that nobody uses, empty.
@@ -229,21 +264,16 @@ class KVCache:
 
     def snapshot(self, row: int) -> Snapshot:
         """A copy of a row, to be put back with ``restore``."""
-        length, written = self._lengths[self._checked(row)], self._written[row]
-        tensors = tuple(
-            tuple(t[:, row, : min(written, store.slots)].clone() for t in store.tensors)
-            for store in self.stores
-        )
-        return Snapshot(self._owner, length, written, self.dtype, tensors)
+        tensors = {name: tensor.clone() for name, tensor in self.row_tensors(row).items()}
+        return Snapshot(self._owner, self._lengths[row], self._written[row], self.dtype, tensors)
 
     def copy_row(self, source: int, target: int) -> None:
         """Make row ``target`` hold what row ``source`` holds."""
-        written = self._written[self._checked(source)]
-        for store in self.stores:
-            for tensor in store.tensors:
-                held = tensor[:, :, : min(written, store.slots)]
-                held[:, self._checked(target)].copy_(held[:, source])
-        self._lengths[target], self._written[target] = self._lengths[source], written
+        written = self.written(source)
+        targets = self.row_tensors(self._checked(target), written)
+        for name, tensor in self.row_tensors(source).items():
+            targets[name].copy_(tensor)
+        self.rewind(target, self._lengths[source], written)
 
     def restore(self, row: int, snapshot: Snapshot) -> None:
         """Make a row hold what it (or another row) held when the snapshot was made."""
@@ -258,25 +288,19 @@ class KVCache:
                 f"The snapshot holds {snapshot.dtype}, this cache {self.dtype}: use a cache with "
                 "the same kv."
             )
-        self._check_sizes(snapshot)
-        for store, saved in zip(self.stores, snapshot.tensors, strict=True):
-            for tensor, copy in zip(store.tensors, saved, strict=True):
-                tensor[:, row, : copy.shape[1]].copy_(copy)
-        self._lengths[row], self._written[row] = snapshot.length, snapshot.written
-
-    def _check_sizes(self, snapshot: Snapshot) -> None:
-        """Slots mean positions only in rings of one size, once a ring has gone round."""
-        for store, saved in zip(self.stores, snapshot.tensors, strict=True):
-            wrapped = snapshot.written > saved[0].shape[1]
-            if snapshot.length > self.context or (
-                store.slots != saved[0].shape[1] if wrapped else snapshot.written > store.slots
-            ):
-                raise ContextLengthError(
-                    f"A snapshot of {snapshot.length} tokens does not fit a cache of context "
-                    f"{self.context}: restore it into a cache like the one it was taken from.",
-                    snapshot.length,
-                    self.context,
-                )
+        targets = self.row_tensors(row, snapshot.written)
+        # Slots mean positions only in rings of one size, once a ring has gone round.
+        fits = all(targets[name].shape == own.shape for name, own in snapshot.tensors.items())
+        if not fits or snapshot.written > self.context:
+            raise ContextLengthError(
+                f"A snapshot of {snapshot.length} tokens does not fit a cache of context "
+                f"{self.context}: restore it into a cache like the one it was taken from.",
+                snapshot.length,
+                self.context,
+            )
+        for name, target in targets.items():
+            target.copy_(snapshot.tensors[name])
+        self.rewind(row, snapshot.length, snapshot.written)
 
     def _checked(self, row: int) -> int:
         if not 0 <= row < self.rows:

@@ -13,6 +13,7 @@ from typing import Any
 from edgelm.errors import ModelFileError, UnsupportedModelError
 
 _MAX_COUNT = 1 << 31  # a count in a file beyond this is a lie, not a model
+_MAX_LAYERS = 1 << 12  # each becomes objects long before a header can contradict the count
 _MAX_NUMBER = 1e30
 
 
@@ -102,6 +103,15 @@ class ConfigReader:
                 f"config.json: {self._present(keys)} is {value!r}; expected a count above 0."
             )
         return value
+
+    def layers(self, *keys: str) -> int:
+        """The number of layers."""
+        count = self.integer(*keys)
+        if count > _MAX_LAYERS:
+            raise ModelFileError(
+                f"config.json: {self._present(keys)} is {count}; expected at most {_MAX_LAYERS}."
+            )
+        return count
 
     def number(self, *keys: str, default: float | None = None) -> float:
         return _positive(self._present(keys), self._required(keys, default))

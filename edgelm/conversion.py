@@ -304,4 +304,5 @@ def manifest_of(
         modules=modules,
         floats=tuple(t.name for t in conversion.targets if t.parts and t.scheme is None),
         files=sums,
+        source_sha256=files.source_sha256 or files.sha256,
     )

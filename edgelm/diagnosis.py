@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 import edgelm
-from edgelm import hardware, kernel_choice
+from edgelm import disk, hardware, kernel_choice, runs
 from edgelm.hub import DEMO_MEMBER, cache_dir
+from edgelm.layer_store import clear_layers
 from quant import Scheme
 from quant.backends import KERNELS, choose
 
@@ -41,7 +42,11 @@ class KernelChoice:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Bytes, GB/s and versions; ``cache_bytes`` is all that the cache folder holds."""
+    """Bytes, GB/s and versions; ``cache_bytes`` is all that the cache folder holds.
+
+    ``runs`` are plans against what was taken, oldest first; ``learned_bytes`` is what later plans
+    add because of them.
+    """
 
     version: str
     python: str
@@ -59,6 +64,8 @@ class Diagnosis:
     kernels: tuple[KernelChoice, ...]
     cache: str
     cache_bytes: int
+    runs: tuple[runs.Run, ...]
+    learned_bytes: int
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -86,6 +93,8 @@ def diagnose() -> Diagnosis:
         kernels=tuple(_choices(cache)),
         cache=str(cache),
         cache_bytes=_folder_bytes(cache),
+        runs=runs.recorded(cache),
+        learned_bytes=runs.correction_bytes(cache),
     )
 
 
@@ -95,7 +104,9 @@ def clear_cache() -> int:
     before = _folder_bytes(cache)
     demo = cache / "demo"
     shutil.rmtree(demo / "partial", ignore_errors=True)
-    kept = (cache / hardware.PROFILE, cache / kernel_choice.KEPT)
+    clear_layers(cache)
+    profiles = (hardware.PROFILE, kernel_choice.KEPT, disk.PROFILE, runs.KEPT)
+    kept = [cache / name for name in profiles]
     for path in (demo / Path(DEMO_MEMBER).name, demo / "lock", *kept):
         path.unlink(missing_ok=True)
     if demo.is_dir() and not any(demo.iterdir()):

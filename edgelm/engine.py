@@ -20,7 +20,8 @@ from edgelm.models.decoder import Decoder
 from edgelm.ops import reference
 from edgelm.ops.native import MOST_RECORDED, NativeOps, runs_natively, workspaces
 from edgelm.ops.reference import Angles, softcap_
-from edgelm.planner import DTYPES, KV_DTYPES
+from edgelm.placement import streamed_layers
+from edgelm.settings import DTYPES, KV_DTYPES
 from edgelm.step import Seen, Segment, Step, Workspace, widened_elements
 from quant import native
 from quant.native.tape import Tape
@@ -70,7 +71,8 @@ class Engine:
         self._rope_table = rope_table(config, plan, ledger)
         self._positions = torch.arange(plan.context)
         self._distances = torch.arange(1.0 - plan.context, 1.0)
-        self._logits = ledger.empty("logits", (plan.rows, decoder.outputs), torch.float32)
+        judged = max(plan.rows, plan.draft_depth + 1)
+        self._logits = ledger.empty("logits", (judged, decoder.outputs), torch.float32)
 
     def make_cache(self, rows: int, context: int, dtype: torch.dtype, owner: object) -> KVCache:
         """A cache within the plan, and the scratch that its dtype needs."""
@@ -132,6 +134,7 @@ class Engine:
         """Whether the step is one token for each of some rows, all operations being native."""
         return (
             isinstance(self.ops, NativeOps)
+            and not streamed_layers(self.plan)
             and len(batch) <= min(self.plan.rows, MOST_RECORDED)
             and all(
                 entry.tokens.shape[0] == 1
@@ -162,7 +165,8 @@ class Engine:
     def logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
         """Head over hidden states [M, N]: float32 [M, V].
 
-        Without ``out`` M is at most the plan's rows and the result lies in the static buffer.
+        Without ``out`` M is at most the plan's rows, or its draft depth and one, and the result
+        lies in the static buffer.
         """
         head = self.decoder.head
         assert head is not None

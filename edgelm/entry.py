@@ -2,39 +2,60 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from edgelm import hardware, kernel_choice
-from edgelm.errors import DoesNotFitError, UsageError
+from edgelm import disk, hardware, kernel_choice
+from edgelm.draft_model import plan_draft, with_draft
+from edgelm.errors import DoesNotFitError, HubError, UsageError
 from edgelm.files import ModelFiles
+from edgelm.hub import cache_dir, is_local, resolve
 from edgelm.loading import Progress
-from edgelm.memory import Plan, human
+from edgelm.memory import Plan, human_speed
 from edgelm.model import LanguageModel
-from edgelm.planner import Settings, make_plan
+from edgelm.models.decoder import Decoder
+from edgelm.placement import streamed_layers
+from edgelm.settings import Settings
+from edgelm.solver import fitting_contexts, shortage, solve
+from edgelm.weights import WeightNames
 
+logger = logging.getLogger("edgelm")
 _IMPORTED_IN = os.getpid()
 
 
 def plan(
     model: str | Path | ModelFiles, *, task: str = "causal-lm", num_labels: int | None = None,
-    problem_type: str | None = None, revision: str | None = None, offline: bool = False,
-    allow_pickle: bool = False, **settings: Any,
+    problem_type: str | None = None, draft: str | Path | ModelFiles | None = None,
+    revision: str | None = None, offline: bool = False, allow_pickle: bool = False,
+    **settings: Any,
 ) -> Plan:  # fmt: skip
     """What ``load`` with the same arguments would do and take, from headers alone."""
-    files = _open(model, revision, offline, allow_pickle)
+    files = _open(model, revision, offline, allow_pickle, headers_only=True)
+    drafting = None if draft is None else _open(draft, None, offline, allow_pickle)
     decoder, names = files.assemble(task, num_labels, problem_type)
-    return make_plan(decoder, files.config, names, _settings(settings))
+    return _solved(files, decoder, names, _settings(settings), drafting)[0]
+
+
+def plan_table(model: str | Path | ModelFiles, **settings: Any) -> list[Plan]:
+    """What fits: a plan for every scheme and context that ``settings`` leave open.
+
+    Args:
+        model, settings: as for ``plan``.
+    """
+    files = _open(model, None, False, False, headers_only=True)
+    decoder, names = files.assemble("causal-lm")
+    return fitting_contexts(decoder, files.config, names, _settings(settings))
 
 
 def load(
     model: str | Path | ModelFiles, *, task: str = "causal-lm", num_labels: int | None = None,
-    problem_type: str | None = None, threads: int | None = None, revision: str | None = None,
-    offline: bool = False, allow_pickle: bool = False, progress: Progress | None = None,
-    **settings: Any,
+    problem_type: str | None = None, draft: str | Path | ModelFiles | None = None,
+    threads: int | None = None, revision: str | None = None, offline: bool = False,
+    allow_pickle: bool = False, progress: Progress | None = None, **settings: Any,
 ) -> LanguageModel:  # fmt: skip
     """Load a model as planned.
 
@@ -45,39 +66,123 @@ def load(
         num_labels: how many labels a head has that the files lack; such a head is fresh.
         problem_type: of a sequence classification, if it is not the config's: regression,
             single_label_classification or multi_label_classification.
+        draft: a smaller model with the same tokenizer that guesses tokens ahead, loaded in the same
+            settings; the text stays the model's own.
         threads: cores to use; None means EDGELM_THREADS, else all.
         allow_pickle: open pytorch_model*.bin where a model has nothing else.
         progress: called with (matrix name, bytes done, bytes in all).
-        settings: the fields of ``planner.Settings``: quant, method, kv, backend, activations,
-            device, dtype, context, rows, chunk, budget.
+        settings: the fields of ``settings.Settings``: quant, method, kv, backend, activations,
+            device, dtype, context, rows, chunk, draft_depth, budget, offload (``disk``: layers
+            that the budget has no room for are read from disk in every step).
 
     Raises:
         DoesNotFitError: the plan exceeds the budget; it is carried along.
         EdgeLMError: files, settings or kernels that do not go together.
     """
-    files = _open(model, revision, offline, allow_pickle)
-    torch.set_num_threads(_threads(threads))
+    files = open_fitting(
+        model, task=task, num_labels=num_labels, problem_type=problem_type, revision=revision,
+        offline=offline, allow_pickle=allow_pickle, **settings,
+    )  # fmt: skip
+    use_threads(threads)
     chosen = _settings(settings)
     decoder, names = files.assemble(task, num_labels, problem_type)
-    made = make_plan(decoder, files.config, names, chosen)
-    if not made.fits:
-        raise DoesNotFitError(
-            f"{files.name} needs {human(made.predicted_peak_bytes)} with these settings; the "
-            f"budget is {human(made.budget_bytes)}. Choose a smaller scheme or context, or raise "
-            "the budget.",
-            made,
-        )
+    drafting = None if draft is None else _open(draft, None, offline, allow_pickle)
+    made, guessing = _fitting_plan(files, decoder, names, chosen, drafting)
+    _warn_of_streaming(made)
     if chosen.backend == "auto":
         kernel_choice.warn_of_slow(made.products, decoder.embed.tied_to_head)
-    return LanguageModel(files, decoder, names, made, chosen.method, progress)
+    draft_files = None if drafting is None or guessing is None else (drafting, guessing)
+    return LanguageModel(files, decoder, names, made, chosen.method, progress, draft_files)
+
+
+def open_fitting(
+    model: str | Path | ModelFiles, *, task: str = "causal-lm", num_labels: int | None = None,
+    problem_type: str | None = None, revision: str | None = None, offline: bool = False,
+    allow_pickle: bool = False, **settings: Any,
+) -> ModelFiles:  # fmt: skip
+    """The files of a model. Those of a Hub model that does not fit are not even fetched.
+
+    Args: as for ``load``.
+
+    Raises:
+        DoesNotFitError: headers alone tell that the plan exceeds the budget.
+    """
+    if not isinstance(model, ModelFiles) and not (offline or _is_here(str(model), revision)):
+        ahead = _open(model, revision, offline, allow_pickle, headers_only=True)
+        decoder, names = ahead.assemble(task, num_labels, problem_type)
+        _fitting_plan(ahead, decoder, names, _settings(settings))
+    return _open(model, revision, offline, allow_pickle)
+
+
+def _is_here(reference: str, revision: str | None) -> bool:
+    """Whether there is nothing big to fetch: a local path, or whole in the Hub's cache."""
+    try:
+        return is_local(reference) or bool(resolve(reference, revision=revision, offline=True))
+    except HubError:
+        return False
+
+
+def _fitting_plan(
+    files: ModelFiles, decoder: Decoder, names: WeightNames, chosen: Settings,
+    drafting: ModelFiles | None = None,
+) -> tuple[Plan, Plan | None]:  # fmt: skip
+    made, draft = _solved(files, decoder, names, chosen, drafting)
+    if not made.fits:
+        raise DoesNotFitError(
+            f"{files.name} does not fit: {shortage(made)}. {_remedy(chosen)}", made
+        )
+    return made, draft
+
+
+def _remedy(settings: Settings) -> str:
+    """What may be changed where nothing fits."""
+    stream = "" if settings.offload == "disk" else "stream layers with offload='disk', "
+    if settings.quant == settings.context == "auto":
+        return f"No scheme, cache or context is smaller: {stream}or raise the budget."
+    return f"Choose a smaller scheme or context ('auto' finds one), {stream}or raise the budget."
+
+
+def _solved(
+    files: ModelFiles, decoder: Decoder, names: WeightNames, chosen: Settings,
+    drafting: ModelFiles | None,
+) -> tuple[Plan, Plan | None]:  # fmt: skip
+    """The plan of everything, and the draft model's own share of it."""
+    if chosen.offload == "disk":
+        disk.measure_once(cache_dir())
+    made = solve(decoder, files.config, names, chosen)
+    if drafting is None:
+        return made, None
+    draft = plan_draft(drafting, files, made, chosen)
+    return with_draft(made, draft), draft
+
+
+def _warn_of_streaming(made: Plan) -> None:
+    """Say beforehand how slow reading layers from disk will be."""
+    streamed = streamed_layers(made)
+    if streamed:
+        logger.warning(
+            "%d of %d layers are read from disk for every token%s",
+            *(len(streamed), len(made.placement)),
+            ""
+            if made.expected_tok_s is None
+            else f": about {human_speed(made.expected_tok_s)}, an estimate from the disk's "
+            "measured speed",
+        )
 
 
 def _open(
-    model: str | Path | ModelFiles, revision: str | None, offline: bool, allow_pickle: bool
-) -> ModelFiles:
+    model: str | Path | ModelFiles, revision: str | None, offline: bool, allow_pickle: bool,
+    headers_only: bool = False,
+) -> ModelFiles:  # fmt: skip
     if isinstance(model, ModelFiles):
         return model
-    return ModelFiles.open(model, revision=revision, offline=offline, allow_pickle=allow_pickle)
+    return ModelFiles.open(
+        model,
+        revision=revision,
+        offline=offline,
+        allow_pickle=allow_pickle,
+        headers_only=headers_only,
+    )
 
 
 def _settings(given: dict[str, Any]) -> Settings:
@@ -86,6 +191,16 @@ def _settings(given: dict[str, Any]) -> Settings:
         if name not in known:
             raise UsageError(f"{name!r} is not a setting; allowed: {', '.join(known)}.")
     return Settings(**given)
+
+
+def use_threads(given: int | None) -> None:
+    """Compute with so many cores from now on; None means EDGELM_THREADS, else all.
+
+    Raises:
+        UsageError: more than there are, or several in a forked process.
+    """
+    torch.set_num_threads(_threads(given))
+    hardware.bound_kernel_caches()
 
 
 def _threads(given: int | None) -> int:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgelm.checkpoint import Checkpoint, open_checkpoint
 from edgelm.checkpoint.fresh_head import FreshHead
+from edgelm.checkpoint.packed import PackedCheckpoint
 from edgelm.config import ConfigReader, ModelConfig
 from edgelm.errors import ModelFileError, UsageError
-from edgelm.hub import resolve
+from edgelm.hub import is_local, is_offline, resolve
+from edgelm.hub_headers import Skeleton, headers_or_cached
 from edgelm.layers import Head
 from edgelm.models import family_of
 from edgelm.models.decoder import Decoder
@@ -23,6 +27,7 @@ if TYPE_CHECKING:
     from edgelm.tokenizer import Tokenizer
 
 logger = logging.getLogger("edgelm")
+_WEIGHTS = {".safetensors", ".bin", ".pt", ".msgpack", ".gguf"}
 
 
 class ModelFiles:
@@ -35,22 +40,34 @@ class ModelFiles:
     def __init__(self, name: str, checkpoint: Checkpoint) -> None:
         self.name = name
         self.checkpoint = checkpoint
+        self.skeleton: Skeleton | None = None  # held, since its files go when nobody holds it
         self._family = family_of(checkpoint.config)
         self.config: ModelConfig = self._family.read_config(checkpoint.config)
 
     @classmethod
     def open(
         cls, model: str | Path, *, revision: str | None = None, offline: bool = False,
-        allow_pickle: bool = False,
+        allow_pickle: bool = False, headers_only: bool = False,
     ) -> ModelFiles:  # fmt: skip
         """Find the files of a model reference (see ``hub.resolve``) and read their headers.
+
+        headers_only: of a model on the Hub fetch no weights, so that it can be planned and not
+            loaded.
 
         Raises:
             HubError: a Hub model could not be fetched.
             ModelFileError, UnsupportedModelError: damaged files, or a model not run here.
         """
-        path = resolve(str(model), revision=revision, offline=offline, allow_pickle=allow_pickle)
-        return cls(str(model), open_checkpoint(path, allow_pickle=allow_pickle))
+        name, offline = str(model), offline or is_offline()
+        skeleton = None
+        if headers_only and not (is_local(name) or offline):
+            skeleton = headers_or_cached(name, revision)
+        path = skeleton.path if skeleton else resolve(
+            name, revision=revision, offline=offline, allow_pickle=allow_pickle
+        )  # fmt: skip
+        files = cls(name, open_checkpoint(path, allow_pickle=allow_pickle))
+        files.skeleton = skeleton
+        return files
 
     def assemble(
         self, task: str, num_labels: int | None = None, problem_type: str | None = None
@@ -86,6 +103,13 @@ class ModelFiles:
             )
         return decoder, names
 
+    def assemble_layer(self, index: int) -> tuple[ModelConfig, Decoder, WeightNames]:
+        """Layer ``index`` as a model of this one layer, with the embedding and the final norm."""
+        config = replace(self.config, num_layers=1, windows=(self.config.windows[index],))
+        table, size = self._family.WEIGHTS, config.head_size
+        names = WeightNames(table, self.checkpoint, size, first_layer=index)
+        return config, self._family.build(config, None), names
+
     def _names(self, checkpoint: Checkpoint, head: Head | None) -> WeightNames:
         table = self._family.WEIGHTS | ({} if head is None else {"head": head.source})
         return WeightNames(table, checkpoint, self.config.head_size)
@@ -104,6 +128,26 @@ class ModelFiles:
             shapes[f"{head.source}.bias"] = (head.out_size,)
         std = ConfigReader(self.checkpoint.config).number("initializer_range", default=0.02)
         return FreshHead(self.checkpoint, shapes, std)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of config.json and the weight files, in the order of their names; reads all of them."""
+        path = self.checkpoint.path
+        found = [path] if path.is_file() else sorted(
+            p for p in path.iterdir() if p.suffix in _WEIGHTS or p.name == "config.json"
+        )  # fmt: skip
+        whole = hashlib.sha256()
+        for own in found:
+            with own.open("rb") as file:
+                whole.update(hashlib.file_digest(file, "sha256").digest())
+        return whole.hexdigest()
+
+    @property
+    def source_sha256(self) -> str | None:
+        """``sha256`` of the model that these files were quantized from, None if nobody wrote it."""
+        if isinstance(self.checkpoint, PackedCheckpoint):
+            return self.checkpoint.manifest.source_sha256
+        return None
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

@@ -6,92 +6,14 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 
 import torch
-from torch import Tensor
 
+from edgelm.answer import Answer
 from edgelm.cache import KVCache
 from edgelm.engine import Engine, RowTokens
-from edgelm.processors import SoFar
-from edgelm.request import Chunk, Request, Result, Stats, TokenLogprob, collect
-from edgelm.sampling import Sampler
+from edgelm.request import Chunk, Request, Result, Stats, collect
+from edgelm.restore_points import RestorePoints
+from edgelm.speculation import Speculation
 from edgelm.tokenizer import Tokenizer
-
-
-class Answer:
-    """One request while it is being answered: what its row still has to run, what it has said.
-
-    Args:
-        limit: how many tokens may be generated.
-    """
-
-    def __init__(self, index: int, request: Request, limit: int) -> None:
-        self.index, self.request, self.limit = index, request, limit
-        self.ids = SoFar(request.prompt_ids)
-        self.match = request.constraint.start() if request.constraint else None
-        self.sample = Sampler(request.sampling, self.match)
-        self.logprobs: list[TokenLogprob] = []
-        self.pending: list[int] = []
-        self.finish_reason: str | None = None
-        self.row = -1
-        self.kept_tokens = 0
-        self._start = self._first = self._last = 0.0
-
-    def begin(self, row: int, kept_tokens: int) -> None:
-        """Start on a row that holds the first ``kept_tokens`` of the prompt already."""
-        self.row, self.kept_tokens = row, kept_tokens
-        self.pending = list(self.request.prompt_ids[kept_tokens:])
-        self._start = self._first = self._last = time.perf_counter()
-
-    @property
-    def new_tokens(self) -> int:
-        return len(self.ids.new)
-
-    @property
-    def in_prompt(self) -> bool:
-        """Whether its row still has to run a part of the prompt."""
-        return self.row >= 0 and not self.ids.new and self.finish_reason is None
-
-    def choose(self, logits: Tensor, end_ids: frozenset[int]) -> int:
-        """The next token from ``logits`` [V], which are changed in place."""
-        count = self.request.logprobs
-        own = None if count is None else logits.double().log_softmax(0)
-        token = self.sample(logits, self.ids)
-        if own is not None and count is not None:
-            self.logprobs.append(_logprob(own, token, count))
-        self._last = time.perf_counter()
-        if self.new_tokens == 0:
-            self._first = self._last
-        self.ids.new.append(token)
-        complete = self.match is not None and self.match.accept(token)
-        if token in end_ids or complete:
-            self.finish_reason = "stop"
-        elif self.new_tokens == self.limit:
-            self.finish_reason = "length"
-        else:
-            self.pending = [token]
-        return token
-
-    def take_logprobs(self) -> tuple[TokenLogprob, ...]:
-        """Those since the last call, one for each id; none where nobody asked."""
-        taken, self.logprobs = tuple(self.logprobs), []
-        return taken
-
-    def stats(self, kernels: dict[str, str]) -> Stats:
-        """Of what has been generated so far."""
-        return Stats(
-            prompt_tokens=len(self.request.prompt_ids),
-            kept_tokens=self.kept_tokens,
-            new_tokens=self.new_tokens,
-            prefill_s=self._first - self._start,
-            decode_s=self._last - self._first,
-            seed=self.request.sampling.seed,
-            kernels=kernels,
-        )
-
-
-def _logprob(own: Tensor, token: int, count: int) -> TokenLogprob:
-    top = own.topk(count)
-    pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
-    return TokenLogprob(token, float(own[token]), tuple(pairs))
 
 
 class Batch:
@@ -99,7 +21,8 @@ class Batch:
 
     Args:
         held: the ids that each row of the cache holds, kept up to date token by token.
-        end_ids: tokens that end an answer. cancelled: asked before every step.
+        points: where rows can go back to. speculation: guesses for an answer that runs alone.
+        end_ids: tokens that end an answer. cancelled: asked before every token.
         kernels: for the statistics.
 
     Raises:
@@ -107,10 +30,12 @@ class Batch:
     """
 
     def __init__(
-        self, engine: Engine, cache: KVCache, held: list[list[int]], requests: Sequence[Request],
-        end_ids: frozenset[int], cancelled: Callable[[], bool], kernels: dict[str, str],
+        self, engine: Engine, cache: KVCache, held: list[list[int]], points: RestorePoints,
+        speculation: Speculation | None, requests: Sequence[Request], end_ids: frozenset[int],
+        cancelled: Callable[[], bool], kernels: dict[str, str],
     ) -> None:  # fmt: skip
         self.engine, self.cache, self.held = engine, cache, held
+        self.points, self.speculation = points, speculation
         self.end_ids, self.cancelled, self._kernels = end_ids, cancelled, kernels
         self.answers = [
             Answer(index, request, request.limit(cache.context, engine.config.vocab_size))
@@ -118,26 +43,91 @@ class Batch:
         ]
         self._waiting = list(self.answers)
         self._running: list[Answer] = []
+        self._guided: Answer | None = None
 
     def tokens(self) -> Generator[tuple[Answer, int], None, None]:
         """Each answer's ids as they come, end tokens included: the one generation loop."""
         while self._fill_rows() and not self.cancelled():
-            pieces = list(self._pieces())
-            hidden = self.engine.run(
-                self.cache, [RowTokens(answer.row, torch.tensor(ids)) for answer, ids in pieces]
-            )
-            ready, at = [], -1
-            for answer, ids in pieces:
-                self.held[answer.row].extend(ids)
-                del answer.pending[: len(ids)]
-                at += len(ids)
-                if not answer.pending:
-                    ready.append((answer, at))
-            if not ready:
-                continue
-            logits = self.engine.logits(hidden[[last for _, last in ready]])
-            for (answer, _), own in zip(ready, logits, strict=True):
-                yield answer, answer.choose(own, self.end_ids)
+            guide = self._guide()
+            start = time.perf_counter()
+            guessed = guide.guess(self._running[0]) if guide else []
+            if guide and guessed:
+                yield from self._verify(guide, guessed, start)
+            else:
+                yield from self._step(guide, start)
+
+    def _step(
+        self, guide: Speculation | None, start: float
+    ) -> Generator[tuple[Answer, int], None, None]:
+        """What every running answer has pending, in one step, and the ids that follow."""
+        pieces = list(self._pieces())
+        hidden = self.engine.run(
+            self.cache, [RowTokens(answer.row, torch.tensor(ids)) for answer, ids in pieces]
+        )
+        ready, at = [], -1
+        for answer, ids in pieces:
+            self.held[answer.row].extend(ids)
+            del answer.pending[: len(ids)]
+            at += len(ids)
+            if not answer.pending:
+                ready.append((answer, at))
+                if answer.in_prompt and answer.request.keep_prefix:
+                    self.points.mark(answer.row, self.held[answer.row])
+        if not ready:
+            return
+        logits = self.engine.logits(hidden[[last for _, last in ready]])
+        if guide:
+            guide.stepped(time.perf_counter() - start)
+        for (answer, _), own in zip(ready, logits, strict=True):
+            yield answer, answer.choose(own, self.end_ids)
+
+    def _guide(self) -> Speculation | None:
+        """Who guesses now: nobody unless one answer runs alone, is in its text and allows it."""
+        answer, guide = self._running[0], self.speculation
+        if guide is None or len(self._running) > 1 or len(answer.pending) != 1:
+            return None
+        if not answer.new_tokens or not guide.serves(answer.request):
+            return None
+        if self._guided is not answer:
+            self._guided = answer
+            guide.begin(answer)
+        return guide
+
+    def _verify(
+        self, guide: Speculation, guessed: list[int], start: float
+    ) -> Generator[tuple[Answer, int], None, None]:
+        """One step over the pending id and guesses after it; the ids as far as guesses are right.
+
+        Each id is chosen from its own logits as in a step of its own. The row is cut back to the
+        pending id first and grows again with every right guess, so that it holds what ``held``
+        says whenever the caller stops.
+        """
+        answer = self._running[0]
+        row, ids = answer.row, [*answer.pending, *guessed]
+        length = self.cache.lengths[row]
+        hidden = self.engine.run(self.cache, [RowTokens(row, torch.tensor(ids))])
+        undone = self.cache.truncate(row, length + 1)
+        assert undone, "a ring holds what a step of one chunk overwrote"
+        logits = self.engine.logits(hidden)
+        spent = time.perf_counter() - start
+        self.held[row].extend(answer.pending)
+        answer.drafted += len(guessed)
+        right = 0
+        try:
+            for own, guess in zip(logits, [*guessed, None], strict=True):
+                token = answer.choose(own, self.end_ids)
+                agreed = token == guess and answer.finish_reason is None
+                if agreed:
+                    self.cache.advance(row, 1)
+                    self.held[row].append(token)
+                    answer.pending.clear()
+                    answer.accepted += 1
+                    right += 1
+                yield answer, token
+                if not agreed or answer.finish_reason is not None or self.cancelled():
+                    break
+        finally:
+            guide.verified(len(guessed), right, spent)
 
     def stats(self, index: int) -> Stats:
         return self.answers[index].stats(self._kernels)
@@ -194,8 +184,7 @@ class Batch:
             while shared < min(len(prompt), len(held)) and prompt[shared] == held[shared]:
                 shared += 1
         if not self.cache.truncate(row, shared):
-            shared = 0
-            self.cache.truncate(row, 0)
+            shared = self.points.go_back(row, held, shared)
         del held[shared:]
         return shared
 

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, NoReturn
 
-from edgelm.errors import HubError, ModelFileError, UsageError
+from edgelm.errors import EdgeLMError, HubError, ModelFileError, UsageError
 from edgelm.hub_weights import fetch_weights
 
 log = logging.getLogger("edgelm")
@@ -37,9 +37,13 @@ HUB_FILES += ["README.md", "LICEN[CS]E*", "NOTICE*", "USE_POLICY*"]
 PICKLED_FILES = ["pytorch_model*.bin"]
 FLAX_FILES = ["flax_model.msgpack"]
 HUB_ID = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[^\s@]+))?")
+HUB_FILE = re.compile(
+    r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)/(?P<file>[A-Za-z0-9][\w.-]*\.gguf)"
+    r"(@(?P<revision>[^\s@]+))?"
+)
 MODEL_KINDS = (
-    "MODEL is a folder in Hugging Face layout, a .gguf file, a Hub id (owner/name, optionally "
-    "@revision), or demo"
+    "MODEL is a folder in Hugging Face layout, a .gguf file, a Hub id (owner/name or "
+    "owner/name/FILE.gguf, optionally @revision), or demo"
 )
 
 
@@ -53,22 +57,44 @@ def resolve(
     Raises ModelFileError for a path that does not exist, HubError where a fetch fails,
     UsageError for a revision of something that has none.
     """
-    offline = offline or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+    offline = offline or is_offline()
     if reference == "demo":
         _refuse_revision(reference, revision)
         return _demo(offline)
     path = Path(reference).expanduser()
-    if reference and path.exists():
+    if is_local(reference):
         _refuse_revision(reference, revision)
         if path.is_dir() or path.suffix.lower() in (".gguf", ".pt"):
             return path
         raise ModelFileError(f"{path} is a file but no .gguf file. {MODEL_KINDS}.")
-    match = HUB_ID.fullmatch(reference)
-    if match is None or path.suffix.lower() == ".gguf":
+    model_id, file, revision = hub_reference(reference, revision)
+    if file is not None:
+        return _fetch(model_id, revision, offline, [file], [file]) / file
+    return _snapshot(model_id, revision, offline, allow_pickle)
+
+
+def is_offline() -> bool:
+    """Whether the environment forbids the Hub."""
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+
+
+def is_local(reference: str) -> bool:
+    """Whether a reference is a path that exists here, or the demo."""
+    return reference == "demo" or (bool(reference) and Path(reference).expanduser().exists())
+
+
+def hub_reference(reference: str, revision: str | None) -> tuple[str, str | None, str | None]:
+    """(owner/name, a .gguf file of it or None, revision or None) of what is no local path.
+
+    Raises ModelFileError for what is no Hub id either, UsageError for two revisions.
+    """
+    match = HUB_FILE.fullmatch(reference) or HUB_ID.fullmatch(reference)
+    if match is None or match["id"].lower().endswith(".gguf"):
         raise ModelFileError(f"there is no file or folder {reference!r}. {MODEL_KINDS}.")
     if revision and match["revision"]:
         raise UsageError(f"{reference!r} names a revision and --revision names {revision!r} too.")
-    return _snapshot(match["id"], revision or match["revision"], offline, allow_pickle)
+    file = match["file"] if match.re is HUB_FILE else None
+    return match["id"], file, revision or match["revision"]
 
 
 def cache_dir() -> Path:
@@ -197,7 +223,7 @@ def _snapshot(model_id: str, revision: str | None, offline: bool, allow_pickle: 
         if not any(path.glob(others[0])):
             raise HubError(
                 f"{model_id} has no safetensors weights on the Hub. Of a repository with .gguf "
-                "files, download one and give its path; pickled weights (pytorch_model.bin) are "
+                f"files name one: {model_id}/FILE.gguf. Pickled weights (pytorch_model.bin) are "
                 "opened with --allow-pickle."
             )
     log.info("using %s at commit %s", model_id, path.name)
@@ -213,22 +239,31 @@ def _fetch(
     """
     import huggingface_hub
 
+    with (
+        explained(model_id, revision, offline),
+        _progress_bars(log.isEnabledFor(logging.INFO)),
+    ):
+        if not offline:
+            fetch_weights(model_id, revision, weights)
+        folder = huggingface_hub.snapshot_download(
+            model_id,
+            revision=revision,
+            allow_patterns=patterns,
+            ignore_patterns=["*/*"],
+            local_files_only=offline,
+        )
+    return Path(folder)
+
+
+@contextmanager
+def explained(model_id: str, revision: str | None, offline: bool = False) -> Iterator[None]:
+    """Errors of the Hub library as HubError, those of this package as they are."""
     try:
-        with _progress_bars(log.isEnabledFor(logging.INFO)):
-            if not offline:
-                fetch_weights(model_id, revision, weights)
-            folder = huggingface_hub.snapshot_download(
-                model_id,
-                revision=revision,
-                allow_patterns=patterns,
-                ignore_patterns=["*/*"],
-                local_files_only=offline,
-            )
-    except HubError:
+        yield
+    except EdgeLMError:
         raise
     except Exception as error:
         _explain(error, model_id, revision, offline)
-    return Path(folder)
 
 
 @contextmanager

@@ -162,13 +162,14 @@ def _limits(config: ModelConfig) -> dict[str, Any]:
 
 def _loading(files: ModelFiles) -> Loading:
     """From the plan that ``load`` would make; a model without a language head is loaded bare."""
-    from edgelm.planner import Settings, make_plan
+    from edgelm.settings import Settings
+    from edgelm.solver import solve
 
     checkpoint = files.checkpoint
     try:
         has_head = files.config.tied or HEAD in checkpoint.names()
         decoder, names = files.assemble("causal-lm" if has_head else "base")
-        plan = make_plan(decoder, files.config, names, Settings())
+        plan = solve(decoder, files.config, names, Settings())
     except EdgeLMError as error:
         return Loading(error=str(error))
     kept = 0

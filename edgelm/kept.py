@@ -26,5 +26,5 @@ def kept(path: Path) -> Any:
     """What ``keep`` wrote; None where there is nothing, or something else."""
     try:
         return json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None

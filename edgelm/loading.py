@@ -8,13 +8,28 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from edgelm import hardware
+from edgelm.admission import require_memory
 from edgelm.config import ModelConfig
 from edgelm.errors import ModelFileError
+from edgelm.hub import cache_dir
+from edgelm.layer_file import Prepared
+from edgelm.layer_store import LayerStore
+from edgelm.layer_stream import LayerStream
 from edgelm.layers import part_names
+from edgelm.load_peak import READ_BLOCK_BYTES
 from edgelm.memory import Ledger, Plan, ProductPlan
 from edgelm.models.decoder import Decoder
-from edgelm.planner import DTYPES, READ_BLOCK_BYTES, weight_part
+from edgelm.placement import (
+    BUFFERS,
+    STREAM_PART,
+    buffer_bytes,
+    layer_products,
+    streamed_layers,
+)
 from edgelm.position import Rope
+from edgelm.settings import DTYPES
+from edgelm.weight_plan import weight_part
 from edgelm.weights import WeightNames
 from quant import (
     ModuleReport,
@@ -51,6 +66,9 @@ class Loader:
         self.progress = progress
         self.dtype = DTYPES[plan.dtype]
         self.report = Report()
+        self.stream: LayerStream | None = None
+        self._done_bytes = 0
+        self._streamed: dict[str, tuple[dict[str, Tensor], list[ModuleReport]]] = {}
 
     def load(self) -> Report:
         """Every weight into its module.
@@ -58,10 +76,12 @@ class Loader:
         Raises:
             ModelFileError: a weight holds NaN, infinity or numbers beyond its scheme.
         """
-        total, done = self.plan.weight_bytes, 0
+        self._open_stream()
         pending = {product.names[0]: product for product in self.plan.products}
-        embed = pending.pop("embed")
-        self.decoder.embed.table = QuantEmbedding(self._layout(embed), find(embed.kernel))
+        embed = pending.pop("embed", None)
+        if embed is not None:
+            self.decoder.embed.table = QuantEmbedding(self._layout(embed), find(embed.kernel))
+            self._tell(embed)
         for prefix, projection in self.decoder.projections():
             bias = self._bias(prefix, projection.parts) if projection.bias else None
             start = 0
@@ -73,20 +93,69 @@ class Loader:
                 start += product.shape[0]
                 linear = QuantLinear(self._layout(product), find(product.kernel), own)
                 projection.products.append(linear)
-                done += product.nbytes
-                if self.progress:
-                    self.progress(name, done, total)
+                if name not in self._streamed:
+                    self._tell(product)
         if self.decoder.head is not None and self.decoder.embed.tied_to_head:
+            assert self.decoder.embed.table is not None
             self.decoder.head.products.append(self.decoder.embed.table.as_linear())
         for name, norm in self.decoder.norms():
             for vector in norm.vectors:
                 offset = norm.offset if vector == "weight" else 0.0
                 found = self._vector(name, vector, norm.size, torch.float32, offset)
                 setattr(norm, vector, found)
+        if self.progress:
+            self.progress("norms", self.plan.weight_bytes, self.plan.weight_bytes)
         return self.report
 
+    def _open_stream(self) -> None:
+        """Files and buffers of the layers that the plan leaves on disk."""
+        layers = streamed_layers(self.plan)
+        if not layers:
+            return
+        store = LayerStore(cache_dir(), self.names.checkpoint, self.plan, self.method)
+        products = {layer: layer_products(self.plan, layer) for layer in layers}
+        files = store.open(layers, self._prepare, lambda layer: self._tell(*products[layer]))
+        size = buffer_bytes([p for own in products.values() for p in own])
+        buffers = self.ledger.empty(STREAM_PART, (BUFFERS, size), torch.uint8)
+        self.stream = LayerStream(files, buffers)
+        for position, (layer, file) in enumerate(zip(layers, files, strict=True)):
+            self.stream.attach(position, self.decoder.layers[layer])
+            for product in products[layer]:
+                name = product.names[0]
+                views = file.views(name, self.stream.buffer(position))
+                self._streamed[name] = views, file.modules(name)
+
+    def _prepare(self, product: ProductPlan) -> Prepared:
+        """A product for its layer's file; what is reported of it is kept there."""
+        before = len(self.report.modules)
+        tensors = self._prepared(product)
+        modules = self.report.modules[before:]
+        del self.report.modules[before:]
+        return product.names[0], tensors, modules
+
+    def _tell(self, *products: ProductPlan) -> None:
+        for product in products:
+            self._done_bytes += product.nbytes
+            if self.progress:
+                self.progress(product.names[0], self._done_bytes, self.plan.weight_bytes)
+
     def _layout(self, product: ProductPlan) -> tuple[dict[str, Tensor], Scheme, tuple[int, int]]:
-        """A product's parts packed one below the other, in its kernel's layout."""
+        """A product in its kernel's layout: held by us, or where the stream brings it."""
+        if product.names[0] in self._streamed:
+            tensors, modules = self._streamed[product.names[0]]
+            self.report.modules += modules
+        else:
+            tensors = self._prepared(product)
+            self.ledger.hold(weight_part(product.names[0]), *tensors.values())
+        return tensors, Scheme.parse(product.scheme), product.shape
+
+    def _prepared(self, product: ProductPlan) -> dict[str, Tensor]:
+        """A product's parts packed one below the other, in its kernel's layout.
+
+        Raises:
+            DoesNotFitError: what the plan still needs is no longer there.
+        """
+        require_memory(self.plan)
         scheme = Scheme.parse(product.scheme)
         if len(product.names) == 1:
             packed = self._pack(product, 0, scheme)
@@ -97,8 +166,9 @@ class Loader:
                 packed.copy_rows_(start, self._pack(product, index, scheme))
                 start += rows
         tensors = find(product.kernel).prepare(packed)
-        self.ledger.hold(weight_part(product.names[0]), *tensors.values())
-        return tensors, scheme, product.shape
+        del packed
+        hardware.release_freed_memory()
+        return tensors
 
     def _pack(self, product: ProductPlan, index: int, scheme: Scheme) -> PackedWeight:
         name, shape = product.names[index], product.shapes[index]

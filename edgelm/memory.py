@@ -15,15 +15,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from edgelm import hardware
 from edgelm.errors import BudgetExceededError, UsageError
 
 _UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40}
+_LARGEST_BUDGET = 1 << 60
 _UNITS |= {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 
 
 @dataclass(frozen=True)
 class Part:
-    """One named share of memory; ``where`` is ``host`` or ``device``."""
+    """One named share of memory; ``where`` is ``host``, ``device``, or ``disk`` for no memory."""
 
     name: str
     bytes: int
@@ -60,7 +62,12 @@ class ProductPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """What ``load`` will do and what it will take; bytes are exact sums, speeds estimates."""
+    """What ``load`` will do and what it will take; bytes are exact sums.
+
+    ``expected_tok_s`` and ``expected_kld`` (nats per token) are estimates: this machine's measured
+    bandwidth over ``moved_bytes_per_token``, and what other models measured in such a scheme.
+    ``rejected`` are the solver's other choices, runners-up first, each with its reason.
+    """
 
     fits: bool
     scheme: str
@@ -77,6 +84,8 @@ class Plan:
     parts: tuple[Part, ...]
     products: tuple[ProductPlan, ...]
     load_peak_bytes: int
+    expected_kld: float | None
+    moved_bytes_per_token: int
     rejected: tuple[dict[str, Any], ...] = field(default=())
 
     def _total(self, where: str) -> int:
@@ -143,12 +152,13 @@ class Ledger:
         """Plan ``nbytes`` more for ``part`` at run time.
 
         Raises:
-            BudgetExceededError: the budget has no room for it.
+            BudgetExceededError: the budget has no room for it, or the machine none any more.
         """
-        if nbytes > self.headroom_bytes:
+        room = max(0, min(self.headroom_bytes, hardware.available_memory_bytes()))
+        if nbytes > room:
             raise BudgetExceededError(
-                f"{part} needs {human(nbytes)} more, and the budget leaves "
-                f"{human(max(0, self.headroom_bytes))}: ask for fewer rows or a shorter context, "
+                f"{part} needs {human(nbytes)} more, and the budget or the machine leaves "
+                f"{human(room)}: ask for fewer rows or a shorter context, "
                 "or load with a larger budget."
             )
         self.headroom_bytes -= nbytes
@@ -159,6 +169,11 @@ class Ledger:
         self.headroom_bytes += nbytes
         self.planned[part] -= nbytes
         self.taken[part] -= nbytes
+
+    def absorb(self, prefix: str, other: Ledger) -> None:
+        """Account for everything that another ledger has handed out, as parts with a prefix."""
+        for part, nbytes in other.taken.items():
+            self._take(prefix + part, nbytes)
 
     def _take(self, part: str, nbytes: int) -> None:
         if self.taken[part] + nbytes > self.planned[part]:
@@ -179,13 +194,14 @@ def parse_budget(text: str | int | None, available_bytes: int) -> int:
         return available_bytes
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(%|[a-zA-Z]*)\s*", str(text))
     unit = match[2].lower() if match else None
-    if not match or (unit != "%" and unit not in _UNITS) or float(match[1]) == 0:
-        raise UsageError(
-            f"budget {text!r} is not an amount of memory; write it as 6GiB, 800MiB or 70%."
-        )
-    if unit == "%":
-        return int(float(match[1]) / 100 * available_bytes)
-    return int(float(match[1]) * _UNITS[unit])
+    if match and (unit == "%" or unit in _UNITS):
+        whole = available_bytes / 100 if unit == "%" else _UNITS[str(unit)]
+        budget = float(match[1]) * whole
+        if 1 <= budget < _LARGEST_BUDGET:
+            return int(budget)
+    raise UsageError(
+        f"budget {str(text)!r:.40} is not an amount of memory; write it as 6GiB, 800MiB or 70%."
+    )
 
 
 def human(nbytes: float) -> str:
@@ -194,3 +210,8 @@ def human(nbytes: float) -> str:
         if abs(nbytes) >= size:
             return f"{nbytes / size:.1f} {unit}"
     return f"{nbytes:.0f} B"
+
+
+def human_speed(tok_s: float) -> str:
+    """Tokens a second for people, slow ones with two digits: 48 tok/s, 0.31 tok/s."""
+    return f"{tok_s:.0f} tok/s" if tok_s >= 10 else f"{tok_s:.2g} tok/s"

@@ -7,26 +7,33 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.nn import functional
 
+from edgelm import hardware, runs
+from edgelm.admission import require_memory
 from edgelm.asynchronous import AsyncForms
 from edgelm.beams import BeamSearch, beam_result, check_kept
 from edgelm.cache import KVCache, cache_bytes
 from edgelm.chat import render
-from edgelm.engine import Engine, RowTokens
+from edgelm.conversation import SavedConversations
+from edgelm.draft_model import DraftModel
+from edgelm.engine import Engine
 from edgelm.errors import EdgeLMError, UsageError
 from edgelm.files import ModelFiles
 from edgelm.forward import Output, forward
 from edgelm.generate import Batch, stream_text, whole_answers
+from edgelm.hub import cache_dir
 from edgelm.loading import Loader, Progress, warn_of_requantizing
 from edgelm.memory import Ledger, Plan
 from edgelm.models.decoder import Decoder
 from edgelm.options import build_request, options_of, samples, sampling_defaults
-from edgelm.planner import KV_DTYPES
 from edgelm.prediction import predict
+from edgelm.prompt_lookup import PromptLookup
 from edgelm.request import Chunk, Request, Result, collect
+from edgelm.restore_points import RestorePoints
+from edgelm.scoring import log_likelihoods
+from edgelm.settings import KV_DTYPES
+from edgelm.speculation import Drafter, Speculation
 from edgelm.tokenizer import Tokenizer
 from edgelm.turn import Turn
 from edgelm.weights import WeightNames
@@ -35,7 +42,7 @@ Prompt = str | Sequence[int]
 Messages = Sequence[dict[str, str]]
 
 
-class LanguageModel(AsyncForms):
+class LanguageModel(AsyncForms, SavedConversations):
     """A model in memory. One call at a time: other threads wait for it.
 
     Close it (or use ``with``) to free its weights, caches and buffers.
@@ -43,21 +50,35 @@ class LanguageModel(AsyncForms):
 
     def __init__(
         self, files: ModelFiles, decoder: Decoder, names: WeightNames, made: Plan, method: str,
-        progress: Progress | None,
+        progress: Progress | None, draft: tuple[ModelFiles, Plan] | None = None,
     ) -> None:  # fmt: skip
         self.plan = made
+        self._earlier_peak_bytes = hardware.peak_resident_bytes()
         self.config = files.config
         self.name = files.name
         self.ledger = Ledger(made.parts, made.budget_bytes - made.predicted_peak_bytes)
         self._files = files
         self._owner = object()
-        self.report = Loader(decoder, names, made, self.ledger, method, progress).load()
+        loader = Loader(decoder, names, made, self.ledger, method, progress)
+        self.report = loader.load()
+        self._stream = loader.stream
         warn_of_requantizing(self.report)
+        require_memory(made)
         self._engine: Engine | None = Engine(decoder, files.config, made, self.ledger)
         self._cache: KVCache | None = self._engine.make_cache(
             made.rows, made.context, KV_DTYPES[made.kv], self._owner
         )
         self._held: list[list[int]] = [[] for _ in range(made.rows)]
+        self._points: RestorePoints | None = RestorePoints(
+            files.config, self._cache, self.ledger.empty
+        )
+        self._speculation: Speculation | None = None
+        if made.draft_depth:
+            drafter: Drafter = (
+                PromptLookup(made.context, self.ledger.empty) if draft is None
+                else DraftModel(*draft, method, files.config.vocab_size, self.ledger, progress)
+            )  # fmt: skip
+            self._speculation = Speculation(drafter, made.draft_depth)
         self._turn = Turn()
 
     # text
@@ -153,11 +174,15 @@ class LanguageModel(AsyncForms):
     ) -> Iterator[Batch]:  # fmt: skip
         """Requests in ids, without text: nothing but ``end_ids`` and their limits end them."""
         with self._answering(cancelled) as (engine, cache):
+            assert self._points is not None
 
             def ended() -> bool:
                 return self._engine is None or cancelled()
 
-            yield Batch(engine, cache, self._held, requests, end_ids, ended, self.kernels)
+            yield Batch(
+                engine, cache, self._held, self._points, self._speculation, requests, end_ids,
+                ended, self.kernels,
+            )  # fmt: skip
 
     def _beam_answers(
         self, request: Request, beams: int, length_penalty: float, cancelled: Callable[[], bool]
@@ -219,21 +244,8 @@ class LanguageModel(AsyncForms):
 
     def log_likelihoods(self, ids: Sequence[int]) -> Tensor:
         """Natural log-likelihood of each id after the first given those before: [T - 1] float32."""
-        if len(ids) < 2:
-            raise UsageError("Scoring needs at least two tokens.")
-        tokens = torch.tensor(ids)
-        found = []
         with self._running() as (engine, _), self._temporary_cache(1, len(ids)) as cache:
-            engine.require_language_model("Scoring")
-            for start in range(0, len(ids) - 1, engine.plan.chunk):
-                piece = tokens[start : start + engine.plan.chunk]
-                hidden = engine.run(cache, [RowTokens(0, piece)])
-                wanted = tokens[start + 1 : start + 1 + len(piece)]
-                logits = engine.logits(
-                    hidden[: len(wanted)], torch.empty(len(wanted), self.config.vocab_size)
-                )
-                found.append(-functional.cross_entropy(logits, wanted, reduction="none"))
-        return torch.cat(found)
+            return log_likelihoods(engine, cache, ids)
 
     def new_cache(
         self, rows: int = 1, context: int | None = None, kv: str | None = None
@@ -271,7 +283,13 @@ class LanguageModel(AsyncForms):
         Waits for other threads' calls; an answer half read in this thread is given up.
         """
         with self._turn.end():
-            self._engine = self._cache = None
+            if self._engine is not None:
+                peak = hardware.peak_resident_bytes()
+                if peak > self._earlier_peak_bytes:  # else it tells of something before this model
+                    runs.record(cache_dir(), self.name, self.plan, peak)
+            self._engine = self._cache = self._points = self._speculation = None
+            if self._stream is not None:
+                self._stream.close()
 
     def __enter__(self) -> LanguageModel:
         return self

@@ -27,13 +27,14 @@ def build_request(
     typical_p: float | None = None, repetition_penalty: float | None = None,
     presence_penalty: float | None = None, frequency_penalty: float | None = None,
     logit_bias: Mapping[int, float] | None = None, banned_tokens: Sequence[int] | None = None,
-    seed: int | None = None,
+    seed: int | None = None, speculate: str = "auto",
 ) -> Request:  # fmt: skip
     """A Request with the model's own sampling defaults where nothing is given.
 
     A sampled answer without a seed draws one, which the statistics report. Sampling options are
     those of ``SamplingSettings``. ``schema`` is a JSON schema (a mapping or its text), ``grammar``
-    a Lark grammar as llguidance reads it; the answer follows it.
+    a Lark grammar as llguidance reads it; the answer follows it. ``speculate`` is auto or off: see
+    ``speculation``.
 
     Raises:
         UsageError: an empty prompt, a value out of its range, a schema that is none.
@@ -66,6 +67,7 @@ def build_request(
         keep_prefix=keep_prefix,
         logprobs=logprobs,
         constraint=constraint,
+        speculate=speculate,
     )
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from edgelm.checkpoint import file_stamps
 from edgelm.checkpoint.journal import Journal
 from edgelm.checkpoint.manifest import FORMAT_VERSION, MANIFEST, Manifest
 from edgelm.checkpoint.safetensors_writer import (
@@ -169,10 +170,8 @@ class PackedFolder:
 
 def job_identity(files: ModelFiles, conversion: Conversion, method: str) -> str:
     """Changes with the input's files, the settings and the format."""
-    path = files.checkpoint.path
-    own = sorted(path.iterdir()) if path.is_dir() else [path]
-    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in own]
-    told = [FORMAT_VERSION, __version__, stats, method, repr(conversion)]
+    stamps = file_stamps(files.checkpoint.path)
+    told = [FORMAT_VERSION, __version__, stamps, method, repr(conversion)]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 

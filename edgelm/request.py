@@ -18,7 +18,8 @@ class Request:
     ``max_new_tokens`` None means until the context is full. ``keep_prefix`` continues from what
     the cache still holds of an earlier prompt instead of starting anew. ``shares_prompt`` copies
     the prompt from a row that ran it for another request of the same batch. ``logprobs`` asks for
-    log-probabilities: of each chosen token and of so many of the likeliest ones.
+    log-probabilities: of each chosen token and of so many of the likeliest ones. ``speculate``
+    ``auto`` lets tokens be guessed ahead where that is faster, which changes none.
     """
 
     prompt_ids: tuple[int, ...]
@@ -29,13 +30,14 @@ class Request:
     shares_prompt: bool = False
     logprobs: int | None = None
     constraint: Constraint | None = None
+    speculate: str = "auto"
 
     def limit(self, context: int, vocab_size: int) -> int:
         """How many tokens may be generated.
 
         Raises:
             UsageError: an empty prompt, ids or logprobs out of range, a limit below 1, an empty
-                stop string.
+                stop string, another word than auto or off.
             ContextLengthError: prompt and answer do not fit the context.
         """
         if not self.prompt_ids:
@@ -47,6 +49,8 @@ class Request:
             raise UsageError(f"max_new_tokens is {self.max_new_tokens}; it must be at least 1.")
         if self.logprobs is not None and not 0 <= self.logprobs <= vocab_size:
             raise UsageError(f"logprobs is {self.logprobs}; allowed: 0-{vocab_size}.")
+        if self.speculate not in ("auto", "off"):
+            raise UsageError(f"speculate is {self.speculate!r}; allowed: auto, off.")
         self.sampling.check_ids(vocab_size)
         if "" in self.stop:
             raise UsageError("A stop string is empty; leave it out to stop only at end tokens.")
@@ -66,7 +70,8 @@ class Stats:
     """Counts, seconds and tokens per second of one answer.
 
     ``decode_tok_s`` counts the steps after the first token; ``kept_tokens`` of the prompt were in
-    the cache already. ``kernels`` names the kernel of every tensor class.
+    the cache already. ``accepted_tokens`` of the ``drafted_tokens`` that were guessed ahead were
+    right. ``kernels`` names the kernel of every tensor class.
     """
 
     prompt_tokens: int
@@ -76,6 +81,8 @@ class Stats:
     decode_s: float
     seed: int
     kernels: dict[str, str] = field(default_factory=dict)
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
     @property
     def prefill_tok_s(self) -> float:

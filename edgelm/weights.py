@@ -34,10 +34,15 @@ class WeightNames:
 
     Args:
         table: canonical name -> source. head_size: rows of a turn in interleaved tensors.
+        first_layer: the file's layer that is called ``layers.0``.
     """
 
-    def __init__(self, table: Mapping[str, Source], checkpoint: Checkpoint, head_size: int) -> None:
+    def __init__(
+        self, table: Mapping[str, Source], checkpoint: Checkpoint, head_size: int,
+        first_layer: int = 0,
+    ) -> None:  # fmt: skip
         self.table, self.checkpoint, self.head_size = table, checkpoint, head_size
+        self._first_layer = first_layer
         self._present = set(checkpoint.names())
 
     def file_name(self, canonical: str, kind: str = "weight") -> str:
@@ -88,16 +93,19 @@ class WeightNames:
     def read(self, canonical: str, start: int, stop: int, kind: str = "weight") -> Tensor:
         """Rows ``start`` to ``stop`` of a tensor, as the file's floats."""
         name = self.file_name(canonical, kind)
-        spans = self._spans(canonical, start, stop)
-        return torch.cat([self.checkpoint.read(name, *span) for span in spans])
+        found = [self.checkpoint.read(name, *s) for s in self._spans(canonical, start, stop)]
+        return found[0] if len(found) == 1 else torch.cat(found)
 
     def read_packed(self, canonical: str, shape: tuple[int, int]) -> PackedWeight:
         """A whole tensor whose integers the file holds, as they are."""
         name = self.file_name(canonical)
         scheme = self.checkpoint.info(name).scheme
         assert scheme is not None
+        spans = list(self._spans(canonical, 0, shape[0]))
+        if len(spans) == 1:
+            return self.checkpoint.read_packed(name, *spans[0])
         packed, filled = PackedWeight.empty(shape, scheme), 0
-        for span in self._spans(canonical, 0, shape[0]):
+        for span in spans:
             block = self.checkpoint.read_packed(name, *span)
             packed.copy_rows_(filled, block)
             filled += block.shape[0]
@@ -119,4 +127,5 @@ class WeightNames:
     def _source(self, canonical: str) -> tuple[Source, str]:
         index = _INDEX.search(canonical)
         pattern = _INDEX.sub(".{}.", canonical, count=1) if index else canonical
-        return self.table[pattern], index[1] if index else ""
+        layer = str(self._first_layer + int(index[1])) if index else ""
+        return self.table[pattern], layer

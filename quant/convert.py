@@ -54,6 +54,7 @@ def pack(
             stored = packed.rows(start + offset, start + offset + block.shape[0])
             _store(block, stored, scheme, method)
             error.add(block, dequantize(stored).to(block.device))
+        del rows, block  # before the next ones are read
     if filled != shape[0]:
         raise QuantError(f"got {filled} rows for a matrix of {shape[0]} rows")
     return packed, None if math.isinf(error.db) else error.db

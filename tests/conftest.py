@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,13 @@ def seeded() -> None:
     """The same random numbers for a test wherever and in whatever order it runs."""
     torch.manual_seed(0)
     np.random.seed(0)
+
+
+@pytest.fixture(autouse=True)
+def own_runs(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What other tests' runs took must not change the plans of this one."""
+    folder = tmp_path_factory.getbasetemp()
+    monkeypatch.setattr("edgelm.runs.KEPT", str(folder / f"runs-{time.monotonic_ns()}.json"))
 
 
 TINY_LLAMA: dict[str, Any] = {

@@ -34,7 +34,8 @@ import torch
 from edgelm.checkpoint import Checkpoint, open_checkpoint
 from edgelm.errors import EdgeLMError
 from edgelm.files import ModelFiles
-from edgelm.planner import Settings, make_plan
+from edgelm.settings import Settings
+from edgelm.solver import solve
 from edgelm.tokenizer import load_tokenizer
 
 CASE_LIMIT_S = 5
@@ -63,7 +64,7 @@ def read_weights(path: Path) -> None:
 
 def plan(files: ModelFiles) -> None:
     decoder, names = files.assemble("causal-lm")
-    make_plan(decoder, files.config, names, Settings(context=16))
+    solve(decoder, files.config, names, Settings(context=16))
 
 
 def _read_tensors(checkpoint: Checkpoint) -> None:

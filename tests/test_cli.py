@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import edgelm
-from edgelm import diagnosis, hardware
+from edgelm import diagnosis, hardware, kernel_choice
 from edgelm.cli.main import main
 
 BENCH_KEYS = [
@@ -240,6 +240,35 @@ def test_chat_from_a_pipe(nano: Path, run: Run) -> None:
     assert shown.code == 0 and shown.out == ran.document["answers"][0]["text"] + "\n"
 
 
+def test_chat_saves_and_loads(nano: Path, run: Run, tmp_path: Path) -> None:
+    """A second process goes on where the first stopped and runs only what is new."""
+    (nano / "chat_template.jinja").write_text(TEMPLATE)
+    chat = ("chat", nano, "--quant", "none", "--max-tokens", 9, "--context", 96, "--json")
+    kept = tmp_path / "my talk"
+    first = run(*chat, piped=f"Hello\n/save {kept}\n").document
+    second = run(*chat, piped=f"/load {kept}\nAnd you?\n").document
+    assert second["messages"][:2] == first["messages"]
+    stats = second["answers"][0]["stats"]
+    assert stats["kept_tokens"] >= first["answers"][0]["stats"]["prompt_tokens"] > 1
+    for line, words in (("/what", "/what is no command"), ("/save", "/save is no command")):
+        ran = run(*chat, piped=f"{line}\n")
+        assert ran.code == 2 and words in ran.err and "/load FILE" in ran.err
+    assert run(*chat, piped=f"/load {tmp_path / 'nothing'}\n").code == 4
+
+
+def test_guesses_on_the_command_line(nano: Path, run: Run) -> None:
+    """Off takes no memory and guesses nothing; a draft model is planned and said to be wrong."""
+    options = ("--quant", "none", "--context", 96)
+    generate = ("generate", nano, "Once " * 12, "--max-tokens", 24, "--temperature", 0, *options)
+    off = run(*generate, "--speculate", "off", "--json").document
+    on = run(*generate, "--draft", nano, "--json").document
+    assert off["text"] == on["text"]
+    assert off["stats"]["drafted_tokens"] == 0 < on["stats"]["drafted_tokens"]
+    assert run(*generate, "--speculate", "maybe").code == 2
+    parts = run("plan", nano, *options, "--draft", nano, "--json").document["parts"]
+    assert {"draft.weights.mlp", "draft.kv cache"} <= {part["name"] for part in parts}
+
+
 def test_bench(nano: Path, run: Run) -> None:
     options = ("--prompt-tokens", 16, "--decode-tokens", 4, "--repeat", 1)
     ran = run("bench", nano, *options, "--json")
@@ -271,14 +300,22 @@ def test_doctor(run: Run, tmp_path: Path) -> None:
     assert "GB/s" in run("doctor").out
 
 
-def test_clear_cache_deletes_its_own_files_only(run: Run, tmp_path: Path) -> None:
+def test_clear_cache_deletes_its_own_files_only(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     own = tmp_path / "cache" / "demo" / "SmolLM2-135M-Instruct.Q4_1.gguf"
     own.parent.mkdir(parents=True)
     own.write_bytes(bytes(1000))
     foreign = own.parent / "thesis.txt"
     foreign.write_text("three years")
-    assert run("doctor", "--clear-cache", "--json").document["freed_bytes"] >= 1000
+    kept = [tmp_path / "cache" / name for name in (hardware.PROFILE, kernel_choice.KEPT)]
+    for path in kept:
+        path.write_bytes(bytes(500))
+    monkeypatch.setattr(kernel_choice, "measure", lambda cache: {})
+    monkeypatch.setattr(hardware, "record_read_gb_s", lambda cache: 20.0)
+    assert run("doctor", "--clear-cache", "--json").document["freed_bytes"] == 2000
     assert not own.exists() and foreign.exists()
+    assert not any(path.exists() for path in kept)
 
 
 def test_ctrl_c_ends_with_130(run: Run, nano: Path, monkeypatch: pytest.MonkeyPatch) -> None:

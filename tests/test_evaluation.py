@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import json
 import math
+import operator
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import edgelm
 from edgelm.cli.main import main
 from edgelm.errors import BudgetExceededError, ModelFileError, UsageError
-from edgelm.evaluation.baseline import Facts
+from edgelm.evaluation import divergence
+from edgelm.evaluation.baseline import Baseline, Facts
 from edgelm.evaluation.choices import Picks, accuracy, encode_item, encode_pair, pick
+from edgelm.evaluation.divergence import block_tokens, score_text, working_bytes
 from edgelm.evaluation.job import Evaluation, task_score
+from edgelm.evaluation.making import NOISE_ITEMS
+from edgelm.evaluation.passage import Passage
 from edgelm.evaluation.tasks import TASKS, Item, read_items
+from edgelm.evaluation.work import right
+from edgelm.files import ModelFiles
 from edgelm.tokenizer import load_tokenizer
 
 INT8_KLD = 0.002
@@ -80,6 +89,7 @@ def test_figures_by_their_definitions(assets: Path, tmp_path: Path, family: str)
         "ppl_stderr": math.exp(loss.mean()) * float(loss.std()) / math.sqrt(254),
         "word_ppl": math.exp(float(loss.mean()) * 256 / words),
         "ppl_baseline": math.exp(own.mean()),
+        "word_ppl_baseline": math.exp(float(own.mean()) * 256 / words),
         "kld_mean": float(kld.mean()),
         "kld_p99": float(kld.sort().values[251]),
         "kld_max": float(kld.max()),
@@ -89,7 +99,12 @@ def test_figures_by_their_definitions(assets: Path, tmp_path: Path, family: str)
     for name, value in expected.items():
         print(f"{name}: {got[name]:.6f}, expected {value:.6f}")
         assert got[name] == pytest.approx(value, rel=FIGURE_SHARE)
-    assert found.noise_floor is not None
+    noise = found.noise_floor
+    assert noise is not None
+    per_word = math.log(noise["word_ppl"]) / math.log(noise["ppl"])
+    assert (
+        per_word == pytest.approx(256 / words) and noise["word_ppl"] != noise["word_ppl_baseline"]
+    )
     assert 0 < found.noise_floor["kld_mean"] < expected["kld_mean"]
 
 
@@ -189,6 +204,55 @@ def test_flips_count_both_ways() -> None:
     assert score.flips == 0.5
 
 
+def test_tasks_have_a_noise_floor(assets: Path, tmp_path: Path) -> None:
+    """The first items again with bfloat16 activations of the same weights, against the baseline."""
+    model, path = assets / "nano" / "llama", assets / "tasks" / "winogrande.jsonl"
+    tasks = {"winogrande": path}
+    found = edgelm.evaluate(model, tasks=tasks, limit=NOISE_ITEMS + 5, quant="int4-g32")
+    assert found.noise_floor is not None and found.tasks["winogrande"].n == NOISE_ITEMS + 5
+    noise = found.noise_floor["tasks"]["winogrande"]
+    items = read_items("winogrande", path, NOISE_ITEMS)
+    rights = {}
+    for dtype in ("float32", "bfloat16"):
+        with edgelm.load(model, quant="none", dtype=dtype, kv="float32", context=256) as lm:
+            encoded = [encode_item(lm.tokenizer, item) for item in items]
+            rights[dtype] = right(pick(lm, items, encoded, None).plain, items)
+    print(f"bfloat16 activations: {noise}")
+    assert noise == {
+        "n": NOISE_ITEMS,
+        "accuracy": sum(rights["bfloat16"]) / NOISE_ITEMS,
+        "accuracy_baseline": sum(rights["float32"]) / NOISE_ITEMS,
+        "flips": sum(map(operator.ne, *rights.values())) / NOISE_ITEMS,
+    }
+    assert noise["flips"] > 0
+
+
+def test_the_baselines_head_is_read_once_for_many_tokens(
+    assets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks grow into the budget, at most to a window, and the figures stay."""
+    assert block_tokens(256_000, 512, 0) == block_tokens(256_000, 512, 150 << 20) == 32
+    assert block_tokens(256_000, 512, working_bytes(256_000, 128)) == 128
+    assert block_tokens(256_000, 500, 1 << 40) == 500
+    whole = run(assets, "llama", quant="int4-g64").text
+    calls: list[int] = []
+    head = Baseline.head
+
+    def counted(self: Baseline, hidden: torch.Tensor) -> torch.Tensor:
+        calls.append(len(hidden))
+        return head(self, hidden)
+
+    monkeypatch.setattr(Baseline, "head", counted)
+    monkeypatch.setattr(divergence, "BLOCK_BYTES", 4 * 2048 * 2)
+    assert run(assets, "llama", quant="int4-g64").text == whole
+    assert set(calls) == {127}
+    monkeypatch.setattr(divergence, "block_tokens", lambda vocab, window, room: 50)
+    pieces = run(assets, "llama", quant="int4-g64").text
+    assert pieces is not None and whole is not None and set(calls) == {127, 50, 27}
+    for name, value in vars(whole).items():
+        assert getattr(pieces, name) == pytest.approx(value, rel=FIGURE_SHARE)
+
+
 def test_a_baseline_file_is_kept_and_checked(assets: Path, tmp_path: Path) -> None:
     kept = tmp_path / "llama.baseline"
     first = run(assets, "llama", quant="int4-g64", baseline=kept)
@@ -225,6 +289,42 @@ def test_quantized_folders_need_their_original(assets: Path, tmp_path: Path) -> 
         edgelm.evaluate(tmp_path / "int4", baseline=tmp_path / "x.baseline", **folder)
 
 
+def test_a_folder_knows_what_it_was_quantized_from(assets: Path, tmp_path: Path) -> None:
+    """Also at second hand; an older folder that does not say takes any baseline file."""
+    model, kept = assets / "nano" / "llama", tmp_path / "llama.baseline"
+    edgelm.quantize(model, tmp_path / "int8", quant="int8")
+    edgelm.quantize(tmp_path / "int8", tmp_path / "int4", quant="int4")
+    tuned = Path(shutil.copytree(model, tmp_path / "tuned"))
+    weights = load_file(tuned / "model.safetensors")
+    weights["model.norm.weight"] *= 1.01
+    save_file(weights, tuned / "model.safetensors")
+    run(assets, "llama", quant="int8", baseline=kept)
+    edgelm.quantize(tuned, tmp_path / "other", quant="int8")
+    folder = {"text": assets / "nano" / "heldout.txt", "window": 128, "limit": 4}
+    for name in ("int8", "int4"):
+        score = edgelm.evaluate(tmp_path / name, baseline=kept, **folder).text
+        assert score is not None and score.kld_mean is not None
+        print(f"{name}: KLD {score.kld_mean:.6f}")
+    with pytest.raises(UsageError, match=r"llama\.baseline is a baseline of other weights") as told:
+        edgelm.evaluate(tmp_path / "other", baseline=kept, **folder)
+    print(told.value)
+    manifest = json.loads((tmp_path / "other" / "edgelm.json").read_text())
+    assert manifest.pop("source_sha256") == ModelFiles.open(tuned).sha256
+    (tmp_path / "other" / "edgelm.json").write_text(json.dumps(manifest))
+    assert edgelm.evaluate(tmp_path / "other", baseline=kept, **folder).text is not None
+
+
+@pytest.mark.parametrize("window", [1, 0, 8])
+def test_a_window_beyond_the_text_is_refused(assets: Path, tmp_path: Path, window: int) -> None:
+    tokenizer = load_tokenizer(assets / "nano" / "llama")
+    text = tmp_path / "short.txt"
+    text.write_text("Once upon a time")
+    count = len(tokenizer.encode("Once upon a time", add_special=False))
+    assert 2 <= count < 8 and Passage.read(text, tokenizer, count, None).ids.shape == (1, count)
+    with pytest.raises(UsageError, match=f"window is {window}; allowed: 2 to the {count} tokens"):
+        Passage.read(text, tokenizer, window, None)
+
+
 def test_wrong_use(assets: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken.jsonl"
     broken.write_text('{"query": "a", "choices": ["b"], "gold": 3}\n')
@@ -243,9 +343,6 @@ def test_wrong_use(assets: Path, tmp_path: Path) -> None:
 
 
 def test_memory_comes_out_of_the_budget(assets: Path) -> None:
-    from edgelm.evaluation.divergence import score_text
-    from edgelm.evaluation.passage import Passage
-
     path = assets / "nano" / "heldout.txt"
     with edgelm.load(assets / "nano" / "llama", quant="int8", context=128) as lm:
         passage = Passage.read(path, lm.tokenizer, 128, 1)
@@ -268,6 +365,18 @@ def test_command_line(assets: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert set(entry) >= {"n", "accuracy", "accuracy_baseline", "stderr", "flips"}
     assert main([*map(str, given)]) == 0
     shown = capsys.readouterr().out
-    assert "token perplexity" in shown and "word perplexity" in shown and "noise floor" in shown
+    assert "token perplexity" in shown and "word perplexity" in shown
+    print(shown)
+    floors = data["noise_floor"]
+    shift = floors["word_ppl"] - floors["word_ppl_baseline"]
+    assert f"{shift:+.4f}" in shown and f"{floors['kld_mean']:.6f}" in shown
+    assert shown.count("noise floor") == 2
+    noise = floors["tasks"]["arc_easy"]
+    row = next(
+        line.split() for line in shown.splitlines() if "  noise floor" in line and "%" in line
+    )
+    assert row[2:] == ["3", f"{noise['accuracy']:.2%}", "-", *(
+        f"{noise[name]:.2%}" for name in ("accuracy_baseline", "flips")
+    )]  # fmt: skip
     assert main(["eval", str(model), "--task", "arc_easy"]) == 2
     assert "NAME=FILE" in capsys.readouterr().err

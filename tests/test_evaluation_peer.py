@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 
 import edgelm
 from edgelm.evaluation.choices import Scorer, encode_item
@@ -75,6 +76,10 @@ def test_scores_equal_lm_eval(
     where = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
     model = transformers.AutoModelForCausalLM.from_pretrained(**where, dtype="float32")
     tokenizer = transformers.AutoTokenizer.from_pretrained(**where)
+    # Reading a GGUF, transformers forgets that SmolLM2's own tokenizer.json parts digits first.
+    tokenizer.backend_tokenizer.pre_tokenizer = Sequence(
+        [Digits(individual_digits=True), ByteLevel(add_prefix_space=False, use_regex=True)]
+    )
     lm = models.HFLM(pretrained=model, tokenizer=tokenizer, batch_size=8, device="cpu")
     file = (
         assets

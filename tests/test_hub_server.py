@@ -18,6 +18,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from terminal import edgelm_on_terminal
 
 from edgelm import hub
 from edgelm.errors import HubError
@@ -45,6 +46,10 @@ class Hub:
     asked: list[tuple[str, str, str]] = field(default_factory=list)  # method, path, Range
     cut_after: int = 0  # bytes of the weights after which an answer breaks off
     stalls: bool = False  # ... or hangs
+    files: dict[str, bytes] = field(default_factory=lambda: dict(FILES))
+    claimed: dict[str, int] = field(default_factory=dict)  # sizes in the listing, where it lies
+    ignores_ranges: bool = False
+    sent: int = 0  # bytes of all answers
 
     def downloads(self) -> list[str]:
         return [path.split("/resolve/")[1] for method, path, _ in self.asked if method == "GET"
@@ -69,7 +74,7 @@ def _handler(state: Hub) -> type[BaseHTTPRequestHandler]:
                 self.refuse(403, "GatedRepo", "Access to model owner/gated is restricted")
             elif repository != ["owner", "model"]:
                 self.refuse(401, "RepoNotFound", "Repository not found")
-            elif parts[0] == "api" and parts[4] == "tree":
+            elif parts[0] == "api" and parts[4:5] == ["tree"]:
                 self.list_files()
             elif parts[0] == "api":
                 self.describe(parts[5] if len(parts) > 5 else "main")
@@ -81,7 +86,7 @@ def _handler(state: Hub) -> type[BaseHTTPRequestHandler]:
             if commit is None:
                 self.refuse(404, "RevisionNotFound", "Invalid rev id")
                 return
-            siblings = [{"rfilename": name} for name in FILES]
+            siblings = [{"rfilename": name} for name in state.files]
             content = {"id": "owner/model", "modelId": "owner/model", "sha": commit,
                        "private": False, "tags": [], "downloads": 0,
                        "siblings": siblings}  # fmt: skip
@@ -89,22 +94,24 @@ def _handler(state: Hub) -> type[BaseHTTPRequestHandler]:
 
         def list_files(self) -> None:
             tree = [
-                {"type": "file", "path": name, "size": len(content), "oid": "0" * 40}
-                for name, content in FILES.items()
-            ]
+                {"type": "file", "path": name, "oid": "0" * 40,
+                 "size": state.claimed.get(name, len(content))}
+                for name, content in state.files.items()
+            ]  # fmt: skip
             self.send(200, json.dumps(tree).encode(), {"Content-Type": "application/json"}, True)
 
         def send_file(self, revision: str, name: str, body: bool) -> None:
-            content = FILES[name]
+            content = state.files[name]
             commit = {"main": NEW, "v1": OLD}.get(revision, revision)
             headers = {"X-Repo-Commit": commit, "ETag": f'"{hashlib.sha256(content).hexdigest()}"',
                        "Accept-Ranges": "bytes", "X-Linked-Size": str(len(content))}  # fmt: skip
-            status, start = 200, 0
+            status, start, stop = 200, 0, len(content)
             asked = self.headers.get("Range")
-            if body and asked:
-                status, start = 206, int(asked.removeprefix("bytes=").split("-")[0])
-                headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
-            self.send(status, content[start:], headers, body)
+            if body and asked and not state.ignores_ranges:
+                first, last = asked.removeprefix("bytes=").split("-")
+                status, start, stop = 206, int(first), int(last or len(content) - 1) + 1
+                headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(content)}"
+            self.send(status, content[start:stop], headers, body)
 
         def send(self, status: int, content: bytes, headers: dict[str, str], body: bool) -> None:
             self.send_response(status)
@@ -122,7 +129,13 @@ def _handler(state: Hub) -> type[BaseHTTPRequestHandler]:
                 self.close_connection = True
                 self.connection.close()
                 return
-            self.wfile.write(content)
+            for start in range(0, len(content), 1 << 16):
+                try:
+                    self.wfile.write(content[start : start + (1 << 16)])
+                except ConnectionError:  # who asked has hung up
+                    self.close_connection = True
+                    return
+                state.sent += len(content[start : start + (1 << 16)])
 
         def refuse(self, status: int, code: str, message: str) -> None:
             headers = {"X-Error-Code": code, "X-Error-Message": message}
@@ -157,13 +170,18 @@ except EdgeLMError as error:
 """
 
 
-def start(server: Hub, home: Path, reference: str, mode: str = "online") -> subprocess.Popen[str]:
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
-    environment |= {
+def library_settings(server: Hub, home: Path) -> dict[str, str]:
+    """Environment of a library that knows only the stand-in."""
+    return {
         "HF_ENDPOINT": server.address, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1",
         "PYTHONPATH": str(Path(hub.__file__).parent.parent),
     }  # fmt: skip
+
+
+def start(server: Hub, home: Path, reference: str, mode: str = "online") -> subprocess.Popen[str]:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
+    environment |= library_settings(server, home)
     return subprocess.Popen(
         [sys.executable, "-c", PROGRAM, reference, mode], env=environment, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -267,6 +285,24 @@ def test_refusals_are_explained(server: Hub, tmp_path: Path, reference: str, wor
 def test_nothing_listens(server: Hub, tmp_path: Path) -> None:
     server.address = "http://127.0.0.1:9"
     assert "the Hub cannot be reached" in resolve(server, tmp_path, "owner/model")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals here")
+def test_bars_while_fetching(server: Hub, tmp_path: Path) -> None:
+    """On a terminal the weights' bar and what is looked up; with -q nothing; nothing in a pipe."""
+    command = ["inspect", "owner/model"]  # whose weights are none: the one error at the end
+    shown = edgelm_on_terminal(command, library_settings(server, tmp_path / "a"))
+    assert shown.code == 4 and "looking up owner/model" in shown.terminal
+    assert "%|" in shown.terminal and "25.6M" in shown.terminal
+    quiet = edgelm_on_terminal([*command, "-q"], library_settings(server, tmp_path / "b"))
+    assert quiet.code == 4 and quiet.terminal.count("\n") == 1
+    assert server.downloads().count(f"{NEW}/model.safetensors") == 2
+    piped = subprocess.run(
+        [sys.executable, "-m", "edgelm", *command], text=True, capture_output=True,
+        env=os.environ | library_settings(server, tmp_path / "c"),
+    )  # fmt: skip
+    assert piped.returncode == 4 and "header too large" in piped.stderr
+    assert piped.stderr.count("\n") == 1
 
 
 def test_two_processes_fetch_once(server: Hub, tmp_path: Path) -> None:

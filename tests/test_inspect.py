@@ -20,7 +20,7 @@ Maker = Callable[[Path], Path]
 
 
 def llama(tmp_path: Path) -> Path:
-    return family("llama", tmp_path / "safe")[1]
+    return family("llama", tmp_path / "safe", hidden_size=96, intermediate_size=160)[1]
 
 
 def ours(tmp_path: Path) -> Path:
@@ -53,7 +53,7 @@ def packed(kind: str) -> Maker:
     return make
 
 
-FLOATS = {("float32", "int4-g32"), ("float32", "int8")}
+FLOATS = {("float32", "int8")}  # fits, and is as accurate as the floats
 # format -> how it is made, matrices kept as stored, (stored, in memory) of the others
 FORMATS: dict[str, tuple[Maker, bool, set[tuple[str, str]]]] = {
     "safetensors": (llama, False, FLOATS),
@@ -126,7 +126,7 @@ def test_no_weight_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     def refuse(*_: Any) -> None:
         raise AssertionError("a weight was read")
 
-    monkeypatch.setattr("edgelm.checkpoint.safetensors_files.fill", refuse)
+    monkeypatch.setattr("edgelm.checkpoint.stored.fill", refuse)
     assert fill is not refuse and inspected(path).loading.changes
 
 

@@ -25,6 +25,7 @@ from edgelm.errors import ModelFileError, UnsupportedModelError
 # Entries of all arrays together. Gemma's 256,000 tokens with scores, types and merges are 1.4
 # million; the bound keeps a hostile gigabyte of one-byte entries from becoming Python objects.
 MAX_ARRAY_ENTRIES = 1 << 22
+MAX_PIECE_BYTES = 64 << 20  # of one string or array, even where the file is longer
 MAX_DIMENSIONS = 4
 DEFAULT_ALIGNMENT = 32
 
@@ -87,9 +88,19 @@ class Header:
     tensors: dict[str, StoredTensor]
 
 
-def read_header(path: Path) -> Header:
+class HeaderGoesOn(Exception):
+    """The header goes on behind the bytes that are here: `needed` of them at least."""
+
+    def __init__(self, needed: int) -> None:
+        super().__init__(needed)
+        self.needed = needed
+
+
+def read_header(path: Path, held: int | None = None) -> Header:
     """Parse and check a header; the file is mapped meanwhile and no page of it stays.
 
+    held: only so many bytes of the file are there, the rest is a hole; HeaderGoesOn if the header
+    needs more.
     Raises ModelFileError for a header that does not agree with the file and
     UnsupportedModelError for versions, byte orders and tensor types that are not read.
     """
@@ -98,16 +109,17 @@ def read_header(path: Path) -> Header:
         if size < 24:
             raise ModelFileError(f"{path} has {size} bytes: too short for a GGUF file.")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _Reader(path, data).header()
+            return _Reader(path, data, held).header()
 
 
 class _Reader:
     """A position in the mapped file that only ever moves forward, within the file."""
 
-    def __init__(self, path: Path, data: mmap.mmap) -> None:
+    def __init__(self, path: Path, data: mmap.mmap, held: int | None) -> None:
         self.path = path
         self.data = data
         self.size = len(data)
+        self.held = self.size if held is None else held
         self.position = 0
         self.entries = 0
 
@@ -138,10 +150,17 @@ class _Reader:
     def take(self, length: int, what: str) -> bytes:
         """The next `length` bytes."""
         start = self.position
-        if length > self.size - start:
+        if length > min(self.size - start, MAX_PIECE_BYTES):
             self.fail(f"{what} claims {length} bytes, {self.size - start} are left")
+        if start + length > self.held:
+            raise HeaderGoesOn(start + length)
         self.position += length
         return self.data[start : self.position]
+
+    def _more(self, needed: int) -> None:
+        """Raise HeaderGoesOn unless all of the file is here."""
+        if self.held < self.size:
+            raise HeaderGoesOn(min(needed, self.size))
 
     def number(self, layout: Struct) -> Any:
         return layout.unpack(self.take(layout.size, "a number"))[0]
@@ -193,13 +212,15 @@ class _Reader:
 
     def _strings(self, count: int, key: str) -> list[str]:
         """The hot loop of a header: a vocabulary and its merges, with `take` written out."""
-        data, size, position = self.data, self.size, self.position
+        data, size, position = self.data, self.held, self.position
         length_at: Callable[..., tuple[int]] = UINT64.unpack_from
         raw: list[bytes] = []
         for _ in range(count):
             start = position + 8
             length = length_at(data, position)[0] if start <= size else size
             if length > size - start:
+                if start > size or length <= self.size - start:
+                    self._more(start + length)
                 self.fail(f"entry {len(raw)} of {key!r} reaches beyond the end")
             position = start + length
             raw.append(data[start:position])

@@ -4,6 +4,7 @@ Keys of format version 1:
     format_version, writer     1, "edgelm 0.1.0"
     recipe, method             as given; a recipe as `quant.Recipe.to_dict` has it
     licence                    of the original model, null where it states none
+    source_sha256              of the original model's config.json and weights; absent in old files
     bits_per_weight            bytes of all tensors in the files x 8 / parameters
     modules                    weight name -> {scheme, shape, parts, error_db, note}
     floats                     names of the matrices left in floats
@@ -54,6 +55,7 @@ class Manifest:
     modules: dict[str, Module]
     floats: tuple[str, ...]
     files: dict[str, str]
+    source_sha256: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able data."""
@@ -87,6 +89,7 @@ class Manifest:
                 modules={str(n): _module(entry) for n, entry in data["modules"].items()},
                 floats=tuple(map(str, data["floats"])),
                 files={str(name): str(digest) for name, digest in data["files"].items()},
+                source_sha256=str(data["source_sha256"]) if data.get("source_sha256") else None,
             )
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise ModelFileError(

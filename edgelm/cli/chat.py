@@ -5,10 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
 
 from edgelm.cli import console
 from edgelm.cli.opening import load_for_text, open_files
 from edgelm.cli.options import (
+    GuessOptions,
     LoadOptions,
     Model,
     OutputOptions,
@@ -16,52 +19,81 @@ from edgelm.cli.options import (
     SamplingOptions,
     SourceOptions,
 )
+from edgelm.errors import EdgeLMError, UsageError
 from edgelm.model import LanguageModel
 from edgelm.request import Result
 
+HELP = "/reset starts anew, /save FILE and /load FILE keep a conversation, /exit ends."
+
 
 def chat(
-    model: Model, sampling: SamplingOptions, source: SourceOptions,
-    load: LoadOptions, run: RunOptions, output: OutputOptions,
+    model: Model, sampling: SamplingOptions, source: SourceOptions, load: LoadOptions,
+    guess: GuessOptions, run: RunOptions, output: OutputOptions,
 ) -> None:  # fmt: skip
-    """Talk with MODEL; /reset starts anew, /exit or the end of input ends it."""
-    files = open_files(model, source, output)
-    messages: list[dict[str, str]] = []
-    answers: list[Result] = []
-    with load_for_text(files, load, run, output, chat=True) as lm:
+    """Talk with MODEL; /reset starts anew, /save FILE and /load FILE keep it, /exit ends it."""
+    files = open_files(model, source, output, load)
+    with load_for_text(files, load, guess, run, output, chat=True) as lm:
+        talk = _Talk(lm, sampling.request(run) | guess.request(), output)
         for line in _lines(output):
             if line == "/exit":
                 break
-            if line == "/reset":
-                messages.clear()
-                continue
-            messages.append({"role": "user", "content": line})
-            answer = _answer(lm, messages, sampling, run, output)
-            if answer is None:
-                messages.pop()
-                continue
-            messages.append({"role": "assistant", "content": answer.text})
-            answers.append(answer)
-            console.note(console.statistics_line(lm.plan, answer.stats), output)
+            if line.startswith("/"):
+                talk.command(line)
+            else:
+                talk.say(line)
     if output.json:
-        told = [answer.to_dict() for answer in answers]
-        console.print_json({"messages": messages, "answers": told})
+        told = [answer.to_dict() for answer in talk.answers]
+        console.print_json({"messages": talk.messages, "answers": told})
 
 
-def _answer(
-    lm: LanguageModel, messages: list[dict[str, str]], sampling: SamplingOptions, run: RunOptions,
-    output: OutputOptions,
-) -> Result | None:  # fmt: skip
-    """The model's turn; None where Ctrl-C on a terminal stopped it, which ends that turn alone."""
-    chunks = lm.stream_chat(messages, **sampling.request(run))
-    try:
-        return console.say(chunks, output)
-    except KeyboardInterrupt:
-        chunks.close()
-        if not sys.stdin.isatty():
-            raise
-        print()
-        return None
+@dataclass
+class _Talk:
+    lm: LanguageModel
+    options: dict[str, Any]
+    output: OutputOptions
+    messages: list[dict[str, str]] = field(default_factory=list)
+    answers: list[Result] = field(default_factory=list)
+
+    def say(self, text: str) -> None:
+        """A turn; a turn that Ctrl-C stopped on a terminal never was."""
+        self.messages.append({"role": "user", "content": text})
+        answer = self._answer()
+        if answer is None:
+            self.messages.pop()
+            return
+        self.messages.append({"role": "assistant", "content": answer.text})
+        self.answers.append(answer)
+        console.note(console.statistics_line(self.lm.plan, answer.stats), self.output)
+
+    def command(self, line: str) -> None:
+        """A line that begins with a slash; on a terminal a mistake in it ends nothing."""
+        try:
+            self._obey(*line.partition(" ")[::2])
+        except EdgeLMError as error:
+            if not sys.stdin.isatty():
+                raise
+            console.print_error(error, as_json=False)
+
+    def _obey(self, name: str, file: str) -> None:
+        if name == "/reset":
+            self.messages.clear()
+        elif name == "/save" and file:
+            self.lm.save_conversation(file, self.messages)
+        elif name == "/load" and file:
+            self.messages[:] = self.lm.restore_conversation(file)
+        else:
+            raise UsageError(f"{name} {file}".strip() + f" is no command here: {HELP}")
+
+    def _answer(self) -> Result | None:
+        chunks = self.lm.stream_chat(self.messages, **self.options)
+        try:
+            return console.say(chunks, self.output)
+        except KeyboardInterrupt:
+            chunks.close()
+            if not sys.stdin.isatty():
+                raise
+            print()
+            return None
 
 
 def _lines(output: OutputOptions) -> Iterator[str]:
@@ -72,7 +104,7 @@ def _lines(output: OutputOptions) -> Iterator[str]:
     with suppress(ImportError):
         import readline  # noqa: F401  (input() edits lines and remembers them then)
     if not output.quiet:
-        print("/reset starts anew, /exit ends.", file=sys.stderr)
+        print(HELP, file=sys.stderr)
     with suppress(EOFError):
         while True:
             if line := input("> ").strip():

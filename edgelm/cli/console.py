@@ -92,18 +92,24 @@ def statistics_line(plan: Plan, stats: Stats) -> str:
     """Speed, bits, kernels and memory against the plan, in one line."""
     peak = human(hardware.peak_resident_bytes())
     kernels = ", ".join(f"{kind} {kernel}" for kind, kernel in stats.kernels.items())
+    guessed = ""
+    if stats.drafted_tokens:
+        guessed = f"{stats.accepted_tokens} of {stats.drafted_tokens} guessed right, "
     return (
         f"{stats.new_tokens} tokens, {stats.decode_tok_s:.1f} tok/s (prompt {stats.prompt_tokens} "
-        f"at {stats.prefill_tok_s:.0f}), {plan.bits_per_weight:.2f} bits per weight, {kernels}, "
-        f"peak {peak} of {human(plan.predicted_peak_bytes)} planned"
+        f"at {stats.prefill_tok_s:.0f}), {guessed}{plan.bits_per_weight:.2f} bits per weight, "
+        f"{kernels}, peak {peak} of {human(plan.predicted_peak_bytes)} planned"
     )
 
 
 @contextmanager
 def progress_bars(output: OutputOptions) -> Iterator[Callable[[str], Callable[..., None] | None]]:
-    """Makes bars: ``bar(title)`` gives a callback (..., done, all), or None if nobody watches."""
+    """Makes bars: ``bar(title)`` gives a callback (..., done, all), or None if nobody watches.
+
+    A dumb terminal, which cannot go back in a line, counts as nobody.
+    """
     console = Console(stderr=True)
-    if output.quiet or not console.is_terminal:
+    if output.quiet or not console.is_interactive:
         yield lambda title: None
         return
     with Progress(console=console, transient=True) as progress:
@@ -119,7 +125,7 @@ def progress_bars(output: OutputOptions) -> Iterator[Callable[[str], Callable[..
 def waiting(text: str, output: OutputOptions) -> Iterator[None]:
     """A spinner for a wait whose end nobody knows; nothing where nobody watches."""
     console = Console(stderr=True)
-    if output.quiet or not console.is_terminal:
+    if output.quiet or not console.is_interactive:
         yield
         return
     with console.status(text):

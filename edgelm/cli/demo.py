@@ -6,7 +6,13 @@ from dataclasses import replace
 
 from edgelm.cli import console
 from edgelm.cli.opening import load_for_text, open_files
-from edgelm.cli.options import LoadOptions, OutputOptions, RunOptions, SourceOptions
+from edgelm.cli.options import (
+    GuessOptions,
+    LoadOptions,
+    OutputOptions,
+    RunOptions,
+    SourceOptions,
+)
 
 QUESTION = "What is the capital of France?"
 
@@ -15,7 +21,7 @@ def demo(source: SourceOptions, load: LoadOptions, run: RunOptions, output: Outp
     """Ask the demo model for the capital of France, in int4 unless told otherwise."""
     options = replace(load, quant="int4") if load.quant == "auto" else load
     files = open_files("demo", source, output)
-    with load_for_text(files, options, run, output, chat=True) as lm:
+    with load_for_text(files, options, GuessOptions(), run, output, chat=True) as lm:
         if not output.json:
             print(console.plan_line(lm.plan))
             print(f"> {QUESTION}")

@@ -13,8 +13,14 @@ from edgelm.diagnosis import Diagnosis, clear_cache, diagnose
 from edgelm.memory import human
 
 ClearCache = Annotated[
-    bool, typer.Option("--clear-cache", help="Delete the demo model and the machine's profile.")
+    bool,
+    typer.Option(
+        "--clear-cache", help="Delete the demo model, streamed layers and the machine's profile."
+    ),
 ]
+
+
+_SHOWN_RUNS = 5
 
 
 def doctor(output: OutputOptions, clear: ClearCache = False) -> None:
@@ -44,10 +50,13 @@ def _show(found: Diagnosis, output: OutputOptions) -> None:
         ("memory", f"{human(found.available_memory_bytes)} of {human(found.total_memory_bytes)}"),
         ("cgroup limit", "none" if limit is None else human(limit)),
         ("read bandwidth", f"{found.read_gb_s:.1f} GB/s"),
+        ("learned", f"plans add {human(found.learned_bytes)}, as {len(found.runs)} runs taught"),
         ("cache", f"{found.cache}, {human(found.cache_bytes)}"),
     ):
         facts.add_row(name, text)
     out.print(facts, "")
+    if found.runs:
+        _show_runs(found)
     kernels = Table("scheme", "to", "kernel", box=None)
     for choice in found.kernels:
         kernels.add_row(choice.scheme, choice.use, choice.kernel)
@@ -56,3 +65,15 @@ def _show(found: Diagnosis, output: OutputOptions) -> None:
     out.print(kernels)
     if not output.verbose:
         out.print("-v or --json says why other kernels were passed over")
+
+
+def _show_runs(found: Diagnosis) -> None:
+    """The last runs: planned peaks against measured ones."""
+    table = Table("last runs", "scheme", box=None)
+    for column in ("planned", "measured", "off"):
+        table.add_column(column, justify="right")
+    for run in found.runs[-_SHOWN_RUNS:]:
+        off = f"{run.peak_bytes / run.predicted_bytes - 1:+.1%}"
+        planned, measured = human(run.predicted_bytes), human(run.peak_bytes)
+        table.add_row(run.model, run.scheme, planned, measured, off)
+    console.stdout().print(table, "")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
@@ -38,7 +39,7 @@ def eval_(
 ) -> None:  # fmt: skip
     """Measure accuracy against the unquantized weights."""
     tasks = _task_files(task or [])
-    files = open_files(model, source, output)
+    files = open_files(model, source, output, load)
     with console.progress_bars(output) as bar:
         found = edgelm.evaluate(
             files, text=text, tasks=tasks, limit=limit, window=window, baseline=baseline,
@@ -71,36 +72,50 @@ def _show(found: Evaluation) -> None:
         for column in ("items", "accuracy", "by length", "baseline", "flips"):
             table.add_column(column, justify="right")
         for name, score in found.tasks.items():
-            table.add_row(name, *_task_cells(score))
+            noise = found.noise_floor and found.noise_floor["tasks"][name]
+            for row in _task_rows(name, score, noise):
+                table.add_row(*row)
         out.print(table)
 
 
-def _text_table(score: TextScore, noise: dict[str, float] | None) -> Table:
+def _text_table(score: TextScore, noise: dict[str, Any] | None) -> Table:
     """A row a figure; beside it that of the same weights with bfloat16 activations."""
     table = Table(f"{score.tokens} tokens", box=None)
     table.add_column("value", justify="right")
     table.add_column("noise floor", justify="right")
-    table.add_row("token perplexity", f"{score.ppl:.4f} ± {score.ppl_stderr:.4f}")
-    table.add_row("word perplexity", f"{score.word_ppl:.4f}")
+
+    def floor(name: str, shown: str = "{:.6f}") -> str:
+        return shown.format(noise[name]) if noise else ""
+
+    def shift(name: str) -> str:
+        return f"{noise[name] - noise[f'{name}_baseline']:+.4f}" if noise else ""
+
+    table.add_row("token perplexity", f"{score.ppl:.4f} ± {score.ppl_stderr:.4f}", shift("ppl"))
+    table.add_row("word perplexity", f"{score.word_ppl:.4f}", shift("word_ppl"))
     if score.ppl_baseline is None:
         return table
-    shift = f"{noise['ppl'] - noise['ppl_baseline']:+.4f}" if noise else ""
-    table.add_row("token perplexity, baseline", f"{score.ppl_baseline:.4f}", shift)
+    table.add_row("token perplexity, baseline", f"{score.ppl_baseline:.4f}")
+    table.add_row("word perplexity, baseline", f"{score.word_ppl_baseline:.4f}")
     for title, name in (("KLD mean", "kld_mean"), ("KLD 99 %", "kld_p99"), ("KLD max", "kld_max")):
-        table.add_row(title, f"{getattr(score, name):.6f}", f"{noise[name]:.6f}" if noise else "")
-    floor = f"{noise['top1_agreement']:.2%}" if noise else ""
-    table.add_row("same top token", f"{score.top1_agreement:.2%}", floor)
+        table.add_row(title, f"{getattr(score, name):.6f}", floor(name))
+    agreed = f"{score.top1_agreement:.2%}"
+    table.add_row("same top token", agreed, floor("top1_agreement", "{:.2%}"))
     return table
 
 
-def _task_cells(score: TaskScore) -> list[str]:
-    def shown(share: float | None, stderr: float | None = None) -> str:
-        if share is None:
-            return "-"
-        return f"{share:.2%}" + ("" if stderr is None else f" ± {stderr:.2%}")
+def _shown(share: float | None, stderr: float | None = None) -> str:
+    if share is None:
+        return "-"
+    return f"{share:.2%}" + ("" if stderr is None else f" ± {stderr:.2%}")
 
-    return [
-        str(score.n), shown(score.accuracy, score.stderr),
-        shown(score.accuracy_norm, score.stderr_norm),
-        shown(score.accuracy_baseline), shown(score.flips),
-    ]  # fmt: skip
+
+def _task_rows(name: str, score: TaskScore, noise: dict[str, Any] | None) -> Iterator[list[str]]:
+    """A task's figures, then what bfloat16 activations alone make of its first items."""
+    own, normed = (
+        _shown(score.accuracy, score.stderr),
+        _shown(score.accuracy_norm, score.stderr_norm),
+    )
+    yield [name, str(score.n), own, normed, _shown(score.accuracy_baseline), _shown(score.flips)]
+    if noise is not None:
+        shares = [_shown(noise[key]) for key in ("accuracy", "accuracy_baseline", "flips")]
+        yield ["  noise floor", str(noise["n"]), shares[0], "-", *shares[1:]]

@@ -10,6 +10,7 @@ import typer
 from edgelm.cli import console
 from edgelm.cli.opening import load_for_text, open_files
 from edgelm.cli.options import (
+    GuessOptions,
     LoadOptions,
     Model,
     OutputOptions,
@@ -32,17 +33,17 @@ _ROWS = 8  # lines of a file that are answered side by side
 
 def generate(
     model: Model, sampling: SamplingOptions, source: SourceOptions, load: LoadOptions,
-    run: RunOptions, output: OutputOptions, prompt: Prompt = None, file: File = None,
-    n: Answers = 1, beams: Beams = 1, logprobs: Logprobs = None,
+    guess: GuessOptions, run: RunOptions, output: OutputOptions, prompt: Prompt = None,
+    file: File = None, n: Answers = 1, beams: Beams = 1, logprobs: Logprobs = None,
 ) -> None:  # fmt: skip
     """Stream a continuation of PROMPT, or continue every line of --file."""
     if (prompt is None) == (file is None):
         raise UsageError("Give either a PROMPT or --file, one of them.")
     prompts = [prompt] if prompt is not None else _lines(file)
-    files = open_files(model, source, output)
+    files = open_files(model, source, output, load)
     rows = max(min(len(prompts) * n, _ROWS), beams)
-    with load_for_text(files, load, run, output, rows=rows) as lm:
-        options = sampling.request(run) | {"logprobs": logprobs}
+    with load_for_text(files, load, guess, run, output, rows=rows) as lm:
+        options = sampling.request(run) | guess.request() | {"logprobs": logprobs}
         if prompt is None or n > 1 or beams > 1:
             found = lm.generate(prompts, n=n, beams=beams, **options)
             lines = [line for line in prompts for _ in range(n)]

@@ -19,7 +19,7 @@ from edgelm.cli.opening import open_files
 from edgelm.cli.options import Model, OutputOptions, SourceOptions
 from edgelm.errors import UsageError
 from edgelm.masks import Cell, LayerMask, layer_masks, mask_of_layer
-from edgelm.planner import DEFAULT_CHUNK
+from edgelm.settings import DEFAULT_CHUNK
 from edgelm.tokenizer import Tokenizer
 
 Texts = Annotated[list[str], typer.Argument(metavar="TEXT...", help="One text a row.")]

@@ -7,20 +7,44 @@ from dataclasses import asdict, replace
 from edgelm.benchmark import random_model
 from edgelm.chat import render
 from edgelm.cli.console import progress_bars, set_verbosity, waiting
-from edgelm.cli.options import LoadOptions, OutputOptions, RunOptions, SourceOptions
-from edgelm.entry import load
+from edgelm.cli.options import GuessOptions, LoadOptions, OutputOptions, RunOptions, SourceOptions
+from edgelm.entry import load, open_fitting
 from edgelm.errors import UsageError
 from edgelm.files import ModelFiles
 from edgelm.model import LanguageModel
 
 
-def open_files(model: str, source: SourceOptions, output: OutputOptions) -> ModelFiles:
-    """Headers of a model; ``demo`` is fetched the first time."""
+def open_files(
+    model: str, source: SourceOptions, output: OutputOptions, load: LoadOptions | None = None,
+    *, headers_only: bool = False,
+) -> ModelFiles:  # fmt: skip
+    """Headers of a model; ``demo`` is fetched the first time.
+
+    ``headers_only``: see ``ModelFiles.open``. ``load``: what does not fit so is not fetched.
+    """
     set_verbosity(output)
     if model != "demo":
-        return ModelFiles.open(model, **asdict(source))
+        if load is not None:
+            return open_fitting(model, **asdict(source), **load.settings())
+        return ModelFiles.open(model, headers_only=headers_only, **asdict(source))
     with waiting("opening the demo model (98 MB, fetched once)", output):
         return ModelFiles.open(model, **asdict(source))
+
+
+def open_headers_or_shape(
+    model: str | None, shape: str | None, source: SourceOptions, output: OutputOptions
+) -> ModelFiles:
+    """Headers of a model, or those of a shape as it is published: in bfloat16."""
+    if shape is None and model is not None:
+        return open_files(model, source, output, headers_only=True)
+    _refuse_both(model, shape)
+    set_verbosity(output)
+    return random_model(str(shape), "none")
+
+
+def _refuse_both(model: str | None, shape: str | None) -> None:
+    if shape is None or model is not None:
+        raise UsageError("Give either a MODEL or --shape, one of them.")
 
 
 def open_files_or_shape(
@@ -29,18 +53,17 @@ def open_files_or_shape(
 ) -> tuple[ModelFiles, LoadOptions]:  # fmt: skip
     """Headers of a model, or a shape whose random weights come in the scheme asked for."""
     if shape is None and model is not None:
-        return open_files(model, source, output), options
-    if shape is None or model is not None:
-        raise UsageError("Give either a MODEL or --shape, one of them.")
+        return open_files(model, source, output, options), options
+    _refuse_both(model, shape)
     set_verbosity(output)
     if options.quant == "auto":
         options = replace(options, quant="int4")
-    return random_model(shape, options.quant), options
+    return random_model(str(shape), options.quant), options
 
 
 def load_for_text(
-    files: ModelFiles, options: LoadOptions, run: RunOptions, output: OutputOptions,
-    *, chat: bool = False, rows: int = 1,
+    files: ModelFiles, options: LoadOptions, guess: GuessOptions, run: RunOptions,
+    output: OutputOptions, *, chat: bool = False, rows: int = 1,
 ) -> LanguageModel:  # fmt: skip
     """Weights, after the tokenizer (and for ``chat`` the template) proved to be there.
 
@@ -51,5 +74,5 @@ def load_for_text(
         render(template, [{"role": "user", "content": "Hello!"}], bos="", eos="")
     with progress_bars(output) as bar:
         progress = bar(f"loading {files.name}")
-        settings = options.settings() | {"rows": rows}
+        settings = options.settings() | guess.settings() | {"rows": rows}
         return load(files, threads=run.threads, progress=progress, **settings)

@@ -27,6 +27,12 @@ ModelIfNoShape = Annotated[
 Shape = Annotated[str | None, typer.Option(help=f"Random weights of {', '.join(SHAPES)}.")]
 
 
+Draft = Annotated[
+    str | None,
+    typer.Option(help="A smaller model with the same tokenizer, which guesses tokens ahead."),
+]
+
+
 @dataclass(frozen=True)
 class SourceOptions:
     """Where the files come from."""
@@ -60,6 +66,9 @@ class LoadOptions:
     budget: Annotated[
         str | None, typer.Option(help="Peak memory of the whole process: 6GiB, or 70% of free.")
     ] = None
+    offload: Annotated[
+        str, typer.Option(help="Where layers go that the budget has no room for: none or disk.")
+    ] = "none"
 
     def settings(self) -> dict[str, Any]:
         """The keywords of ``load`` and ``plan`` that say how."""
@@ -72,6 +81,24 @@ class RunOptions:
 
     threads: Annotated[int | None, typer.Option(help="Cores to use.")] = None
     seed: Annotated[int | None, typer.Option(help="Of the random numbers.")] = None
+
+
+@dataclass(frozen=True)
+class GuessOptions:
+    """Tokens guessed ahead, which changes an answer's time and not its text."""
+
+    speculate: Annotated[
+        str, typer.Option(help="auto guesses tokens ahead where that is faster; or off.")
+    ] = "auto"
+    draft: Draft = None
+
+    def settings(self) -> dict[str, Any]:
+        """The keywords of ``load``; what is off takes no memory."""
+        return {"draft": self.draft} | ({"draft_depth": 0} if self.speculate == "off" else {})
+
+    def request(self) -> dict[str, Any]:
+        """The keywords of ``LanguageModel.request``."""
+        return {"speculate": self.speculate}
 
 
 @dataclass(frozen=True)

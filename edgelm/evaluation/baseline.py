@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,13 +20,13 @@ import torch
 from torch import Tensor
 
 from edgelm.errors import ModelFileError, UsageError
+from edgelm.evaluation.rows import Rows
 from edgelm.files import ModelFiles
 from edgelm.ops.reference import softcap_
 from edgelm.tokenizer import Tokenizer
 
-MAGIC = b"EDGELMB1"
+MAGIC = b"EDGELMB2"
 HEAD_BLOCK_BYTES = 32 << 20
-_WEIGHTS = {".safetensors", ".bin", ".pt", ".msgpack", ".gguf"}
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,8 @@ class Facts:
     """The footer: what the baseline is of, and what tasks and its noise gave.
 
     ``tasks``: name -> sha256 of the items, and the right or wrong of each by both scores.
-    ``noise``: figures of the same weights with bfloat16 activations against this baseline.
+    ``noise``: figures of the same weights with bfloat16 activations against this baseline, see
+    ``making.measure_noise``.
     """
 
     model_sha256: str
@@ -45,21 +46,25 @@ class Facts:
     vocab_size: int
     softcap: float | None
     tasks: dict[str, Any] = field(default_factory=dict)
-    noise: dict[str, float] | None = None
+    noise: dict[str, Any] = field(default_factory=dict)
 
-    def require(self, wanted: Facts, path: Path, *, same_weights: bool) -> None:
-        """Raises UsageError unless this baseline is of the wanted model, tokenizer and text."""
+    def require(self, wanted: Facts, path: Path, *, weights: str | None) -> None:
+        """Raises UsageError unless this baseline is of the wanted tokenizer, text and items.
+
+        Args:
+            weights: sha256 of the model that it must be of, None for any.
+        """
         pairs = [("tokenizer", self.tokenizer_sha256, wanted.tokenizer_sha256)]
-        if same_weights:
-            pairs.insert(0, ("weights", self.model_sha256, wanted.model_sha256))
+        if weights is not None:
+            pairs.insert(0, ("weights", self.model_sha256, weights))
         if wanted.text_sha256 is not None:
             pairs.append(("text", self.text_sha256 or "none", wanted.text_sha256))
             pairs.append(("windows", str(self.shape), str(wanted.shape)))
         for what, held, given in pairs:
             if held != given:
                 raise UsageError(
-                    f"{path} is a baseline of other {what}: it holds {held[:16]}, this run has "
-                    f"{given[:16]}. Give the baseline's own {what}, or another --baseline."
+                    f"{path} is a baseline of other {what}: it holds {held[:16]}, this run "
+                    f"needs {given[:16]}. Give the baseline's own {what}, or another --baseline."
                 )
         for name, task in wanted.tasks.items():
             if self.tasks.get(name, {}).get("sha256") != task["sha256"]:
@@ -70,13 +75,24 @@ class Facts:
 
 
 class Baseline:
-    """An open baseline file."""
+    """What a baseline file holds: ``hidden`` [tokens, N], the head, and facts about both."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, file: BinaryIO, facts: Facts) -> None:
+        self.facts, self._file = facts, file
+        self.hidden = Rows(file, len(MAGIC), facts.hidden_size)
+        head_offset = len(MAGIC) + 4 * facts.shape[0] * facts.shape[1] * facts.hidden_size
+        self._head = Rows(file, head_offset, facts.hidden_size)
+
+    @classmethod
+    def open(cls, path: Path) -> Baseline:
+        """Raises ModelFileError unless ``path`` is a whole baseline file."""
         try:
-            self._file: BinaryIO = path.open("rb")
-            self.facts = self._footer()
+            file = path.open("rb")
+            try:
+                return cls(file, _footer(file, path.stat().st_size))
+            except BaseException:
+                file.close()
+                raise
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ModelFileError(
                 f"{path} is not a whole baseline file ({error}). Delete it; the same command "
@@ -86,51 +102,48 @@ class Baseline:
     def close(self) -> None:
         self._file.close()
 
-    def replace_facts(self, facts: Facts) -> None:
-        """Give the file another footer; the hidden states and the head stay."""
-        old = self.facts
-        rows = old.shape[0] * old.shape[1] + old.vocab_size
-        with self.path.open("r+b") as file:
-            file.seek(len(MAGIC) + 4 * rows * old.hidden_size)
-            write_footer(file, facts)
-            file.truncate()
-
-    def _footer(self) -> Facts:
-        size = self.path.stat().st_size
-        if self._file.read(len(MAGIC)) != MAGIC:
-            raise ValueError("it starts otherwise")
-        self._file.seek(size - 8)
-        length = int.from_bytes(self._file.read(8), "little")
-        if length > size:
-            raise ValueError("it is cut off")
-        self._file.seek(size - 8 - length)
-        facts = Facts(**json.loads(self._file.read(length)))
-        facts = Facts(**vars(facts) | {"shape": tuple(facts.shape)})
-        rows = facts.shape[0] * facts.shape[1] + facts.vocab_size
-        if size != len(MAGIC) + 4 * rows * facts.hidden_size + length + 8:
-            raise ValueError("its size is not what its footer says")
-        return facts
-
     def logits(self, start: int, count: int) -> Tensor:
         """Logits [count, V] float32 of the passage's tokens from ``start`` on."""
+        return self.head(self.hidden.read(start, count))
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits [M, V] float32 of hidden states [M, N], multiplied in their own dtype."""
         facts = self.facts
-        hidden = self._rows(start, count)
-        logits = torch.empty(count, facts.vocab_size)
-        first = facts.shape[0] * facts.shape[1]
-        block = max(1, HEAD_BLOCK_BYTES // (4 * facts.hidden_size))
-        for row in range(0, facts.vocab_size, block):
-            part = self._rows(first + row, min(block, facts.vocab_size - row))
-            logits[:, row : row + len(part)] = hidden @ part.T
+        logits = torch.empty(len(hidden), facts.vocab_size)
+        for start, stop in _blocks(facts.vocab_size, facts.hidden_size):
+            part = self._head.read(start, stop - start).to(hidden.dtype)
+            logits[:, start:stop] = hidden @ part.T
         return logits if facts.softcap is None else softcap_(logits, facts.softcap)
 
-    def _rows(self, start: int, count: int) -> Tensor:
-        """Rows of hidden states, then of the head: [count, N]."""
-        width = 4 * self.facts.hidden_size
-        data = bytearray(count * width)
-        self._file.seek(len(MAGIC) + start * width)
-        if self._file.readinto(data) != len(data):  # type: ignore[attr-defined]
-            raise ModelFileError(f"{self.path} was cut off while it was read.")
-        return torch.frombuffer(data, dtype=torch.float32).view(count, -1)
+    def write_head(self, files: ModelFiles) -> None:
+        """The head's matrix [V, N] out of the model's files, block by block."""
+        decoder, names = files.assemble("causal-lm")
+        name = "embed" if decoder.embed.tied_to_head else "head"
+        for start, stop in _blocks(self.facts.vocab_size, self.facts.hidden_size):
+            self._head.write(start, names.read(name, start, stop))
+
+
+def _blocks(rows: int, width: int) -> Iterator[tuple[int, int]]:
+    """The head's rows in blocks of HEAD_BLOCK_BYTES."""
+    step = max(1, HEAD_BLOCK_BYTES // (4 * width))
+    for start in range(0, rows, step):
+        yield start, min(start + step, rows)
+
+
+def _footer(file: BinaryIO, size: int) -> Facts:
+    if file.read(len(MAGIC)) != MAGIC:
+        raise ValueError("it starts otherwise")
+    file.seek(size - 8)
+    length = int.from_bytes(file.read(8), "little")
+    if length > size:
+        raise ValueError("it is cut off")
+    file.seek(size - 8 - length)
+    facts = Facts(**json.loads(file.read(length)))
+    facts = replace(facts, shape=(facts.shape[0], facts.shape[1]))
+    rows = facts.shape[0] * facts.shape[1] + facts.vocab_size
+    if size != len(MAGIC) + 4 * rows * facts.hidden_size + length + 8:
+        raise ValueError("its size is not what its footer says")
+    return facts
 
 
 @contextmanager
@@ -138,7 +151,7 @@ def writing(path: Path) -> Iterator[BinaryIO]:
     """A file written beside ``path`` that gets its name once it is whole."""
     partial = path.with_name(path.name + ".partial")
     try:
-        with partial.open("wb") as file:
+        with partial.open("w+b") as file:
             file.write(MAGIC)
             yield file
             file.flush()
@@ -148,33 +161,10 @@ def writing(path: Path) -> Iterator[BinaryIO]:
         partial.unlink(missing_ok=True)
 
 
-def write_head(file: BinaryIO, files: ModelFiles) -> None:
-    """The head's matrix [V, N] in float32, block by block."""
-    decoder, names = files.assemble("causal-lm")
-    name = "embed" if decoder.embed.tied_to_head else "head"
-    vocab, size = files.config.vocab_size, files.config.hidden_size
-    block = max(1, HEAD_BLOCK_BYTES // (4 * size))
-    for start in range(0, vocab, block):
-        rows = names.read(name, start, min(start + block, vocab))
-        file.write(rows.float().contiguous().numpy().data)
-
-
 def write_footer(file: BinaryIO, facts: Facts) -> None:
+    file.seek(0, os.SEEK_END)
     text = json.dumps(asdict(facts)).encode()
     file.write(text + len(text).to_bytes(8, "little"))
-
-
-def model_sha256(files: ModelFiles) -> str:
-    """Of config.json and the weight files, in the order of their names."""
-    path = files.checkpoint.path
-    found = [path] if path.is_file() else sorted(
-        p for p in path.iterdir() if p.suffix in _WEIGHTS or p.name == "config.json"
-    )  # fmt: skip
-    whole = hashlib.sha256()
-    for own in found:
-        with own.open("rb") as file:
-            whole.update(hashlib.file_digest(file, "sha256").digest())
-    return whole.hexdigest()
 
 
 def tokenizer_sha256(tokenizer: Tokenizer) -> str:

@@ -18,6 +18,7 @@ from edgelm.model import LanguageModel
 from edgelm.tokenizer import Tokenizer
 
 Progress = Callable[[int, int], None]
+Ids = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,20 @@ def encode_item(tokenizer: Tokenizer, item: Item) -> list[Encoded]:
     return [encode_pair(tokenizer, prompt, f" {choice}") for prompt, choice in item.pairs]
 
 
+def split_item(item: list[Encoded], context: int) -> tuple[Ids, list[Ids]]:
+    """The ids that all choices begin with, and what each has after them.
+
+    All but a choice's last id are run, cut on the left to the context; ids that predict a
+    continuation are never shared.
+    """
+    inputs = [choice.ids[:-1][-context:] for choice in item]
+    kept = min(len(ids) - choice.count for ids, choice in zip(inputs, item, strict=True))
+    shared = 0
+    while shared < kept and len({ids[shared] for ids in inputs}) == 1:
+        shared += 1
+    return inputs[0][:shared], [ids[shared:] for ids in inputs]
+
+
 @dataclass(frozen=True)
 class Picks:
     """What was chosen in each item: by log-likelihood, and by log-likelihood per character."""
@@ -58,7 +73,8 @@ class Scorer:
     def __init__(self, lm: LanguageModel, items: Sequence[list[Encoded]]) -> None:
         self._lm, self._items = lm, items
         rows = max(len(item) for item in items)
-        widest = max(self._shape(item)[1] for item in items)
+        context = lm.plan.context
+        widest = max(len(tail) for item in items for tail in split_item(item, context)[1])
         self._logits_bytes = 2 * rows * widest * lm.config.vocab_size * 4
         lm.ledger.extend("evaluation", self._logits_bytes)
         self._caches = [lm.new_cache(1), lm.new_cache(rows)]
@@ -68,36 +84,22 @@ class Scorer:
             self._lm.ledger.release("kv cache", cache.nbytes)
         self._lm.ledger.extend("evaluation", -self._logits_bytes)
 
-    def _clipped(self, item: list[Encoded]) -> list[tuple[int, ...]]:
-        """What is run: all but the last id, cut on the left to the context."""
-        return [choice.ids[:-1][-self._lm.plan.context :] for choice in item]
-
-    def _shape(self, item: list[Encoded]) -> tuple[int, int]:
-        """Ids that are run once, and the most ids that a choice has after them."""
-        inputs = self._clipped(item)
-        kept = min(len(i) - choice.count for i, choice in zip(inputs, item, strict=True))
-        shared = 0
-        while shared < kept and len({ids[shared] for ids in inputs}) == 1:
-            shared += 1
-        return shared, max(len(ids) - shared for ids in inputs)
-
     @torch.inference_mode()
     def log_likelihoods(self, item: list[Encoded]) -> list[float]:
         """Natural log-likelihood of each choice's continuation."""
-        shared, width = self._shape(item)
-        inputs = self._clipped(item)
-        cache = self._start(inputs[0][:shared])
-        tails = torch.zeros(cache.rows, width, dtype=torch.long)
-        mask = torch.zeros(cache.rows, width, dtype=torch.bool)
+        shared, own = split_item(item, self._lm.plan.context)
+        cache = self._start(shared)
+        tails = torch.zeros(cache.rows, max(map(len, own)), dtype=torch.long)
+        mask = torch.zeros_like(tails, dtype=torch.bool)
         mask[:, 0] = True  # rows beyond the item's choices hold one id that nobody looks at
-        for row, ids in enumerate(inputs):
-            tails[row, : len(ids) - shared] = torch.tensor(ids[shared:])
-            mask[row, : len(ids) - shared] = True
+        for row, ids in enumerate(own):
+            tails[row, : len(ids)] = torch.tensor(ids)
+            mask[row, : len(ids)] = True
         logits = self._lm.forward(tails, attention_mask=mask, cache=cache).logits
         assert logits is not None
         return [
-            _sum_of(logits[row, : len(ids) - shared], choice)
-            for row, (ids, choice) in enumerate(zip(inputs, item, strict=True))
+            _sum_of(logits[row, : len(ids)], choice)
+            for row, (ids, choice) in enumerate(zip(own, item, strict=True))
         ]
 
     def _start(self, shared: Sequence[int]) -> KVCache:
@@ -125,19 +127,25 @@ def pick(
     progress: Progress | None,
 ) -> Picks:  # fmt: skip
     """The likeliest choice of each item; the first of equals."""
-    plain, by_length = [], []
-    scorer = Scorer(lm, encoded)
+    scorer, scores = Scorer(lm, encoded), []
     try:
-        for index, (item, choices) in enumerate(zip(items, encoded, strict=True)):
-            scores = scorer.log_likelihoods(choices)
-            lengths = [len(choice) for _, choice in item.pairs]
-            plain.append(scores.index(max(scores)))
-            normed = [s / max(1, n) for s, n in zip(scores, lengths, strict=True)]
-            by_length.append(normed.index(max(normed)))
+        for choices in encoded:
+            scores.append(scorer.log_likelihoods(choices))
             if progress:
-                progress(index + 1, len(items))
+                progress(len(scores), len(items))
     finally:
         scorer.close()
+    return picks_of(items, scores)
+
+
+def picks_of(items: Sequence[Item], scores: Sequence[Sequence[float]]) -> Picks:
+    """What the log-likelihoods of each item's choices pick."""
+    plain, by_length = [], []
+    for item, own in zip(items, scores, strict=True):
+        lengths = [len(choice) for _, choice in item.pairs]
+        plain.append(own.index(max(own)))
+        normed = [s / max(1, n) for s, n in zip(own, lengths, strict=True)]
+        by_length.append(normed.index(max(normed)))
     return Picks(tuple(plain), tuple(by_length))
 
 

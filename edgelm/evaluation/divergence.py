@@ -17,9 +17,11 @@ from edgelm.evaluation.passage import Passage
 from edgelm.model import LanguageModel
 
 BLOCK_BYTES = 32 << 20
-"""Of one block of logits or of the baseline's head; four of the first are alive at once."""
+"""Of the smallest block of logits, and of one of the baseline's head."""
 
 Progress = Callable[[int, int], None]
+Logits = Callable[[int, int], Tensor]
+"""From a passage's token and a count on: logits [count, V] float32. Called in their order."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class TextScore:
     ppl_stderr: float
     word_ppl: float
     ppl_baseline: float | None = None
+    word_ppl_baseline: float | None = None
     kld_mean: float | None = None
     kld_p99: float | None = None
     kld_max: float | None = None
@@ -48,31 +51,63 @@ def score_text(
     """One pass over the passage; with a baseline its logits are made block by block beside.
 
     Raises:
-        BudgetExceededError: the budget has no room for the blocks.
+        BudgetExceededError: the budget has no room for the smallest blocks.
     """
     vocab, window = lm.config.vocab_size, passage.ids.shape[1]
-    block = max(1, min(window, BLOCK_BYTES // (4 * vocab)))
-    working_bytes = (4 * 4 * block * vocab) + (BLOCK_BYTES if baseline else 0)
-    lm.ledger.extend("evaluation", working_bytes)
     cache = lm.new_cache(1, window)
-    found = []
-    try:
-        for number, ids in enumerate(passage.ids):
+    head = 0 if baseline is None else 4 * vocab * lm.config.hidden_size
+    head_bytes = min(head, BLOCK_BYTES)
+    block = block_tokens(vocab, window, lm.ledger.headroom_bytes - head_bytes)
+    needed = working_bytes(vocab, block) + head_bytes
+    ids = passage.ids.flatten()
+
+    def mine(start: int, count: int) -> Tensor:
+        if start % window == 0:
             cache.truncate(0, 0)
-            for start in range(0, window - 1, block):
-                piece = ids[start : min(start + block, window - 1)]
-                logits = lm.forward(piece[None], cache=cache).logits
-                assert logits is not None
-                wanted = ids[start + 1 : start + 1 + len(piece)]
-                theirs = None
-                if baseline is not None:
-                    theirs = baseline.logits(number * window + start, len(piece))
-                found.append(_token_figures(logits[0], theirs, wanted))
-            if progress:
-                progress(number + 1, len(passage.ids))
+        logits = lm.forward(ids[None, start : start + count], cache=cache).logits
+        assert logits is not None
+        return logits[0]
+
+    try:
+        lm.ledger.extend("evaluation", needed)
+        try:
+            theirs = None if baseline is None else baseline.logits
+            return compare(passage, block, mine, theirs, progress)
+        finally:
+            lm.ledger.extend("evaluation", -needed)
     finally:
         lm.ledger.release("kv cache", cache.nbytes)
-        lm.ledger.extend("evaluation", -working_bytes)
+
+
+def working_bytes(vocab_size: int, block: int) -> int:
+    """What the figures of so many tokens take: four of their logits are alive at once."""
+    return 4 * 4 * block * vocab_size
+
+
+def block_tokens(vocab_size: int, window: int, room_bytes: int) -> int:
+    """Tokens that are compared at once: for each such block the baseline's whole head is read.
+
+    Doubled from ``BLOCK_BYTES`` of logits as far as the room allows, at most a window.
+    """
+    block = max(1, BLOCK_BYTES // (4 * vocab_size))
+    while block < window and working_bytes(vocab_size, 2 * block) <= room_bytes:
+        block *= 2
+    return min(block, window)
+
+
+def compare(
+    passage: Passage, block: int, mine: Logits, theirs: Logits | None, progress: Progress | None
+) -> TextScore:
+    """Figures of ``mine`` over the passage, beside ``theirs``, ``block`` tokens at a time."""
+    window, found = passage.ids.shape[1], []
+    for number, ids in enumerate(passage.ids):
+        for start in range(0, window - 1, block):
+            wanted = ids[start + 1 : start + 1 + block]
+            place = (number * window + start, len(wanted))
+            logits = mine(*place)
+            found.append(_token_figures(logits, theirs and theirs(*place), wanted))
+        if progress:
+            progress(number + 1, len(passage.ids))
     return _summary(torch.cat(found), passage)
 
 
@@ -94,14 +129,15 @@ def _summary(figures: Tensor, passage: Passage) -> TextScore:
     loss = figures[:, 0]
     mean, count = float(loss.mean()), len(loss)
     stderr = math.exp(mean) * float(loss.std()) / math.sqrt(count) if count > 1 else 0.0
-    per_word = passage.ids.numel() / passage.words
+    per_word = passage.tokens_per_word
     score = TextScore(count, math.exp(mean), stderr, math.exp(mean * per_word))
     if figures.shape[1] == 1:
         return score
-    kld = figures[:, 2]
+    own, kld = float(figures[:, 1].mean()), figures[:, 2]
     return TextScore(
         score.tokens, score.ppl, score.ppl_stderr, score.word_ppl,
-        ppl_baseline=math.exp(float(figures[:, 1].mean())),
+        ppl_baseline=math.exp(own),
+        word_ppl_baseline=math.exp(own * per_word),
         kld_mean=float(kld.mean()),
         kld_p99=float(kld.kthvalue(max(1, math.ceil(0.99 * count))).values),
         kld_max=float(kld.max()),

@@ -15,19 +15,14 @@ from edgelm.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Passage:
-    """Ids [windows, window] int64 without BOS; ``words`` counts what they decode to.
+    """Ids [windows, window] int64 without BOS; words are parted by white space.
 
     Each window starts from an empty cache and gives ``window - 1`` predictions.
     """
 
     ids: Tensor
-    words: int
+    tokens_per_word: float
     sha256: str
-
-    @property
-    def predictions(self) -> int:
-        """Tokens that are predicted."""
-        return self.ids.shape[0] * (self.ids.shape[1] - 1)
 
     @classmethod
     def read(
@@ -37,7 +32,7 @@ class Passage:
 
         Raises:
             ModelFileError: the file cannot be read as UTF-8.
-            UsageError: the text is shorter than a window.
+            UsageError: the text is shorter than a window, or a window predicts nothing.
         """
         try:
             data = Path(path).read_bytes()
@@ -55,4 +50,4 @@ class Passage:
         kept = ids[: count * window]
         words = len(tokenizer.decode(kept).split())
         tokens = torch.tensor(kept).view(count, window)
-        return cls(tokens, max(1, words), hashlib.sha256(data).hexdigest())
+        return cls(tokens, len(kept) / max(1, words), hashlib.sha256(data).hexdigest())

@@ -39,7 +39,7 @@ def read_config(data: Mapping[str, Any]) -> ModelConfig:
     """The numbers of a ``config.json`` whose ``model_type`` is bloom."""
     reader = ConfigReader(data)
     hidden = reader.integer("n_embed", "hidden_size")
-    layers = reader.integer("n_layer", "num_hidden_layers")
+    layers = reader.layers("n_layer", "num_hidden_layers")
     heads = reader.integer("n_head", "num_attention_heads")
     if hidden % heads:
         raise ModelFileError(

@@ -31,7 +31,7 @@ def read_config(data: Mapping[str, Any]) -> ModelConfig:
         raise UnsupportedModelError(
             "config.json: use_bidirectional_attention is true; only causal Gemma 2 is run."
         )
-    hidden, layers = reader.integer("hidden_size"), reader.integer("num_hidden_layers")
+    hidden, layers = reader.integer("hidden_size"), reader.layers("num_hidden_layers")
     heads, kv_heads, head_size = head_layout(reader, hidden)
     context = reader.integer("max_position_embeddings", default=8192)
     rope = reader.rope(head_size, context, default_theta=10000.0)

@@ -34,7 +34,7 @@ WEIGHTS: dict[str, Source] = {
 def read_config(data: Mapping[str, Any]) -> ModelConfig:
     """The numbers of a ``config.json`` whose ``model_type`` is llama."""
     reader = ConfigReader(data)
-    hidden, layers = reader.integer("hidden_size"), reader.integer("num_hidden_layers")
+    hidden, layers = reader.integer("hidden_size"), reader.layers("num_hidden_layers")
     heads, kv_heads, head_size = head_layout(reader, hidden)
     context = reader.integer("max_position_embeddings", default=2048)
     rope = reader.rope(head_size, context, default_theta=10000.0)

@@ -65,6 +65,10 @@ class Fused4Bit:
         outputs, inputs = shape
         return outputs * inputs // 2 + outputs * scheme.groups(inputs) * 2
 
+    def prepare_bytes(self, scheme: Scheme, shape: Shape) -> int:
+        codes = shape[0] * shape[1] // 2  # apart, side by side, shifted, and as one
+        return 6 * codes + 2 * shape[0] * scheme.groups(shape[1]) * 2
+
     def scratch_bytes(self, scheme: Scheme, shape: Shape, rows: int) -> int:
         return rows * sum(shape) * 2
 
@@ -102,6 +106,9 @@ class Dequantized4Bit(Reference):
 
     def prepare(self, packed: PackedWeight) -> Tensors:
         return packed.tensors() | {"qweight": swap_nibbles(packed.qweight)}
+
+    def prepare_bytes(self, scheme: Scheme, shape: Shape) -> int:
+        return 3 * (shape[0] * shape[1] // 2)  # the nibbles apart, and joined
 
     def scratch_bytes(self, scheme: Scheme, shape: Shape, rows: int) -> int:
         block = (min(_block(shape[1]), shape[0]), shape[1])

@@ -37,6 +37,9 @@ class Kernel(Protocol):
     def nbytes(self, scheme: Scheme, shape: Shape) -> int:
         """Bytes of what `prepare` gives, exactly."""
 
+    def prepare_bytes(self, scheme: Scheme, shape: Shape) -> int:
+        """Upper bound of what `prepare` takes beside `packed`: new tensors and temporaries."""
+
     def scratch_bytes(self, scheme: Scheme, shape: Shape, rows: int) -> int:
         """Upper bound of the temporaries of one product with `rows` rows of activations."""
 

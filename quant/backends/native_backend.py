@@ -71,6 +71,10 @@ class NativeProduct:
     def nbytes(self, scheme: Scheme, shape: Shape) -> int:
         return _layout_bytes(scheme, shape)
 
+    def prepare_bytes(self, scheme: Scheme, shape: Shape) -> int:
+        # The layout; canonical tensors that are contiguous already are not copied.
+        return self.nbytes(scheme, shape)
+
     def scratch_bytes(self, scheme: Scheme, shape: Shape, rows: int) -> int:
         # What the library needs, and float32 copies of whatever is not float32.
         return self._workspace_bytes(scheme, shape, rows) + 4 * (rows * sum(shape) + shape[0])

@@ -36,6 +36,9 @@ class Reference:
     def nbytes(self, scheme: Scheme, shape: Shape) -> int:
         return scheme.nbytes(shape)
 
+    def prepare_bytes(self, scheme: Scheme, shape: Shape) -> int:
+        return 0
+
     def scratch_bytes(self, scheme: Scheme, shape: Shape, rows: int) -> int:
         block = (min(_block_rows(shape[1]), shape[0]), shape[1])
         # The block in float32 and in the activations' dtype, and the codes being unpacked (of a

@@ -90,6 +90,12 @@ class Int4Pack:
         outputs, inputs = shape
         return outputs * inputs // 2 + outputs * (inputs // _group_size(scheme, inputs)) * 4
 
+    def prepare_bytes(self, scheme: Scheme, shape: Shape) -> int:
+        # int32 codes, their tiles; of each group scale and zero in float32, apart and as a pair,
+        # and the pair in bfloat16 twice.
+        groups = shape[0] * (shape[1] // _group_size(scheme, shape[1]))
+        return self.nbytes(scheme, shape) + 8 * _BLOCK_ELEMENTS + groups * 24
+
     def scratch_bytes(self, scheme: Scheme, shape: Shape, rows: int) -> int:
         return rows * sum(shape) * 2
 

@@ -95,6 +95,9 @@ class Int8Groups:
     def nbytes(self, scheme: Scheme, shape: Shape) -> int:
         return scheme.nbytes(shape)
 
+    def prepare_bytes(self, scheme: Scheme, shape: Shape) -> int:
+        return self.nbytes(scheme, shape)
+
     def scratch_bytes(self, scheme: Scheme, shape: Shape, rows: int) -> int:
         return _scratch_bytes(shape, rows)
 

@@ -7,6 +7,7 @@ tests still pass is a feature nobody guards, and fails CI. One file a theme.
 from __future__ import annotations
 
 from mutations import (
+    admission,
     comparison,
     evaluation,
     families,
@@ -18,14 +19,18 @@ from mutations import (
     llama,
     memory,
     native,
+    offload,
     planning,
     quantization,
+    speculation,
+    terminal,
     text,
     writing,
 )
 from mutations.row import Mutation
 
 MUTATIONS: tuple[Mutation, ...] = (
+    *admission.MUTATIONS,
     *comparison.MUTATIONS,
     *evaluation.MUTATIONS,
     *families.MUTATIONS,
@@ -37,8 +42,11 @@ MUTATIONS: tuple[Mutation, ...] = (
     *llama.MUTATIONS,
     *memory.MUTATIONS,
     *native.MUTATIONS,
+    *offload.MUTATIONS,
     *planning.MUTATIONS,
     *quantization.MUTATIONS,
+    *speculation.MUTATIONS,
+    *terminal.MUTATIONS,
     *text.MUTATIONS,
     *writing.MUTATIONS,
 )

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from mutations.row import Mutation
 
+_TESTS = "tests/test_evaluation.py::"
+_LAYERS = "tests/test_layerwise.py::"
+
 MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "evaluate: the divergence is KL(baseline || model)",
@@ -35,7 +38,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "evaluate: flips count both ways",
-        "edgelm/evaluation/job.py",
+        "edgelm/evaluation/work.py",
         "sum(a != b for a, b in",
         "sum(a < b for a, b in",
         ("tests/test_evaluation.py::test_flips_count_both_ways",),
@@ -43,8 +46,93 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "evaluate: blocks of logits come out of the budget",
         "edgelm/evaluation/divergence.py",
-        'lm.ledger.extend("evaluation", working_bytes)',
+        'lm.ledger.extend("evaluation", needed)',
         "pass",
         ("tests/test_evaluation.py::test_memory_comes_out_of_the_budget",),
+    ),
+    Mutation(
+        "evaluate: a layer takes what the one before it wrote",
+        "edgelm/evaluation/layerwise.py",
+        "rows.read(place, len(piece)) if index else piece",
+        "piece",
+        (f"{_LAYERS}test_hidden_states_are_the_whole_models",),
+    ),
+    Mutation(
+        "evaluate: each window of the baseline starts from nothing",
+        "edgelm/evaluation/layerwise.py",
+        "        cache.truncate(0, 0)\n",
+        "",
+        (f"{_LAYERS}test_hidden_states_are_the_whole_models",),
+    ),
+    Mutation(
+        "evaluate: BLOOM's embedding is normed once",
+        "edgelm/evaluation/layerwise.py",
+        "one.embed_norm if first else None",
+        "one.embed_norm",
+        (f"{_LAYERS}test_hidden_states_are_the_whole_models",),
+    ),
+    Mutation(
+        "evaluate: each tail follows the shared ids alone",
+        "edgelm/evaluation/layerwise.py",
+        "            cache.restore(0, held)\n",
+        "",
+        (f"{_LAYERS}test_choices_are_as_likely_as_in_the_whole_model",),
+    ),
+    Mutation(
+        "evaluate: layers of the baseline are dropped",
+        "edgelm/evaluation/layerwise.py",
+        "    engine = _engine(files, index, settings)\n",
+        "    engine = _engine(files, index, settings)\n"
+        '    globals().setdefault("kept", []).append(engine)\n',
+        (f"{_LAYERS}test_a_baseline_beyond_the_budget_stays_within_it",),
+    ),
+    Mutation(
+        "evaluate: a layer beyond the budget is refused",
+        "edgelm/evaluation/layerwise.py",
+        "if not plan.fits:",
+        "if False:",
+        (f"{_LAYERS}test_a_layer_beyond_the_budget_is_refused",),
+    ),
+    Mutation(
+        "evaluate: blocks grow as far as the budget allows",
+        "edgelm/evaluation/divergence.py",
+        "        block *= 2\n",
+        "        break\n",
+        (f"{_TESTS}test_the_baselines_head_is_read_once_for_many_tokens",),
+    ),
+    Mutation(
+        "evaluate: the noise floor of words",
+        "edgelm/evaluation/divergence.py",
+        "word_ppl_baseline=math.exp(own * per_word)",
+        "word_ppl_baseline=math.exp(own)",
+        (f"{_TESTS}test_figures_by_their_definitions",),
+    ),
+    Mutation(
+        "evaluate: the noise floor of tasks is that of bfloat16",
+        "edgelm/evaluation/making.py",
+        '"bfloat16", NOISY)',
+        '"bfloat16", EXACT)',
+        (f"{_TESTS}test_tasks_have_a_noise_floor",),
+    ),
+    Mutation(
+        "evaluate: a quantized folder's baseline is of its source",
+        "edgelm/evaluation/job.py",
+        "return files.source_sha256 if stored else files.sha256",
+        "return None if stored else files.sha256",
+        (f"{_TESTS}test_a_folder_knows_what_it_was_quantized_from",),
+    ),
+    Mutation(
+        "evaluate: a source at second hand is the first one",
+        "edgelm/conversion.py",
+        "source_sha256=files.source_sha256 or files.sha256",
+        "source_sha256=files.sha256",
+        (f"{_TESTS}test_a_folder_knows_what_it_was_quantized_from",),
+    ),
+    Mutation(
+        "evaluate: a window beyond the text is refused",
+        "edgelm/evaluation/passage.py",
+        "if not 2 <= window <= len(ids):",
+        "if not 0 < window:",
+        (f"{_TESTS}test_a_window_beyond_the_text_is_refused",),
     ),
 )

@@ -106,7 +106,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "sampling: log-probabilities before processors",
-        "edgelm/generate.py",
+        "edgelm/answer.py",
         "own = None if count is None else logits.double().log_softmax(0)\n"
         "        token = self.sample(logits, self.ids)",
         "token = self.sample(logits, self.ids)\n"

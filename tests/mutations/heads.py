@@ -17,16 +17,16 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "heads: classifiers stay in float",
-        "edgelm/planner.py",
-        "if projection is decoder.head and not decoder.head.is_language_model:",
+        "edgelm/weight_plan.py",
+        "if head is not None and projection is head and not head.is_language_model:",
         "if False:",
         (f"{HEADS}::test_bytes_are_planned_and_the_head_stays_float",),
     ),
     Mutation(
         "heads: results are planned by the head's size",
         "edgelm/planner.py",
-        "settings.rows * decoder.outputs",
-        "settings.rows * config.vocab_size",
+        "judged * self.decoder.outputs",
+        "judged * config.vocab_size",
         (f"{HEADS}::test_bytes_are_planned_and_the_head_stays_float",),
     ),
     Mutation(

@@ -22,7 +22,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "cache: restore brings the keys back",
         "edgelm/cache.py",
-        "tensor[:, row, : copy.shape[1]].copy_(copy)",
+        "target.copy_(snapshot.tensors[name])",
         "pass",
         ("tests/test_cache.py::test_a_snapshot_brings_back_keys_and_values",),
     ),
@@ -57,7 +57,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "window: a ring knows what it lost",
         "edgelm/cache.py",
-        "if length and needed < self._written[row] - store.slots:",
+        "if length and needed < written - store.slots:",
         "if False:",
         ("tests/test_window_cache.py::test_a_ring_undoes_at_most_a_chunk",),
     ),

@@ -41,8 +41,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "native: activations=float reaches the choice of kernels",
         "edgelm/planner.py",
-        "            settings.activations in EXACT_ACTIVATIONS,\n",
-        "",
+        "            exact_activations(self.settings),\n",
+        "            False,\n",
         ("tests/test_exact_activations.py::test_exact_activations_give_the_reference_logits",),
     ),
     Mutation(

@@ -35,7 +35,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "quantize: matrices left in floats stay so when loaded",
-        "edgelm/planner.py",
+        "edgelm/weight_plan.py",
         "if recipe is None and info.stays_float:",
         "if False:",
         ("tests/test_quantize.py::test_version_1_still_loads",),

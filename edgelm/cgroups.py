@@ -1,0 +1,64 @@
+"""Memory limits that a container or a service manager sets, of both versions of cgroups."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+MOUNT = Path("/sys/fs/cgroup")
+OWN = Path("/proc/self/cgroup")
+_NO_LIMIT = 1 << 60  # version 1 writes the largest page-aligned number, version 2 "max"
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A group's limit and how much of it is taken, in bytes; pages of files count as free."""
+
+    limit_bytes: int
+    used_bytes: int
+
+
+def limits() -> tuple[Limit, ...]:
+    """Of every group with a limit that this process is in, its own and those around it."""
+    found = []
+    for folder, names in _groups():
+        try:
+            limit, used = ((folder / name).read_text().strip() for name in names)
+            if limit.isdigit() and int(limit) < _NO_LIMIT:
+                found.append(Limit(int(limit), max(0, int(used) - _file_bytes(folder))))
+        except (OSError, ValueError):
+            continue
+    return tuple(found)
+
+
+def _groups() -> Iterator[tuple[Path, tuple[str, str]]]:
+    """(folder, names of the files with limit and use), from the own group outwards.
+
+    Inside a container the path that the kernel tells may not exist under the mount, whose root
+    is then the container's own group.
+    """
+    try:
+        lines = OWN.read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if "memory" in controllers.split(","):
+            mounts = [MOUNT / "memory"]
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        elif not controllers:
+            mounts, names = [MOUNT, MOUNT / "unified"], ("memory.max", "memory.current")
+        else:
+            continue
+        own = Path(path.lstrip("/"))
+        for mount in mounts:
+            for group in (own, *own.parents):
+                yield mount / group, names
+
+
+def _file_bytes(folder: Path) -> int:
+    """Pages of files, which the kernel drops before it kills anybody."""
+    stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+    prefix = "total_" if "total_inactive_file" in stat else ""  # version 1: with those below
+    return int(stat[f"{prefix}inactive_file"]) + int(stat[f"{prefix}active_file"])

@@ -1,0 +1,171 @@
+"""Hidden states of a text or of tasks with one layer's weights in memory at a time.
+
+The states of all tokens lie in a file. A layer is loaded, run over all of them, its results are
+written over what it read, and it is dropped: the peak is that of one layer, however deep the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from edgelm.config import ModelConfig
+from edgelm.engine import Engine, RowTokens
+from edgelm.errors import DoesNotFitError, NonFiniteError
+from edgelm.evaluation.rows import Rows
+from edgelm.files import ModelFiles
+from edgelm.layers import Embedding
+from edgelm.load_peak import load_peak_bytes
+from edgelm.loading import Loader
+from edgelm.memory import Ledger, Part, Plan, human
+from edgelm.models.decoder import Decoder
+from edgelm.runs import LEARNED
+from edgelm.settings import KV_DTYPES, Settings
+from edgelm.solver import solve
+from edgelm.step import Step
+from edgelm.weights import WeightNames
+
+BLOCK_TOKENS = 256
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """``ids`` [T] from an empty cache, then ``tails``, each as if it alone came after them."""
+
+    ids: Tensor
+    tails: tuple[Tensor, ...] = ()
+
+    @property
+    def longest(self) -> int:
+        """Tokens that a row holds at most."""
+        return len(self.ids) + max(map(len, self.tails), default=0)
+
+
+class StoredEmbedding(Embedding):
+    """An embedding whose rows are read from the file when they are looked up."""
+
+    def __init__(self, names: WeightNames, shape: tuple[int, int]) -> None:
+        super().__init__(*shape)
+        self._names = names
+
+    def forward(self, ids: Tensor, out: Tensor) -> Tensor:
+        known, places = ids.unique(return_inverse=True)
+        rows = torch.cat([self._names.read("embed", row, row + 1) for row in known.tolist()])
+        return out.copy_(rows[places])
+
+
+class LayerAlone(Decoder):
+    """One layer in a decoder's place: hidden states [M, N] in, hidden states [M, N] out.
+
+    The first takes ids and begins with the embedding, the last ends with the final norm.
+    """
+
+    def __init__(self, one: Decoder, names: WeightNames, *, first: bool, last: bool) -> None:
+        super().__init__(
+            StoredEmbedding(names, one.embed.shape), one.layers, one.norm, None,
+            embed_scale=one.embed_scale, embed_norm=one.embed_norm if first else None,
+        )  # fmt: skip
+        self._last = last
+
+    def forward(self, tokens: Tensor, step: Step) -> Tensor:
+        if self._last:
+            return super().forward(tokens, step)
+        x = self._embedded(tokens, step)
+        self.layers[0](x, step)
+        return x
+
+
+def write_hidden(
+    files: ModelFiles, stretches: Sequence[Stretch], rows: Rows, settings: Mapping[str, Any],
+    progress: Callable[..., None] | None,
+) -> None:  # fmt: skip
+    """Last hidden states of every stretch's ids, then of its tails, in their order, into ``rows``.
+
+    They are those of the whole model run in pieces of ``BLOCK_TOKENS``, bit for bit.
+
+    Args:
+        settings: keywords of ``Settings`` but context, rows and chunk.
+
+    Raises:
+        DoesNotFitError: one layer exceeds the budget; its plan is carried along.
+        NonFiniteError: a layer produced NaN or infinity.
+    """
+    context = max(stretch.longest for stretch in stretches)
+    fixed = {"context": context, "rows": 1, "chunk": BLOCK_TOKENS}
+    chosen = Settings(**{**settings, **fixed})
+    count = files.config.num_layers
+    for index in range(count):
+
+        def done(stretch: int, before: int = index * len(stretches)) -> None:
+            if progress:
+                progress(before + stretch, count * len(stretches))
+
+        try:
+            _run_layer(files, index, chosen, stretches, rows, done)
+        except NonFiniteError as error:
+            raise NonFiniteError(
+                f"{files.name}: layer {index} produced NaN or infinity; its weights are damaged."
+            ) from error
+
+
+def _run_layer(
+    files: ModelFiles, index: int, settings: Settings, stretches: Sequence[Stretch], rows: Rows,
+    done: Callable[[int], None],
+) -> None:  # fmt: skip
+    """Load one layer and take every stretch through it; nothing of it is left afterwards."""
+    engine = _engine(files, index, settings)
+    cache = engine.make_cache(1, engine.plan.context, KV_DTYPES[engine.plan.kv], engine)
+    place = 0
+
+    def run(ids: Tensor) -> None:
+        nonlocal place
+        for piece in ids.split(BLOCK_TOKENS) if len(ids) else ():
+            given = rows.read(place, len(piece)) if index else piece
+            rows.write(place, engine.run(cache, [RowTokens(0, given)]))
+            place += len(piece)
+
+    for number, stretch in enumerate(stretches):
+        cache.truncate(0, 0)
+        run(stretch.ids)
+        held = cache.snapshot(0) if stretch.tails else None
+        for tail in stretch.tails:
+            assert held is not None
+            cache.restore(0, held)
+            run(tail)
+        done(number + 1)
+
+
+def _engine(files: ModelFiles, index: int, settings: Settings) -> Engine:
+    """Layer ``index`` in memory, as planned."""
+    config, one, names = files.assemble_layer(index)
+    last = index == files.config.num_layers - 1
+    decoder = LayerAlone(one, names, first=index == 0, last=last)
+    plan = _plan(decoder, config, names, settings)
+    if not plan.fits:
+        raise DoesNotFitError(
+            f"One layer of the baseline of {files.name} needs "
+            f"{human(plan.predicted_peak_bytes)}; the budget is {human(plan.budget_bytes)}. Raise "
+            "it, choose a smaller window, or give a --baseline file made elsewhere.",
+            plan,
+        )
+    ledger = Ledger(plan.parts, plan.budget_bytes - plan.predicted_peak_bytes)
+    Loader(decoder, names, plan, ledger, settings.method, None).load()
+    return Engine(decoder, config, plan, ledger)
+
+
+def _plan(decoder: Decoder, config: ModelConfig, names: WeightNames, settings: Settings) -> Plan:
+    """The plan of a model of one layer, less its embedding, which stays in the file."""
+    whole = solve(decoder, config, names, settings)
+    products = tuple(p for p in whole.products if p.names != ("embed",))
+    held = sum(p.bytes for p in whole.parts if p.name == "kv cache")  # of a row that tails share
+    states = Part("hidden states", 4 * BLOCK_TOKENS * config.hidden_size * 4 + held)
+    parts = (*(p for p in whole.parts if p.name != "weights.embed"), states)
+    plan = replace(whole, products=products, parts=parts)
+    runtime = sum(p.bytes for p in parts if p.name in ("runtime", LEARNED))
+    load_peak = load_peak_bytes(products, names, runtime)
+    fits = max(load_peak, plan.steady_peak_bytes) <= plan.budget_bytes
+    return replace(plan, fits=fits, load_peak_bytes=load_peak)

@@ -1,0 +1,101 @@
+"""Rows about refusals before harm and about what is learned from runs."""
+
+from __future__ import annotations
+
+from mutations.row import Mutation
+
+ADMISSION = "tests/test_admission.py::"
+
+MUTATIONS: tuple[Mutation, ...] = (
+    Mutation(
+        "admission: memory is asked for again before each weight",
+        "edgelm/loading.py",
+        "        require_memory(self.plan)\n",
+        "",
+        (f"{ADMISSION}test_memory_taken_between_plan_and_load_is_refused",),
+    ),
+    Mutation(
+        "admission: memory is asked for again before the buffers",
+        "edgelm/model.py",
+        "        require_memory(made)\n",
+        "",
+        (f"{ADMISSION}test_memory_taken_between_plan_and_load_is_refused",),
+    ),
+    Mutation(
+        "admission: the ledger asks the machine too",
+        "edgelm/memory.py",
+        "min(self.headroom_bytes, hardware.available_memory_bytes())",
+        "self.headroom_bytes",
+        (f"{ADMISSION}test_the_ledger_asks_the_machine_too",),
+    ),
+    Mutation(
+        "admission: what does not fit is not fetched",
+        "edgelm/entry.py",
+        "        _fitting_plan(ahead, decoder, names, _settings(settings))\n",
+        "",
+        (f"{ADMISSION}test_a_hub_model_that_does_not_fit_is_not_fetched",),
+    ),
+    Mutation(
+        "admission: a command refuses before it fetches",
+        "edgelm/cli/generate.py",
+        "open_files(model, source, output, load)",
+        "open_files(model, source, output)",
+        (f"{ADMISSION}test_a_hub_model_that_does_not_fit_is_not_fetched",),
+    ),
+    Mutation(
+        "runs: what was taken is recorded",
+        "edgelm/model.py",
+        "runs.record(cache_dir(), self.name, self.plan, peak)",
+        "pass",
+        (f"{ADMISSION}test_runs_are_kept_and_shown",),
+    ),
+    Mutation(
+        "runs: the correction is a median",
+        "edgelm/runs.py",
+        "int(median(beyond))",
+        "max(beyond)",
+        (f"{ADMISSION}test_the_correction_is_a_median_and_never_negative",),
+    ),
+    Mutation(
+        "runs: other versions' runs do not count",
+        "edgelm/runs.py",
+        "if run.version == __version__]",
+        "if run]",
+        (f"{ADMISSION}test_the_correction_is_a_median_and_never_negative",),
+    ),
+    Mutation(
+        "runs: somebody else's memory is not learned",
+        "edgelm/runs.py",
+        "if run.beyond_bytes < _OTHERS_BYTES:",
+        "if True:",
+        (f"{ADMISSION}test_few_runs_are_kept_and_no_foreign_memory",),
+    ),
+    Mutation(
+        "cgroups: groups around the own one count",
+        "edgelm/cgroups.py",
+        "for group in (own, *own.parents):",
+        "for group in (own,):",
+        (f"{ADMISSION}test_limits_of_groups",),
+    ),
+    Mutation(
+        "cgroups: pages of files count as free",
+        "edgelm/cgroups.py",
+        "int(used) - _file_bytes(folder)",
+        "int(used)",
+        (f"{ADMISSION}test_limits_of_groups",),
+    ),
+    Mutation(
+        "load peak: a product is made beside all before it",
+        "edgelm/load_peak.py",
+        "        held += product.nbytes\n",
+        "",
+        (f"{ADMISSION}test_the_load_peak_is_that_of_its_worst_moment",),
+    ),
+    Mutation(
+        "memory: compiled products are not kept for every number of rows",
+        "edgelm/entry.py",
+        "    hardware.bound_kernel_caches()\n",
+        "",
+        ("tests/test_promises.py::test_requests_of_many_lengths_leave_little",),
+    ),
+)
