@@ -47,9 +47,9 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "native: exact products round nothing",
-        BACKEND,
-        "native.matrix(scheme, shape, self.exact),\n            tensors",
-        "native.matrix(scheme, shape),\n            tensors",
+        "quant/native/__init__.py",
+        "int(exact)),",
+        "0),",
         (f"{TESTS}::test_exact_products_round_no_activations",),
     ),
     Mutation(

@@ -18,8 +18,8 @@ build() {
 
 sanitize() {
     echo "-- $1 sanitizer"
-    build "$1" -DCMAKE_BUILD_TYPE=RelWithDebInfo \
-        -DCMAKE_CXX_FLAGS="-fsanitize=$1 -fno-sanitize-recover=all -fno-omit-frame-pointer"
+    build "$1" \
+        -DCMAKE_CXX_FLAGS="-O1 -g -fsanitize=$1 -fno-sanitize-recover=all -fno-omit-frame-pointer"
     "$work/$1/edgelm_check"
 }
 
