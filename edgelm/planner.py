@@ -151,10 +151,11 @@ class Planner:
         if config.rope is not None:
             sizes["rope table"] = context * config.rope.rotary_size * dtype.itemsize
         sizes["kv cache"] = cache_bytes(config, candidate.rows, context, tokens, kv)
+        depth = self._draft_depth(candidate)
+        judged = max(candidate.rows, depth + 1)
         key = (candidate.recipe, tokens)
         if key not in self._scratch:
-            rows = candidate.rows
-            self._scratch[key] = kernel_scratch(weights.products, tokens, rows, self._tied)
+            self._scratch[key] = kernel_scratch(weights.products, tokens, judged, self._tied)
         sizes["kernel scratch"] = self._scratch[key]
         if runs_natively(weights.products, dtype):
             own = workspaces(config, candidate.rows, tokens, context, weights.products)
@@ -163,8 +164,6 @@ class Planner:
         sizes["restore points"] = cache_bytes(
             config, candidate.rows, context, tokens, kv, rings_only=True
         )
-        depth = self._draft_depth(candidate)
-        judged = max(candidate.rows, depth + 1)
         sizes["logits"] = judged * self.decoder.outputs * torch.float32.itemsize
         sizes[SPECULATION_PART] = lookup_bytes(context) if depth else 0
         parts = [Part(name, nbytes) for name, nbytes in sizes.items() if nbytes]

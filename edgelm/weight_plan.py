@@ -37,7 +37,8 @@ class WeightPlan:
 class WeightPlanner:
     """Plans the weights of one model; what recipes share is given once.
 
-    ``backend``, ``measured`` and ``exact`` choose kernels, see ``quant.choose``; ``dtype`` is the activations'.
+    ``backend``, ``measured`` and ``exact`` choose kernels, see ``quant.choose``; ``dtype`` is the
+    activations'.
     """
 
     decoder: Decoder

@@ -91,6 +91,10 @@ def test_rms_norm_is_its_definition() -> None:
     assert error < 1e-5
 
 
+def angles_at(table: torch.Tensor, position: int) -> reference.Angles:
+    return reference.Angles(table, torch.tensor([position]), *table[:, position, None, None])
+
+
 @pytest.mark.parametrize("interleaved", [False, True])
 def test_rotation_keeps_lengths_and_relative_angles(interleaved: bool) -> None:
     """q(p) . k(p') depends on p - p' alone, and the dimensions beyond the rotated stay."""
@@ -100,8 +104,8 @@ def test_rotation_keeps_lengths_and_relative_angles(interleaved: bool) -> None:
     vectors = torch.randn(1, 2, 12)
 
     def at(position: int) -> torch.Tensor:
-        cos, sin = table[:, position, None, None]
-        return reference.rotate(vectors, rope, cos, sin, torch.empty(1, 2, 12))[0]
+        angles = angles_at(table, position)
+        return reference.rotate(vectors, rope, angles, torch.empty(1, 2, 12))[0]
 
     def product(p: int, q: int) -> float:
         return float(at(p)[0] @ at(q)[1])
@@ -117,10 +121,10 @@ def test_interleaved_and_halves_are_the_same_rotation_of_permuted_rows() -> None
     halves, pairs = Rope(parameters), Rope(parameters, interleaved=True)
     table = torch.empty(halves.table_shape(64))
     halves.fill_table(table)
-    x, (cos, sin) = torch.randn(1, 1, 8), table[:, 5, None, None]
+    x, angles = torch.randn(1, 1, 8), angles_at(table, 5)
     order = torch.tensor([0, 4, 1, 5, 2, 6, 3, 7])
-    by_halves = reference.rotate(x, halves, cos, sin, torch.empty(1, 1, 8))
-    by_pairs = reference.rotate(x[..., order], pairs, cos, sin, torch.empty(1, 1, 8))
+    by_halves = reference.rotate(x, halves, angles, torch.empty(1, 1, 8))
+    by_pairs = reference.rotate(x[..., order], pairs, angles, torch.empty(1, 1, 8))
     assert torch.allclose(by_halves[..., order], by_pairs, atol=1e-6)
 
 
@@ -138,7 +142,7 @@ def test_attend_is_its_definition(kv: torch.dtype) -> None:
     out, weights = torch.empty(tokens, heads, size), torch.empty(heads, tokens, visible)
     stored, scoring = reference.Stored(keys, values), reference.Scoring(0.3)
     distances = torch.arange(visible) - float(visible - 1)
-    reference.attend(queries, stored, mask, distances, scoring, out, scratch, weights)
+    reference.attend_row(queries, stored, mask, distances, scoring, out, scratch, weights)
     for head in range(heads):
         group = head // (heads // groups)
         scores = queries[:, head] @ keys[:, group].float().T * 0.3

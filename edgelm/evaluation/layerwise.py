@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -28,6 +28,9 @@ from edgelm.settings import KV_DTYPES, Settings
 from edgelm.solver import solve
 from edgelm.step import Step
 from edgelm.weights import WeightNames
+
+if TYPE_CHECKING:
+    from edgelm.ops import Ops
 
 BLOCK_TOKENS = 256
 
@@ -52,7 +55,7 @@ class StoredEmbedding(Embedding):
         super().__init__(*shape)
         self._names = names
 
-    def forward(self, ids: Tensor, out: Tensor) -> Tensor:
+    def forward(self, ids: Tensor, out: Tensor, ops: Ops) -> Tensor:
         known, places = ids.unique(return_inverse=True)
         rows = torch.cat([self._names.read("embed", row, row + 1) for row in known.tolist()])
         return out.copy_(rows[places])

@@ -228,7 +228,8 @@ def test_rotation(rotary: int, interleaved: bool, isa: str) -> None:
     out = torch.empty(9, 3, 48)
     ops.rotate(x, table, positions, interleaved, out)()
     cos, sin = (table[i, positions].unsqueeze(1) for i in range(2))
-    check(isa, out, reference.rotate(x, rope, cos, sin, torch.empty(9, 3, 48)))
+    angles = reference.Angles(table, positions, cos, sin)
+    check(isa, out, reference.rotate(x, rope, angles, torch.empty(9, 3, 48)))
     alone = torch.empty(1, 3, 48)
     ops.rotate(x[6:7], table, positions[6:7], interleaved, alone)()
     assert torch.equal(out[6:7], alone)
@@ -282,7 +283,7 @@ class Row:
         elements = reference.AttentionScratch.elements(64, self.heads, len(kept), self.size)
         scratch = reference.AttentionScratch(torch.empty(elements), 64, widened)
         distances = (kept - self.length + 1).float()
-        return reference.attend(
+        return reference.attend_row(
             queries, stored, mask, distances, reference.Scoring(**scoring),
             torch.empty_like(queries), scratch,
         )  # fmt: skip
