@@ -18,7 +18,14 @@ from edgelm.loading import rope_table
 from edgelm.memory import Ledger, Plan
 from edgelm.models.decoder import Decoder
 from edgelm.ops import reference
-from edgelm.ops.native import MOST_RECORDED, RECORDED_PART, NativeOps, runs_natively, workspaces
+from edgelm.ops.native import (
+    MOST_RECORDED,
+    RECORDED_PART,
+    NativeOps,
+    holds_natively,
+    runs_natively,
+    workspaces,
+)
 from edgelm.ops.reference import Angles, softcap_
 from edgelm.placement import streamed_layers
 from edgelm.settings import DTYPES, KV_DTYPES
@@ -108,7 +115,7 @@ class Engine:
         """
         for entry in batch:
             cache.check_room(entry.row, entry.tokens.shape[0])
-        if recording is None and self._is_recordable(batch):
+        if recording is None and self._is_recordable(cache, batch):
             out = self._replay(cache, batch)
         else:
             out = self._run_eagerly(cache, batch, recording or Recording())
@@ -123,17 +130,19 @@ class Engine:
         self, cache: KVCache, batch: Sequence[RowTokens], recording: Recording,
         find_nonfinite: bool = False,
     ) -> Tensor:  # fmt: skip
-        # Probabilities of attention are the reference's to give.
-        ops = self.ops if recording.attentions is None else reference
+        # Probabilities of attention, and caches of other types, are the reference's.
+        own = holds_natively(cache.dtype) and recording.attentions is None
+        ops = self.ops if own else reference
         step = self._step(cache, batch, recording, ops)
         step.find_nonfinite = find_nonfinite
         tokens = torch.cat([entry.tokens for entry in batch]) if len(batch) > 1 else batch[0].tokens
         return self.decoder(tokens, step)
 
-    def _is_recordable(self, batch: Sequence[RowTokens]) -> bool:
+    def _is_recordable(self, cache: KVCache, batch: Sequence[RowTokens]) -> bool:
         """Whether the step is one token for each of some rows, all operations being native."""
         return (
             isinstance(self.ops, NativeOps)
+            and holds_natively(cache.dtype)
             and not streamed_layers(self.plan)
             and len(batch) <= min(self.plan.rows, MOST_RECORDED)
             and all(

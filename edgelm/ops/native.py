@@ -40,6 +40,11 @@ def runs_natively(products: Iterable[ProductPlan], dtype: torch.dtype) -> bool:
     )
 
 
+def holds_natively(dtype: torch.dtype) -> bool:
+    """Whether the library reads and writes caches of this type."""
+    return dtype in ops.STORAGES
+
+
 def workspaces(
     config: ModelConfig, rows: int, chunk: int, context: int, products: Iterable[ProductPlan]
 ) -> dict[str, int]:
@@ -93,7 +98,8 @@ class NativeOps:
             self._run(calls.embed(table.tensors["layout"], table.scheme, ids, out))
         else:
             table.forward(ids, out)
-            self.first = partial(table.forward, ids, out)
+            if self._recording:
+                self.first = partial(table.forward, ids, out)
         return out
 
     def scale_(self, x: Tensor, factor: float) -> Tensor:

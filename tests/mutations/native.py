@@ -9,6 +9,8 @@ BACKEND = "quant/backends/native_backend.py"
 OPS = "quant/native/ops.py"
 OPS_TESTS = "tests/quant/test_native_ops.py"
 
+TAPE_TESTS = "tests/test_tape.py"
+
 MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "native: a bias is added",
@@ -107,5 +109,26 @@ MUTATIONS: tuple[Mutation, ...] = (
         "stride(out), interleaved, threads()",
         "stride(out), 0, threads()",
         (f"{OPS_TESTS}::test_rotation",),
+    ),
+    Mutation(
+        "tape: positions are set before each step",
+        "edgelm/engine.py",
+        "        positions.copy_(torch.tensor([cache.lengths[entry.row] for entry in batch]))\n",
+        "",
+        (f"{TAPE_TESTS}::test_replayed_steps_give_the_bits_of_a_prompt",),
+    ),
+    Mutation(
+        "tape: each cache has tapes of its own",
+        "edgelm/engine.py",
+        "self._tapes.setdefault(cache, {})",
+        "self._tapes.setdefault(next(iter(self._tapes), cache), {})",
+        (f"{TAPE_TESTS}::test_each_cache_has_tapes_of_its_own",),
+    ),
+    Mutation(
+        "tape: caches that the library does not know",
+        "edgelm/engine.py",
+        "own = holds_natively(cache.dtype) and recording",
+        "own = recording",
+        (f"{TAPE_TESTS}::test_float16_caches_run_on_the_reference",),
     ),
 )
