@@ -26,7 +26,7 @@ from edgelm.ops.native import (
     runs_natively,
     workspaces,
 )
-from edgelm.ops.reference import Angles, softcap_
+from edgelm.ops.reference import Angles
 from edgelm.placement import streamed_layers
 from edgelm.settings import DTYPES, KV_DTYPES
 from edgelm.step import Seen, Segment, Step, Workspace, widened_elements
@@ -185,7 +185,7 @@ class Engine:
         else:
             logits.copy_(head(hidden, hidden.new_empty(logits.shape), self.ops))
         if head.softcap is not None:
-            softcap_(logits, head.softcap)
+            self.ops.softcap_(logits, head.softcap)
         if not all_finite(logits):
             raise NonFiniteError("The head produced NaN or infinity; its weights are damaged.")
         return logits

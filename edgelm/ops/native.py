@@ -149,6 +149,10 @@ class NativeOps:
         self._run(ops.gated_activation(gate_up, name, out))
         return out
 
+    def softcap_(self, x: Tensor, bound: float) -> Tensor:
+        self._run(ops.softcap(x, bound, x))
+        return x
+
     def add_(self, x: Tensor, branch: Tensor) -> Tensor:
         self._run(ops.add(x, branch))
         return x

@@ -5,16 +5,6 @@
 
 namespace {
 
-inline __m512i dot4(__m512i sums, __m512i codes, __m512i x) {
-#if defined(__GNUC__) && !defined(__clang__)
-    // gcc 12 copies the accumulator of the intrinsic before each use, at 1.7 times the time.
-    __asm__("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(codes), "v"(x));
-    return sums;
-#else
-    return _mm512_dpbusd_epi32(sums, codes, x);
-#endif
-}
-
 inline __m512i spread4(const int8_t* x) {
     int32_t four;
     memcpy(&four, x, 4);
@@ -195,16 +185,9 @@ void rows_by_tiles(const edgelm_matrix& m, const uint8_t* panel, const Activatio
     }
 }
 
-void multiply(const edgelm_matrix& m, const uint8_t* panel, const Activations& x,
-              const Target& target) {
-    switch (stored(m)) {
-        case Stored::kInt4: return rows_by_tiles<Stored::kInt4>(m, panel, x, target);
-        case Stored::kInt8: return rows_by_tiles<Stored::kInt8>(m, panel, x, target);
-        default: return rows_by_tiles<Stored::kBook>(m, panel, x, target);
-    }
-}
-
 }  // namespace
+
+#include "rounding_dispatch.h"
 
 const Isa kAvx512Vnni = {"avx512vnni", round_row,          refine_group,
                          multiply,     exact_panel_avx512, &kOpsAvx512};

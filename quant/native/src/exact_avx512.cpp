@@ -146,14 +146,9 @@ void rows_by_tiles(const edgelm_matrix& m, const uint8_t* panel, const ExactRows
 
 }  // namespace
 
+#include "exact_dispatch.h"
+
 void exact_panel_avx512(const edgelm_matrix& m, const uint8_t* panel, const ExactRows& x,
                         const Target& target) {
-    switch (stored(m)) {
-        case Stored::kInt4: return rows_by_tiles<Stored::kInt4>(m, panel, x, target);
-        case Stored::kInt8: return rows_by_tiles<Stored::kInt8>(m, panel, x, target);
-        case Stored::kBook: return rows_by_tiles<Stored::kBook>(m, panel, x, target);
-        case Stored::kFloat16: return rows_by_tiles<Stored::kFloat16>(m, panel, x, target);
-        case Stored::kBfloat16: return rows_by_tiles<Stored::kBfloat16>(m, panel, x, target);
-        case Stored::kFloat32: return rows_by_tiles<Stored::kFloat32>(m, panel, x, target);
-    }
+    exact_panel(m, panel, x, target);
 }

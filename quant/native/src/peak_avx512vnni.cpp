@@ -1,23 +1,8 @@
 // AVX512 with VNNI: one instruction for 64 products and their sums.
-#include <immintrin.h>
-
 #include <initializer_list>
 
 #include "peak.h"
-
-namespace {
-
-inline __m512i dot4(__m512i sums, __m512i codes, __m512i x) {
-#if defined(__GNUC__) && !defined(__clang__)
-    // gcc 12 copies the accumulator of the intrinsic before each use.
-    __asm__("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(codes), "v"(x));
-    return sums;
-#else
-    return _mm512_dpbusd_epi32(sums, codes, x);
-#endif
-}
-
-}  // namespace
+#include "vectors512.h"
 
 int64_t peak_avx512vnni(int64_t steps, int32_t* sink) {
     // Twelve chains hide the latency of five cycles at two instructions a cycle.

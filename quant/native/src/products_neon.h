@@ -231,13 +231,6 @@ void rows_by_tiles(const edgelm_matrix& m, const uint8_t* panel, const Activatio
     }
 }
 
-void multiply(const edgelm_matrix& m, const uint8_t* panel, const Activations& x,
-              const Target& target) {
-    switch (stored(m)) {
-        case Stored::kInt4: return rows_by_tiles<Stored::kInt4>(m, panel, x, target);
-        case Stored::kInt8: return rows_by_tiles<Stored::kInt8>(m, panel, x, target);
-        default: return rows_by_tiles<Stored::kBook>(m, panel, x, target);
-    }
-}
-
 }  // namespace
+
+#include "rounding_dispatch.h"

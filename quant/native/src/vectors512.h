@@ -9,6 +9,17 @@ namespace {
 
 constexpr int kHalves = 2;
 
+// Adds the products of 4 bytes each to 16 sums.
+inline __m512i dot4(__m512i sums, __m512i codes, __m512i x) {
+#if defined(__GNUC__) && !defined(__clang__)
+    // gcc 12 copies the accumulator of the intrinsic before each use, at 1.7 times the time.
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(codes), "v"(x));
+    return sums;
+#else
+    return _mm512_dpbusd_epi32(sums, codes, x);
+#endif
+}
+
 inline __m512 load_floats(const uint8_t* array, int32_t kind, int half) {
     if (kind == EDGELM_FLOAT32) return _mm512_loadu_ps(array + half * 64);
     const __m256i halves =
