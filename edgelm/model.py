@@ -60,6 +60,7 @@ class LanguageModel(AsyncForms, SavedConversations):
         self._files = files
         self._owner = object()
         loader = Loader(decoder, names, made, self.ledger, method, progress)
+        loader.keep()
         self.report = loader.load()
         self._stream = loader.stream
         warn_of_requantizing(self.report)
