@@ -26,7 +26,10 @@ from edgelm.evaluation.passage import Passage
 
 BENCHES = Path(__file__).resolve().parent
 ASSETS = Path(os.environ.get("EDGELM_ASSETS") or BENCHES.parent.parent / "shared" / "assets")
-RUNS = ({"quant": "int4"}, {"quant": "int4", "backend": "reference"}, {"quant": "none"})
+RUNS = (
+    *({"quant": "int4"}, {"quant": "int4", "backend": "torch"}),
+    *({"quant": "int4", "backend": "reference"}, {"quant": "none"}),
+)
 TURNS = 3
 WINDOW, WINDOWS = 512, 4
 COMMAND = "edgelm bench demo --prompt-tokens 512 --decode-tokens 64"

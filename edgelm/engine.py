@@ -18,7 +18,7 @@ from edgelm.loading import rope_table
 from edgelm.memory import Ledger, Plan
 from edgelm.models.decoder import Decoder
 from edgelm.ops import reference
-from edgelm.ops.native import MOST_RECORDED, NativeOps, runs_natively, workspaces
+from edgelm.ops.native import MOST_RECORDED, RECORDED_PART, NativeOps, runs_natively, workspaces
 from edgelm.ops.reference import Angles, softcap_
 from edgelm.placement import streamed_layers
 from edgelm.settings import DTYPES, KV_DTYPES
@@ -63,7 +63,7 @@ class Engine:
             sizes = workspaces(config, plan.rows, plan.chunk, plan.context, plan.products)
             taken = {part: ledger.empty(part, (n,), torch.uint8) for part, n in sizes.items()}
             self.ops = NativeOps(taken["attention"])
-            self._recorder = (taken["attention"], taken["kernel scratch"])
+            self._recorder = (taken["attention"], taken[RECORDED_PART])
             self._inputs = torch.zeros(3, MOST_RECORDED, dtype=torch.int64)  # ids, rows, positions
         self.workspace = Workspace(
             config, plan.chunk, plan.context, self.dtype, KV_DTYPES[plan.kv], ledger.empty

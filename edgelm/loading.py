@@ -221,10 +221,9 @@ class Loader:
                 note = AGAIN
             elif info.stays_float and scheme.is_float:
                 note = LEFT_ALONE
-        kernel = find(product.kernel)
-        nbytes = kernel.nbytes(scheme, shape)
+        nbytes = _part_bytes(product, index, scheme)
         self.report.modules.append(
-            ModuleReport(name, scheme, shape, nbytes, error_db, kernel.name, note)
+            ModuleReport(name, scheme, shape, nbytes, error_db, product.kernel, note)
         )
         return packed
 
@@ -254,6 +253,16 @@ class Loader:
         self.report.other_bytes += vector.nbytes
         self.report.other_elements += vector.numel()
         return vector
+
+
+def _part_bytes(product: ProductPlan, index: int, scheme: Scheme) -> int:
+    """What a part adds to a fused product: kernels that lay rows in panels pad only the last."""
+
+    def nbytes(count: int) -> int:
+        rows = sum(rows for rows, _ in product.shapes[:count])
+        return find(product.kernel).nbytes(scheme, (rows, product.shape[1])) if rows else 0
+
+    return nbytes(index + 1) - nbytes(index)
 
 
 def warn_of_requantizing(report: Report) -> None:

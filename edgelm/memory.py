@@ -110,6 +110,14 @@ class Plan:
         """Bytes of all weights, norms and biases included."""
         return sum(part.bytes for part in self.parts if part.name.startswith("weights."))
 
+    @property
+    def kernels(self) -> dict[str, str]:
+        """The kernel that runs each class of tensors: embed, attn, mlp, head."""
+        found: dict[str, set[str]] = {}
+        for product in self.products:
+            found.setdefault(product.kind, set()).add(product.kernel)
+        return {kind: " + ".join(sorted(kernels)) for kind, kernels in found.items()}
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON, with the sums spelled out."""
         data = asdict(self)

@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import Tensor
 
-from edgelm import hardware, runs
 from edgelm.admission import require_memory
 from edgelm.asynchronous import AsyncForms
 from edgelm.beams import BeamSearch, beam_result, check_kept
@@ -31,9 +30,10 @@ from edgelm.prediction import predict
 from edgelm.prompt_lookup import PromptLookup
 from edgelm.request import Chunk, Request, Result, collect
 from edgelm.restore_points import RestorePoints
+from edgelm.runs import Watch
 from edgelm.scoring import log_likelihoods
 from edgelm.settings import KV_DTYPES
-from edgelm.speculation import Drafter, Speculation
+from edgelm.speculation import Drafter, Speculation, rows_stand_alone
 from edgelm.tokenizer import Tokenizer
 from edgelm.turn import Turn
 from edgelm.weights import WeightNames
@@ -53,9 +53,9 @@ class LanguageModel(AsyncForms, SavedConversations):
         progress: Progress | None, draft: tuple[ModelFiles, Plan] | None = None,
     ) -> None:  # fmt: skip
         self.plan = made
-        self._earlier_peak_bytes = hardware.peak_resident_bytes()
         self.config = files.config
         self.name = files.name
+        self._watch = Watch(cache_dir(), self.name, made)
         self.ledger = Ledger(made.parts, made.budget_bytes - made.predicted_peak_bytes)
         self._files = files
         self._owner = object()
@@ -74,7 +74,7 @@ class LanguageModel(AsyncForms, SavedConversations):
             files.config, self._cache, self.ledger.empty
         )
         self._speculation: Speculation | None = None
-        if made.draft_depth:
+        if made.draft_depth and (draft or rows_stand_alone(made)):
             drafter: Drafter = (
                 PromptLookup(made.context, self.ledger.empty) if draft is None
                 else DraftModel(*draft, method, files.config.vocab_size, self.ledger, progress)
@@ -273,10 +273,7 @@ class LanguageModel(AsyncForms, SavedConversations):
     @property
     def kernels(self) -> dict[str, str]:
         """The kernel that runs each class of tensors: embed, attn, mlp, head."""
-        found: dict[str, set[str]] = {}
-        for product in self.plan.products:
-            found.setdefault(product.kind, set()).add(product.kernel)
-        return {kind: " + ".join(sorted(kernels)) for kind, kernels in found.items()}
+        return self.plan.kernels
 
     def close(self) -> None:
         """Free weights, caches and buffers; further calls are refused.
@@ -285,9 +282,7 @@ class LanguageModel(AsyncForms, SavedConversations):
         """
         with self._turn.end():
             if self._engine is not None:
-                peak = hardware.peak_resident_bytes()
-                if peak > self._earlier_peak_bytes:  # else it tells of something before this model
-                    runs.record(cache_dir(), self.name, self.plan, peak)
+                self._watch.end()
             self._engine = self._cache = self._points = self._speculation = None
             if self._stream is not None:
                 self._stream.close()

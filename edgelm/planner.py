@@ -160,7 +160,7 @@ class Planner:
         if runs_natively(weights.products, dtype):
             own = workspaces(config, candidate.rows, tokens, context, weights.products)
             for part, nbytes in own.items():
-                sizes[part] += nbytes
+                sizes[part] = sizes.get(part, 0) + nbytes
         sizes["restore points"] = cache_bytes(
             config, candidate.rows, context, tokens, kv, rings_only=True
         )

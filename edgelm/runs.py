@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from edgelm import hardware
 from edgelm.kept import keep, kept
 from edgelm.memory import Part, Plan
 from edgelm.version import __version__
@@ -52,6 +53,20 @@ def record(folder: Path, model: str, plan: Plan, peak_bytes: int) -> None:
     run = Run(model, plan.scheme, predicted, peak_bytes, __version__, ended)
     if run.beyond_bytes < _OTHERS_BYTES:
         keep(folder / KEPT, [asdict(own) for own in (*recorded(folder), run)[-KEPT_RUNS:]])
+
+
+class Watch:
+    """A loaded model's share in the process's peak, from before its weights to its end."""
+
+    def __init__(self, folder: Path, model: str, plan: Plan) -> None:
+        self._folder, self._model, self._plan = folder, model, plan
+        self._earlier_bytes = hardware.peak_resident_bytes()
+
+    def end(self) -> None:
+        """Record the run, unless the peak tells of something before this model."""
+        peak = hardware.peak_resident_bytes()
+        if peak > self._earlier_bytes:
+            record(self._folder, self._model, self._plan, peak)
 
 
 def recorded(folder: Path) -> tuple[Run, ...]:

@@ -14,6 +14,7 @@ from oracle import assert_close, load_exact
 from torch.nn import functional
 
 import edgelm
+from edgelm.ops import reference as reference_ops
 
 CLASSIFIERS = ("sequence-classification", "token-classification")
 PAIRS = [(name, head) for name in sorted(oracle.FAMILIES) for head in CLASSIFIERS]
@@ -243,7 +244,7 @@ def test_a_fresh_head(
             found.append(out.start_logits if out.logits is None else out.logits)
             matrix = lm._engine.decoder.head
             size = matrix.in_size
-            weight = matrix(torch.eye(size), torch.empty(size, matrix.out_size))
+            weight = matrix(torch.eye(size), torch.empty(size, matrix.out_size), reference_ops)
     assert torch.equal(*found)
     assert float(weight.std()) == pytest.approx(reference.config.initializer_range, rel=0.2)
     hidden = out.hidden_states[-1] @ weight

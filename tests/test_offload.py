@@ -63,7 +63,7 @@ def layer_files(cache: Path) -> list[Path]:
     return sorted((cache / layer_store.FOLDER).rglob("*.layer"))
 
 
-@pytest.mark.parametrize(("share", "streamed"), [(0.4, 4), (0.7, 5)])
+@pytest.mark.parametrize(("share", "streamed"), [(0.4, 4), (0.65, 5)])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_tokens_are_the_same(assets: Path, family: str, share: float, streamed: int) -> None:
     """Bit for bit: prompts in chunks, decoding, batches of different lengths, probabilities."""

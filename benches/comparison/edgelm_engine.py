@@ -10,9 +10,9 @@ import torch
 import edgelm
 from edgelm.benchmark import random_model
 from edgelm.files import ModelFiles
-from edgelm.planner import bytes_per_token
 from edgelm.request import Request
 from edgelm.sampling import SamplingSettings
+from edgelm.weight_plan import bytes_per_token
 from quant import find
 
 PASSAGE = (

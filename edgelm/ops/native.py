@@ -22,11 +22,13 @@ from quant import QuantEmbedding, QuantLinear, Scheme
 from quant.backends import find
 from quant.backends.native_backend import NativeProduct
 from quant.native import ops
+from quant.native import products as calls
 from quant.native.ops import Call, LayerCache
 
 if TYPE_CHECKING:
     from edgelm.step import Step
 
+RECORDED_PART = "recorded step"
 MOST_RECORDED = 16
 """Steps of up to so many rows, one token each, are recorded."""
 
@@ -47,8 +49,10 @@ def workspaces(
     recorded = min(rows, MOST_RECORDED)
     return {
         "attention": ops.attention_bytes(chunk, config.num_heads, shape),
-        "kernel scratch": max(
-            ops.workspace_bytes(Scheme.parse(p.scheme), p.shape, recorded, _exact(p.kernel))
+        RECORDED_PART: max(
+            calls.workspace_bytes(
+                Scheme.parse(p.scheme), p.shape, recorded, _exact(p.kernel)
+            )
             for p in products
             if p.kernel.startswith("native.")
         ),
@@ -83,12 +87,12 @@ class NativeOps:
         assert isinstance(product.kernel, NativeProduct)
         layout = product.tensors["layout"]
         space, exact = self._products, product.kernel.exact
-        self._run(ops.linear(layout, product.scheme, x, product.bias, out, space, exact))
+        self._run(calls.linear(layout, product.scheme, x, product.bias, out, space, exact))
         return out
 
     def embed(self, table: QuantEmbedding, ids: Tensor, out: Tensor) -> Tensor:
         if self._recording and isinstance(table.kernel, NativeProduct):
-            self._run(ops.embed(table.tensors["layout"], table.scheme, ids, out))
+            self._run(calls.embed(table.tensors["layout"], table.scheme, ids, out))
         else:
             table.forward(ids, out)
             self.first = partial(table.forward, ids, out)

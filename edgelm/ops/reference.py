@@ -139,9 +139,7 @@ def store(step: Step, layer: int, keys: Tensor, values: Tensor) -> None:
     step.cache.write(layer, step.slots, keys, values)
 
 
-def attend(
-    step: Step, layer: int, queries: Tensor, scoring: Scoring, out: Tensor
-) -> Tensor:  # fmt: skip
+def attend(step: Step, layer: int, queries: Tensor, scoring: Scoring, out: Tensor) -> Tensor:
     """Attention of the step's tokens over what their rows hold: queries, out [M, H, D].
 
     Probabilities go to the step's list where somebody asked for them.

@@ -17,8 +17,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from ..scheme import Scheme
-from . import library, matrix, threads
+from . import library, threads
 
 FUNCTIONS = {"silu": 0, "gelu_pytorch_tanh": 1, "relu2": 2}
 STORAGES = {torch.bfloat16: 1, torch.float32: 2, torch.int8: 3}
@@ -27,7 +26,7 @@ _POINTER, _INT64 = ctypes.c_void_p, ctypes.c_int64
 _INT32, _FLOAT = ctypes.c_int32, ctypes.c_float
 
 
-def _fields(pointers: str, sizes: str, rest: Sequence[tuple[str, type]]) -> list[tuple[str, type]]:
+def fields(pointers: str, sizes: str, rest: Sequence[tuple[str, type]]) -> list[tuple[str, type]]:
     """Fields of a struct: pointers, 64-bit sizes and what follows them, in this order."""
     return [
         *((name, _POINTER) for name in pointers.split()),
@@ -36,67 +35,55 @@ def _fields(pointers: str, sizes: str, rest: Sequence[tuple[str, type]]) -> list
     ]
 
 
-_THREADS = ("threads", _INT32)
-
-
-class Product(ctypes.Structure):
-    """edgelm_product"""
-
-    _fields_ = _fields("matrix layout x bias out workspace", "rows x_stride out_stride", [_THREADS])
-
-
-class Reading(ctypes.Structure):
-    """edgelm_reading"""
-
-    _fields_ = _fields("matrix layout ids out", "count out_stride", [])
+THREADS = ("threads", _INT32)
 
 
 class Norm(ctypes.Structure):
     """edgelm_norm"""
 
-    _fields_ = _fields(
+    _fields_ = fields(
         "x out weight bias",
         "tokens heads size x_stride out_stride",
-        [("eps", _FLOAT), _THREADS],
+        [("eps", _FLOAT), THREADS],
     )
 
 
 class Sum(ctypes.Structure):
     """edgelm_sum"""
 
-    _fields_ = _fields("x y", "tokens size x_stride y_stride", [_THREADS])
+    _fields_ = fields("x y", "tokens size x_stride y_stride", [THREADS])
 
 
 class Map(ctypes.Structure):
     """edgelm_map"""
 
-    _fields_ = _fields("x out", "tokens size x_stride out_stride", [("number", _FLOAT), _THREADS])
+    _fields_ = fields("x out", "tokens size x_stride out_stride", [("number", _FLOAT), THREADS])
 
 
 class Activation(ctypes.Structure):
     """edgelm_activation"""
 
-    _fields_ = _fields(
+    _fields_ = fields(
         "gate up out",
         "tokens size gate_stride up_stride out_stride",
-        [("function", _INT32), _THREADS],
+        [("function", _INT32), THREADS],
     )
 
 
 class Rotation(ctypes.Structure):
     """edgelm_rotation"""
 
-    _fields_ = _fields(
+    _fields_ = fields(
         "x out cosines sines positions",
         "tokens heads size pairs x_stride out_stride",
-        [("interleaved", _INT32), _THREADS],
+        [("interleaved", _INT32), THREADS],
     )
 
 
 class Cache(ctypes.Structure):
     """edgelm_cache"""
 
-    _fields_ = _fields("keys values key_scales value_scales", "slots groups size storage", [])
+    _fields_ = fields("keys values key_scales value_scales", "slots groups size storage", [])
 
 
 class Append(ctypes.Structure):
@@ -104,7 +91,7 @@ class Append(ctypes.Structure):
 
     _fields_ = [
         ("cache", Cache),
-        *_fields("keys values rows positions", "tokens key_stride value_stride", [_THREADS]),
+        *fields("keys values rows positions", "tokens key_stride value_stride", [THREADS]),
     ]
 
 
@@ -113,10 +100,10 @@ class Attention(ctypes.Structure):
 
     _fields_ = [
         ("cache", Cache),
-        *_fields(
+        *fields(
             "queries out rows positions slopes workspace",
             "tokens heads query_stride out_stride window",
-            [("scale", _FLOAT), ("softcap", _FLOAT), _THREADS],
+            [("scale", _FLOAT), ("softcap", _FLOAT), THREADS],
         ),
     ]
 
@@ -124,7 +111,7 @@ class Attention(ctypes.Structure):
 class Choice(ctypes.Structure):
     """edgelm_choice"""
 
-    _fields_ = _fields("x out", "tokens size x_stride", [_THREADS])
+    _fields_ = fields("x out", "tokens size x_stride", [THREADS])
 
 
 @dataclass(frozen=True)
@@ -165,39 +152,7 @@ class LayerCache:
         for tensor in self.tensors:
             assert tensor is None or tensor.is_contiguous()
         assert (self.key_scales is None) == (self.keys.dtype != torch.int8)
-        return Cache(*map(_address, self.tensors), *self.keys.shape[1:], storage)
-
-
-def linear(
-    layout: Tensor, scheme: Scheme, x: Tensor, bias: Tensor | None, out: Tensor, workspace: Tensor,
-    exact: bool = False,
-) -> Call:  # fmt: skip
-    """out [M, N] = x [M, K] times a matrix in ``NativeProduct``'s layout, plus bias [N].
-
-    workspace: uint8, at least ``workspace_bytes``. exact: activations are not rounded.
-    """
-    shape = (out.shape[1], x.shape[1])
-    assert workspace.numel() >= workspace_bytes(scheme, shape, x.shape[0], exact)
-    struct = Product(
-        matrix(scheme, shape, exact), *map(_address, (layout, x, bias, out, workspace)),
-        x.shape[0], _stride(x), _stride(out), threads(),
-    )  # fmt: skip
-    return Call("edgelm_linear", struct, (layout, x, bias, out, workspace))
-
-
-def workspace_bytes(scheme: Scheme, shape: tuple[int, int], rows: int, exact: bool = False) -> int:
-    """Bytes of ``linear``'s workspace for M rows and a matrix of shape [N, K]."""
-    return int(library().edgelm_workspace_bytes(matrix(scheme, shape, exact), rows))
-
-
-def embed(layout: Tensor, scheme: Scheme, ids: Tensor, out: Tensor) -> Call:
-    """out [M, K] = rows ``ids`` [M] int64 of a matrix in ``NativeProduct``'s layout."""
-    # The number of outputs plays no part in where a row lies.
-    struct = Reading(
-        matrix(scheme, (1, out.shape[1])), *map(_address, (layout, ids, out)),
-        len(ids), _stride(out),
-    )  # fmt: skip
-    return Call("edgelm_embed", struct, (layout, ids, out))
+        return Cache(*map(address, self.tensors), *self.keys.shape[1:], storage)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, out: Tensor) -> Call:
@@ -212,7 +167,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, out: Tensor)
 
 def add(x: Tensor, y: Tensor) -> Call:
     """x += y, both [M, N]."""
-    struct = Sum(_address(x), _address(y), *x.shape, _stride(x), _stride(y), threads())
+    struct = Sum(address(x), address(y), *x.shape, stride(x), stride(y), threads())
     return Call("edgelm_add", struct, (x, y))
 
 
@@ -245,8 +200,8 @@ def rotate(x: Tensor, table: Tensor, positions: Tensor, interleaved: bool, out: 
         positions: [M] int64. interleaved: pairs are neighbours instead of halves.
     """
     struct = Rotation(
-        *map(_address, (x, out, table[0], table[1], positions)),
-        *x.shape, table.shape[2], _stride(x), _stride(out), interleaved, threads(),
+        *map(address, (x, out, table[0], table[1], positions)),
+        *x.shape, table.shape[2], stride(x), stride(out), interleaved, threads(),
     )  # fmt: skip
     return Call("edgelm_rotate", struct, (x, out, table, positions))
 
@@ -254,8 +209,8 @@ def rotate(x: Tensor, table: Tensor, positions: Tensor, interleaved: bool, out: 
 def store(cache: LayerCache, keys: Tensor, values: Tensor, rows: Tensor, positions: Tensor) -> Call:
     """Keys and values [M, G, D] into their places; rows and positions [M] int64."""
     struct = Append(
-        cache.struct(), *map(_address, (keys, values, rows, positions)),
-        keys.shape[0], _stride(keys), _stride(values), threads(),
+        cache.struct(), *map(address, (keys, values, rows, positions)),
+        keys.shape[0], stride(keys), stride(values), threads(),
     )  # fmt: skip
     return Call("edgelm_store", struct, (*cache.tensors, keys, values, rows, positions))
 
@@ -274,8 +229,8 @@ def attend(
     """
     struct = Attention(
         cache.struct(),
-        *map(_address, (queries, out, rows, positions, slopes, workspace)),
-        *queries.shape[:2], _stride(queries), _stride(out), window or 0, scale, softcap or 0.0,
+        *map(address, (queries, out, rows, positions, slopes, workspace)),
+        *queries.shape[:2], stride(queries), stride(out), window or 0, scale, softcap or 0.0,
         _attention_threads(),
     )  # fmt: skip
     assert workspace.numel() >= library().edgelm_attention_bytes(ctypes.byref(struct))
@@ -301,35 +256,35 @@ def _cores() -> int:
 
 def argmax(x: Tensor, out: Tensor) -> Call:
     """out [M] int64 = index of the first largest number of x [M, N], -1 where one is NaN."""
-    struct = Choice(_address(x), _address(out), *x.shape, _stride(x), threads())
+    struct = Choice(address(x), address(out), *x.shape, stride(x), threads())
     return Call("edgelm_argmax", struct, (x, out))
 
 
 def _norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, out: Tensor) -> Norm:
     tokens, *heads, size = x.shape
     return Norm(
-        *map(_address, (x, out, weight, bias)),
-        tokens, prod(heads), size, _stride(x), _stride(out), eps, threads(),
+        *map(address, (x, out, weight, bias)),
+        tokens, prod(heads), size, stride(x), stride(out), eps, threads(),
     )  # fmt: skip
 
 
 def _map(x: Tensor, number: float, out: Tensor) -> Map:
-    return Map(_address(x), _address(out), *x.shape, _stride(x), _stride(out), number, threads())
+    return Map(address(x), address(out), *x.shape, stride(x), stride(out), number, threads())
 
 
 def _activation(gate: Tensor, up: Tensor | None, name: str, out: Tensor) -> Call:
-    strides = _stride(gate), 0 if up is None else _stride(up), _stride(out)
+    strides = stride(gate), 0 if up is None else stride(up), stride(out)
     struct = Activation(
-        *map(_address, (gate, up, out)), *gate.shape, *strides, FUNCTIONS[name], threads()
+        *map(address, (gate, up, out)), *gate.shape, *strides, FUNCTIONS[name], threads()
     )
     return Call("edgelm_activate", struct, (gate, up, out))
 
 
-def _address(tensor: Tensor | None) -> int | None:
+def address(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
-def _stride(tensor: Tensor) -> int:
+def stride(tensor: Tensor) -> int:
     """Numbers from one token to the next; what a token holds must be contiguous float32."""
     assert tensor.dtype == torch.float32 and tensor[0].is_contiguous()
     return tensor.stride(0)

@@ -44,8 +44,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "runs: what was taken is recorded",
-        "edgelm/model.py",
-        "runs.record(cache_dir(), self.name, self.plan, peak)",
+        "edgelm/runs.py",
+        "record(self._folder, self._model, self._plan, peak)",
         "pass",
         (f"{ADMISSION}test_runs_are_kept_and_shown",),
     ),

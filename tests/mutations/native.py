@@ -83,8 +83,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "native ops: a window of the cache's ring",
         OPS,
-        "_stride(out), window or 0, scale",
-        "_stride(out), 0, scale",
+        "stride(out), window or 0, scale",
+        "stride(out), 0, scale",
         (f"{OPS_TESTS}::test_attention_matches_the_reference",),
     ),
     Mutation(
@@ -104,8 +104,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "native ops: neighbours as rotary pairs",
         OPS,
-        "_stride(out), interleaved, threads()",
-        "_stride(out), 0, threads()",
+        "stride(out), interleaved, threads()",
+        "stride(out), 0, threads()",
         (f"{OPS_TESTS}::test_rotation",),
     ),
 )

@@ -43,15 +43,15 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "solver: accuracy comes before speed",
         "edgelm/solver.py",
-        "rest = (accuracy_rank(plan.expected_kld), plan.moved_bytes_per_token)",
-        "rest = (plan.moved_bytes_per_token,)",
+        "return (*first, streamed, accuracy, plan.moved_bytes_per_token)",
+        "return (*first, streamed, plan.moved_bytes_per_token)",
         ("tests/test_solver.py::test_the_most_accurate_that_fits",),
     ),
     Mutation(
         "solver: of equals the fastest",
         "edgelm/solver.py",
-        "rest = (accuracy_rank(plan.expected_kld), plan.moved_bytes_per_token)",
-        "rest = (accuracy_rank(plan.expected_kld),)",
+        "return (*first, streamed, accuracy, plan.moved_bytes_per_token)",
+        "return (*first, streamed, accuracy)",
         ("tests/test_solver.py::test_the_fastest_of_equals_is_taken",),
     ),
     Mutation(

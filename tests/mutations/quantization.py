@@ -122,8 +122,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "kernel choice: what was measured goes before the table's order",
         "quant/backends/__init__.py",
-        "for kernel in (*ranked, *KERNELS):",
-        "for kernel in KERNELS:",
+        "for kernel in (*ranked, *table):",
+        "for kernel in table:",
         ("tests/test_kernel_choice.py::test_a_plan_follows_what_was_measured",),
     ),
     Mutation(

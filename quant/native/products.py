@@ -1,0 +1,55 @@
+"""Products and table lookups of the native library as calls, beside the operations of ``ops``."""
+
+from __future__ import annotations
+
+import ctypes
+
+from torch import Tensor
+
+from ..scheme import Scheme
+from . import library, matrix, threads
+from .ops import THREADS, Call, address, fields, stride
+
+
+class Product(ctypes.Structure):
+    """edgelm_product"""
+
+    _fields_ = fields("matrix layout x bias out workspace", "rows x_stride out_stride", [THREADS])
+
+
+class Reading(ctypes.Structure):
+    """edgelm_reading"""
+
+    _fields_ = fields("matrix layout ids out", "count out_stride", [])
+
+
+def linear(
+    layout: Tensor, scheme: Scheme, x: Tensor, bias: Tensor | None, out: Tensor, workspace: Tensor,
+    exact: bool = False,
+) -> Call:  # fmt: skip
+    """out [M, N] = x [M, K] times a matrix in ``NativeProduct``'s layout, plus bias [N].
+
+    workspace: uint8, at least ``workspace_bytes``. exact: activations are not rounded.
+    """
+    shape = (out.shape[1], x.shape[1])
+    assert workspace.numel() >= workspace_bytes(scheme, shape, x.shape[0], exact)
+    struct = Product(
+        matrix(scheme, shape, exact), *map(address, (layout, x, bias, out, workspace)),
+        x.shape[0], stride(x), stride(out), threads(),
+    )  # fmt: skip
+    return Call("edgelm_linear", struct, (layout, x, bias, out, workspace))
+
+
+def workspace_bytes(scheme: Scheme, shape: tuple[int, int], rows: int, exact: bool = False) -> int:
+    """Bytes of ``linear``'s workspace for M rows and a matrix of shape [N, K]."""
+    return int(library().edgelm_workspace_bytes(matrix(scheme, shape, exact), rows))
+
+
+def embed(layout: Tensor, scheme: Scheme, ids: Tensor, out: Tensor) -> Call:
+    """out [M, K] = rows ``ids`` [M] int64 of a matrix in ``NativeProduct``'s layout."""
+    # The number of outputs plays no part in where a row lies.
+    struct = Reading(
+        matrix(scheme, (1, out.shape[1])), *map(address, (layout, ids, out)),
+        len(ids), stride(out),
+    )  # fmt: skip
+    return Call("edgelm_embed", struct, (layout, ids, out))
