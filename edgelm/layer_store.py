@@ -101,7 +101,8 @@ class LayerStore:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with FileLock(self.folder / "lock", timeout=0):
-                self._make_room(groups, _FREE_SHARE)
+                spare = shutil.disk_usage(self.folder).total // _FREE_SHARE
+                self._make_room(groups, spare)
                 for group in groups:
                     self._write(group, prepare)
         except OSError as error:  # a lock that is taken is one too
@@ -130,26 +131,27 @@ class LayerStore:
         logger.info("writing %s to %s", group, self._path(group))
         write_layer(self._path(group), self.job, (prepare(p) for p in self.groups[group]))
 
-    def _make_room(self, missing: Sequence[str], free_share: int | None = None) -> None:
+    def _make_room(self, missing: Sequence[str], spare_bytes: int = 0) -> None:
         """Delete other models' files, the longest unused first, where limit or disk ask for it.
 
         Args:
-            free_share: the part of the disk that must stay free beside, as 1 / free_share.
+            spare_bytes: what must stay free on the disk.
         """
         needed = sum(p.nbytes for group in missing for p in self.groups[group])
-        if free_share:
-            needed += shutil.disk_usage(self.folder).total // free_share
         folders = [folder for folder in self.folder.parent.iterdir() if folder.is_dir()]
         held = {folder: _folder_bytes(folder) for folder in folders}
         others = sorted(held.keys() - {self.folder}, key=lambda folder: folder.stat().st_mtime)
-        total = sum(held.values()) + needed
+        total, wanted = sum(held.values()) + needed, needed + spare_bytes
+        left = sum(held[folder] for folder in others)
         for folder in others:
             free = shutil.disk_usage(self.folder).free
-            if needed and (total > LIMIT_BYTES or free < needed) and _delete(folder):
+            helps = free < wanted <= free + left  # else files would go for nothing
+            left -= held[folder]
+            if needed and (total > LIMIT_BYTES or helps) and _delete(folder):
                 total -= held[folder]
         free = shutil.disk_usage(self.folder).free
-        if free < needed:
-            told = f"its disk has {human(free)} free and {human(needed)} are needed"
+        if free < wanted:
+            told = f"its disk has {human(free)} free and {human(wanted)} are needed"
             raise OSError(errno.ENOSPC, told)
 
 

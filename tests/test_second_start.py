@@ -221,6 +221,17 @@ def test_old_models_make_room(
     assert packed
 
 
+def test_nothing_goes_where_that_makes_no_room(
+    machine: Path, assets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer(assets / "nano" / "llama")
+    kept = layer_files(machine)
+    usage = shutil.disk_usage(machine)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type(usage)(10**13, 10**13, 1000))
+    answer(assets / "nano" / "helium")
+    assert layer_files(machine) == kept
+
+
 KILLED = """
 import os, sys
 import edgelm

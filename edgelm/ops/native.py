@@ -50,9 +50,7 @@ def workspaces(
     return {
         "attention": ops.attention_bytes(chunk, config.num_heads, shape),
         RECORDED_PART: max(
-            calls.workspace_bytes(
-                Scheme.parse(p.scheme), p.shape, recorded, _exact(p.kernel)
-            )
+            calls.workspace_bytes(Scheme.parse(p.scheme), p.shape, recorded, _exact(p.kernel))
             for p in products
             if p.kernel.startswith("native.")
         ),
