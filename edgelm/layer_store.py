@@ -23,8 +23,8 @@ from edgelm import hardware
 from edgelm.checkpoint import file_stamps
 from edgelm.errors import EdgeLMError
 from edgelm.layer_file import DamagedLayerError, LayerFile, Prepared, write_layer
-from edgelm.memory import Plan, ProductPlan, human
-from edgelm.placement import file_groups, streamed_layers
+from edgelm.memory import ProductPlan, human
+from edgelm.placement import file_groups
 from edgelm.version import __version__
 from edgelm.weights import WeightNames
 from quant import Scheme, native
@@ -41,9 +41,11 @@ Prepare = Callable[[ProductPlan], Prepared]
 class LayerStore:
     """The layer files of one model under one recipe, one choice of kernels and one machine."""
 
-    def __init__(self, cache: Path, names: WeightNames, plan: Plan, method: str) -> None:
-        self.groups = file_groups(plan)
-        self.job = _job(names, plan, method)
+    def __init__(
+        self, cache: Path, names: WeightNames, products: Sequence[ProductPlan], method: str
+    ) -> None:
+        self.groups = file_groups(products)
+        self.job = _job(names, products, method)
         self.folder = cache / FOLDER / self.job[:32]
 
     def open(
@@ -90,6 +92,10 @@ class LayerStore:
         with suppress(OSError):
             os.utime(self.folder)
         return found
+
+    def present(self, groups: Sequence[str]) -> set[str]:
+        """Those of ``groups`` that ``find`` will find, unless their files are damaged."""
+        return {group for group in groups if self._path(group).is_file()}
 
     def write(self, groups: Sequence[str], prepare: Prepare) -> None:
         """Write files for the next start, unless another process is at it.
@@ -163,20 +169,17 @@ def clear_layers(cache: Path) -> None:
         (cache / FOLDER).rmdir()
 
 
-def worth_keeping(plan: Plan, names: WeightNames) -> list[str]:
-    """The files of ``plan`` that a later start gains by: what is quantized or repacked.
+def worth_keeping(products: Sequence[ProductPlan], names: WeightNames) -> list[str]:
+    """The files of a model that a later start gains by; none where too little is quantized.
 
-    Layers that are streamed have theirs already; floats are copied as fast as a file is written,
-    and weights that are in no file have no name to be found by.
+    Floats alone are copied as fast as a file is written, and weights that are in no file have no
+    name to be found by. A head of floats is left out: it may be a fresh one.
     """
-    streamed = {f"layers.{layer}" for layer in streamed_layers(plan)}
-    found = {
-        group: products
-        for group, products in file_groups(plan).items()
-        if group not in streamed and not all(Scheme.parse(p.scheme).is_float for p in products)
-    }
-    pays = sum(p.nbytes for products in found.values() for p in products) >= PAYS_BYTES
-    return list(found) if pays and file_stamps(names.checkpoint.path) else []
+    floats = {p.names for p in products if Scheme.parse(p.scheme).is_float}
+    quantized_bytes = sum(p.nbytes for p in products if p.names not in floats)
+    if quantized_bytes <= PAYS_BYTES or not file_stamps(names.checkpoint.path):
+        return []
+    return [group for group in file_groups(products) if group != "head" or ("head",) not in floats]
 
 
 def _delete(folder: Path) -> bool:
@@ -199,17 +202,17 @@ def _folder_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.iterdir())
 
 
-def _job(names: WeightNames, plan: Plan, method: str) -> str:
+def _job(names: WeightNames, products: Sequence[ProductPlan], method: str) -> str:
     """Changes with the model's files, the recipe, the kernels, and what their layouts depend on."""
     library = native.path()
     machine = (hardware.processor_name(), torch.backends.cpu.get_cpu_capability())
     versions = (_FORMAT, __version__, torch.__version__, native.ABI)
     layouts = [] if library is None else file_stamps(library)
-    products = [(p.names, p.shapes, p.scheme, p.kernel, p.stored) for p in plan.products]
-    stored = [names.file_name(name) for p in plan.products for name in p.names]
+    matrices = [(p.names, p.shapes, p.scheme, p.kernel, p.stored) for p in products]
+    stored = [names.file_name(name) for p in products for name in p.names]
     checkpoint = names.checkpoint
     source = (str(checkpoint.path), file_stamps(checkpoint.path), checkpoint.config)
     told = json.dumps(
-        [versions, layouts, machine, source, stored, method, products], sort_keys=True
+        [versions, layouts, machine, source, stored, method, matrices], sort_keys=True
     )
     return hashlib.sha256(told.encode()).hexdigest()

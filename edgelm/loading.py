@@ -110,10 +110,12 @@ class Loader:
         To be called before ``load``, where a second load of the same plan is likely. What cannot
         be kept is laid out in memory, now or by ``load``.
         """
-        groups = worth_keeping(self.plan, self.names)
+        streamed = {f"layers.{layer}" for layer in streamed_layers(self.plan)}
+        worth = worth_keeping(self.plan.products, self.names)
+        groups = [group for group in worth if group not in streamed]
         if not groups:
             return
-        store = LayerStore(cache_dir(), self.names, self.plan, self.method)
+        store = LayerStore(cache_dir(), self.names, self.plan.products, self.method)
         found = store.find(groups)
         for group, file in found.items():
             image = file.mapped()
@@ -139,7 +141,7 @@ class Loader:
         if not layers:
             return
         groups = [f"layers.{layer}" for layer in layers]
-        store = LayerStore(cache_dir(), self.names, self.plan, self.method)
+        store = LayerStore(cache_dir(), self.names, self.plan.products, self.method)
         products = store.groups
         files = store.open(groups, self._prepare, lambda group: self._tell(*products[group]))
         size = buffer_bytes([p for group in groups for p in products[group]])

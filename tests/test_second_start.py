@@ -125,6 +125,36 @@ def test_what_does_not_pay_is_not_kept(
     assert not layer_files(machine)
 
 
+def test_a_fresh_head_is_not_kept(machine: Path, nano: Path, packed: list[str]) -> None:
+    for _ in range(2):
+        packed.clear()
+        task = {"task": "sequence-classification", "num_labels": 3}
+        with edgelm.load(nano, **SETTINGS, **task):
+            assert not list(machine.rglob("head.layer")) and layer_files(machine)
+    assert packed == ["head"]
+
+
+def test_floats_among_quantized_matrices_are_kept_too(nano: Path, packed: list[str]) -> None:
+    """So that matrices are laid out in the order that the plan added up."""
+    quant = {"default": "int4-g32", "overrides": {"embed": "none", "layers.*.mlp.down": "none"}}
+    first, order = answer(nano, quant=quant), list(packed)
+    assert_same(answer(nano, quant=quant), first)
+    assert packed == order and order[0] == "embed"
+
+
+def test_the_plan_knows_what_is_laid_out(nano: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is made beside the weights then, as headers and file names tell."""
+    monkeypatch.setattr("edgelm.hardware.resident_bytes", lambda: 300 << 20)
+    before = edgelm.plan(nano, **SETTINGS)
+    answer(nano)
+    after = edgelm.plan(nano, **SETTINGS)
+    runtime = next(part.bytes for part in after.parts if part.name == "runtime")
+    matrices = sum(product.nbytes for product in after.products)
+    print(f"load peaks {before.load_peak_bytes} and {after.load_peak_bytes}")
+    assert after.load_peak_bytes == runtime + matrices < before.load_peak_bytes
+    assert after.parts == before.parts and after.steady_peak_bytes == before.steady_peak_bytes
+
+
 @pytest.mark.parametrize(
     "damage", [cut, empty, flip(-1), flip(-40), shorten],
     ids=["cut", "empty", "tail", "table", "shorter"],

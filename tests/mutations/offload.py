@@ -107,7 +107,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "offload: files belong to a recipe and its kernels",
         "edgelm/layer_store.py",
-        "machine, source, stored, method, products]",
+        "machine, source, stored, method, matrices]",
         "machine, source, stored, method]",
         (f"{TESTS}::test_another_recipe_has_its_own_files",),
     ),
