@@ -70,13 +70,18 @@ class Loader:
         self._done_bytes = 0
         self._ready: dict[str, tuple[dict[str, Tensor], list[ModuleReport]]] = {}
 
-    def load(self) -> Report:
+    def load(self, keep: bool = False) -> Report:
         """Every weight into its module.
+
+        Args:
+            keep: let later loads of the same plan map what is laid out, see ``layer_store``.
 
         Raises:
             ModelFileError: a weight holds NaN, infinity or numbers beyond its scheme.
         """
         self._open_stream()
+        if keep:
+            self._open_kept()
         pending = {product.names[0]: product for product in self.plan.products}
         embed = pending.pop("embed", None)
         if embed is not None:
@@ -104,11 +109,10 @@ class Loader:
             self.progress("norms", self.plan.weight_bytes, self.plan.weight_bytes)
         return self.report
 
-    def keep(self) -> None:
+    def _open_kept(self) -> None:
         """Map what an earlier load laid out in the cache folder; lay out there what none did.
 
-        To be called before ``load``, where a second load of the same plan is likely. What cannot
-        be kept is laid out in memory, now or by ``load``.
+        Where that fails, the matrices not yet made are made as if nothing were kept.
         """
         streamed = {f"layers.{layer}" for layer in streamed_layers(self.plan)}
         worth = worth_keeping(self.plan.products, self.names)

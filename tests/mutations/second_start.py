@@ -10,8 +10,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "second start: weights are kept",
         "edgelm/model.py",
-        "        loader.keep()\n",
-        "",
+        "loader.load(keep=True)",
+        "loader.load()",
         (FAMILY,),
     ),
     Mutation(
@@ -81,7 +81,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "second start: another writer is not waited for",
         "edgelm/layer_store.py",
         'with FileLock(self.folder / "lock", timeout=0):',
-        'with FileLock(self.folder / "lock", timeout=60):',
+        'with FileLock(self.folder / "lock", timeout=15):',
         (f"{TESTS}::test_another_writer_is_not_waited_for",),
     ),
     Mutation(
