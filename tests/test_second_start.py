@@ -342,3 +342,14 @@ def test_streamed_layers_and_mapped_ones_share_their_files(
     found = answer(nano, **tight(nano, 0.5, **SETTINGS))
     assert torch.equal(found[0], first[0]) and packed == []
     assert {path: path.stat().st_mtime_ns for path in layer_files(machine)} == files
+
+
+def test_both_starts_count_every_byte(nano: Path) -> None:
+    """For the loading bar: never backwards, and each matrix once."""
+    for _ in range(2):
+        told: list[tuple[str, int, int]] = []
+        with edgelm.load(nano, **SETTINGS, progress=lambda *now: told.append(now)) as lm:
+            products = lm.plan.products
+        done = [count for _, count, _ in told]
+        assert done == sorted(done) and done[-1] == lm.plan.weight_bytes
+        assert done[-2] == sum(product.nbytes for product in products)
