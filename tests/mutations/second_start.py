@@ -133,4 +133,11 @@ MUTATIONS: tuple[Mutation, ...] = (
         "runtime + buffers)",
         (f"{TESTS}::test_the_plan_knows_what_is_laid_out",),
     ),
+    Mutation(
+        "second start: the loading bar counts what is mapped",
+        "edgelm/loading.py",
+        "            self._tell(*store.groups[group])\n            file.close()\n",
+        "            file.close()\n",
+        (f"{TESTS}::test_every_start_counts_every_byte",),
+    ),
 )
