@@ -110,7 +110,10 @@ def test_a_hub_model_that_does_not_fit_is_not_fetched(
         "HF_HUB_DISABLE_XET": "1", "PYTHONPATH": str(Path(edgelm.__file__).parent.parent),
     }  # fmt: skip
     command = [sys.executable, "-c", program, "owner/model"]
-    done = subprocess.run(command, env=environment, text=True, capture_output=True, timeout=120)
+    done = subprocess.run(
+        command, env=environment, text=True, capture_output=True, timeout=120,
+        cwd=Path(edgelm.__file__).parent.parent,
+    )  # fmt: skip
     assert done.returncode == 3, done.stdout + done.stderr
     print(f"sent {server.sent} bytes of {weight_bytes(server.files)}")
     assert server.sent < 100_000 < weight_bytes(server.files) / 50

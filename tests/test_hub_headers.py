@@ -41,7 +41,10 @@ def planned(server: Hub, home: Path, reference: str, **settings: Any) -> dict[st
         "PYTHONPATH": str(Path(edgelm.__file__).parent.parent),
     }  # fmt: skip
     command = [sys.executable, "-c", PROGRAM, reference, json.dumps(SETTINGS | settings)]
-    done = subprocess.run(command, env=environment, text=True, capture_output=True, timeout=120)
+    done = subprocess.run(
+        command, env=environment, text=True, capture_output=True, timeout=120,
+        cwd=Path(edgelm.__file__).parent.parent,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     assert not list(home.rglob("*.safetensors")), "weights were put into the Hub's cache"

@@ -337,7 +337,10 @@ def test_a_kill_while_writing_leaves_nothing_half(
     machine: Path, nano: Path, answer: Callable[[], Any]
 ) -> None:
     budget = tight(nano, 0.8, **SETTINGS)["budget"]
-    done = subprocess.run([sys.executable, "-c", KILLED, str(nano), str(budget)])
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(nano), str(budget)],
+        cwd=Path(edgelm.__file__).parent.parent,
+    )
     assert done.returncode == -9
     finished = layer_files(machine)
     (folder,) = (machine / layer_store.FOLDER).iterdir()

@@ -31,6 +31,8 @@ FLOATS = ["float16", "bfloat16", "float32"]
 # scale per row none of 8 either.
 OUTPUTS, GROUPED_INPUTS, ROW_INPUTS = 77, 384, 322
 
+# Where the package under test lies: in the working folder there may be one without a library.
+INSTALLED = Path(native.__path__[0]).parent.parent
 # What rounding the inputs that do not stand out leaves, see ACTIVATIONS_FLOOR_DB.
 OUTLIERS_FLOOR_DB = 42.0
 # What float32 sums leave: 117 dB where zeros are floats, which cancel, and above 125 elsewhere.
@@ -256,7 +258,11 @@ def run_with_isa(isa: str) -> subprocess.CompletedProcess[str]:
     )
     environment = os.environ | {"EDGELM_ISA": isa}
     return subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+        [sys.executable, "-c", code],
+        env=environment,
+        capture_output=True,
+        text=True,
+        cwd=INSTALLED,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -101,7 +102,12 @@ def test_two_processes_at_once() -> None:
         "print(out.double().sum().item())"
     )
     both = [
-        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=Path(native.__path__[0]).parent.parent,
+        )
         for _ in range(2)
     ]
     first, second = (process.communicate(timeout=120)[0] for process in both)

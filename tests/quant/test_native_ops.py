@@ -4,6 +4,7 @@ get the same bits whatever stands beside them."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -438,9 +439,8 @@ def test_a_cache_type_that_is_not_known_is_said() -> None:
 
 
 def test_operations_are_those_of_the_header() -> None:
-    header = native.__path__[0] + "/src/edgelm_ops.h"
-    with open(header, encoding="utf-8") as file:
-        text = file.read()
+    sources = Path(__file__).parent.parent.parent / "quant" / "native" / "src"
+    text = (sources / "edgelm_ops.h").read_text(encoding="utf-8")
     for name in native.OPERATIONS:
         assert f"EDGELM_API void edgelm_{name}(const void* " in text
     assert text.count("EDGELM_API void ") == len(native.OPERATIONS)
