@@ -281,7 +281,8 @@ with edgelm.load(sys.argv[1], quant="int4", kv="float32", context=64, chunk=8) a
 
 def start(folder: Path, kill_at: int) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", KILLED, str(folder), str(kill_at)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    installed = Path(edgelm.__file__).parent.parent  # the working folder may lack the library
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=installed)
 
 
 def test_a_kill_while_writing_leaves_nothing_half(
