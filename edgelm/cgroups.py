@@ -13,7 +13,8 @@ _NO_LIMIT = 1 << 60  # version 1 writes the largest page-aligned number, version
 
 @dataclass(frozen=True)
 class Limit:
-    """A group's limit and how much of it is taken, in bytes; pages of files count as free."""
+    """A group's limit and how much of it is taken, in bytes; pages of files count as free
+    unless they are mapped."""
 
     limit_bytes: int
     used_bytes: int
@@ -58,7 +59,10 @@ def _groups() -> Iterator[tuple[Path, tuple[str, str]]]:
 
 
 def _file_bytes(folder: Path) -> int:
-    """Pages of files, which the kernel drops before it kills anybody."""
+    """Pages of files that nobody has mapped: the kernel drops them before it kills anybody."""
     stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-    prefix = "total_" if "total_inactive_file" in stat else ""  # version 1: with those below
-    return int(stat[f"{prefix}inactive_file"]) + int(stat[f"{prefix}active_file"])
+    first = "total_inactive_file" in stat  # version 1: with those below
+    prefix, mapped = ("total_", "total_mapped_file") if first else ("", "file_mapped")
+    in_use = int(stat.get(mapped, 0)) - int(stat.get(f"{prefix}shmem", 0))
+    pages = int(stat[f"{prefix}inactive_file"]) + int(stat[f"{prefix}active_file"])
+    return max(0, pages - max(0, in_use))

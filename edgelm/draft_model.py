@@ -48,7 +48,7 @@ class DraftModel:
     ) -> None:  # fmt: skip
         own = Ledger(plan.parts, 0)
         decoder, names = files.assemble("causal-lm")
-        Loader(decoder, names, plan, own, method, progress).load()
+        Loader(decoder, names, plan, own, method, progress).load(keep=True)
         self._engine = Engine(decoder, files.config, plan, own)
         self._cache = self._engine.make_cache(1, plan.context, KV_DTYPES[plan.kv], self)
         ledger.absorb(PREFIX, own)

@@ -18,6 +18,7 @@ from edgelm import cgroups
 from edgelm.kept import keep, kept
 
 PROFILE = "machine.json"
+MEMINFO = Path("/proc/meminfo")
 _INSTRUCTION_SETS = (
     *("avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16"),
     *("amx_bf16", "amx_int8", "asimd", "asimddp", "i8mm", "bf16", "sve"),
@@ -34,11 +35,24 @@ def total_memory_bytes() -> int:
 
 
 def available_memory_bytes() -> int:
-    """What can still be taken without swapping, cgroup limits included."""
+    """What can still be taken without swapping, cgroup limits included.
+
+    Pages of files count as free unless they are mapped: a model's mapped weights are in use.
+    """
     import psutil
 
-    free = int(psutil.virtual_memory().available)
+    free = int(psutil.virtual_memory().available) - _mapped_file_bytes()
     return max(0, min([free, *(own.limit_bytes - own.used_bytes for own in cgroups.limits())]))
+
+
+def _mapped_file_bytes() -> int:
+    """Pages of files that some process has mapped; 0 where the system does not tell (not Linux)."""
+    try:
+        lines = MEMINFO.read_text().splitlines()
+    except OSError:
+        return 0
+    told = {name: int(rest.split()[0]) << 10 for name, _, rest in (s.partition(":") for s in lines)}
+    return max(0, told["Mapped"] - told["Shmem"])  # shared memory is mapped and never counted free
 
 
 def resident_bytes() -> int:

@@ -1,4 +1,4 @@
-"""LayerFile: one layer's matrices in their kernels' layout, read whole into a buffer.
+"""LayerFile: one layer's matrices in their kernels' layout, read into a buffer or mapped.
 
 The file is the buffer's image, each tensor at a multiple of ``placement.ALIGNMENT``; then JSON that
 names the tensors, then the tail: the JSON's length and checksum, and a magic word. It is written
@@ -8,6 +8,7 @@ beside and renamed, so a file of that name is whole unless somebody changed it.
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import struct
 from collections.abc import Iterable
@@ -39,17 +40,22 @@ class DamagedLayerError(Exception):
 class LayerFile:
     """An opened file whose content was checked; its modules' reports are kept with it.
 
+    Args:
+        whole: read all of it for that. Else its size and its table's checksum must do, which notice
+            whatever a broken-off or torn write leaves: weights are on the disk before the name is.
+
     Raises:
         FileNotFoundError: there is none.
         DamagedLayerError: it was cut off or changed, or is of another job.
     """
 
-    def __init__(self, path: Path, job: str) -> None:
+    def __init__(self, path: Path, job: str, whole: bool = True) -> None:
         self.path = path
         self._file = path.open("rb", buffering=0)
         try:
             self._told = self._read_told(job)
-            self._check_image()
+            if whole:
+                self._check_image()
         except BaseException:
             self._file.close()
             raise
@@ -80,6 +86,17 @@ class LayerFile:
                 f"{self.path}, from which a layer is streamed, was changed while it was in use. "
                 "Load the model again: the layer is then written anew."
             )
+
+    def mapped(self) -> Tensor:
+        """The image as the file's own pages, uint8 [nbytes]; they stay when the file is deleted.
+
+        A page becomes resident when it is read, and those read ahead need not be waited for.
+        Writing is possible because torch asks for it, and would never reach the file.
+        """
+        pages = mmap.mmap(self._file.fileno(), self.nbytes, access=mmap.ACCESS_COPY)
+        if hasattr(mmap, "MADV_WILLNEED"):
+            pages.madvise(mmap.MADV_WILLNEED)
+        return torch.frombuffer(pages, dtype=torch.uint8)
 
     def views(self, product: str, buffer: Tensor) -> dict[str, Tensor]:
         """The tensors of a product as they lie in ``buffer`` once the image is there."""

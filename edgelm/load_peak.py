@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import torch
 
@@ -16,18 +16,21 @@ _PIECES_BYTES = 48 << 20  # of a packed matrix being taken apart: a piece, its c
 
 
 def load_peak_bytes(
-    products: Iterable[ProductPlan], names: WeightNames, runtime_bytes: int
+    products: Iterable[ProductPlan], names: WeightNames, runtime_bytes: int,
+    ready: Collection[str] = (),
 ) -> int:  # fmt: skip
     """Bytes of the whole process at the worst moment of reading ``products`` in their order.
 
     Args:
-        runtime_bytes: what the process takes without them.
+        runtime_bytes: what the process takes without them. ready: first names of products that an
+            earlier load laid out, to be mapped.
     """
     peak = held = runtime_bytes
     for product in products:
-        peak = max(peak, held + _making_bytes(product, names))
+        if product.names[0] not in ready:
+            peak = max(peak, held + _making_bytes(product, names))
         held += product.nbytes
-    return peak
+    return max(peak, held)
 
 
 def _making_bytes(product: ProductPlan, names: WeightNames) -> int:

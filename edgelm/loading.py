@@ -14,7 +14,7 @@ from edgelm.config import ModelConfig
 from edgelm.errors import ModelFileError
 from edgelm.hub import cache_dir
 from edgelm.layer_file import Prepared
-from edgelm.layer_store import LayerStore
+from edgelm.layer_store import LayerStore, worth_keeping
 from edgelm.layer_stream import LayerStream
 from edgelm.layers import part_names
 from edgelm.load_peak import READ_BLOCK_BYTES
@@ -24,7 +24,7 @@ from edgelm.placement import (
     BUFFERS,
     STREAM_PART,
     buffer_bytes,
-    layer_products,
+    is_streamed,
     streamed_layers,
 )
 from edgelm.position import Rope
@@ -68,20 +68,24 @@ class Loader:
         self.report = Report()
         self.stream: LayerStream | None = None
         self._done_bytes = 0
-        self._streamed: dict[str, tuple[dict[str, Tensor], list[ModuleReport]]] = {}
+        self._ready: dict[str, tuple[dict[str, Tensor], list[ModuleReport]]] = {}
 
-    def load(self) -> Report:
+    def load(self, keep: bool = False) -> Report:
         """Every weight into its module.
+
+        Args:
+            keep: let later loads of the same plan map what is laid out, see ``layer_store``.
 
         Raises:
             ModelFileError: a weight holds NaN, infinity or numbers beyond its scheme.
         """
         self._open_stream()
+        if keep:
+            self._open_kept()
         pending = {product.names[0]: product for product in self.plan.products}
         embed = pending.pop("embed", None)
         if embed is not None:
             self.decoder.embed.table = QuantEmbedding(self._layout(embed), find(embed.kernel))
-            self._tell(embed)
         for prefix, projection in self.decoder.projections():
             bias = self._bias(prefix, projection.parts) if projection.bias else None
             start = 0
@@ -93,8 +97,6 @@ class Loader:
                 start += product.shape[0]
                 linear = QuantLinear(self._layout(product), find(product.kernel), own)
                 projection.products.append(linear)
-                if name not in self._streamed:
-                    self._tell(product)
         if self.decoder.head is not None and self.decoder.embed.tied_to_head:
             assert self.decoder.embed.table is not None
             self.decoder.head.products.append(self.decoder.embed.table.as_linear())
@@ -107,23 +109,54 @@ class Loader:
             self.progress("norms", self.plan.weight_bytes, self.plan.weight_bytes)
         return self.report
 
+    def _open_kept(self) -> None:
+        """Map what an earlier load laid out in the cache folder; lay out there what none did.
+
+        Where that fails, the matrices not yet made are made as if nothing were kept.
+        """
+        streamed = {f"layers.{layer}" for layer in streamed_layers(self.plan)}
+        worth = worth_keeping(self.plan.products, self.names)
+        groups = [group for group in worth if group not in streamed]
+        if not groups:
+            return
+        store = LayerStore(cache_dir(), self.names, self.plan.products, self.method)
+        found = store.find(groups)
+        for group, file in found.items():
+            image = file.mapped()
+            for product in store.groups[group]:
+                name = product.names[0]
+                self._ready[name] = file.views(name, image), file.modules(name)
+            self._tell(*store.groups[group])
+            file.close()
+        missing = [group for group in groups if group not in found]
+        if missing:
+            store.write(missing, self._prepare_and_hold)
+
+    def _prepare_and_hold(self, product: ProductPlan) -> Prepared:
+        """A product for its file, and for this load."""
+        name, tensors, modules = self._prepare(product)
+        self._ready[name] = dict(tensors), modules
+        self._tell(product)
+        return name, tensors, modules
+
     def _open_stream(self) -> None:
         """Files and buffers of the layers that the plan leaves on disk."""
         layers = streamed_layers(self.plan)
         if not layers:
             return
-        store = LayerStore(cache_dir(), self.names.checkpoint, self.plan, self.method)
-        products = {layer: layer_products(self.plan, layer) for layer in layers}
-        files = store.open(layers, self._prepare, lambda layer: self._tell(*products[layer]))
-        size = buffer_bytes([p for own in products.values() for p in own])
+        groups = [f"layers.{layer}" for layer in layers]
+        store = LayerStore(cache_dir(), self.names, self.plan.products, self.method)
+        products = store.groups
+        files = store.open(groups, self._prepare, lambda group: self._tell(*products[group]))
+        size = buffer_bytes([p for group in groups for p in products[group]])
         buffers = self.ledger.empty(STREAM_PART, (BUFFERS, size), torch.uint8)
         self.stream = LayerStream(files, buffers)
         for position, (layer, file) in enumerate(zip(layers, files, strict=True)):
             self.stream.attach(position, self.decoder.layers[layer])
-            for product in products[layer]:
+            for product in products[groups[position]]:
                 name = product.names[0]
                 views = file.views(name, self.stream.buffer(position))
-                self._streamed[name] = views, file.modules(name)
+                self._ready[name] = views, file.modules(name)
 
     def _prepare(self, product: ProductPlan) -> Prepared:
         """A product for its layer's file; what is reported of it is kept there."""
@@ -140,13 +173,16 @@ class Loader:
                 self.progress(product.names[0], self._done_bytes, self.plan.weight_bytes)
 
     def _layout(self, product: ProductPlan) -> tuple[dict[str, Tensor], Scheme, tuple[int, int]]:
-        """A product in its kernel's layout: held by us, or where the stream brings it."""
-        if product.names[0] in self._streamed:
-            tensors, modules = self._streamed[product.names[0]]
+        """A product in its kernel's layout: held by us, mapped, or where the stream brings it."""
+        name = product.names[0]
+        if name in self._ready:
+            tensors, modules = self._ready.pop(name)
             self.report.modules += modules
         else:
             tensors = self._prepared(product)
-            self.ledger.hold(weight_part(product.names[0]), *tensors.values())
+            self._tell(product)
+        if not is_streamed(product, self.plan.placement):
+            self.ledger.hold(weight_part(name), *tensors.values())
         return tensors, Scheme.parse(product.scheme), product.shape
 
     def _prepared(self, product: ProductPlan) -> dict[str, Tensor]:

@@ -60,7 +60,7 @@ class LanguageModel(AsyncForms, SavedConversations):
         self._files = files
         self._owner = object()
         loader = Loader(decoder, names, made, self.ledger, method, progress)
-        self.report = loader.load()
+        self.report = loader.load(keep=True)
         self._stream = loader.stream
         warn_of_requantizing(self.report)
         require_memory(made)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from edgelm.errors import UsageError
 from edgelm.memory import Part, Plan, ProductPlan
@@ -87,9 +87,12 @@ def streamed_layers(plan: Plan) -> list[int]:
     return [index for index, place in enumerate(plan.placement) if place == "disk"]
 
 
-def layer_products(plan: Plan, layer: int) -> list[ProductPlan]:
-    """A layer's matrices."""
-    return [product for product in plan.products if layer_of(product) == layer]
+def file_groups(products: Iterable[ProductPlan]) -> dict[str, list[ProductPlan]]:
+    """Matrices that share a file in the cache: a layer's (``layers.3``), ``embed``, ``head``."""
+    groups: dict[str, list[ProductPlan]] = {}
+    for product in products:
+        groups.setdefault(".".join(product.names[0].split(".")[:2]), []).append(product)
+    return groups
 
 
 def buffer_bytes(products: Sequence[ProductPlan]) -> int:

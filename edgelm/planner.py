@@ -11,6 +11,7 @@ from edgelm import disk, expectations, hardware, kernel_choice, runs
 from edgelm.cache import cache_bytes
 from edgelm.config import ModelConfig
 from edgelm.hub import cache_dir
+from edgelm.layer_store import LayerStore, worth_keeping
 from edgelm.load_peak import load_peak_bytes
 from edgelm.memory import Part, Plan, parse_budget
 from edgelm.models.decoder import Decoder
@@ -61,6 +62,7 @@ class Planner:
     settings: Settings
     _weights: dict[Recipe | None, WeightPlan] = field(default_factory=dict)
     _placed: dict[tuple[Recipe | None, Places], PlacedWeights] = field(default_factory=dict)
+    _ready: dict[Recipe | None, set[str]] = field(default_factory=dict)
     _scratch: dict[tuple[Recipe | None, int], int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -134,12 +136,22 @@ class Planner:
             resident = [p for p in weights.products if not is_streamed(p, places)]
             runtime = sum(part.bytes for part in self.runtime_parts)
             buffers = sum(part.bytes for part in parts if part.name == STREAM_PART)
-            peaks = [load_peak_bytes([product], self.names, runtime) for product in streamed]
-            peaks.append(load_peak_bytes(resident, self.names, runtime + buffers))
+            ready = self._ready_of(recipe)
+            peaks = [load_peak_bytes([p], self.names, runtime, ready) for p in streamed]
+            peaks.append(load_peak_bytes(resident, self.names, runtime + buffers, ready))
             self._placed[recipe, places] = PlacedWeights(
                 parts, sum(product.nbytes for product in streamed), max(peaks)
             )
         return self._placed[recipe, places]
+
+    def _ready_of(self, recipe: Recipe | None) -> set[str]:
+        """First names of the products that a load will find laid out in the cache folder."""
+        if recipe not in self._ready:
+            products = self._weights_of(recipe).products
+            store = LayerStore(cache_dir(), self.names, products, self.settings.method)
+            found = store.present(worth_keeping(products, self.names))
+            self._ready[recipe] = {p.names[0] for group in found for p in store.groups[group]}
+        return self._ready[recipe]
 
     def _running_parts(self, candidate: Candidate, weights: WeightPlan) -> list[Part]:
         """Everything that generating needs besides the weights."""

@@ -189,10 +189,11 @@ def test_few_runs_are_kept_and_no_foreign_memory(
 
 
 V1 = {"memory.limit_in_bytes": "1000", "memory.usage_in_bytes": "700",
-      "memory.stat": "inactive_file 1\nactive_file 1\ntotal_inactive_file 200\n"
-                     "total_active_file 100\n"}  # fmt: skip
+      "memory.stat": "inactive_file 1\nactive_file 1\ntotal_inactive_file 250\n"
+                     "total_active_file 100\ntotal_mapped_file 70\ntotal_shmem 20\n"}  # fmt: skip
 V2 = {"memory.max": "1000", "memory.current": "700",
-      "memory.stat": "anon 400\ninactive_file 200\nactive_file 100\n"}  # fmt: skip
+      "memory.stat": "anon 400\ninactive_file 250\nactive_file 100\n"
+                     "file_mapped 70\nshmem 20\n"}  # fmt: skip
 OPEN = {"memory.max": "max", "memory.current": "700", "memory.stat": "anon 700\n"}
 
 
@@ -227,6 +228,19 @@ def test_limits_of_groups(
     if expected:
         least = min(limit - used for limit, used in expected)
         assert hardware.available_memory_bytes() == least
+
+
+def test_mapped_files_are_in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of this process and others; shared memory, which is mapped too, was never counted free."""
+    available = []
+    for mapped, shared in ((0, 0), (3 << 20, 1 << 20), (1 << 20, 3 << 20)):
+        (tmp_path / "meminfo").write_text(f"Mapped: {mapped >> 10} kB\nShmem: {shared >> 10} kB\n")
+        monkeypatch.setattr(hardware, "MEMINFO", tmp_path / "meminfo")
+        monkeypatch.setattr(cgroups, "limits", lambda: ())
+        memory = type("Memory", (), {"available": 10 << 20})
+        monkeypatch.setattr("psutil.virtual_memory", lambda memory=memory: memory)
+        available.append(hardware.available_memory_bytes())
+    assert available == [10 << 20, 8 << 20, 10 << 20]
 
 
 def test_the_load_peak_is_that_of_its_worst_moment(tiny_llama: Callable[..., Path]) -> None:

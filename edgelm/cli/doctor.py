@@ -15,7 +15,7 @@ from edgelm.memory import human
 ClearCache = Annotated[
     bool,
     typer.Option(
-        "--clear-cache", help="Delete the demo model, streamed layers and the machine's profile."
+        "--clear-cache", help="Delete the demo model, laid-out weights and the machine's profile."
     ),
 ]
 

@@ -85,6 +85,20 @@ MUTATIONS: tuple[Mutation, ...] = (
         (f"{ADMISSION}test_limits_of_groups",),
     ),
     Mutation(
+        "cgroups: mapped pages are in use",
+        "edgelm/cgroups.py",
+        "max(0, pages - max(0, in_use))",
+        "pages",
+        (f"{ADMISSION}test_limits_of_groups",),
+    ),
+    Mutation(
+        "hardware: mapped pages are in use",
+        "edgelm/hardware.py",
+        ".available) - _mapped_file_bytes()",
+        ".available)",
+        (f"{ADMISSION}test_mapped_files_are_in_use",),
+    ),
+    Mutation(
         "load peak: a product is made beside all before it",
         "edgelm/load_peak.py",
         "        held += product.nbytes\n",

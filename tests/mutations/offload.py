@@ -93,7 +93,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "offload: a full disk is found out first",
         "edgelm/layer_store.py",
-        "        if free < needed:\n",
+        "        if free < wanted:\n",
         "        if False:\n",
         (f"{TESTS}::test_a_full_disk_is_one_clear_error",),
     ),
@@ -107,15 +107,15 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "offload: files belong to a recipe and its kernels",
         "edgelm/layer_store.py",
-        "[versions, machine, source, method, products]",
-        "[versions, machine, source, method]",
+        "machine, source, stored, method, matrices]",
+        "machine, source, stored, method]",
         (f"{TESTS}::test_another_recipe_has_its_own_files",),
     ),
     Mutation(
         "offload: the cache of layers is bounded",
         "edgelm/layer_store.py",
-        "total > LIMIT_BYTES or free < needed",
-        "free < needed",
+        "total > LIMIT_BYTES or helps",
+        "helps",
         (f"{TESTS}::test_old_models_make_room",),
     ),
     Mutation(

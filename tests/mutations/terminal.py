@@ -8,10 +8,10 @@ _BARS = "tests/test_progress.py::"
 
 MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
-        "progress: the loading bar counts the embedding",
+        "progress: the loading bar counts what is packed",
         "edgelm/loading.py",
-        "            self._tell(embed)\n",
-        "",
+        "            tensors = self._prepared(product)\n            self._tell(product)\n",
+        "            tensors = self._prepared(product)\n",
         (f"{_BARS}test_loading_counts_every_byte",),
     ),
     Mutation(
