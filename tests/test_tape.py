@@ -127,6 +127,6 @@ def test_numbers_of_a_replayed_step_are_checked(assets: Path, replays: list[int]
         last.weight.copy_(before)
         layer.weight.fill_(torch.nan)
         length = cache.lengths[0]
-        with pytest.raises(edgelm.NonFiniteError, match="layers.1"):
+        with pytest.raises(edgelm.NonFiniteError, match=r"layers\.1"):
             step(lm, cache, ids)
         assert cache.lengths[0] == length
