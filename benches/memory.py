@@ -16,6 +16,7 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -151,8 +152,7 @@ def is_near(predicted: int, measured: int) -> bool:
 
 def fresh_process(program: str, *arguments: str, cache: Path) -> str:
     """What a Python program prints that has a cache folder of its own."""
-    for old in cache.glob("*") if cache.exists() else ():
-        old.unlink()
+    shutil.rmtree(cache, ignore_errors=True)  # layers laid out for a second start among it
     command = [sys.executable, "-c", program, *arguments]
     environment = os.environ | {"EDGELM_CACHE": str(cache)}
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True, env=environment)
