@@ -77,8 +77,8 @@ def test_the_ledger_asks_the_machine_too(monkeypatch: pytest.MonkeyPatch) -> Non
     ledger = Ledger([Part("a", 0)], headroom_bytes=1000)
     monkeypatch.setattr(hardware, "available_memory_bytes", lambda: 99)
     with pytest.raises(edgelm.BudgetExceededError, match="99 B"):
-        ledger.extend("a", 100)
-    ledger.extend("a", 99)
+        ledger.extend({"a": 100})
+    ledger.extend({"a": 99})
 
 
 def test_a_request_too_long_is_refused_and_the_next_one_served(assets: Path) -> None:

@@ -206,7 +206,7 @@ def test_plan(nano: Path, run: Run) -> None:
     assert sum(part["bytes"] for part in plan["parts"]) == plan["steady_peak_bytes"]
     assert plan["predicted_peak_bytes"] == max(plan["steady_peak_bytes"], plan["load_peak_bytes"])
     shown = run("plan", nano)
-    assert shown.code == 0 and "kv cache" in shown.out and "fits" in shown.out
+    assert shown.code == 0 and "kv cache.full" in shown.out and "fits" in shown.out
 
 
 def test_generate_streams_what_json_holds(nano: Path, run: Run) -> None:
@@ -267,7 +267,7 @@ def test_guesses_on_the_command_line(nano: Path, run: Run) -> None:
     assert off["stats"]["drafted_tokens"] == 0 < on["stats"]["drafted_tokens"]
     assert run(*generate, "--speculate", "maybe").code == 2
     parts = run("plan", nano, *options, "--draft", nano, "--json").document["parts"]
-    assert {"draft.weights.mlp", "draft.kv cache"} <= {part["name"] for part in parts}
+    assert {"draft.weights.mlp", "draft.kv cache.full"} <= {part["name"] for part in parts}
 
 
 def test_bench(nano: Path, run: Run) -> None:
