@@ -210,10 +210,10 @@ def reason(plan: Plan, best: Plan) -> str:
 
 def shortage(plan: Plan) -> str:
     """What a plan lacks of its budget, and in which phase."""
-    runtime = next(part.bytes for part in plan.parts if part.name == "runtime")
-    if runtime > plan.budget_bytes:
+    if is_below_runtime(plan):
         return (
-            f"the budget of {human(plan.budget_bytes)} is less than the {human(runtime)} that "
+            f"the budget of {human(plan.budget_bytes)} is less than the "
+            f"{human(_runtime_bytes(plan))} that "
             "Python and its libraries take before any model"
         )
     phase = "loading" if plan.load_peak_bytes > plan.steady_peak_bytes else "generating"
@@ -222,6 +222,15 @@ def shortage(plan: Plan) -> str:
         f"needs {human(plan.predicted_peak_bytes)} while {phase}, {human(over)} more than the "
         f"budget of {human(plan.budget_bytes)}"
     )
+
+
+def is_below_runtime(plan: Plan) -> bool:
+    """Whether the budget is spent before the model comes, so that no choice of it can fit."""
+    return _runtime_bytes(plan) > plan.budget_bytes
+
+
+def _runtime_bytes(plan: Plan) -> int:
+    return next(part.bytes for part in plan.parts if part.name == "runtime")
 
 
 def _nats(plan: Plan) -> str:
