@@ -152,7 +152,8 @@ def is_near(predicted: int, measured: int) -> bool:
 
 def fresh_process(program: str, *arguments: str, cache: Path) -> str:
     """What a Python program prints that has a cache folder of its own."""
-    shutil.rmtree(cache, ignore_errors=True)  # layers laid out for a second start among it
+    if cache.exists():
+        shutil.rmtree(cache)
     command = [sys.executable, "-c", program, *arguments]
     environment = os.environ | {"EDGELM_CACHE": str(cache)}
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True, env=environment)

@@ -15,7 +15,7 @@ from edgelm.layer_store import LayerStore, worth_keeping
 from edgelm.load_peak import load_peak_bytes
 from edgelm.memory import Part, Plan, parse_budget
 from edgelm.models.decoder import Decoder
-from edgelm.ops.native import runs_natively, workspaces
+from edgelm.ops.native import recorded_tokens, runs_natively, workspaces
 from edgelm.placement import (
     STREAM_PART,
     Places,
@@ -185,7 +185,8 @@ class Planner:
             self._scratch[key] = kernel_scratch(weights.products, tokens, judged, self._tied)
         sizes["kernel scratch"] = self._scratch[key]
         if runs_natively(weights.products, dtype):
-            own = workspaces(config, candidate.rows, tokens, context, weights.products)
+            recorded = recorded_tokens(candidate.rows, depth)
+            own = workspaces(config, recorded, tokens, context, weights.products)
             for part, nbytes in own.items():
                 sizes[part] = sizes.get(part, 0) + nbytes
         rings = cache_parts(config, candidate.rows, context, tokens, kv, rings_only=True)

@@ -124,20 +124,24 @@ class Sampler:
         if self.settings.temperature:
             self.processors += self.settings.filters()
 
-    def __call__(self, logits: Tensor, ids: SoFar) -> int:
+    def __call__(self, logits: Tensor, best: int, ids: SoFar) -> int:
         """The id after ``ids``; ``logits`` [V] float32 are changed in place.
+
+        Args:
+            best: the id of the largest of ``logits``.
 
         Raises:
             UsageError: biases, bans and grammar together leave no token.
         """
-        for process in self.processors:
-            process(logits, ids)
-        best = int(logits.argmax())
-        if logits[best] == NEVER:
-            raise UsageError(
-                "No token is allowed here: logit_bias, banned_tokens and the grammar exclude all. "
-                "Ban less."
-            )
+        if self.processors:
+            for process in self.processors:
+                process(logits, ids)
+            best = int(logits.argmax())
+            if logits[best] == NEVER:
+                raise UsageError(
+                    "No token is allowed here: logit_bias, banned_tokens and the grammar exclude "
+                    "all. Ban less."
+                )
         if self.settings.temperature == 0:
             return best
         cumulative = logits.double().softmax(0).cumsum(0)

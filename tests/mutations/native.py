@@ -112,16 +112,16 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "tape: positions are set before each step",
-        "edgelm/engine.py",
-        "        positions.copy_(torch.tensor([cache.lengths[entry.row] for entry in batch]))\n",
-        "",
+        "edgelm/recorded.py",
+        "ids[at], places[at], positions[at] = token, row, offset",
+        "ids[at], places[at] = token, row",
         (f"{TAPE_TESTS}::test_replayed_steps_give_the_bits_of_a_prompt",),
     ),
     Mutation(
         "tape: each cache has tapes of its own",
-        "edgelm/engine.py",
-        "self._tapes.setdefault(cache, {})",
-        "self._tapes.setdefault(next(iter(self._tapes), cache), {})",
+        "edgelm/recorded.py",
+        "self._steps.setdefault(cache, {})",
+        "self._steps.setdefault(next(iter(self._steps), cache), {})",
         (f"{TAPE_TESTS}::test_each_cache_has_tapes_of_its_own",),
     ),
     Mutation(
@@ -130,5 +130,19 @@ MUTATIONS: tuple[Mutation, ...] = (
         "own = holds_natively(cache.dtype) and recording",
         "own = recording",
         (f"{TAPE_TESTS}::test_float16_caches_run_on_the_reference",),
+    ),
+    Mutation(
+        "tape: a replayed step's numbers are checked",
+        "edgelm/recorded.py",
+        "return step.out, min(self._best[0, :count].tolist()) >= 0",
+        "return step.out, True",
+        (f"{TAPE_TESTS}::test_numbers_of_a_replayed_step_are_checked",),
+    ),
+    Mutation(
+        "tape: a replayed head's numbers are checked",
+        "edgelm/engine.py",
+        "if min(best) < 0:",
+        "if False:",
+        (f"{TAPE_TESTS}::test_numbers_of_a_replayed_step_are_checked",),
     ),
 )
