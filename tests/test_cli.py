@@ -209,6 +209,13 @@ def test_plan(nano: Path, run: Run) -> None:
     assert shown.code == 0 and "kv cache.full" in shown.out and "fits" in shown.out
 
 
+def test_plan_of_answers_side_by_side(nano: Path, run: Run) -> None:
+    shown = run("plan", nano, "--rows", 3)
+    assert shown.code == 0 and "3 answers of 1024 tokens each" in " ".join(shown.out.split())
+    found = run("plan", nano, "--rows", "auto", "--json").document
+    assert found["rows"] == 8 and {other["rows"] for other in found["rejected"]} == {1, 2, 4, 8}
+
+
 def test_generate_streams_what_json_holds(nano: Path, run: Run) -> None:
     options = ("--max-tokens", 12, "--temperature", 0)
     shown = run("generate", nano, "Once upon", *options)

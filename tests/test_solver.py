@@ -180,10 +180,11 @@ def test_contexts_against_schemes(shape: ModelFiles) -> None:
     assert (one.scheme, one.context) == ("int8", 700)
 
 
-def test_solving_is_fast() -> None:
+@pytest.mark.parametrize("rows", [1, "auto"])
+def test_solving_is_fast(rows: int | str) -> None:
     files = random_model("llama-3-8b", "none")
     start = time.process_time()
-    made = edgelm.plan(files, budget="6GiB")
+    made = edgelm.plan(files, budget="6GiB", rows=rows)
     seconds = time.process_time() - start
     print(f"Llama-3-8B: {seconds:.2f} s for {len(made.rejected) + 1} choices")
     assert seconds < 3
@@ -292,8 +293,9 @@ def test_more_layers_than_any_model_has(tiny_llama: Callable[..., Path]) -> None
 def test_the_solved_plan_is_what_loads(tiny_llama: Callable[..., Path]) -> None:
     """``load`` and ``plan`` choose alike, and the model runs as planned."""
     folder = tiny_llama()
-    made = edgelm.plan(folder)
-    with edgelm.load(folder) as lm:
+    made = edgelm.plan(folder, rows="auto")
+    with edgelm.load(folder, rows="auto") as lm:
+        assert lm.plan.rows == made.rows > 1
         assert (lm.plan.scheme, lm.plan.kv, lm.plan.context) == (made.scheme, made.kv, made.context)
         logits = lm.forward(torch.tensor([[1, 5, 9]])).logits
     assert torch.isfinite(logits).all()
