@@ -194,13 +194,15 @@ class Ledger:
             self.taken |= before
             self._give_back({}, missing)
             raise
-        weakref.finalize(made, self._give_back, parts, missing)
+        weakref.finalize(made, self._give_back, parts, missing).atexit = False
         return made
 
     def _give_back(self, taken: Mapping[str, int], planned: Mapping[str, int]) -> None:
         for part, own in taken.items():
             self.taken[part] -= own
-        self.extend({part: -own for part, own in planned.items()})
+        for part, own in planned.items():
+            self.planned[part] -= own
+            self.headroom_bytes += own
 
     def absorb(self, prefix: str, other: Ledger) -> None:
         """Account for everything that another ledger has handed out, as parts with a prefix."""

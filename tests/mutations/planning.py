@@ -29,7 +29,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "memory: what is lent comes back",
         "edgelm/memory.py",
-        "        weakref.finalize(made, self._give_back, parts, missing)\n",
+        "        weakref.finalize(made, self._give_back, parts, missing).atexit = False\n",
         "",
         ("tests/test_memory.py::test_caches_and_snapshots_come_out_of_the_budget",),
     ),
