@@ -1,15 +1,10 @@
 // AVX512 with VNNI: tiles of up to 12 rows of activations by one panel of 32 outputs.
 #include "codebooks.h"
 #include "isa.h"
+#include "row512.h"
 #include "vectors512.h"
 
 namespace {
-
-inline __m512i spread4(const int8_t* x) {
-    int32_t four;
-    memcpy(&four, x, 4);
-    return _mm512_set1_epi32(four);
-}
 
 // The bytes that a codebook's codes stand for.
 struct Book {
@@ -168,6 +163,9 @@ void fine_tile(const edgelm_matrix& m, const Book& book, const Group& group,
 template <Stored S>
 void rows_by_tiles(const edgelm_matrix& m, const uint8_t* panel, const Activations& x,
                    const Target& target) {
+    if (S != Stored::kBook && x.rows == 1 && group_inputs(m) % (4 * kStep) == 0) {
+        return one_row<S>(m, panel, x, target);
+    }
     const Book book(m);
     int64_t row = 0;
     for (; x.rows - row >= 12; row += 12) tile<S, 12>(m, book, panel, x, row, target);
