@@ -120,6 +120,13 @@ MUTATIONS: tuple[Mutation, ...] = (
         (f"{ADMISSION}test_the_load_peak_is_that_of_its_worst_moment",),
     ),
     Mutation(
+        "load peak: blocks that were read are given back before the layout",
+        "edgelm/loading.py",
+        "        hardware.release_freed_memory()  # blocks that were read, before the layout is taken\n",
+        "",
+        (f"{ADMISSION}test_memory_is_given_back_before_and_after_a_layout",),
+    ),
+    Mutation(
         "memory: compiled products are not kept for every number of rows",
         "edgelm/entry.py",
         "    hardware.bound_kernel_caches()\n",
