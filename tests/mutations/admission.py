@@ -122,7 +122,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "load peak: blocks that were read are given back before the layout",
         "edgelm/loading.py",
-        "        hardware.release_freed_memory()  # blocks that were read, before the layout is taken\n",
+        "        hardware.release_freed_memory()  # blocks that were read\n",
         "",
         (f"{ADMISSION}test_memory_is_given_back_before_and_after_a_layout",),
     ),
