@@ -7,43 +7,20 @@ in slot p modulo the ring's size, and masks are made from the positions alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from edgelm.cache_sizes import SCALE_DTYPE, cache_part, ring_slots
 from edgelm.config import ModelConfig
 from edgelm.errors import ContextLengthError, UsageError
 from edgelm.ops.reference import Stored
 
 Take = Callable[[str, tuple[int, ...], torch.dtype], Tensor]
-
-_SCALE_DTYPE = torch.bfloat16  # range matters more than digits: codes are rounded to the scale
-
-
-def ring_slots(window: int | None, context: int, chunk: int) -> int:
-    """Slots of a row in a layer of ``window``: exact for chunks of up to ``chunk`` tokens.
-
-    The first query of a chunk looks ``window - 1`` tokens back while the chunk's last key is
-    already written, so ``window + chunk - 1`` positions are alive at once.
-    """
-    return context if window is None else min(context, window + chunk - 1)
-
-
-def cache_bytes(
-    config: ModelConfig, rows: int, context: int, chunk: int, dtype: torch.dtype,
-    *, rings_only: bool = False,
-) -> int:  # fmt: skip
-    """Bytes of keys and values of all layers, int8 scales included: what ``KVCache`` takes.
-
-    ``rings_only`` counts the layers whose rings are smaller than the context.
-    """
-    per_slot = 2 * config.num_kv_heads * config.head_size * dtype.itemsize
-    if dtype == torch.int8:
-        per_slot += 2 * config.num_kv_heads * _SCALE_DTYPE.itemsize
-    slots = [ring_slots(window, context, chunk) for window in config.windows]
-    return rows * sum(n for n in slots if n < context or not rings_only) * per_slot
+Lend = Callable[[Mapping[str, int], Callable[[], "Snapshot"]], "Snapshot"]
+SNAPSHOTS = "snapshots"  # a plan part
 
 
 class LayerStore:
@@ -56,10 +33,11 @@ class LayerStore:
         self.window, self.slots = window, slots
         self.layers = [index for index, own in enumerate(config.windows) if own == window]
         shape = (len(self.layers), rows, slots, config.num_kv_heads, config.head_size)
-        self.memory = [take("kv cache", shape, dtype) for _ in range(2)]
+        part = cache_part(window)
+        self.memory = [take(part, shape, dtype) for _ in range(2)]
         self.scales: list[Tensor] = []
         if dtype == torch.int8:
-            self.scales = [take("kv cache", (*shape[:-1], 1), _SCALE_DTYPE) for _ in range(2)]
+            self.scales = [take(part, (*shape[:-1], 1), SCALE_DTYPE) for _ in range(2)]
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -84,7 +62,7 @@ class LayerStore:
             if not self.scales:
                 target.index_copy_(0, slots, numbers.to(target.dtype))
                 continue
-            scale = (numbers.abs().amax(-1, keepdim=True).float() / 127).to(_SCALE_DTYPE)
+            scale = (numbers.abs().amax(-1, keepdim=True).float() / 127).to(SCALE_DTYPE)
             codes = (numbers / scale.float().clamp(min=1e-30)).round().clamp(-127, 127)
             target.index_copy_(0, slots, codes.to(torch.int8))
             self.scales[which][index].flatten(0, 1).index_copy_(0, slots, scale)
@@ -119,14 +97,15 @@ class KVCache:
         chunk: the most tokens that one step writes into a row.
         take: the Ledger's way to get memory (part, shape, dtype).
         owner: the loaded model; another model's snapshots are refused by it.
+        lend: the Ledger's way to get memory beyond the plan, for snapshots.
     """
 
     def __init__(
         self, config: ModelConfig, rows: int, context: int, chunk: int, dtype: torch.dtype,
-        take: Take, owner: object,
+        take: Take, owner: object, lend: Lend = lambda _, make: make(),
     ) -> None:  # fmt: skip
         self.rows, self.context, self.dtype = rows, context, dtype
-        self._owner = owner
+        self._owner, self._take, self._lend = owner, take, lend
         self.stores = [
             LayerStore(config, window, rows, ring_slots(window, context, chunk), dtype, take)
             for window in dict.fromkeys(config.windows)
@@ -263,9 +242,21 @@ class KVCache:
         self._claimed[row] = False
 
     def snapshot(self, row: int) -> Snapshot:
-        """A copy of a row, to be put back with ``restore``."""
-        tensors = {name: tensor.clone() for name, tensor in self.row_tensors(row).items()}
-        return Snapshot(self._owner, self._lengths[row], self._written[row], self.dtype, tensors)
+        """A copy of a row, to be put back with ``restore``; its memory goes when it goes.
+
+        Raises:
+            BudgetExceededError: the budget has no room for it.
+        """
+        held = self.row_tensors(row)
+
+        def copied() -> Snapshot:
+            copies = {
+                name: self._take(SNAPSHOTS, (*tensor.shape,), tensor.dtype).copy_(tensor)
+                for name, tensor in held.items()
+            }
+            return Snapshot(self._owner, self._lengths[row], self.written(row), self.dtype, copies)
+
+        return self._lend({SNAPSHOTS: sum(tensor.nbytes for tensor in held.values())}, copied)
 
     def copy_row(self, source: int, target: int) -> None:
         """Make row ``target`` hold what row ``source`` holds."""

@@ -89,10 +89,11 @@ class Engine:
         scratch = self.workspace.scratch
         if dtype != torch.float32 and scratch.widened is None:
             elements = widened_elements(self.config, self.plan.context)
-            self._ledger.extend("attention", elements * torch.float32.itemsize)
+            self._ledger.extend({"attention": elements * torch.float32.itemsize})
             scratch.widened = self._ledger.empty("attention", (elements,), torch.float32)
         chunk = self.plan.chunk
-        return KVCache(self.config, rows, context, chunk, dtype, self._ledger.empty, owner)
+        ledger = self._ledger
+        return KVCache(self.config, rows, context, chunk, dtype, ledger.empty, owner, ledger.lend)
 
     def require_language_model(self, what: str) -> None:
         """Raises UsageError unless the head makes logits of the next token."""

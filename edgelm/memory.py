@@ -7,10 +7,11 @@ anything about a load is decided: schemes, kernels, cache type, context, chunk.
 from __future__ import annotations
 
 import re
+import weakref
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from edgelm.errors import BudgetExceededError, UsageError
 
 _UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40}
 _LARGEST_BUDGET = 1 << 60
+T = TypeVar("T")
 _UNITS |= {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 
 
@@ -156,27 +158,51 @@ class Ledger:
         """Account for tensors that were made elsewhere (a kernel's layout of a weight)."""
         self._take(part, sum(tensor.nbytes for tensor in tensors))
 
-    def extend(self, part: str, nbytes: int) -> None:
-        """Plan ``nbytes`` more for ``part`` at run time.
+    def extend(self, parts: Mapping[str, int]) -> None:
+        """Plan so many bytes more for each part at run time; less where they are negative.
 
         Raises:
-            BudgetExceededError: the budget has no room for it, or the machine none any more.
+            BudgetExceededError: the budget has no room for them, or the machine none any more.
         """
+        nbytes = sum(parts.values())
         room = max(0, min(self.headroom_bytes, hardware.available_memory_bytes()))
         if nbytes > room:
             raise BudgetExceededError(
-                f"{part} needs {human(nbytes)} more, and the budget or the machine leaves "
-                f"{human(room)}: ask for fewer rows or a shorter context, "
+                f"{human(nbytes)} more are needed ({', '.join(parts)}), and the budget or the "
+                f"machine leaves {human(room)}: ask for fewer rows or a shorter context, "
                 "or load with a larger budget."
             )
         self.headroom_bytes -= nbytes
-        self.planned[part] += nbytes
+        for part, own in parts.items():
+            self.planned[part] += own
 
-    def release(self, part: str, nbytes: int) -> None:
-        """Give back what ``extend`` planned and a tensor of ``part`` held."""
-        self.headroom_bytes += nbytes
-        self.planned[part] -= nbytes
-        self.taken[part] -= nbytes
+    def lend(self, parts: Mapping[str, int], make: Callable[[], T]) -> T:
+        """What ``make`` builds of so many bytes, the plan extended by those that it lacks.
+
+        They are given back when nobody holds the result any more.
+
+        Raises:
+            BudgetExceededError: as ``extend``.
+        """
+        before = {part: self.taken[part] for part in parts}
+        self.extend(missing := {
+            part: max(0, before[part] + own - self.planned[part]) for part, own in parts.items()
+        })  # fmt: skip
+        try:
+            made = make()
+        except BaseException:
+            self.taken |= before
+            self._give_back({}, missing)
+            raise
+        weakref.finalize(made, self._give_back, parts, missing).atexit = False
+        return made
+
+    def _give_back(self, taken: Mapping[str, int], planned: Mapping[str, int]) -> None:
+        for part, own in taken.items():
+            self.taken[part] -= own
+        for part, own in planned.items():
+            self.planned[part] -= own
+            self.headroom_bytes += own
 
     def absorb(self, prefix: str, other: Ledger) -> None:
         """Account for everything that another ledger has handed out, as parts with a prefix."""

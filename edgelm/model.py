@@ -12,7 +12,8 @@ from torch import Tensor
 from edgelm.admission import require_memory
 from edgelm.asynchronous import AsyncForms
 from edgelm.beams import BeamSearch, beam_result, check_kept
-from edgelm.cache import KVCache, cache_bytes
+from edgelm.cache import KVCache
+from edgelm.cache_sizes import cache_parts
 from edgelm.chat import render
 from edgelm.conversation import SavedConversations
 from edgelm.draft_model import DraftModel
@@ -229,8 +230,8 @@ class LanguageModel(AsyncForms, SavedConversations):
             if given is None or given.dim() < 2:
                 raise UsageError("Give input_ids [B, T] or inputs_embeds [B, T, N].")
             rows, context = given.shape[:2]
-            with self._temporary_cache(rows, context) as temporary:
-                return forward(engine, temporary, input_ids=input_ids, **options)
+            temporary = self.new_cache(rows, context)
+            return forward(engine, temporary, input_ids=input_ids, **options)
 
     def predict(self, inputs: Any) -> Any:
         """What the head of a classifier says of texts; see ``prediction.predict``."""
@@ -244,13 +245,13 @@ class LanguageModel(AsyncForms, SavedConversations):
 
     def log_likelihoods(self, ids: Sequence[int]) -> Tensor:
         """Natural log-likelihood of each id after the first given those before: [T - 1] float32."""
-        with self._running() as (engine, _), self._temporary_cache(1, len(ids)) as cache:
-            return log_likelihoods(engine, cache, ids)
+        with self._running() as (engine, _):
+            return log_likelihoods(engine, self.new_cache(1, len(ids)), ids)
 
     def new_cache(
         self, rows: int = 1, context: int | None = None, kv: str | None = None
     ) -> KVCache:
-        """A cache of your own for ``forward``, planned and taken now.
+        """A cache of your own for ``forward``, planned and taken now; its memory goes with it.
 
         Raises:
             BudgetExceededError: the budget has no room for it.
@@ -263,9 +264,9 @@ class LanguageModel(AsyncForms, SavedConversations):
                 f"{', '.join(KV_DTYPES)}."
             )
         dtype = KV_DTYPES[kv]
-        nbytes = cache_bytes(self.config, rows, context, self.plan.chunk, dtype)
-        self.ledger.extend("kv cache", nbytes)
-        return self._open_engine().make_cache(rows, context, dtype, self._owner)
+        engine = self._open_engine()
+        parts = cache_parts(self.config, rows, context, self.plan.chunk, dtype)
+        return self.ledger.lend(parts, lambda: engine.make_cache(rows, context, dtype, self._owner))
 
     # state
 
@@ -305,14 +306,6 @@ class LanguageModel(AsyncForms, SavedConversations):
             engine = self._open_engine()
             assert self._cache is not None
             yield engine, self._cache
-
-    @contextmanager
-    def _temporary_cache(self, rows: int, context: int) -> Iterator[KVCache]:
-        cache = self.new_cache(rows, context)
-        try:
-            yield cache
-        finally:
-            self.ledger.release("kv cache", cache.nbytes)
 
     def _open_engine(self) -> Engine:
         if self._engine is None:

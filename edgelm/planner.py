@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from edgelm import disk, expectations, hardware, kernel_choice, runs
-from edgelm.cache import cache_bytes
+from edgelm.cache_sizes import cache_parts
 from edgelm.config import ModelConfig
 from edgelm.hub import cache_dir
 from edgelm.layer_store import LayerStore, worth_keeping
@@ -16,7 +16,14 @@ from edgelm.load_peak import load_peak_bytes
 from edgelm.memory import Part, Plan, parse_budget
 from edgelm.models.decoder import Decoder
 from edgelm.ops.native import recorded_tokens, runs_natively, workspaces
-from edgelm.placement import STREAM_PART, Places, is_streamed, place, placed_parts
+from edgelm.placement import (
+    STREAM_PART,
+    Places,
+    file_groups,
+    is_streamed,
+    place,
+    placed_parts,
+)
 from edgelm.prompt_lookup import PART as SPECULATION_PART
 from edgelm.prompt_lookup import lookup_bytes
 from edgelm.settings import Settings, activation_dtype, exact_activations
@@ -63,7 +70,7 @@ class Planner:
     _weights: dict[Recipe | None, WeightPlan] = field(default_factory=dict)
     _placed: dict[tuple[Recipe | None, Places], PlacedWeights] = field(default_factory=dict)
     _ready: dict[Recipe | None, set[str]] = field(default_factory=dict)
-    _scratch: dict[tuple[Recipe | None, int], int] = field(default_factory=dict)
+    _scratch: dict[tuple[Recipe | None, int, int], int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.dtype = activation_dtype(self.settings, self.config)
@@ -115,7 +122,7 @@ class Planner:
             placement=placement,
             budget_bytes=self.budget_bytes,
             expected_tok_s=disk.expected_tok_s(cache_dir(), moved, placed.streamed_bytes),
-            parts=(*placed.parts, *running),
+            parts=(*placed.parts, *running, *self._layout_cache(candidate.recipe, placement)),
             products=weights.products,
             load_peak_bytes=placed.load_peak_bytes,
             expected_kld=self._expected_kld(candidate, weights),
@@ -153,6 +160,14 @@ class Planner:
             self._ready[recipe] = {p.names[0] for group in found for p in store.groups[group]}
         return self._ready[recipe]
 
+    def _layout_cache(self, recipe: Recipe | None, places: Places) -> list[Part]:
+        """What lies in the cache folder beside streamed layers, so that the next start is quick."""
+        products = self._weights_of(recipe).products
+        groups = file_groups(p for p in products if not is_streamed(p, places))
+        kept = groups.keys() & set(worth_keeping(products, self.names))
+        nbytes = sum(p.nbytes for group in kept for p in groups[group])
+        return [Part("layout cache", nbytes, "disk")] if nbytes else []
+
     def _running_parts(self, candidate: Candidate, weights: WeightPlan) -> list[Part]:
         """Everything that generating needs besides the weights."""
         config, context, kv, dtype = self.config, candidate.context, candidate.kv, self.dtype
@@ -162,10 +177,10 @@ class Planner:
             sizes[part] = sizes.get(part, 0) + elements * kind.itemsize
         if config.rope is not None:
             sizes["rope table"] = context * config.rope.rotary_size * dtype.itemsize
-        sizes["kv cache"] = cache_bytes(config, candidate.rows, context, tokens, kv)
+        sizes |= cache_parts(config, candidate.rows, context, tokens, kv)
         depth = self._draft_depth(candidate)
         judged = max(candidate.rows, depth + 1)
-        key = (candidate.recipe, tokens)
+        key = (candidate.recipe, tokens, judged)
         if key not in self._scratch:
             self._scratch[key] = kernel_scratch(weights.products, tokens, judged, self._tied)
         sizes["kernel scratch"] = self._scratch[key]
@@ -174,9 +189,8 @@ class Planner:
             own = workspaces(config, recorded, tokens, context, weights.products)
             for part, nbytes in own.items():
                 sizes[part] = sizes.get(part, 0) + nbytes
-        sizes["restore points"] = cache_bytes(
-            config, candidate.rows, context, tokens, kv, rings_only=True
-        )
+        rings = cache_parts(config, candidate.rows, context, tokens, kv, rings_only=True)
+        sizes["restore points"] = sum(rings.values())
         sizes["logits"] = judged * self.decoder.outputs * torch.float32.itemsize
         sizes[SPECULATION_PART] = lookup_bytes(context) if depth else 0
         parts = [Part(name, nbytes) for name, nbytes in sizes.items() if nbytes]
