@@ -1,0 +1,77 @@
+"""Many rows of activations through the tensor cores.
+
+The matrix is the left operand, so that its numbers go from words to operands in registers, rounded
+once to the activations' type; the activations are the right one. Each plane of the words is a
+product of its own over the inputs that lie in that plane.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import triton
+import triton.language as tl
+
+from .decoding import group_numbers, plane_values
+
+
+@triton.jit
+def multiply_tile(
+    x: Any, words: Any, scales: Any, zeros: Any, table: Any, bias: Any, out: Any, partial: Any,
+    rows: Any, outputs: Any, inputs: Any, pieces: Any, x_stride: Any, out_stride: Any,
+    BITS: tl.constexpr, SPAN: tl.constexpr, GROUPED: tl.constexpr, ZEROS: tl.constexpr,
+    COMPUTE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_W: tl.constexpr,
+    SPLITS: tl.constexpr, STEPS: tl.constexpr,
+) -> None:  # fmt: skip
+    """x [rows, K] times the transposed matrix into out [rows, N], or its sums into partial.
+
+    BLOCK_W words of each of BLOCK_N rows at a time, STEPS times in a range. COMPUTE: the type of the tensor cores'
+    operands, that of x (or float32 where bfloat16 cannot be multiplied: in the interpreter).
+    """
+    PLANES: tl.constexpr = 32 // BITS
+    row_blocks = tl.cdiv(rows, BLOCK_M)  # neighbours in time, over the same words
+    m = tl.program_id(0) % row_blocks * BLOCK_M + tl.arange(0, BLOCK_M)
+    n = tl.program_id(0) // row_blocks * BLOCK_N + tl.arange(0, BLOCK_N)
+    exists = (n < outputs)[:, None]
+    row_words = words + n.to(tl.int64)[:, None] * (pieces * SPAN)
+    x_rows = x + tl.minimum(m, rows - 1).to(tl.int64)[None, :] * x_stride
+    if not GROUPED:
+        at = n.to(tl.int64)[:, None]
+        scale, offset, shift = group_numbers(scales, zeros, at, exists, BITS, ZEROS)
+    acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+    for step in range(STEPS):
+        word = (tl.program_id(1) * STEPS + step) * BLOCK_W + tl.arange(0, BLOCK_W)
+        inside = word < pieces * SPAN
+        live = exists & inside[None, :]
+        packed = tl.load(row_words + word[None, :], mask=live, other=0)
+        if GROUPED:
+            at = n.to(tl.int64)[:, None] * pieces + (word // SPAN)[None, :]
+            scale, offset, shift = group_numbers(scales, zeros, at, live, BITS, ZEROS)
+            k = word // SPAN * (SPAN * PLANES) + word % SPAN
+            plane_stride = SPAN
+        else:
+            k = word
+            plane_stride = tl.multiple_of(pieces * SPAN, 16)
+        for i in tl.static_range(PLANES):
+            at_x = k + i * plane_stride
+            mask = (inside & (at_x < inputs))[:, None]
+            numbers = tl.load(x_rows + at_x[:, None], mask=mask, other=0.0)
+            weights = plane_values(packed, offset, table, i, BITS) * scale
+            if ZEROS == "float":
+                weights += shift
+            weights = weights.to(x.dtype.element_ty).to(COMPUTE)
+            acc = tl.dot(weights, numbers.to(COMPUTE), acc, input_precision="ieee")
+    _store_tile(tl.trans(acc), (out, partial, rows, outputs, out_stride), m, n, bias, SPLITS)
+
+
+@triton.jit
+def _store_tile(sums: Any, target: Any, m: Any, n: Any, bias: Any, SPLITS: tl.constexpr) -> None:
+    out, partial, rows, outputs, out_stride = target
+    mask = (m < rows)[:, None] & (n < outputs)[None, :]
+    if SPLITS > 1:
+        at = (tl.program_id(1) * rows + m).to(tl.int64)[:, None] * outputs
+        tl.store(partial + at + n[None, :], sums, mask=mask)
+    else:
+        if bias is not None:
+            sums += tl.load(bias + n, mask=n < outputs, other=0.0).to(tl.float32)[None, :]
+        tl.store(out + m.to(tl.int64)[:, None] * out_stride + n[None, :], sums, mask=mask)
