@@ -7,26 +7,25 @@ product of its own over the inputs that lie in that plane.
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 
 from .decoding import group_numbers, plane_values
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["one"])
 def multiply_tile(
-    x: Any, words: Any, scales: Any, zeros: Any, table: Any, bias: Any, out: Any, partial: Any,
-    rows: Any, outputs: Any, inputs: Any, pieces: Any, x_stride: Any, out_stride: Any,
-    BITS: tl.constexpr, SPAN: tl.constexpr, GROUPED: tl.constexpr, ZEROS: tl.constexpr,
-    COMPUTE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_W: tl.constexpr,
-    SPLITS: tl.constexpr, STEPS: tl.constexpr,
+    x: tl.tensor, words: tl.tensor, scales: tl.tensor, zeros: tl.tensor, table: tl.tensor, bias: 
+    tl.tensor, out: tl.tensor, partial: tl.tensor, rows: tl.tensor, outputs: tl.tensor, inputs: 
+    tl.tensor, pieces: tl.tensor, one: tl.tensor, x_stride: tl.tensor, out_stride: tl.tensor,
+    BITS: tl.constexpr, SPAN: tl.constexpr, GROUPED: tl.constexpr, ZEROS: tl.constexpr, COMPUTE: 
+    tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_W: tl.constexpr, SPLITS: 
+    tl.constexpr, STEPS: tl.constexpr,
 ) -> None:  # fmt: skip
     """x [rows, K] times the transposed matrix into out [rows, N], or its sums into partial.
 
-    BLOCK_W words of each of BLOCK_N rows at a time, STEPS times in a range. COMPUTE: the type of the tensor cores'
-    operands, that of x (or float32 where bfloat16 cannot be multiplied: in the interpreter).
+    BLOCK_W words of each of BLOCK_N rows at a time, STEPS times in a range. COMPUTE: the type of
+    the tensor cores' operands, that of x (or float32 in the interpreter, which has no bfloat16).
     """
     PLANES: tl.constexpr = 32 // BITS
     row_blocks = tl.cdiv(rows, BLOCK_M)  # neighbours in time, over the same words
@@ -56,7 +55,7 @@ def multiply_tile(
             at_x = k + i * plane_stride
             mask = (inside & (at_x < inputs))[:, None]
             numbers = tl.load(x_rows + at_x[:, None], mask=mask, other=0.0)
-            weights = plane_values(packed, offset, table, i, BITS) * scale
+            weights = plane_values(packed, offset, table, one, i, BITS) * scale
             if ZEROS == "float":
                 weights += shift
             weights = weights.to(x.dtype.element_ty).to(COMPUTE)
@@ -65,7 +64,10 @@ def multiply_tile(
 
 
 @triton.jit
-def _store_tile(sums: Any, target: Any, m: Any, n: Any, bias: Any, SPLITS: tl.constexpr) -> None:
+def _store_tile(
+    sums: tl.tensor, target: tl.tuple, m: tl.tensor, n: tl.tensor, bias: tl.tensor,
+    SPLITS: tl.constexpr,
+) -> None:  # fmt: skip
     out, partial, rows, outputs, out_stride = target
     mask = (m < rows)[:, None] & (n < outputs)[None, :]
     if SPLITS > 1:

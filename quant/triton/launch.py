@@ -98,9 +98,9 @@ def _launch_product(
         "out": out,
         "partial": partial,
         "rows": rows,
+        "one": 1,
         "x_stride": x.stride(0),
         "out_stride": out.stride(0),
-        "BLOCK_N": config.block_n,
         "SPLITS": config.splits,
         "num_warps": config.warps,
         "num_stages": config.stages,
@@ -108,15 +108,16 @@ def _launch_product(
     if config.how == "rows":
         held = min(_ROWS_AT_ONCE, 1 << (rows - 1).bit_length())
         pieces = max(1, config.block_words // shared["SPAN"])
+        lanes = min(config.block_n, max(1, 128 * config.warps // config.block_words))
+        sizes = {"ROWS": held, "LANES": lanes, "EACH": config.block_n // lanes, "PIECES": pieces}
         steps = _steps(shared["pieces"], pieces, config.splits)
         grid = (blocks * -(-rows // held), config.splits)
-        gemv.multiply_rows[grid](**shared, ROWS=held, PIECES=pieces, STEPS=steps)
+        gemv.multiply_rows[grid](**shared, **sizes, STEPS=steps)
     else:
-        words = shared["pieces"] * shared["SPAN"]
-        steps = _steps(words, config.block_words, config.splits)
+        steps = _steps(shared["pieces"] * shared["SPAN"], config.block_words, config.splits)
         grid = (blocks * -(-rows // config.block_m), config.splits)
         sizes = {"BLOCK_M": config.block_m, "BLOCK_W": config.block_words, "STEPS": steps}
-        gemm.multiply_tile[grid](**shared, **sizes, COMPUTE=_operands(x))
+        gemm.multiply_tile[grid](**shared, **sizes, BLOCK_N=config.block_n, COMPUTE=_operands(x))
     if partial is not None:
         sums = (partial, bias, out, rows, outputs, out.stride(0))
         gemv.add_splits[(-(-outputs // 256), rows)](*sums, SPLITS=config.splits, BLOCK_N=256)
@@ -124,7 +125,8 @@ def _launch_product(
 
 def _steps(count: int, block: int, splits: int) -> int:
     """Blocks in each of `splits` ranges over `count` pieces or words."""
-    return -(-(-(-count // block)) // splits)
+    blocks = -(-count // block)
+    return -(-blocks // splits)
 
 
 def _unpack_and_multiply(x: Tensor, matrix: Matrix, bias: Tensor | None, out: Tensor) -> None:

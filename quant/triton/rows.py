@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 
@@ -12,10 +10,11 @@ from .decoding import group_numbers, plane_values
 
 @triton.jit
 def read_rows(
-    ids: Any, words: Any, scales: Any, zeros: Any, table: Any, out: Any,
-    first: Any, outputs: Any, inputs: Any, pieces: Any, out_stride: Any,
-    BITS: tl.constexpr, SPAN: tl.constexpr, GROUPED: tl.constexpr, ZEROS: tl.constexpr,
-    BLOCK_W: tl.constexpr,
+    ids: tl.tensor, words: tl.tensor, scales: tl.tensor, zeros: tl.tensor, table: tl.tensor, out: 
+    tl.tensor, first: tl.tensor, outputs: tl.tensor, inputs: tl.tensor, pieces: tl.tensor,
+    out_stride: tl.tensor,
+    BITS: tl.constexpr, SPAN: tl.constexpr, GROUPED: tl.constexpr, ZEROS: tl.constexpr, BLOCK_W: 
+    tl.constexpr,
 ) -> None:  # fmt: skip
     """Row ids[i], or first + i without ids, into out[i]; scaled in float32 and rounded once.
 
@@ -39,7 +38,7 @@ def read_rows(
         plane_stride = tl.multiple_of(pieces * SPAN, 16)
     scale, offset, shift = group_numbers(scales, zeros, at, live, BITS, ZEROS)
     for i in tl.static_range(PLANES):
-        values = plane_values(packed, offset, table, i, BITS) * scale
+        values = plane_values(packed, offset, table, 1, i, BITS) * scale
         if ZEROS == "float":
             values += shift
         at_out = k + i * plane_stride
