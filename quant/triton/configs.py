@@ -20,7 +20,8 @@ class Config:
     """How a product runs. how: "rows" (gemv), "tile" (gemm), or "unpack", which has no tiles.
 
     block_words: words of a row that a program takes at once. splits: ranges of a row that different
-    programs add up.
+    programs add up. Of "rows", a thread takes 4 words, and block_n * block_words / (128 * warps)
+    outputs.
     """
 
     how: str
@@ -43,7 +44,7 @@ def usual(outputs: int, words: int, rows: int, processors: int) -> Config:
     """What runs where nobody measured: enough programs for twice the card's processors."""
     if bucket(rows) == FEW_ROWS:
         splits = _splits(outputs, words, 128, -(-outputs // 8), processors)
-        return Config("rows", block_n=8, block_words=128, splits=splits)
+        return Config("rows", 1, 8, 128, 4, 1, splits)
     if rows >= _UNPACK_ROWS:
         return Config("unpack")
     tiles = -(-outputs // 64) * -(-rows // 64)
@@ -61,8 +62,8 @@ def candidates(outputs: int, words: int, rows: int, processors: int) -> Iterator
 
 def _few(outputs: int, words: int) -> Iterator[Config]:
     for block_n, block_words, warps in (
-        *((4, 128, 2), (4, 128, 4), (8, 64, 4), (8, 128, 2), (8, 128, 4), (16, 64, 4)),
-        *((16, 128, 4), (16, 128, 8), (4, 256, 4), (8, 256, 4), (32, 64, 4), (2, 512, 4)),
+        *((4, 128, 4), (8, 128, 4), (16, 128, 4), (8, 64, 4), (16, 64, 4), (2, 128, 2)),
+        *((4, 128, 2), (2, 256, 4), (4, 256, 4), (8, 256, 4), (2, 512, 4), (8, 256, 8)),
     ):
         for splits in (1, 2, 4):
             if _may_split(outputs, words, block_words, splits):

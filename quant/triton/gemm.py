@@ -1,8 +1,9 @@
 """Many rows of activations through the tensor cores.
 
-The matrix is the left operand, so that its numbers go from words to operands in registers, rounded
-once to the activations' type; the activations are the right one. Each plane of the words is a
-product of its own over the inputs that lie in that plane.
+Weights become numbers in registers and are rounded once, to the activations' type. Each plane of
+the words is a product of its own, over the inputs that lie in that plane. Tiles of words have the
+words first: of dimensions that are equals to it the compiler takes the first as the fastest, and so
+gives scales and words one layout.
 """
 
 from __future__ import annotations
@@ -31,20 +32,20 @@ def multiply_tile(
     row_blocks = tl.cdiv(rows, BLOCK_M)  # neighbours in time, over the same words
     m = tl.program_id(0) % row_blocks * BLOCK_M + tl.arange(0, BLOCK_M)
     n = tl.program_id(0) // row_blocks * BLOCK_N + tl.arange(0, BLOCK_N)
-    exists = (n < outputs)[:, None]
-    row_words = words + n.to(tl.int64)[:, None] * (pieces * SPAN)
-    x_rows = x + tl.minimum(m, rows - 1).to(tl.int64)[None, :] * x_stride
+    exists = (n < outputs)[None, :]
+    row_words = words + n.to(tl.int64)[None, :] * (pieces * SPAN)
+    x_rows = x + tl.minimum(m, rows - 1).to(tl.int64)[:, None] * x_stride
     if not GROUPED:
-        at = n.to(tl.int64)[:, None]
+        at = n.to(tl.int64)[None, :]
         scale, offset, shift = group_numbers(scales, zeros, at, exists, BITS, ZEROS)
-    acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for step in range(STEPS):
         word = (tl.program_id(1) * STEPS + step) * BLOCK_W + tl.arange(0, BLOCK_W)
         inside = word < pieces * SPAN
-        live = exists & inside[None, :]
-        packed = tl.load(row_words + word[None, :], mask=live, other=0)
+        live = inside[:, None] & exists
+        packed = tl.load(row_words + word[:, None], mask=live, other=0)
         if GROUPED:
-            at = n.to(tl.int64)[:, None] * pieces + (word // SPAN)[None, :]
+            at = n.to(tl.int64)[None, :] * pieces + (word // SPAN)[:, None]
             scale, offset, shift = group_numbers(scales, zeros, at, live, BITS, ZEROS)
             k = word // SPAN * (SPAN * PLANES) + word % SPAN
             plane_stride = SPAN
@@ -53,14 +54,14 @@ def multiply_tile(
             plane_stride = tl.multiple_of(pieces * SPAN, 16)
         for i in tl.static_range(PLANES):
             at_x = k + i * plane_stride
-            mask = (inside & (at_x < inputs))[:, None]
-            numbers = tl.load(x_rows + at_x[:, None], mask=mask, other=0.0)
+            mask = (inside & (at_x < inputs))[None, :]
+            numbers = tl.load(x_rows + at_x[None, :], mask=mask, other=0.0)
             weights = plane_values(packed, offset, table, one, i, BITS) * scale
             if ZEROS == "float":
                 weights += shift
             weights = weights.to(x.dtype.element_ty).to(COMPUTE)
-            acc = tl.dot(weights, numbers.to(COMPUTE), acc, input_precision="ieee")
-    _store_tile(tl.trans(acc), (out, partial, rows, outputs, out_stride), m, n, bias, SPLITS)
+            acc = tl.dot(numbers.to(COMPUTE), weights, acc, input_precision="ieee")
+    _store_tile(acc, (out, partial, rows, outputs, out_stride), m, n, bias, SPLITS)
 
 
 @triton.jit

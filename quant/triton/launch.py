@@ -103,7 +103,8 @@ def _launch_product(
         "out_stride": out.stride(0),
         "SPLITS": config.splits,
         "num_warps": config.warps,
-        "num_stages": config.stages,
+        # Pipelined, each number of a codebook would take a way of its own through shared memory.
+        "num_stages": 1 if matrix.scheme.codebook else config.stages,
     }
     if config.how == "rows":
         held = min(_ROWS_AT_ONCE, 1 << (rows - 1).bit_length())
