@@ -3,11 +3,12 @@
 `layout` says how a matrix lies in memory; `decoding`, `gemv`, `gemm` and `rows` are the kernels,
 imported at first use because they need Triton; `configs` has the tiles to choose from, `choices`
 what was measured to be fastest on a card, `tuning` measures; `launch` is what the backend calls.
+
+On CPU tensors the kernels run under TRITON_INTERPRET=1 alone, as the tests do it.
 """
 
 from __future__ import annotations
 
-import os
 from functools import cache
 
 import torch
@@ -21,18 +22,14 @@ _CAPABILITY = (8, 0)
 
 
 def missing(device: torch.device) -> str | None:
-    """Why these kernels cannot run on `device`; None if they can.
-
-    Under TRITON_INTERPRET=1 they run on CPUs, number by number: that is how they are tested.
-    """
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1" and device.type == "cpu"
-    if device.type != "cuda" and not interpreted:
+    """Why these kernels are not to run on `device`; None if they are."""
+    if device.type != "cuda":
         return f"runs on CUDA devices, not on {device}"
-    return (None if interpreted else _unfit(device)) or _uninstalled()
+    return _unfit(device) or _uninstalled()
 
 
 def _uninstalled() -> str | None:
-    return None if library("triton") else "Triton is not installed; pip install triton"
+    return None if library("triton") else "Triton is not installed; pip install 'edgelm[gpu]'"
 
 
 @cache

@@ -6,7 +6,6 @@ captured in a CUDA graph once it has run: Triton compiles at the first one.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -176,8 +175,8 @@ def _block_rows(inputs: int, itemsize: int) -> int:
 def _operands(x: Tensor) -> Any:
     import triton.language as tl
 
-    if x.dtype == torch.bfloat16 and os.environ.get("TRITON_INTERPRET") == "1":
-        return tl.float32  # the interpreter multiplies bfloat16's bits as if they were integers
+    if x.dtype == torch.bfloat16 and x.device.type == "cpu":
+        return tl.float32  # the interpreter would multiply bfloat16's bits as if they were integers
     return getattr(tl, str(x.dtype).removeprefix("torch."))
 
 

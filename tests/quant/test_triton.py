@@ -1,25 +1,19 @@
-"""The Triton products against the definition, on CPUs through Triton's interpreter.
+"""The Triton products against the definition, through Triton's interpreter where there is no card.
 
 What the compiler makes of them for a card is test_triton_compiled.py's business.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
-import quant.triton
 from quant import (
-    KernelUnavailable,
     PackedWeight,
-    QuantError,
     Scheme,
-    choose,
     dequantize,
     find,
     pack,
@@ -27,13 +21,12 @@ from quant import (
 )
 from quant.backends import Kernel
 from quant.backends.triton_backend import FLOOR_DB
-from quant.triton import choices, configs, launch, layout, tuning, workspace
+from quant.triton import choices, launch, layout, workspace
 from quant.triton.configs import Config
 
 pytest.importorskip("triton", reason="Triton is not installed; pip install 'edgelm[gpu]'")
 
-CPU = torch.device("cpu")
-KERNELS = [f"quant.triton.{name}" for name in ("decoding", "gemv", "gemm", "rows")]
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 TEXTS = (
     *("int4-g32", "int4-g64-zint", "int4-g128-zfloat", "int4-g32-zint-sbfloat16", "int4-row"),
     *("int4-row-zint", "int4-row-zfloat", "int8", "int8-zint", "int8-g32-zfloat", "int8-g64-zint"),
@@ -42,21 +35,11 @@ TEXTS = (
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def interpreted() -> Iterator[None]:
-    """Kernels are interpreted if they are defined while the variable is set."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRITON_INTERPRET", "1")
-        for name in KERNELS:
-            patch.delitem(sys.modules, name, raising=False)
-        yield
-        for name in KERNELS:
-            sys.modules.pop(name, None)
-
-
 @pytest.fixture(autouse=True)
-def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
+def unmeasured(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(choices, "_CHOSEN", {})
+    with DEVICE:
+        yield
 
 
 def kernel_of(text: str) -> Kernel:
@@ -65,7 +48,9 @@ def kernel_of(text: str) -> Kernel:
 
 
 def packed_weight(text: str, shape: tuple[int, int]) -> PackedWeight:
-    return pack([(0, torch.randn(shape) * 0.02 + 0.005)], shape, Scheme.parse(text))[0]
+    return pack([(0, torch.randn(shape) * 0.02 + 0.005)], shape, Scheme.parse(text), device=DEVICE)[
+        0
+    ]
 
 
 def odd_shape(text: str) -> tuple[int, int]:
@@ -103,7 +88,7 @@ def test_products_match_the_definition(text: str, dtype: torch.dtype) -> None:
 def test_many_rows_go_through_blocks_of_numbers(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     packed = packed_weight(text, (600, 192))
     monkeypatch.setattr(launch, "_BLOCK_BYTES", 256 * 192 * 4)  # three blocks, the last not full
-    config = launch.config_for(packed.scheme, packed.shape, 130, torch.float32, CPU)
+    config = launch.config_for(packed.scheme, packed.shape, 130, torch.float32, DEVICE)
     measured = worst_db(packed, (130,), torch.float32)
     print(f"{text}: {measured:.1f} dB by {config.how}, floor {FLOOR_DB[torch.float32]}")
     assert config.how == "unpack" and measured >= FLOOR_DB[torch.float32]
@@ -121,7 +106,7 @@ def test_split_sums_are_whole_and_repeat(how: str, text: str) -> None:
     for splits in (2, 4):
         outs = [torch.empty(7, 13) for _ in range(2)]
         for out in outs:
-            workspace.workspace(CPU, 4 * 7 * 13, torch.float32).fill_(float("nan"))
+            workspace.workspace(DEVICE, 4 * 7 * 13, torch.float32).fill_(float("nan"))
             launch.run(replace(base, splits=splits), x, matrix, bias, out)
         measured = sqnr_db(expected, outs[0])
         print(f"{text} {how} in {splits}: {measured:.1f} dB, floor {FLOOR_DB[torch.float32]}")
