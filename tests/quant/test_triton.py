@@ -32,7 +32,6 @@ TEXTS = (
     *("int4-row-zint", "int4-row-zfloat", "int8", "int8-zint", "int8-g32-zfloat", "int8-g64-zint"),
     *("int8-g128", "nf4", "nf4-g32-sfloat16", "fp4"),
 )
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 @pytest.fixture(autouse=True)
@@ -75,8 +74,13 @@ def worst_db(packed: PackedWeight, rows: tuple[int, ...], dtype: torch.dtype) ->
     return worst
 
 
-@pytest.mark.parametrize("text", TEXTS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("text", "dtype"),
+    [
+        *((text, dtype) for text in TEXTS for dtype in (torch.float32, torch.bfloat16)),
+        *(("int4-g32", torch.float16), ("int8", torch.float16)),
+    ],
+)
 def test_products_match_the_definition(text: str, dtype: torch.dtype) -> None:
     """In registers for up to eight rows, on the tensor cores for nineteen."""
     measured = worst_db(packed_weight(text, odd_shape(text)), (1, 3, 6, 19), dtype)
@@ -86,8 +90,9 @@ def test_products_match_the_definition(text: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("text", ["int4-g32-zfloat", "int8", "nf4"])
 def test_many_rows_go_through_blocks_of_numbers(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    packed = packed_weight(text, (600, 192))
-    monkeypatch.setattr(launch, "_BLOCK_BYTES", 256 * 192 * 4)  # three blocks, the last not full
+    packed = packed_weight(text, (20, 128))
+    monkeypatch.setattr(launch, "_BLOCK_ROWS", 8)
+    monkeypatch.setattr(launch, "_BLOCK_BYTES", 8 * 128 * 4)  # three blocks, the last not full
     config = launch.config_for(packed.scheme, packed.shape, 130, torch.float32, DEVICE)
     measured = worst_db(packed, (130,), torch.float32)
     print(f"{text}: {measured:.1f} dB by {config.how}, floor {FLOOR_DB[torch.float32]}")
@@ -95,18 +100,18 @@ def test_many_rows_go_through_blocks_of_numbers(text: str, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("how", ["rows", "tile"])
-@pytest.mark.parametrize("text", ["int4-g32", "int4-g64-zint", "int8-zfloat"])
+@pytest.mark.parametrize("text", ["int4-g32", "int8-zfloat"])
 def test_split_sums_are_whole_and_repeat(how: str, text: str) -> None:
-    """Three ranges with work for two and a half of them, and a bias that is added once."""
-    packed = packed_weight(text, (13, 640))
+    """Ranges that the words do not fill evenly, and a bias that is added once."""
+    packed = packed_weight(text, (13, 320))
     matrix = launch.Matrix(layout.laid_out(packed), packed.scheme, packed.shape)
-    x, bias = torch.randn(7, 640), torch.randn(13)
+    x, bias = torch.randn(3, 320), torch.randn(13)
     expected = x.double() @ dequantize(packed).double().t() + bias.double()
-    base = Config("rows", 1, 16, 32, 1) if how == "rows" else Config("tile", 16, 16, 16)
+    base = Config("rows", 1, 16, 16, 1) if how == "rows" else Config("tile", 16, 16, 16)
     for splits in (2, 4):
-        outs = [torch.empty(7, 13) for _ in range(2)]
+        outs = [torch.empty(3, 13) for _ in range(2)]
         for out in outs:
-            workspace.workspace(DEVICE, 4 * 7 * 13, torch.float32).fill_(float("nan"))
+            workspace.workspace(DEVICE, 4 * 3 * 13, torch.float32).fill_(float("nan"))
             launch.run(replace(base, splits=splits), x, matrix, bias, out)
         measured = sqnr_db(expected, outs[0])
         print(f"{text} {how} in {splits}: {measured:.1f} dB, floor {FLOOR_DB[torch.float32]}")
@@ -117,14 +122,14 @@ def test_split_sums_are_whole_and_repeat(how: str, text: str) -> None:
 @pytest.mark.parametrize("splits", [1, 2])
 @pytest.mark.parametrize("text", ["int4-g32", "int8-zint", "nf4"])
 def test_a_row_has_the_same_bits_in_any_company(text: str, splits: int) -> None:
-    packed = packed_weight(text, (13, 384))
+    packed = packed_weight(text, (5, 192))
     matrix = launch.Matrix(layout.laid_out(packed), packed.scheme, packed.shape)
-    config = Config("rows", 1, 8, 32, 2, 1, splits)
-    x, alone = torch.randn(8, 384), torch.empty(8, 13)
+    config = Config("rows", 1, 8, 16, 1, 1, splits)
+    x, alone = torch.randn(8, 192), torch.empty(8, 5)
     for row in range(8):
         launch.run(config, x[row : row + 1], matrix, None, alone[row : row + 1])
-    for rows in (2, 3, 5, 8):
-        out = torch.empty(rows, 13)
+    for rows in (2, 3, 8):
+        out = torch.empty(rows, 5)
         launch.run(config, x[:rows], matrix, None, out)
         assert torch.equal(out, alone[:rows]), rows
     keys = {choices.key(packed.scheme, packed.shape, rows, x.dtype) for rows in range(1, 9)}
