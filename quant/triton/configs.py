@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from .layout import Geometry
+
 # Rows of activations that the product in registers takes; more go to the tensor cores.
 FEW_ROWS = 8
 # From so many rows on, weights as numbers and the vendor's product are expected to be fastest:
@@ -40,23 +42,27 @@ def bucket(rows: int) -> int:
     return min(2048, 1 << (rows - 1).bit_length())
 
 
-def usual(outputs: int, words: int, rows: int, processors: int) -> Config:
+def usual(own: Geometry, outputs: int, rows: int, processors: int) -> Config:
     """What runs where nobody measured: enough programs for twice the card's processors."""
     if bucket(rows) == FEW_ROWS:
-        splits = _splits(outputs, words, 128, -(-outputs // 8), processors)
-        return Config("rows", 1, 8, 128, 4, 1, splits)
+        # A thread's second output halves the reads of activations; but where 2 threads share a
+        # group, the compiler would then send scales through shared memory.
+        block_n = 4 if own.span == 8 else 8
+        splits = _splits(outputs, own.words, 128, -(-outputs // block_n), processors)
+        return Config("rows", 1, block_n, 128, 4, 1, splits)
     if rows >= _UNPACK_ROWS:
         return Config("unpack")
     tiles = -(-outputs // 64) * -(-rows // 64)
-    splits = _splits(outputs, words, 32, tiles, processors)
+    splits = _splits(outputs, own.words, 32, tiles, processors)
     return Config("tile", min(64, bucket(rows)), 64, 16, 4, 3, splits)
 
 
-def candidates(outputs: int, words: int, rows: int, processors: int) -> Iterator[Config]:
+def candidates(own: Geometry, outputs: int, rows: int, processors: int) -> Iterator[Config]:
     """What `tuning` times, the usual one first."""
-    first = usual(outputs, words, rows, processors)
+    first = usual(own, outputs, rows, processors)
     yield first
-    others = _few(outputs, words) if first.how == "rows" else _many(outputs, words, rows)
+    few = first.how == "rows"
+    others = _few(outputs, own.words) if few else _many(outputs, own.words, rows)
     yield from (other for other in others if other != first)
 
 

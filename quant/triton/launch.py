@@ -68,7 +68,7 @@ def config_for(
 ) -> Config:
     """The measured config, or the usual one where nobody measured."""
     found = choices.chosen(choices.key(scheme, shape, rows, dtype))
-    return found or usual(shape[0], geometry(scheme, shape[1]).words, rows, processors(device))
+    return found or usual(geometry(scheme, shape[1]), shape[0], rows, processors(device))
 
 
 def run(config: Config, x: Tensor, matrix: Matrix, bias: Tensor | None, out: Tensor) -> None:

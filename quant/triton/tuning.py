@@ -64,9 +64,9 @@ def timings(case: Case, device: torch.device, clock: Clock) -> dict[Config, floa
     rows = 1 if case.rows <= FEW_ROWS else case.rows
     x = torch.ones(rows, inputs, dtype=case.dtype, device=device)
     out = torch.empty(rows, outputs, dtype=case.dtype, device=device)
-    words = geometry(case.scheme, inputs).words
+    own, processors = geometry(case.scheme, inputs), launch.processors(device)
     times = {}
-    for config in candidates(outputs, words, case.rows, launch.processors(device)):
+    for config in candidates(own, outputs, case.rows, processors):
 
         def work(config: Config = config) -> None:
             launch.run(config, x, matrix, None, out)

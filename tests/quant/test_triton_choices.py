@@ -19,6 +19,7 @@ from quant.triton.configs import Config
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda")
 INT4 = Scheme.parse("int4-g32")
+OWN = layout.geometry(INT4, 192)
 CASE = tuning.Case(INT4, (16, 192), 1, torch.float32)
 MANY = tuning.Case(INT4, (16, 192), 40, torch.float32)
 
@@ -32,9 +33,15 @@ def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("outputs", [576, 2048, 4096, 28672, 128256])
 @pytest.mark.parametrize("rows", [1, 8, 9, 64, 127, 128, 2048])
 def test_configs_are_sound_and_stay_within_the_workspace(outputs: int, rows: int) -> None:
-    for words in (72, 512, 1792):
-        found = list(configs.candidates(outputs, words, rows, 132))
-        assert found[0] == configs.usual(outputs, words, rows, 132)
+    for text, inputs in (
+        ("int4-g64", 576),
+        ("int4-g32", 4096),
+        ("int8", 14336),
+        ("int4-row", 2048),
+    ):
+        own = layout.geometry(Scheme.parse(text), inputs)
+        words, found = own.words, list(configs.candidates(own, outputs, rows, 132))
+        assert found[0] == configs.usual(own, outputs, rows, 132)
         assert len(set(found)) == len(found)
         for config in found:
             assert choices._is_config(asdict(config)), config
@@ -94,8 +101,8 @@ def test_the_fastest_config_is_kept_and_measured_once(
     pytest.importorskip("triton", reason="Triton is not installed; pip install 'edgelm[gpu]'")
     from triton.runtime.errors import OutOfResources
 
-    wanted, ran = list(configs.candidates(16, 24, 40, 1))[1], []
-    first = configs.usual(16, 24, 40, 1)
+    wanted, ran = list(configs.candidates(OWN, 16, 40, 1))[1], []
+    first = configs.usual(OWN, 16, 40, 1)
 
     def run(config: Config, *rest: object) -> None:
         ran.append(config)
@@ -125,7 +132,7 @@ def test_a_measured_config_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     for rows in (5, 9):
         x, out = torch.zeros(rows, 192), torch.empty(rows, 16)
         kernel.multiply(x, layout.laid_out(packed), INT4, None, out)
-    assert ran == [config, configs.usual(16, 24, 9, 1)]
+    assert ran == [config, configs.usual(OWN, 16, 9, 1)]
 
 
 def test_the_backend_says_why_it_declines(monkeypatch: pytest.MonkeyPatch) -> None:

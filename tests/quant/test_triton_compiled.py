@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -54,25 +55,32 @@ def compiled(kernel: Any, text: str, card: int, warps: int, **constants: Any) ->
     return triton.compile(source, target=GPUTarget("cuda", card, 32), options=options)
 
 
-def few_rows(text: str, card: int, rows: int) -> dict[str, int]:
+def few_rows(text: str, card: int, rows: int) -> dict[str, Any]:
     from quant import Scheme
     from quant.triton import gemv
+    from quant.triton.configs import usual
     from quant.triton.layout import geometry
 
     own = geometry(Scheme.parse(text), 4096)
-    each = 1 if own.span == 8 else 2
+    each = usual(own, 4096, 1, 20).block_n // 4
     sizes = {"LANES": 4, "EACH": each, "PIECES": 128 // own.span, "SPLITS": 1}
     steps = {"STEPS": own.words // 128, "ROWS": rows}
     code = compiled(gemv.multiply_rows, text, card, 4, **sizes, **steps)
-    ptx = code.asm["ptx"]
+    ptx, graph = code.asm["ptx"], code.asm["ttgir"]
+    # Which threads hold what is being summed inside the loop.
+    name = re.search(r"4x\d+x\d+xf32, (#\w+)>\) -> ", graph[graph.index("scf.for") :])
+    assert name is not None
+    layout = re.search(rf"^{name[1]} = (.*)$", graph, re.MULTILINE)
+    assert layout is not None
     return {
+        "sums": layout[1],
         "words at once": ptx.count("ld.global.v4.b32"),
         "activations at once": ptx.count("ld.global.v2.b32"),
         "shared bytes": code.metadata.shared,
     }
 
 
-def many_rows(text: str, card: int) -> dict[str, int]:
+def many_rows(text: str, card: int) -> dict[str, Any]:
     import triton.language as tl
 
     from quant import Scheme
@@ -91,7 +99,7 @@ def many_rows(text: str, card: int) -> dict[str, int]:
 
 
 def main() -> None:
-    found: dict[str, dict[str, int]] = {}
+    found: dict[str, dict[str, Any]] = {}
     for card in CARDS:
         for text in FEW if card == CARDS[-1] else FEW[:1]:
             for rows in (1, 4):
@@ -103,7 +111,7 @@ def main() -> None:
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, int]]:
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     pytest.importorskip("triton", reason="Triton is not installed; pip install 'edgelm[gpu]'")
     root = Path(__file__).resolve().parents[2]
     environment = {name: v for name, v in os.environ.items() if name != "TRITON_INTERPRET"}
@@ -120,7 +128,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, int]]
     return json.loads(done.stdout)
 
 
-def test_few_rows_read_words_sixteen_bytes_at_a_time(found: dict[str, dict[str, int]]) -> None:
+def test_few_rows_read_words_sixteen_bytes_at_a_time(found: dict[str, dict[str, Any]]) -> None:
     cases = {name: counts for name, counts in found.items() if name.startswith("few")}
     assert len(cases) == 2 * (len(FEW) + len(CARDS) - 1)
     for name, counts in cases.items():
@@ -132,15 +140,22 @@ def test_few_rows_read_words_sixteen_bytes_at_a_time(found: dict[str, dict[str, 
 
 
 def test_no_number_of_the_loop_goes_through_shared_memory(
-    found: dict[str, dict[str, int]],
+    found: dict[str, dict[str, Any]],
 ) -> None:
     """What is left is the sum over a block's pieces at the end: a few bytes a row."""
     used = {name: counts["shared bytes"] for name, counts in found.items() if "few" in name}
     assert max(used.values()) <= 64, used
 
 
-def test_many_rows_use_the_tensor_cores(found: dict[str, dict[str, int]]) -> None:
+def test_sums_have_one_order_for_any_number_of_rows(found: dict[str, dict[str, Any]]) -> None:
+    for text in FEW:
+        alone, four = (found[f"few {text} {rows} {CARDS[-1]}"]["sums"] for rows in (1, 4))
+        assert alone == four, text
+
+
+def test_many_rows_use_the_tensor_cores(found: dict[str, dict[str, Any]]) -> None:
     cases = {name: counts for name, counts in found.items() if name.startswith("many")}
+    assert len(cases) == len(MANY) + len(CARDS) - 1
     for name, counts in cases.items():
         assert counts["products"] >= 4, name
         assert counts["numbers stored one by one"] == 0, name
