@@ -59,7 +59,9 @@ def timings(case: Case, device: torch.device, clock: Clock) -> dict[Config, floa
     from triton.runtime.errors import OutOfResources, PTXASError
 
     outputs, inputs = case.shape
-    matrix = launch.Matrix(laid_out(_random(case, device)), case.scheme, case.shape)
+    matrix = launch.Matrix(
+        laid_out(random(case.scheme, case.shape, device)), case.scheme, case.shape
+    )
     # Few rows share their config, whose speed matters most for one row.
     rows = 1 if case.rows <= FEW_ROWS else case.rows
     x = torch.ones(rows, inputs, dtype=case.dtype, device=device)
@@ -78,15 +80,15 @@ def timings(case: Case, device: torch.device, clock: Clock) -> dict[Config, floa
     return times
 
 
-def device_clock(device: torch.device) -> Clock:
-    """Seconds on the device, the median of some rounds, with the weights out of its cache."""
+def device_clock(device: torch.device, rounds: int = _ROUNDS) -> Clock:
+    """Seconds on the device, the median of the rounds, with the weights out of its cache."""
     cache = torch.cuda.get_device_properties(device).L2_cache_size
     other = torch.empty(_CACHES * cache, dtype=torch.uint8, device=device)
 
     def clock(work: Callable[[], None]) -> float:
-        work()
+        work()  # what is compiled or chosen at the first call
         pairs = []
-        for _ in range(_ROUNDS):
+        for _ in range(rounds):
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             other.zero_()
             start.record()
@@ -99,8 +101,9 @@ def device_clock(device: torch.device) -> Clock:
     return clock
 
 
-def _random(case: Case, device: torch.device) -> PackedWeight:
-    packed = PackedWeight.empty(case.shape, case.scheme, device)
+def random(scheme: Scheme, shape: tuple[int, int], device: torch.device) -> PackedWeight:
+    """A matrix whose products are finite, for timings."""
+    packed = PackedWeight.empty(shape, scheme, device)
     packed.qweight.random_(0, 128)
     for numbers in (packed.scales, packed.zeros):
         if numbers is not None:

@@ -67,13 +67,11 @@ def few_rows(text: str, card: int, rows: int) -> dict[str, Any]:
     steps = {"STEPS": own.words // 128, "ROWS": rows}
     code = compiled(gemv.multiply_rows, text, card, 4, **sizes, **steps)
     ptx, graph = code.asm["ptx"], code.asm["ttgir"]
-    # Which threads hold what is being summed inside the loop.
-    name = re.search(r"4x\d+x\d+xf32, (#\w+)>\) -> ", graph[graph.index("scf.for") :])
-    assert name is not None
-    layout = re.search(rf"^{name[1]} = (.*)$", graph, re.MULTILINE)
-    assert layout is not None
+    # Which threads hold what is being summed, inside the loop and after it.
+    names = set(re.findall(r"\d+x\d+x\d+xf32, (#\w+)>\) -> ", graph[graph.index("scf.for") :]))
+    layouts = [re.search(rf"^{name} = (.*)$", graph, re.MULTILINE) for name in names]
     return {
-        "sums": layout[1],
+        "sums": sorted(layout[1] for layout in layouts if layout),
         "words at once": ptx.count("ld.global.v4.b32"),
         "activations at once": ptx.count("ld.global.v2.b32"),
         "shared bytes": code.metadata.shared,
@@ -150,7 +148,7 @@ def test_no_number_of_the_loop_goes_through_shared_memory(
 def test_sums_have_one_order_for_any_number_of_rows(found: dict[str, dict[str, Any]]) -> None:
     for text in FEW:
         alone, four = (found[f"few {text} {rows} {CARDS[-1]}"]["sums"] for rows in (1, 4))
-        assert alone == four, text
+        assert len(alone) == 2 and alone == four, text
 
 
 def test_many_rows_use_the_tensor_cores(found: dict[str, dict[str, Any]]) -> None:
