@@ -93,7 +93,7 @@ def _launch_product(
     blocks = -(-outputs // config.block_n)
     shared = matrix.parts() | {
         "x": x,
-        "bias": None if split else bias,
+        "bias": bias,
         "out": out,
         "partial": partial,
         "rows": rows,

@@ -80,6 +80,7 @@ def worst_db(packed: PackedWeight, rows: tuple[int, ...], dtype: torch.dtype) ->
         *((text, dtype) for text in TEXTS for dtype in (torch.float32, torch.bfloat16)),
         *(("int4-g32", torch.float16), ("int8", torch.float16)),
     ],
+    ids=str,
 )
 def test_products_match_the_definition(text: str, dtype: torch.dtype) -> None:
     """In registers for up to eight rows, on the tensor cores for nineteen."""
