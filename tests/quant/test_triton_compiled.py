@@ -65,6 +65,8 @@ def few_rows(text: str, card: int, rows: int) -> dict[str, Any]:
     each = usual(own, 4096, 1, 20).block_n // 4
     sizes = {"LANES": 4, "EACH": each, "PIECES": 128 // own.span, "SPLITS": 1}
     steps = {"STEPS": own.words // 128, "ROWS": rows}
+    if rows == 1:  # a launch with an argument of 1 is compiled for it
+        steps["rows"] = 1
     code = compiled(gemv.multiply_rows, text, card, 4, **sizes, **steps)
     ptx, graph = code.asm["ptx"], code.asm["ttgir"]
     # Which threads hold what is being summed, inside the loop and after it.
