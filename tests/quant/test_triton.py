@@ -26,7 +26,7 @@ from quant.triton.configs import Config
 
 pytest.importorskip("triton", reason="Triton is not installed; pip install 'edgelm[gpu]'")
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+DEVICE = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 TEXTS = (
     *("int4-g32", "int4-g64-zint", "int4-g128-zfloat", "int4-g32-zint-sbfloat16", "int4-row"),
     *("int4-row-zint", "int4-row-zfloat", "int8", "int8-zint", "int8-g32-zfloat", "int8-g64-zint"),
@@ -197,3 +197,25 @@ def test_codes_lie_where_the_geometry_says(text: str) -> None:
         else:
             expected = (packed.qweight[:, k // 2].int() >> (4 * (k % 2))) & 15
         assert torch.equal(stored & (2**own.bits - 1), expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA card")
+@pytest.mark.parametrize("text", ["int4-g32", "int8", "nf4"])
+def test_products_are_captured_and_replayed(text: str) -> None:
+    """A graph takes no memory, and gives what a call gives for the numbers of the moment."""
+    packed, kernel = packed_weight(text, (64, 256)), kernel_of(text)
+    layout, bias = kernel.prepare(packed), torch.randn(64, dtype=torch.bfloat16)
+    x = torch.randn(1, 256, dtype=torch.bfloat16)
+    replayed, called = torch.empty_like(bias[None]), torch.empty_like(bias[None])
+    kernel.multiply(x, layout, packed.scheme, bias, replayed)  # compiles
+    held = torch.cuda.memory_allocated()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        kernel.multiply(x, layout, packed.scheme, bias, replayed)
+    assert torch.cuda.memory_allocated() == held
+    for _ in range(2):
+        x.normal_()
+        graph.replay()
+        kernel.multiply(x, layout, packed.scheme, bias, called)
+        assert torch.equal(replayed, called)

@@ -16,58 +16,53 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from quant import PackedWeight, Scheme
+from quant.triton import launch, layout
+from quant.triton.configs import Config, usual
+from quant.triton.layout import geometry
+
+SHAPE = (64, 4096)
 CARDS = (80, 86, 89, 90)  # compute capability: A100, laptops of 2021, of 2023, H100
 FEW = ("int4-g32", "int4-g128", "int4-g64-zint", "int4-row-zfloat", "int8", "int8-g32-zint", "nf4")
 MANY = ("int4-g128-zfloat", "int8", "fp4")
-POINTERS = {"float16": "*fp16", "bfloat16": "*bf16", "float32": "*fp32"}
-KNOWN_TO_DIVIDE = {"outputs", "inputs", "pieces", "x_stride", "out_stride"}  # by 16, as in models
 
 
-def compiled(kernel: Any, text: str, card: int, warps: int, **constants: Any) -> Any:
-    """The kernel for rows of 4096 inputs, bfloat16 activations and a bias, without running it."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
+class Card:
+    """A driver of a card that is not there: enough to compile what a launch asks for."""
 
-    from quant import Scheme
-    from quant.triton.layout import geometry
+    def __init__(self, capability: int) -> None:
+        self.capability = capability
 
-    scheme = Scheme.parse(text)
-    own = geometry(scheme, 4096)
-    constants |= {"BITS": own.bits, "SPAN": own.span, "GROUPED": own.grouped}
-    constants |= {"ZEROS": scheme.zeros, "partial": None}
-    scales = POINTERS[scheme.scales]
-    types = {"x": "*bf16", "out": "*bf16", "bias": "*bf16", "words": "*i32", "scales": scales}
-    types |= {"ids": "*i64", "table": "*fp32" if scheme.codebook else None}
-    types["zeros"] = {"none": None, "int": "*u8", "float": scales}[scheme.zeros]
-    signature, facts = {}, {}
-    for place, name in enumerate(kernel.arg_names):
-        kind = None if name in constants else types.get(name, "i32")
-        signature[name] = kind or "constexpr"
-        if kind is None:
-            constants.setdefault(name, None)
-        elif kind[0] == "*" or name in KNOWN_TO_DIVIDE:
-            facts[(place,)] = [["tt.divisibility", 16]]
-    constants = {name: value for name, value in constants.items() if name in signature}
-    source = ASTSource(kernel, signature, constants, facts)
-    options = {"num_warps": warps, "num_stages": 2}
-    return triton.compile(source, target=GPUTarget("cuda", card, 32), options=options)
+    def get_current_target(self) -> Any:
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", self.capability, 32)
+
+    def get_current_device(self) -> int:
+        return self.capability  # compiled kernels are remembered by device
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
 
 
-def few_rows(text: str, card: int, rows: int) -> dict[str, Any]:
-    from quant import Scheme
-    from quant.triton import gemv
-    from quant.triton.configs import usual
-    from quant.triton.layout import geometry
+def pretend(capability: int, made: list[Any]) -> None:
+    """From now on launches compile for such a card, add to `made`, and run nothing."""
+    from triton.runtime import driver
+    from triton.runtime.jit import JITFunction
 
-    own = geometry(Scheme.parse(text), 4096)
-    each = usual(own, 4096, 1, 20).block_n // 4
-    sizes = {"LANES": 4, "EACH": each, "PIECES": 128 // own.span, "SPLITS": 1}
-    steps = {"STEPS": own.words // 128, "ROWS": rows}
-    if rows == 1:  # a launch with an argument of 1 is compiled for it
-        steps["rows"] = 1
-    code = compiled(gemv.multiply_rows, text, card, 4, **sizes, **steps)
+    def getitem(kernel: Any, grid: tuple[int, ...]) -> Any:
+        return lambda *a, **k: made.append(kernel.run(*a, grid=grid, warmup=True, **k))
+
+    driver.set_active(Card(capability))
+    JITFunction.__getitem__ = getitem
+
+
+def few_rows(text: str, rows: int, made: list[Any]) -> dict[str, Any]:
+    own = geometry(Scheme.parse(text), SHAPE[1])
+    product(text, rows, usual(own, SHAPE[0], rows, processors=1))
+    code = made[-1]
     ptx, graph = code.asm["ptx"], code.asm["ttgir"]
     # Which threads hold what is being summed, inside the loop and after it.
     names = set(re.findall(r"\d+x\d+x\d+xf32, (#\w+)>\) -> ", graph[graph.index("scf.for") :]))
@@ -80,32 +75,39 @@ def few_rows(text: str, card: int, rows: int) -> dict[str, Any]:
     }
 
 
-def many_rows(text: str, card: int) -> dict[str, Any]:
-    import triton.language as tl
-
-    from quant import Scheme
-    from quant.triton import gemm, rows
-    from quant.triton.layout import geometry
-
-    own = geometry(Scheme.parse(text), 4096)
-    sizes = {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_W": 16, "SPLITS": 1, "COMPUTE": tl.bfloat16}
-    code = compiled(gemm.multiply_tile, text, card, 4, **sizes, STEPS=own.words // 16)
-    ptx = code.asm["ptx"]
-    compiled(rows.read_rows, text, card, 4, BLOCK_W=256)
+def many_rows(text: str, made: list[Any]) -> dict[str, Any]:
+    product(text, 64, Config("tile", 64, 64, 16, 4, 2))
+    ptx = made[-1].asm["ptx"]
+    product(text, 200, Config("unpack"))  # which must compile
     return {
         "products": ptx.count("mma.sync") + ptx.count("wgmma.mma_async"),
         "numbers stored one by one": ptx.count("st.shared.b16") + ptx.count("st.shared.u16"),
     }
 
 
+def product(text: str, rows: int, config: Config, shape: tuple[int, int] = SHAPE) -> None:
+    """Launch a product of float16 activations, with a bias."""
+    scheme, half = Scheme.parse(text), torch.float16
+    matrix = launch.Matrix(layout.laid_out(PackedWeight.empty(shape, scheme)), scheme, shape)
+    x, out = torch.zeros(rows, shape[1], dtype=half), torch.zeros(rows, shape[0], dtype=half)
+    launch.run(config, x, matrix, torch.zeros(shape[0], dtype=half), out)
+
+
 def main() -> None:
     found: dict[str, dict[str, Any]] = {}
+    made: list[Any] = []
     for card in CARDS:
-        for text in FEW if card == CARDS[-1] else FEW[:1]:
+        pretend(card, made)
+        newest = card == CARDS[-1]
+        for text in FEW if newest else FEW[:1]:
             for rows in (1, 4):
-                found[f"few {text} {rows} {card}"] = few_rows(text, card, rows)
-        for text in MANY if card == CARDS[-1] else MANY[:1]:
-            found[f"many {text} {card}"] = many_rows(text, card)
+                found[f"few {text} {rows} {card}"] = few_rows(text, rows, made)
+        for text in MANY if newest else MANY[:1]:
+            found[f"many {text} {card}"] = many_rows(text, made)
+    # Sizes of one are constants to the compiler.
+    product("int4-g32", 1, Config("rows", 1, 8, 128), (1, 32))
+    product("int8", 9, Config("tile", 16, 64, 16, 4, 2), (1, 1))
+    product("int8", 1, Config("rows", 1, 8, 128), (1, 1))
     print(json.dumps(found), flush=True)
     os._exit(0)  # what Triton leaves behind without a driver may crash on the way out
 
