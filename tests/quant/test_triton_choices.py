@@ -198,3 +198,17 @@ def test_sizes_that_do_not_belong_together_are_refused() -> None:
             kernel.multiply(given, tensors, INT4, bias, target)
     with pytest.raises(QuantError, match="allowed"):
         kernel.lookup(torch.zeros(3, dtype=torch.int64), tensors, INT4, torch.empty(2, 192))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here it would measure")
+def test_the_benchmark_asks_for_a_card_in_one_sentence(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import gpu_products
+
+    out = tmp_path / "rows.jsonl"
+    monkeypatch.setattr("sys.argv", ["gpu_products", "--out", str(out)])
+    assert gpu_products.main() == 1
+    said = capsys.readouterr().err
+    assert "torch sees none here" in said and said.count("\n") == 1
+    assert not out.exists()
