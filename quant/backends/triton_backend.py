@@ -3,10 +3,13 @@
 Few rows of activations are multiplied in float32 from numbers made in registers, and a row's
 result does not depend on how many rows there are; more go through the tensor cores in the
 activations' own type, with weights rounded to it once. Rows can be read, so one copy of an
-embedding serves as its tied head. quant/triton has the layout and the kernels.
+embedding serves as its tied head. quant/triton has the layout and the kernels; it is imported at
+first use, because most machines never need it.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,9 +18,10 @@ from .. import triton
 from ..errors import QuantError
 from ..packing import PackedWeight
 from ..scheme import Scheme
-from ..triton import launch, layout, workspace
-from ..triton.configs import FEW_ROWS, most_split_bytes
 from .kernel import Shape, Tensors
+
+if TYPE_CHECKING:
+    from ..triton.launch import Matrix
 
 # Products of Gaussian numbers agree with the exact ones to so many dB, for activations in: what
 # rounding the result (and, beyond FEW_ROWS, the weights) to their type leaves.
@@ -41,30 +45,42 @@ class TritonProduct:
         return triton.missing(device)
 
     def prepare(self, packed: PackedWeight) -> Tensors:
+        from ..triton import launch, layout, workspace
+
         tensors = layout.laid_out(packed)
-        device = packed.qweight.device
-        workspace.reserve(device, launch.workspace_bytes(packed.shape, FEW_ROWS))
+        shared = launch.workspace_bytes(packed.shape, launch.FEW_ROWS)
+        workspace.reserve(packed.qweight.device, shared)
         return tensors
 
     def nbytes(self, scheme: Scheme, shape: Shape) -> int:
+        from ..triton import layout
+
         return layout.nbytes(scheme, shape)
 
     def prepare_bytes(self, scheme: Scheme, shape: Shape) -> int:
-        shared = most_split_bytes(shape[0], FEW_ROWS)
+        from ..triton import launch, layout
+
+        shared = launch.workspace_bytes(shape, launch.FEW_ROWS)
         return self.nbytes(scheme, shape) + layout.words_bytes(scheme, shape) + shared
 
     def scratch_bytes(self, scheme: Scheme, shape: Shape, rows: int) -> int:
+        from ..triton import launch
+
         return launch.workspace_bytes(shape, rows)
 
     def multiply(
         self, x: Tensor, tensors: Tensors, scheme: Scheme, bias: Tensor | None, out: Tensor
     ) -> None:
+        from ..triton import launch
+
         matrix = launch.Matrix(tensors, scheme, (out.shape[1], x.shape[1]))
         _check(x, matrix, bias, out)
         if len(x):
             launch.multiply(x, matrix, bias, out)
 
     def lookup(self, ids: Tensor, tensors: Tensors, scheme: Scheme, out: Tensor) -> None:
+        from ..triton import launch
+
         matrix = launch.Matrix(tensors, scheme, (len(tensors["qweight"]), out.shape[1]))
         if len(ids) != len(out) or out.stride(1) != 1:
             raise QuantError(f"{len(ids)} rows asked into out {list(out.shape)}; allowed: [n, K]")
@@ -72,8 +88,10 @@ class TritonProduct:
             launch.lookup(ids.contiguous(), matrix, out)
 
 
-def _check(x: Tensor, matrix: launch.Matrix, bias: Tensor | None, out: Tensor) -> None:
+def _check(x: Tensor, matrix: Matrix, bias: Tensor | None, out: Tensor) -> None:
     """QuantError unless all sizes belong together: kernels would read beyond the tensors."""
+    from ..triton import layout
+
     outputs, inputs = matrix.shape
     words = layout.geometry(matrix.scheme, inputs).words
     if tuple(matrix.tensors["qweight"].shape) != (outputs, words):

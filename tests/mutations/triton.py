@@ -125,7 +125,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "triton: the workspace is taken by prepare",
         "quant/backends/triton_backend.py",
-        "        workspace.reserve(device, launch.workspace_bytes(packed.shape, FEW_ROWS))\n",
+        "        workspace.reserve(packed.qweight.device, shared)\n",
         "",
         (f"{CHOICES}::test_products_take_no_memory_after_prepare",),
     ),
