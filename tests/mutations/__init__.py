@@ -26,6 +26,7 @@ from mutations import (
     speculation,
     terminal,
     text,
+    triton,
     writing,
 )
 from mutations.row import Mutation
@@ -50,5 +51,6 @@ MUTATIONS: tuple[Mutation, ...] = (
     *speculation.MUTATIONS,
     *terminal.MUTATIONS,
     *text.MUTATIONS,
+    *triton.MUTATIONS,
     *writing.MUTATIONS,
 )
