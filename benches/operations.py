@@ -90,7 +90,7 @@ def attention_pair(
     k, v = torch.randn(2, keys, groups, size)
     q, out = torch.randn(queries, query_heads, size), torch.empty(queries, query_heads, size)
     positions, rows = torch.arange(keys), torch.zeros(keys, dtype=torch.int64)
-    cache = empty_cache((1, keys, groups, size), storage)
+    cache = empty_cache((1, groups, keys, size), storage)
     ops.store(cache, k, v, rows, positions)()
     nbytes = ops.attention_bytes(queries, query_heads, (keys, groups, size))
     ours = ops.attend(

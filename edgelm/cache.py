@@ -24,7 +24,7 @@ SNAPSHOTS = "snapshots"  # a plan part
 
 
 class LayerStore:
-    """Memory of the layers that share a window: [layers, rows, slots, G, D]."""
+    """Memory of the layers that share a window: [layers, rows, G, slots, D]."""
 
     def __init__(
         self, config: ModelConfig, window: int | None, rows: int, slots: int, dtype: torch.dtype,
@@ -32,7 +32,7 @@ class LayerStore:
     ) -> None:  # fmt: skip
         self.window, self.slots = window, slots
         self.layers = [index for index, own in enumerate(config.windows) if own == window]
-        shape = (len(self.layers), rows, slots, config.num_kv_heads, config.head_size)
+        shape = (len(self.layers), rows, config.num_kv_heads, slots, config.head_size)
         part = cache_part(window)
         self.memory = [take(part, shape, dtype) for _ in range(2)]
         self.scales: list[Tensor] = []
@@ -57,20 +57,21 @@ class LayerStore:
 
     def write(self, index: int, slots: Tensor, new: tuple[Tensor, Tensor]) -> None:
         """Put keys and values [M, G, D] of the store's layer ``index`` into flat ``slots`` [M]."""
+        rows, places = slots // self.slots, slots % self.slots
         for which, numbers in enumerate(new):
-            target = self.memory[which][index].flatten(0, 1)
+            target = self.memory[which][index]
             if not self.scales:
-                target.index_copy_(0, slots, numbers.to(target.dtype))
+                target[rows, :, places] = numbers.to(target.dtype)
                 continue
             scale = (numbers.abs().amax(-1, keepdim=True).float() / 127).to(SCALE_DTYPE)
             codes = (numbers / scale.float().clamp(min=1e-30)).round().clamp(-127, 127)
-            target.index_copy_(0, slots, codes.to(torch.int8))
-            self.scales[which][index].flatten(0, 1).index_copy_(0, slots, scale)
+            target[rows, :, places] = codes.to(torch.int8)
+            self.scales[which][index][rows, :, places] = scale
 
     def read(self, index: int, row: int, length: int) -> Stored:
         """Views of what a row of ``length`` tokens holds: [visible, G, D]."""
         visible = min(length, self.slots)
-        return Stored(*(tensor[index, row, :visible] for tensor in self.tensors))
+        return Stored(*(own[index, row, :, :visible].transpose(0, 1) for own in self.tensors))
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,7 @@ class KVCache:
         return self.stores[self.store_of(layer)].window
 
     def tensors_of(self, layer: int) -> list[Tensor]:
-        """A layer's keys and values [rows, slots, G, D], and for int8 their scales."""
+        """A layer's keys and values [rows, G, slots, D], and for int8 their scales."""
         number, index = self._place[layer]
         return [tensor[index] for tensor in self.stores[number].tensors]
 
@@ -206,11 +207,11 @@ class KVCache:
     def row_tensors(self, row: int, written: int | None = None) -> dict[str, Tensor]:
         """Views of what a row holds, or would hold with ``written`` tokens written.
 
-        ``<store>.<number>`` -> [layers, slots in use, G, D or 1], slots as they lie in memory.
+        ``<store>.<number>`` -> [layers, G, slots in use, D or 1], slots as they lie in memory.
         """
         count = self.written(row) if written is None else written
         return {
-            f"{number}.{which}": tensor[:, row, : min(count, store.slots)]
+            f"{number}.{which}": tensor[:, row, :, : min(count, store.slots)]
             for number, store in enumerate(self.stores)
             for which, tensor in enumerate(store.tensors)
         }

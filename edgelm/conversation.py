@@ -2,7 +2,7 @@
 
 The file is safetensors. Its metadata has one entry, ``conversation``: JSON with the keys of
 ``Facts``. Tensors are named ``<store>.<number>``: keys, values and (int8) their scales of the
-layers that share a window, [layers, slots in use, G, D or 1], slots as the cache has them.
+layers that share a window, [layers, G, slots in use, D or 1], slots as the cache has them.
 """
 
 from __future__ import annotations
@@ -172,15 +172,15 @@ def _write(file: Any, facts: Facts, tensors: dict[str, Tensor]) -> None:
     header += b" " * (-len(header) % 8)
     file.write(len(header).to_bytes(8, "little") + header)
     for tensor in tensors.values():
-        for layer in tensor:
-            _write_layer(file, layer)
+        for group in tensor.flatten(0, 1):
+            _write_group(file, group)
     file.flush()
     os.fsync(file.fileno())
 
 
-def _write_layer(file: BinaryIO, layer: Tensor) -> None:
-    """One layer's slots, which lie together in the cache."""
-    file.write(layer.reshape(-1).view(torch.uint8).numpy().data)
+def _write_group(file: BinaryIO, group: Tensor) -> None:
+    """The slots of one layer's group, which lie together in the cache."""
+    file.write(group.reshape(-1).view(torch.uint8).numpy().data)
 
 
 @contextmanager

@@ -131,9 +131,9 @@ class Call:
 
 @dataclass(frozen=True)
 class LayerCache:
-    """Keys and values [rows, slots, G, D] of a layer, position p of a row in slot p % slots.
+    """Keys and values [rows, G, slots, D] of a layer, position p of a row in slot p % slots.
 
-    For int8 the scales [rows, slots, G, 1] are bfloat16.
+    For int8 the scales [rows, G, slots, 1] are bfloat16.
     """
 
     keys: Tensor
@@ -152,7 +152,8 @@ class LayerCache:
         for tensor in self.tensors:
             assert tensor is None or tensor.is_contiguous()
         assert (self.key_scales is None) == (self.keys.dtype != torch.int8)
-        return Cache(*map(address, self.tensors), *self.keys.shape[1:], storage)
+        groups, slots, size = self.keys.shape[1:]
+        return Cache(*map(address, self.tensors), slots, groups, size, storage)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, out: Tensor) -> Call:

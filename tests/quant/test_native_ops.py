@@ -268,7 +268,7 @@ class Row:
 
     def attend(self, queries: Tensor, positions: Tensor, **scoring: Any) -> Tensor:
         out = torch.full_like(queries, torch.nan)
-        slots = self.cache.keys.shape[1]
+        slots = self.cache.keys.shape[2]
         size = ops.attention_bytes(len(queries), self.heads, (slots, GROUPS, self.size))
         ops.attend(
             queries, self.cache, torch.ones_like(positions), positions, out,
@@ -434,7 +434,7 @@ def test_attention_with_huge_scores_is_finite(isa: str) -> None:
 
 
 def test_a_cache_type_that_is_not_known_is_said() -> None:
-    cache = ops.LayerCache(*(torch.zeros(1, 4, 1, 16, dtype=torch.float64),) * 2)
+    cache = ops.LayerCache(*(torch.zeros(1, 1, 4, 16, dtype=torch.float64),) * 2)
     with pytest.raises(ValueError, match="float64; native caches hold"):
         cache.struct()
 

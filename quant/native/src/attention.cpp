@@ -10,8 +10,6 @@ namespace {
 constexpr int64_t kTileQueries = 64;
 // Steps of up to so many tokens share splits between threads; longer ones have enough tiles.
 constexpr int64_t kFewTokens = 16;
-// Items that each thread should find, so that one that is late holds up little.
-constexpr int64_t kItemsOfThread = 4;
 // Threads of one call; each has a place of its own in the workspace.
 constexpr int32_t kMostThreads = 64;
 // Below so many products a second thread costs more than it brings.
@@ -34,12 +32,6 @@ int64_t tile_queries(const edgelm_attention& a) { return tile_tokens(a) * heads_
 
 int64_t few(const edgelm_attention& a) { return a.tokens < kFewTokens ? a.tokens : kFewTokens; }
 
-// Queries that one item of work places: a tile's of one group, or a few tokens' of all groups.
-int64_t placed_queries(const edgelm_attention& a) {
-    const int64_t all = few(a) * a.heads, tile = tile_queries(a);
-    return all > tile ? all : tile;
-}
-
 int32_t thread_count(const edgelm_attention& a) {
     return a.threads < kMostThreads ? a.threads : kMostThreads;
 }
@@ -53,7 +45,7 @@ int64_t softmax_floats(const edgelm_attention& a, int64_t queries) {
 
 int64_t thread_floats(const edgelm_attention& a) {
     const int64_t queries = tile_queries(a), padded = padded_size(a);
-    return placed_queries(a) * padded + kBlock * padded + queries * kBlock + ceil_to(queries, 16) +
+    return queries * padded + kBlock * padded + queries * kBlock + ceil_to(queries, 16) +
            2 * softmax_floats(a, queries);
 }
 
@@ -74,7 +66,6 @@ struct Job {
     float* partial;  // of (split, tile, group), for few tokens
     float* places;   // of the threads
     int64_t splits = 1;  // the most that a tile has
-    int64_t shares = 1;  // of the groups, when splits are items
     mutable std::atomic<uint64_t> taken{0};
 };
 
@@ -90,7 +81,7 @@ class Place {
         const int64_t queries = tile_queries(job.a), padded = padded_size(job.a);
         float* at = job.places + index_ * thread_floats(job.a);
         scratch.queries = at;
-        scratch.kept = scratch.queries + placed_queries(job.a) * padded;
+        scratch.kept = scratch.queries + queries * padded;
         scratch.scores = scratch.kept + kBlock * padded;
         scratch.decay = scratch.scores + queries * kBlock;
         at = scratch.decay + ceil_to(queries, 16);
@@ -140,9 +131,9 @@ void attend_tiles(const void* context, int64_t begin, int64_t end) {
         const Tile& tile = job.tiles[item / groups];
         const int64_t group = item % groups, queries = tile.count * heads_of_group(job.a);
         int64_t split = first_split(tile);
-        job.ops.attend(job.a, tile, group, 1, split, place.scratch, place.total);
+        job.ops.attend(job.a, tile, group, split, place.scratch, place.total);
         while (++split < end_split(tile)) {
-            job.ops.attend(job.a, tile, group, 1, split, place.scratch, place.own);
+            job.ops.attend(job.a, tile, group, split, place.scratch, place.own);
             job.ops.merge(place.own, place.total, queries, padded_size(job.a));
         }
         job.ops.finish(job.a, tile, group, place.total);
@@ -157,18 +148,16 @@ Softmax partial_of(const Job& job, const Tile& tile, int64_t group, int64_t spli
     return softmax_at(job.a, job.partial + from, queries);
 }
 
-// Items (tile, share of the groups, split). The groups of a share go through the keys together.
+// Items (tile, group, split).
 void attend_splits(const void* context, int64_t begin, int64_t end) {
     const Job& job = *static_cast<const Job*>(context);
     const Place place(job);
     const int64_t groups = job.a.cache.groups;
     for (int64_t item = begin; item < end; ++item) {
-        const int64_t split = item % job.splits, share = item / job.splits % job.shares;
-        const Tile& tile = job.tiles[item / job.splits / job.shares];
+        const int64_t split = item % job.splits, group = item / job.splits % groups;
+        const Tile& tile = job.tiles[item / job.splits / groups];
         if (first_split(tile) + split >= end_split(tile)) continue;
-        const int64_t group = groups * share / job.shares;
-        const int64_t count = groups * (share + 1) / job.shares - group;
-        job.ops.attend(job.a, tile, group, count, first_split(tile) + split, place.scratch,
+        job.ops.attend(job.a, tile, group, first_split(tile) + split, place.scratch,
                        partial_of(job, tile, group, split));
     }
 }
@@ -213,11 +202,7 @@ void edgelm_attend(const void* attention) {
     const bool small = keys * a.heads * a.cache.size < kThreadedProducts;
     const int32_t threads = small ? 1 : thread_count(a);
     if (a.tokens <= kFewTokens) {
-        while (job.shares < a.cache.groups &&
-               count * job.splits * job.shares < threads * kItemsOfThread) {
-            ++job.shares;
-        }
-        run(attend_splits, &job, count * job.shares * job.splits, threads);
+        run(attend_splits, &job, count * a.cache.groups * job.splits, threads);
         run(merge_splits, &job, count * a.cache.groups, 1);
     } else {
         run(attend_tiles, &job, count * a.cache.groups, threads);

@@ -122,13 +122,13 @@ struct edgelm_rotation {
 };
 EDGELM_API void edgelm_rotate(const void* rotation);
 
-// How a layer's keys and values lie in memory: [rows, slots, groups, size], position p of a row in
+// How a layer's keys and values lie in memory: [rows, groups, slots, size], position p of a row in
 // slot p % slots.
 enum edgelm_storage { EDGELM_KV_BFLOAT16 = 1, EDGELM_KV_FLOAT32 = 2, EDGELM_KV_INT8 = 3 };
 struct edgelm_cache {
     uint8_t* keys;
     uint8_t* values;
-    uint8_t* key_scales;    // bfloat16 [rows, slots, groups]; int8 alone has them
+    uint8_t* key_scales;    // bfloat16 [rows, groups, slots]; int8 alone has them
     uint8_t* value_scales;  // likewise
     int64_t slots;
     int64_t groups;

@@ -34,7 +34,7 @@ struct Softmax {
 
 // What one thread needs beside it.
 struct AttentionScratch {
-    float* queries;  // [groups, queries, padded size]
+    float* queries;  // [queries, padded size]
     float* kept;     // [kBlock, padded size], keys and then values
     float* scores;   // [queries, kBlock]
     float* decay;    // [queries]
@@ -45,10 +45,9 @@ struct AttentionScratch {
 struct Ops {
     Work rms_norm, layer_norm, rotate, store, argmax;
     Work add, scale, softcap, activate;
-    // One split of a tile's keys, for the heads of `groups` groups from `group` on; what `into` has
-    // of them lies one group after another.
-    void (*attend)(const edgelm_attention& a, const Tile& tile, int64_t group, int64_t groups,
-                   int64_t split, const AttentionScratch& scratch, const Softmax& into);
+    // One split of a tile's keys, for the heads of a group.
+    void (*attend)(const edgelm_attention& a, const Tile& tile, int64_t group, int64_t split,
+                   const AttentionScratch& scratch, const Softmax& into);
     void (*merge)(const Softmax& from, const Softmax& into, int64_t queries, int64_t padded);
     void (*finish)(const edgelm_attention& a, const Tile& tile, int64_t group,
                    const Softmax& from);

@@ -43,18 +43,6 @@ inline void weigh_block(const Task& t, int64_t block, Span span, const float* ke
     }
 }
 
-// Ask for the memory of a block's vectors before they are read: those of one group are too far
-// apart for the processor to guess.
-template <class T>
-inline void prefetch_rows(const Block<T>& block, Span span, int64_t size) {
-    for (int64_t key = span.from; key < span.to; ++key) {
-        const T* vector = block.at + key * block.stride;
-        for (int64_t i = 0; i < size; i += 64 / static_cast<int64_t>(sizeof(T))) {
-            prefetch(vector + i);
-        }
-    }
-}
-
 template <class T>
 inline void attend_block(const Task& t, const Kept<T>& keys, const Kept<T>& values, int64_t block,
                          Span span) {
@@ -70,9 +58,7 @@ inline void attend_block(const Task& t, const Kept<T>& keys, const Kept<T>& valu
     if (few && lies_whole(keys, block, span)) {
         const Block<T> own = block_in_place(keys, block, span);
         const Block<T> mixed = block_in_place(values, block, span);
-        prefetch_rows(mixed, span, keys.size);
         score_block(t.s.queries, t.rows, own, t.padded, span.runs(), t.s.scores);
-        prefetch_rows(Block<T>{own.at + keys.size, own.stride}, span, keys.size);  // next group
         weigh_block(t, block, span, key_scales, value_scales);
         mix_block(t.s, t.rows, mixed, span, t.into.mixed, t.padded);
         return;
@@ -84,48 +70,36 @@ inline void attend_block(const Task& t, const Kept<T>& keys, const Kept<T>& valu
     mix_block(t.s, t.rows, wide, span, t.into.mixed, t.padded);
 }
 
-// Blocks of positions [first, last) for `groups` groups from that of `t` on.
+// Blocks of positions [first, last).
 template <class T>
-inline void attend_blocks(const Task& t, int64_t groups, int64_t first, int64_t last) {
+inline void attend_blocks(const Task& t, int64_t first, int64_t last) {
     const edgelm_cache& c = t.a.cache;
-    const int64_t width = t.rows * (t.padded + kSoftmaxExtra);
+    const Kept<T> keys(c, c.keys, c.key_scales, t.tile.row, t.group);
+    const Kept<T> values(c, c.values, c.value_scales, t.tile.row, t.group);
     for (int64_t block = first / kBlock * kBlock; block < last; block += kBlock) {
         const Span span{first > block ? first - block : 0,
                         last < block + kBlock ? last - block : kBlock};
-        for (int64_t g = 0; g < groups; ++g) {
-            Task own = t;
-            own.group += g;
-            own.s.queries += g * t.rows * t.padded;
-            own.into.mixed += g * width;
-            own.into.largest += g * width;
-            own.into.sums += g * width;
-            const Kept<T> keys(c, c.keys, c.key_scales, t.tile.row, own.group);
-            const Kept<T> values(c, c.values, c.value_scales, t.tile.row, own.group);
-            attend_block(own, keys, values, block, span);
-        }
+        attend_block(t, keys, values, block, span);
     }
 }
 
-void attend_split(const edgelm_attention& a, const Tile& tile, int64_t group, int64_t groups,
-                  int64_t split, const AttentionScratch& s, const Softmax& into) {
+void attend_split(const edgelm_attention& a, const Tile& tile, int64_t group, int64_t split,
+                  const AttentionScratch& s, const Softmax& into) {
     const int64_t heads = a.heads / a.cache.groups, rows = tile.count * heads;
     const Task task{a, tile, group, heads, rows, padded_size(a.cache.size), s, into};
     const int64_t start = split * kSplit, stop = start + kSplit;
     const int64_t first = start > tile.first ? start : tile.first;
     const int64_t last = stop < tile.last ? stop : tile.last;
-    for (int64_t g = 0; g < groups; ++g) {
-        const int64_t from = g * rows * (task.padded + kSoftmaxExtra);
-        place_queries(a, tile, group + g, heads, s.queries + g * rows * task.padded);
-        memset(into.mixed + from, 0, static_cast<size_t>(rows * task.padded) * 4);
-        for (int64_t row = 0; row < rows; ++row) {
-            into.largest[from + row] = -INFINITY;
-            into.sums[from + row] = 0;
-        }
+    place_queries(a, tile, group, heads, s.queries);
+    memset(into.mixed, 0, static_cast<size_t>(rows * task.padded) * 4);
+    for (int64_t row = 0; row < rows; ++row) {
+        into.largest[row] = -INFINITY;
+        into.sums[row] = 0;
     }
     switch (a.cache.storage) {
-        case EDGELM_KV_FLOAT32: return attend_blocks<float>(task, groups, first, last);
-        case EDGELM_KV_BFLOAT16: return attend_blocks<uint16_t>(task, groups, first, last);
-        default: return attend_blocks<int8_t>(task, groups, first, last);
+        case EDGELM_KV_FLOAT32: return attend_blocks<float>(task, first, last);
+        case EDGELM_KV_BFLOAT16: return attend_blocks<uint16_t>(task, first, last);
+        default: return attend_blocks<int8_t>(task, first, last);
     }
 }
 

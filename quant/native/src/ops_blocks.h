@@ -26,15 +26,13 @@ template <class T>
 struct Kept {
     const T* slots;
     int64_t count;
-    int64_t stride;
     int64_t size;
     const uint16_t* scales;  // bfloat16, of int8 alone
-    int64_t scale_stride;
 
     Kept(const edgelm_cache& c, const uint8_t* memory, const uint8_t* all_scales, int64_t row,
          int64_t group)
-        : count(c.slots), stride(c.groups * c.size), size(c.size), scale_stride(c.groups) {
-        const int64_t first = row * c.slots * c.groups + group;
+        : count(c.slots), size(c.size) {
+        const int64_t first = (row * c.groups + group) * c.slots;
         slots = reinterpret_cast<const T*>(memory) + first * c.size;
         scales = all_scales ? reinterpret_cast<const uint16_t*>(all_scales) + first : nullptr;
     }
@@ -58,7 +56,7 @@ inline bool lies_whole(const Kept<T>& kept, int64_t block, Span span) {
 template <class T>
 inline Block<T> block_in_place(const Kept<T>& kept, int64_t block, Span span) {
     const int64_t from = span.runs().from, slot = (block + from) % kept.count;
-    return {kept.slots + (slot - from) * kept.stride, kept.stride};
+    return {kept.slots + (slot - from) * kept.size, kept.size};
 }
 
 inline float widen(float x) { return x; }
@@ -74,7 +72,7 @@ inline Block<float> widened_block(const Kept<T>& kept, int64_t block, Span span,
     int64_t slot = (block + span.from) % kept.count;
     memset(to + runs.from * padded, 0, static_cast<size_t>((span.from - runs.from) * padded) * 4);
     for (int64_t key = span.from; key < span.to; ++key) {
-        const T* from = kept.slots + slot * kept.stride;
+        const T* from = kept.slots + slot * kept.size;
         float* vector = to + key * padded;
         int64_t i = 0;
         for (; i < whole; i += 16) store(vector + i, load(from + i));
@@ -91,7 +89,7 @@ template <class T>
 inline void read_scales(const Kept<T>& kept, int64_t block, Span span, float* to) {
     int64_t slot = (block + span.from) % kept.count;
     for (int64_t key = span.from; key < span.to; ++key) {
-        to[key] = widen(kept.scales[slot * kept.scale_stride]);
+        to[key] = widen(kept.scales[slot]);
         if (++slot == kept.count) slot = 0;
     }
 }

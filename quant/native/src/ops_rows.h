@@ -214,21 +214,17 @@ inline uint16_t store_int8(const float* x, int64_t size, int8_t* codes) {
     return scale;
 }
 
-// `x` [groups, size] into slot `slot`, counted over all rows.
-void store_slot(const edgelm_cache& c, const float* x, int64_t slot, uint8_t* memory,
-                uint8_t* scales) {
-    const int64_t count = c.groups * c.size, first = slot * count;
+// `x` [size] into the cache as vector `index` of all rows, groups and slots.
+void store_vector(const edgelm_cache& c, const float* x, int64_t index, uint8_t* memory,
+                  uint8_t* scales) {
     if (c.storage == EDGELM_KV_FLOAT32) {
-        memcpy(memory + first * 4, x, static_cast<size_t>(count) * 4);
+        memcpy(memory + index * c.size * 4, x, static_cast<size_t>(c.size) * 4);
     } else if (c.storage == EDGELM_KV_BFLOAT16) {
-        uint16_t* to = reinterpret_cast<uint16_t*>(memory) + first;
-        for (int64_t i = 0; i < count; ++i) to[i] = to_bfloat16(x[i]);
+        uint16_t* to = reinterpret_cast<uint16_t*>(memory) + index * c.size;
+        for (int64_t i = 0; i < c.size; ++i) to[i] = to_bfloat16(x[i]);
     } else {
-        uint16_t* own = reinterpret_cast<uint16_t*>(scales) + slot * c.groups;
-        int8_t* to = reinterpret_cast<int8_t*>(memory) + first;
-        for (int64_t g = 0; g < c.groups; ++g) {
-            own[g] = store_int8(x + g * c.size, c.size, to + g * c.size);
-        }
+        int8_t* to = reinterpret_cast<int8_t*>(memory) + index * c.size;
+        reinterpret_cast<uint16_t*>(scales)[index] = store_int8(x, c.size, to);
     }
 }
 
@@ -236,9 +232,13 @@ void store_tokens(const void* context, int64_t begin, int64_t end) {
     const edgelm_append& a = *static_cast<const edgelm_append*>(context);
     const edgelm_cache& c = a.cache;
     for (int64_t token = begin; token < end; ++token) {
-        const int64_t slot = a.rows[token] * c.slots + a.positions[token] % c.slots;
-        store_slot(c, a.keys + token * a.key_stride, slot, c.keys, c.key_scales);
-        store_slot(c, a.values + token * a.value_stride, slot, c.values, c.value_scales);
+        const float* keys = a.keys + token * a.key_stride;
+        const float* values = a.values + token * a.value_stride;
+        int64_t index = a.rows[token] * c.groups * c.slots + a.positions[token] % c.slots;
+        for (int64_t g = 0; g < c.groups; ++g, index += c.slots) {
+            store_vector(c, keys + g * c.size, index, c.keys, c.key_scales);
+            store_vector(c, values + g * c.size, index, c.values, c.value_scales);
+        }
     }
 }
 

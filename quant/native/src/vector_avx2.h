@@ -67,9 +67,6 @@ inline Vec load(const int8_t* from) {
     const __m128i all = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
     return {wide_int8s(all), wide_int8s(_mm_unpackhi_epi64(all, all))};
 }
-inline void prefetch(const void* at) {
-    _mm_prefetch(static_cast<const char*>(at), _MM_HINT_T0);
-}
 inline float sum(Vec v) {
     const __m256 eight = _mm256_add_ps(v.low, v.high);
     const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));

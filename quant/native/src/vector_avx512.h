@@ -40,9 +40,6 @@ inline Vec load(const int8_t* from) {
     const __m128i all = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
     return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(all))};
 }
-inline void prefetch(const void* at) {
-    _mm_prefetch(static_cast<const char*>(at), _MM_HINT_T0);
-}
 inline float sum(Vec v) {
     const __m256 eight =
         _mm256_add_ps(_mm512_castps512_ps256(v.all), _mm512_extractf32x8_ps(v.all, 1));

@@ -81,7 +81,6 @@ inline Vec load(const uint16_t* from) {
 inline Vec load(const int8_t* from) {
     return each([&](int i) { return static_cast<float>(from[i]); });
 }
-inline void prefetch(const void*) {}
 // Lane i and i + 8, then i and i + 4, i + 2, i + 1: the order of every sum over lanes.
 inline float sum(Vec v) {
     for (int half = 8; half > 0; half /= 2) {
