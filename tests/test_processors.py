@@ -18,7 +18,8 @@ PROMPT, NEW = (3, 5, 5, 9), [7, 7, 2]
 def processed(logits: torch.Tensor, **settings: Any) -> torch.Tensor:
     """What a sampler draws from."""
     own = logits.clone()
-    for process in Sampler(SamplingSettings(**({"temperature": 1.0} | settings))).processors:
+    chosen = SamplingSettings(**({"temperature": 1.0} | settings))
+    for process in (*chosen.adjustments(), *chosen.filters()):
         process(own, SoFar(PROMPT, NEW))
     return own
 

@@ -10,13 +10,20 @@ import torch
 import edgelm
 from edgelm.processors import MinP, SoFar, Temperature, TopK, TopP, Typical
 from edgelm.sampling import Sampler, SamplingSettings, uniform
+from quant import native
 
 LOGITS = torch.tensor([2.0, 0.5, -1.0, 3.0, 0.0, 1.0, -4.0])
 
 
-def draw(settings: SamplingSettings, count: int) -> torch.Tensor:
+needs_library = pytest.mark.skipif(
+    native.missing() is not None, reason=f"no native library: {native.missing()}"
+)
+
+
+def draw(settings: SamplingSettings, count: int, natively: bool) -> torch.Tensor:
     sample = Sampler(settings)
-    drawn = [sample(LOGITS.clone(), 3, SoFar(new=[0] * index)) for index in range(count)]
+    chosen = sample._draw_natively if natively else sample._draw
+    drawn = [chosen(LOGITS.clone(), SoFar(new=[0] * index)) for index in range(count)]
     return torch.bincount(torch.tensor(drawn), minlength=len(LOGITS))
 
 
@@ -38,16 +45,58 @@ def chi_squared(counts: torch.Tensor, probabilities: torch.Tensor) -> tuple[floa
         ({"temperature": 1.0, "top_p": 0.9}, torch.where(LOGITS >= 1.0, LOGITS, -math.inf)),
     ],
 )
+@pytest.mark.parametrize("natively", [False, pytest.param(True, marks=needs_library)])
 def test_drawn_tokens_follow_the_definition(
-    settings: dict[str, float], filtered: torch.Tensor
+    settings: dict[str, float], filtered: torch.Tensor, natively: bool
 ) -> None:
-    counts = draw(SamplingSettings(seed=5, **settings), 4000)
+    counts = draw(SamplingSettings(seed=5, **settings), 4000, natively)
     statistic, freedom = chi_squared(counts, filtered.double().softmax(0))
     # Wilson and Hilferty's quantile at four standard deviations.
     spread = 2 / (9 * freedom)
     bound = freedom * (1 - spread + 4 * math.sqrt(spread)) ** 3
     print(f"chi-squared {statistic:.1f} with {freedom} degrees, bound {bound:.1f}")
     assert statistic < bound
+
+
+@needs_library
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"temperature": 0.3},
+        {"temperature": 2.5, "top_k": 40},
+        {"top_k": 1},
+        {"top_p": 0.9},
+        {"top_p": 1e-9},
+        {"temperature": 0.8, "min_p": 0.02},
+        {"temperature": 1.4, "top_k": 300, "top_p": 0.7, "min_p": 0.001},
+    ],
+)
+@pytest.mark.parametrize("spread", [0.01, 3.0, 30.0])
+def test_native_draws_are_the_definitions(settings: dict[str, float], spread: float) -> None:
+    """The same ids from the same numbers; weights agree to 1e-6, so a draw at an edge may differ.
+
+    Logits are coarse, so that many are equal where a filter cuts; some are banned.
+    """
+    sample = Sampler(SamplingSettings(**({"temperature": 1.0} | settings)))
+    generator = torch.Generator().manual_seed(7)
+    differ = 0
+    for index in range(200):
+        logits = (torch.randn(3001, generator=generator) * spread * 8).round() / 8
+        logits[torch.randperm(3001, generator=generator)[:40]] = -math.inf
+        so_far = SoFar(new=[0] * index)
+        differ += sample._draw(logits.clone(), so_far) != sample._draw_natively(logits, so_far)
+    print(f"{differ} of 200 draws differ")
+    assert differ <= 1
+
+
+@needs_library
+def test_nothing_is_drawn_where_all_is_banned() -> None:
+    sample = Sampler(SamplingSettings(temperature=1.0, top_k=2, top_p=0.5))
+    for draw_one in (sample._draw, sample._draw_natively):
+        assert draw_one(torch.full((50,), -math.inf), SoFar()) == -1
+    with pytest.raises(edgelm.UsageError, match="Ban less"):
+        sample(torch.full((50,), -math.inf), 0, SoFar())
 
 
 def test_greedy_takes_the_largest() -> None:

@@ -16,14 +16,14 @@ from ..errors import KernelUnavailable
 from ..scheme import Scheme
 
 # Must equal EDGELM_ABI in src/edgelm_native.h.
-ABI = 2
+ABI = 3
 _FLOATS = {"float16": 0, "bfloat16": 1, "float32": 2}
 _ZEROS = {"none": 0, "int": 1, "float": 2}
 _CODES = {None: 0, "nf4": 1, "fp4": 2, "float16": 3, "bfloat16": 3, "float32": 3}
 # The operations of src/edgelm_ops.h, each void(const void* struct).
 OPERATIONS = (
     *("rms_norm", "layer_norm", "add", "scale", "softcap", "activate", "rotate", "store"),
-    *("attend", "argmax", "linear", "embed", "replay"),
+    *("attend", "argmax", "sample", "linear", "embed", "replay"),
 )
 
 

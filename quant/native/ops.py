@@ -114,6 +114,17 @@ class Choice(ctypes.Structure):
     _fields_ = fields("x out", "tokens size x_stride", [THREADS])
 
 
+class Draw(ctypes.Structure):
+    """edgelm_draw"""
+
+    _fields_ = fields(
+        "logits out",
+        "size top_k",
+        [("uniform", ctypes.c_double), ("top_p", ctypes.c_double),
+         ("temperature", _FLOAT), ("min_p", _FLOAT)],
+    )  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Call:
     """One call of the library: ``function(pointer to struct)``.
@@ -259,6 +270,22 @@ def argmax(x: Tensor, out: Tensor) -> Call:
     """out [M] int64 = index of the first largest number of x [M, N], -1 where one is not finite."""
     struct = Choice(address(x), address(out), *x.shape, stride(x), threads())
     return Call("edgelm_argmax", struct, (x, out))
+
+
+def sample(
+    logits: Tensor, uniform: float, *, temperature: float, top_k: int, top_p: float, min_p: float
+) -> int:
+    """A token of logits [V], drawn by ``uniform`` in [0, 1) from those that the filters keep.
+
+    The filters are ``edgelm.processors``', in the order of the arguments; ``logits`` become
+    weights. -1 where every logit is -infinity.
+    """
+    assert logits.is_contiguous() and logits.dim() == 1
+    out = _INT64()
+    pointer = ctypes.addressof(out)
+    draw = Draw(address(logits), pointer, len(logits), top_k, uniform, top_p, temperature, min_p)
+    Call("edgelm_sample", draw, (logits,))()
+    return out.value
 
 
 def _norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, out: Tensor) -> Norm:

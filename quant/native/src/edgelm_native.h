@@ -10,7 +10,7 @@
 #endif
 
 // Raised with every change of a signature, a struct or the layout; the binding compares it.
-#define EDGELM_ABI 2
+#define EDGELM_ABI 3
 
 enum edgelm_float { EDGELM_FLOAT16 = 0, EDGELM_BFLOAT16 = 1, EDGELM_FLOAT32 = 2 };
 enum edgelm_zeros { EDGELM_ZEROS_NONE = 0, EDGELM_ZEROS_INT = 1, EDGELM_ZEROS_FLOAT = 2 };

@@ -187,6 +187,22 @@ struct edgelm_choice {
 };
 EDGELM_API void edgelm_argmax(const void* choice);
 
+// out = a token of logits [size], which become weights: e^(logit / temperature) of those that
+// top_k (0: all), top_p and min_p keep, in this order and as edgelm/processors.py has them. The
+// token is the first whose running sum of weights exceeds `uniform` of all; -1 where every logit
+// is -infinity.
+struct edgelm_draw {
+    float* logits;
+    int64_t* out;
+    int64_t size;
+    int64_t top_k;
+    double uniform;  // in [0, 1)
+    double top_p;
+    float temperature;
+    float min_p;
+};
+EDGELM_API void edgelm_sample(const void* draw);
+
 // A recorded step: `count` operations of this file, run one after another.
 struct edgelm_call {
     void (*operation)(const void*);

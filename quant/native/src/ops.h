@@ -45,6 +45,8 @@ struct AttentionScratch {
 struct Ops {
     Work rms_norm, layer_norm, rotate, store, argmax;
     Work add, scale, softcap, activate;
+    // x = e^(x / temperature - most), 0 below e^-87
+    void (*soft_weights)(float* x, int64_t size, float temperature, float most);
     // One split of a tile's keys, for the heads of a group.
     void (*attend)(const edgelm_attention& a, const Tile& tile, int64_t group, int64_t split,
                    const AttentionScratch& scratch, const Softmax& into);

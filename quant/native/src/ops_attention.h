@@ -143,7 +143,7 @@ void finish_softmax(const edgelm_attention& a, const Tile& tile, int64_t group,
 
 constexpr Ops kOps = {
     norm_tokens<rms_norm_vector>, norm_tokens<layer_norm_vector>, rotate_tokens, store_tokens,
-    argmax_tokens, add_columns, scale_columns, softcap_columns, activate_columns, attend_split,
+    argmax_tokens, add_columns, scale_columns, softcap_columns, activate_columns, soft_weights, attend_split,
     merge_softmax, finish_softmax,
 };
 

@@ -242,6 +242,14 @@ void store_tokens(const void* context, int64_t begin, int64_t end) {
     }
 }
 
+void soft_weights(float* x, int64_t size, float temperature, float most) {
+    const Vec divisor = fill(temperature), top = fill(most), least = fill(-87.0f);
+    read_vectors(x, size, [&](int64_t i, Vec v, int64_t count) {
+        const Vec power = sub(div(v, divisor), top);
+        store_some(x + i, where_less(power, least, fill(0), exponential(power)), count);
+    });
+}
+
 inline float largest_of(const float* x, int64_t size) {
     Vec most = fill(-INFINITY);
     read_vectors(x, size, [&](int64_t i, Vec v, int64_t count) {
