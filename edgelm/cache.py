@@ -73,8 +73,8 @@ class LayerStore:
     def key_positions(self, length: int) -> Tensor:
         """Position held by each visible slot of a row of ``length`` tokens: [visible] int64."""
         if length <= self.slots:
-            return torch.arange(length)
-        slots = torch.arange(self.slots)
+            return torch.arange(length, device=self.memory[0].device)
+        slots = torch.arange(self.slots, device=self.memory[0].device)
         return length - 1 - (length - 1 - slots) % self.slots
 
     def write(self, index: int, slots: Tensor, new: tuple[Tensor, Tensor]) -> None:

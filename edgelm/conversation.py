@@ -180,7 +180,7 @@ def _write(file: Any, facts: Facts, tensors: dict[str, Tensor]) -> None:
 
 def _write_layer(file: BinaryIO, layer: Tensor) -> None:
     """One layer's slots, which lie together in the cache."""
-    file.write(layer.reshape(-1).view(torch.uint8).numpy().data)
+    file.write(layer.reshape(-1).view(torch.uint8).cpu().numpy().data)
 
 
 @contextmanager

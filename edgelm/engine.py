@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from edgelm import accelerators
 from edgelm.cache import KVCache, LayerStore
 from edgelm.config import ModelConfig
 from edgelm.errors import NonFiniteError, UsageError
@@ -64,6 +65,7 @@ class Engine:
         self.decoder, self.config, self.plan = decoder, config, plan
         self.dtype = DTYPES[plan.dtype]
         self._ledger = ledger
+        self.device = accelerators.torch_device(plan.device)
         self.ops: Ops = reference
         self._tapes: WeakKeyDictionary[KVCache, dict[tuple[int, int], Tape]] = WeakKeyDictionary()
         if runs_natively(plan.products, self.dtype):
@@ -76,8 +78,8 @@ class Engine:
             config, plan.chunk, plan.context, self.dtype, KV_DTYPES[plan.kv], ledger.empty
         )
         self._rope_table = rope_table(config, plan, ledger)
-        self._positions = torch.arange(plan.context)
-        self._distances = torch.arange(1.0 - plan.context, 1.0)
+        self._positions = torch.arange(plan.context, device=self.device)
+        self._distances = torch.arange(1.0 - plan.context, 1.0, device=self.device)
         judged = max(plan.rows, plan.draft_depth + 1)
         self._logits = ledger.empty("logits", (judged, decoder.outputs), torch.float32)
 
@@ -136,7 +138,7 @@ class Engine:
         step = self._step(cache, batch, recording, ops)
         step.find_nonfinite = find_nonfinite
         tokens = torch.cat([entry.tokens for entry in batch]) if len(batch) > 1 else batch[0].tokens
-        return self.decoder(tokens, step)
+        return self.decoder(tokens.to(self.device), step)
 
     def _is_recordable(self, cache: KVCache, batch: Sequence[RowTokens]) -> bool:
         """Whether the step is one token for each of some rows, all operations being native."""
@@ -172,7 +174,7 @@ class Engine:
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
-        """Head over hidden states [M, N]: float32 [M, V].
+        """Head over hidden states [M, N]: float32 [M, V], on the engine's device.
 
         Without ``out`` M is at most the plan's rows, or its draft depth and one, and the result
         lies in the static buffer.
@@ -216,7 +218,7 @@ class Engine:
             scratch=self.workspace.scratch,
             cache=cache,
             segments=segments,
-            slots=[torch.tensor(own) for own in slots],
+            slots=[torch.tensor(own, device=self.device) for own in slots],
             rows=rows,
             positions=positions,
             angles=self._angles(batch, positions, ops),
@@ -226,7 +228,9 @@ class Engine:
 
     def _places(self, segments: list[Segment]) -> tuple[Tensor, Tensor]:
         """Row and position of every token."""
-        rows = [torch.full((segment.count,), segment.row) for segment in segments]
+        rows = [
+            torch.full((segment.count,), segment.row, device=self.device) for segment in segments
+        ]
         places = [self._positions[s.position : s.position + s.count] for s in segments]
         return torch.cat(rows), torch.cat(places)
 

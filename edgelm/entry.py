@@ -137,6 +137,8 @@ def _fitting_plan(
 def _remedy(settings: Settings) -> str:
     """What may be changed where nothing fits."""
     stream = "" if settings.offload == "disk" else "stream layers with offload='disk', "
+    if settings.device not in ("auto", "cpu"):
+        stream = "load on the CPU with device='cpu', "
     if settings.quant == settings.context == "auto":
         return f"No scheme, cache or context is smaller: {stream}or raise the budget."
     return f"Choose a smaller scheme or context ('auto' finds one), {stream}or raise the budget."

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from edgelm import hardware
 from edgelm.admission import require_memory
+from edgelm.attention import Attention
 from edgelm.config import ModelConfig
 from edgelm.errors import ModelFileError
 from edgelm.hub import cache_dir
@@ -29,6 +30,7 @@ from edgelm.placement import (
 )
 from edgelm.position import Rope
 from edgelm.settings import DTYPES
+from edgelm.transfer import Transfer
 from edgelm.weight_plan import weight_part
 from edgelm.weights import WeightNames
 from quant import (
@@ -67,6 +69,7 @@ class Loader:
         self.dtype = DTYPES[plan.dtype]
         self.report = Report()
         self.stream: LayerStream | None = None
+        self._send = Transfer(plan.device)
         self._done_bytes = 0
         self._ready: dict[str, tuple[dict[str, Tensor], list[ModuleReport]]] = {}
 
@@ -105,6 +108,9 @@ class Loader:
                 offset = norm.offset if vector == "weight" else 0.0
                 found = self._vector(name, vector, norm.size, torch.float32, offset)
                 setattr(norm, vector, found)
+        for module in self.decoder.modules():
+            if isinstance(module, Attention):
+                module.move(self._send.device)
         if self.progress:
             self.progress("norms", self.plan.weight_bytes, self.plan.weight_bytes)
         return self.report
@@ -135,7 +141,7 @@ class Loader:
     def _prepare_and_hold(self, product: ProductPlan) -> Prepared:
         """A product for its file, and for this load."""
         name, tensors, modules = self._prepare(product)
-        self._ready[name] = dict(tensors), modules
+        self._ready[name] = self._sent(tensors), modules
         self._tell(product)
         return name, tensors, modules
 
@@ -181,9 +187,14 @@ class Loader:
         else:
             tensors = self._prepared(product)
             self._tell(product)
+        tensors = self._sent(tensors)
         if not is_streamed(product, self.plan.placement):
             self.ledger.hold(weight_part(name), *tensors.values())
         return tensors, Scheme.parse(product.scheme), product.shape
+
+    def _sent(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors where the plan wants them; those that are there stay as they are."""
+        return {name: self._send(tensor) for name, tensor in tensors.items()}
 
     def _prepared(self, product: ProductPlan) -> dict[str, Tensor]:
         """A product's parts packed one below the other, in its kernel's layout.
@@ -255,6 +266,7 @@ class Loader:
                 f"{self.names.checkpoint.path}: tensor {self.names.file_name(name, kind)} holds "
                 "NaN or infinity; the file is damaged: fetch it again."
             )
+        vector = self._send(vector)
         self.ledger.hold("weights.other", vector)
         self.report.other_bytes += vector.nbytes
         self.report.other_elements += vector.numel()

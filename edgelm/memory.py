@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edgelm import hardware
+from edgelm import accelerators, hardware
 from edgelm.errors import BudgetExceededError, UsageError
 
 _UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40}
@@ -66,7 +66,8 @@ class Plan:
 
     ``expected_tok_s`` and ``expected_kld`` (nats per token) are estimates: this machine's measured
     bandwidth over ``moved_bytes_per_token``, and what other models measured in such a scheme.
-    ``rejected`` are the solver's other choices, runners-up first, each with its reason.
+    ``rejected`` are the solver's other choices, runners-up first, each with its reason. ``device``
+    is the accelerator as torch names it, or ``cpu``; its budget is what it had free.
     """
 
     fits: bool
@@ -87,6 +88,8 @@ class Plan:
     expected_kld: float | None
     moved_bytes_per_token: int
     rejected: tuple[dict[str, Any], ...] = field(default=())
+    device: str = "cpu"
+    device_budget_bytes: int = 0
 
     def _total(self, where: str) -> int:
         return sum(part.bytes for part in self.parts if part.where == where)
@@ -103,7 +106,16 @@ class Plan:
 
     @property
     def predicted_device_peak_bytes(self) -> int:
+        """Memory of the accelerator, all of which is taken while loading."""
         return self._total("device")
+
+    @property
+    def within_budgets(self) -> bool:
+        """Whether host and device hold it."""
+        return (
+            self.predicted_peak_bytes <= self.budget_bytes
+            and self.predicted_device_peak_bytes <= self.device_budget_bytes
+        )
 
     @property
     def weight_bytes(self) -> int:
@@ -135,22 +147,48 @@ class Plan:
 class Ledger:
     """Hands out every lasting tensor under its plan part's name, and no byte more than planned.
 
+    A part lies where the plan says, on the host or on the device; names that are no part's on the
+    host.
+
     Args:
         parts: the plan's.
-        headroom_bytes: what may be added to the plan while running (a second cache, snapshots).
+        headroom_bytes, device_headroom_bytes: what may be added to the plan while running (a second
+            cache, snapshots).
+        device: the plan's.
     """
 
-    def __init__(self, parts: Iterable[Part], headroom_bytes: int) -> None:
+    def __init__(
+        self, parts: Iterable[Part], headroom_bytes: int, device_headroom_bytes: int = 0,
+        device: str = "cpu",
+    ) -> None:  # fmt: skip
         self.planned: dict[str, int] = defaultdict(int)
+        self._on_device: set[str] = set()
         for part in parts:
             self.planned[part.name] += part.bytes
+            if part.where == "device":
+                self._on_device.add(part.name)
         self.taken: dict[str, int] = defaultdict(int)
-        self.headroom_bytes = headroom_bytes
+        self.headroom_bytes, self.device_headroom_bytes = headroom_bytes, device_headroom_bytes
+        self._device = device
+
+    @classmethod
+    def of(cls, plan: Plan) -> Ledger:
+        """The ledger of a plan, with what its budgets leave as headroom."""
+        return cls(
+            plan.parts,
+            plan.budget_bytes - plan.predicted_peak_bytes,
+            plan.device_budget_bytes - plan.predicted_device_peak_bytes,
+            plan.device,
+        )
+
+    def device_of(self, part: str) -> torch.device:
+        """Where a part's tensors lie."""
+        return accelerators.torch_device(self._device if part in self._on_device else "cpu")
 
     def empty(self, part: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """A zeroed tensor, its pages touched now: a full machine is found out before an answer."""
         self._take(part, torch.Size(shape).numel() * dtype.itemsize)
-        return torch.empty(shape, dtype=dtype).zero_()
+        return torch.empty(shape, dtype=dtype, device=self.device_of(part)).zero_()
 
     def hold(self, part: str, *tensors: Tensor) -> None:
         """Account for tensors that were made elsewhere (a kernel's layout of a weight)."""
@@ -162,21 +200,31 @@ class Ledger:
         Raises:
             BudgetExceededError: the budget has no room for it, or the machine none any more.
         """
-        room = max(0, min(self.headroom_bytes, hardware.available_memory_bytes()))
+        if part in self._on_device:
+            left = min(self.device_headroom_bytes, accelerators.free_bytes(self._device))
+        else:
+            left = min(self.headroom_bytes, hardware.available_memory_bytes())
+        room = max(0, left)
         if nbytes > room:
             raise BudgetExceededError(
                 f"{part} needs {human(nbytes)} more, and the budget or the machine leaves "
                 f"{human(room)}: ask for fewer rows or a shorter context, "
                 "or load with a larger budget."
             )
-        self.headroom_bytes -= nbytes
-        self.planned[part] += nbytes
+        self._spend(part, nbytes)
 
     def release(self, part: str, nbytes: int) -> None:
         """Give back what ``extend`` planned and a tensor of ``part`` held."""
-        self.headroom_bytes += nbytes
-        self.planned[part] -= nbytes
+        self._spend(part, -nbytes)
         self.taken[part] -= nbytes
+
+    def _spend(self, part: str, nbytes: int) -> None:
+        """Make ``part`` larger at the cost of what its place leaves."""
+        if part in self._on_device:
+            self.device_headroom_bytes -= nbytes
+        else:
+            self.headroom_bytes -= nbytes
+        self.planned[part] += nbytes
 
     def absorb(self, prefix: str, other: Ledger) -> None:
         """Account for everything that another ledger has handed out, as parts with a prefix."""

@@ -56,7 +56,7 @@ class LanguageModel(AsyncForms, SavedConversations):
         self.config = files.config
         self.name = files.name
         self._watch = Watch(cache_dir(), self.name, made)
-        self.ledger = Ledger(made.parts, made.budget_bytes - made.predicted_peak_bytes)
+        self.ledger = Ledger.of(made)
         self._files = files
         self._owner = object()
         loader = Loader(decoder, names, made, self.ledger, method, progress)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
-from edgelm import disk, expectations, hardware, kernel_choice, runs
+from edgelm import accelerators, disk, expectations, hardware, kernel_choice, runs
 from edgelm.cache import cache_bytes
 from edgelm.config import ModelConfig
+from edgelm.errors import UsageError
 from edgelm.hub import cache_dir
 from edgelm.layer_store import LayerStore, worth_keeping
 from edgelm.load_peak import load_peak_bytes
@@ -22,6 +23,7 @@ from edgelm.prompt_lookup import lookup_bytes
 from edgelm.settings import Settings, activation_dtype, exact_activations
 from edgelm.speculation import draft_depth
 from edgelm.step import workspace_sizes
+from edgelm.transfer import TRANSFER_BYTES
 from edgelm.weight_plan import WeightPlan, WeightPlanner, kernel_scratch, moved_bytes
 from edgelm.weights import WeightNames
 from quant import Recipe
@@ -66,13 +68,22 @@ class Planner:
     _scratch: dict[tuple[Recipe | None, int], int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.dtype = activation_dtype(self.settings, self.config)
+        self.accelerator = accelerators.find(self.settings.device)
+        self.device = "cpu" if self.accelerator is None else self.accelerator.device
+        self._where = "host" if self.accelerator is None else "device"
+        self.dtype = activation_dtype(self.settings, self.config, self.accelerator)
+        if self.accelerator is not None and self.settings.offload == "disk":
+            raise UsageError(
+                f"offload 'disk' streams layers to the CPU, and the device is {self.device}: use "
+                "device='cpu', or offload='none'."
+            )
         resident = hardware.resident_bytes()
         self.runtime_parts = runs.runtime_parts(cache_dir(), resident)
         available = hardware.available_memory_bytes() + resident
         self.budget_bytes = parse_budget(self.settings.budget, available)
         self._tied = self.decoder.embed.tied_to_head
-        measured = kernel_choice.rankings(cache_dir())
+        on_cpu = self.accelerator is None
+        measured = kernel_choice.rankings(cache_dir()) if on_cpu else {}
         self._weight_planner = WeightPlanner(
             self.decoder,
             self.names,
@@ -80,6 +91,7 @@ class Planner:
             self.settings.backend,
             measured,
             exact_activations(self.settings),
+            self.device,
         )
 
     def plan(self, candidate: Candidate) -> Plan:
@@ -102,8 +114,8 @@ class Planner:
         placement = place(offload, layers, self.budget_bytes, peak_bytes)
         placed = self._placed_weights(candidate.recipe, placement)
         moved = moved_bytes(weights.products, self._tied)
-        return Plan(
-            fits=peak_bytes(placement) <= self.budget_bytes,
+        made = Plan(
+            fits=False,
             scheme=weights.label,
             bits_per_weight=weights.nbytes * 8 / weights.parameters,
             kv=_name(candidate.kv),
@@ -114,13 +126,22 @@ class Planner:
             draft_depth=self._draft_depth(candidate),
             placement=placement,
             budget_bytes=self.budget_bytes,
-            expected_tok_s=disk.expected_tok_s(cache_dir(), moved, placed.streamed_bytes),
+            expected_tok_s=self._expected_tok_s(moved, placed.streamed_bytes),
             parts=(*placed.parts, *running),
             products=weights.products,
             load_peak_bytes=placed.load_peak_bytes,
             expected_kld=self._expected_kld(candidate, weights),
             moved_bytes_per_token=moved,
+            device=self.device,
+            device_budget_bytes=0 if self.accelerator is None else self.accelerator.free_bytes,
         )
+        return replace(made, fits=made.within_budgets)
+
+    def _expected_tok_s(self, moved_bytes: int, streamed_bytes: int) -> float | None:
+        """An estimate for the CPU; nobody has measured an accelerator's bandwidth beforehand."""
+        if self.accelerator is not None:
+            return None
+        return disk.expected_tok_s(cache_dir(), moved_bytes, streamed_bytes)
 
     def _weights_of(self, recipe: Recipe | None) -> WeightPlan:
         if recipe not in self._weights:
@@ -136,9 +157,11 @@ class Planner:
             resident = [p for p in weights.products if not is_streamed(p, places)]
             runtime = sum(part.bytes for part in self.runtime_parts)
             buffers = sum(part.bytes for part in parts if part.name == STREAM_PART)
+            buffers += 0 if self.accelerator is None else TRANSFER_BYTES
             ready = self._ready_of(recipe)
             peaks = [load_peak_bytes([p], self.names, runtime, ready) for p in streamed]
-            peaks.append(load_peak_bytes(resident, self.names, runtime + buffers, ready))
+            leaves = self.accelerator is not None
+            peaks.append(load_peak_bytes(resident, self.names, runtime + buffers, ready, leaves))
             self._placed[recipe, places] = PlacedWeights(
                 parts, sum(product.nbytes for product in streamed), max(peaks)
             )
@@ -177,8 +200,9 @@ class Planner:
             config, candidate.rows, context, tokens, kv, rings_only=True
         )
         sizes["logits"] = judged * self.decoder.outputs * torch.float32.itemsize
-        sizes[SPECULATION_PART] = lookup_bytes(context) if depth else 0
-        parts = [Part(name, nbytes) for name, nbytes in sizes.items() if nbytes]
+        parts = [Part(name, nbytes, self._where) for name, nbytes in sizes.items() if nbytes]
+        if depth:
+            parts.append(Part(SPECULATION_PART, lookup_bytes(context)))
         return [*parts, *self.runtime_parts]
 
     def _draft_depth(self, candidate: Candidate) -> int:

@@ -130,19 +130,26 @@ class Sampler:
         Raises:
             UsageError: biases, bans and grammar together leave no token.
         """
+        if logits.device.type == "mps":  # probabilities are float64, which Metal lacks
+            logits = logits.cpu()
         for process in self.processors:
             process(logits, ids)
-        best = int(logits.argmax())
-        if logits[best] == NEVER:
+        best = logits.argmax()
+        chosen = best if self.settings.temperature == 0 else self._drawn(logits, len(ids.new))
+        # Everything stays where the logits are: one number comes from there, -1 for no token.
+        token = int(torch.where(logits.gather(0, best.view(1)) == NEVER, -1, chosen))
+        if token < 0:
             raise UsageError(
                 "No token is allowed here: logit_bias, banned_tokens and the grammar exclude all. "
                 "Ban less."
             )
-        if self.settings.temperature == 0:
-            return best
+        return token
+
+    def _drawn(self, logits: Tensor, index: int) -> Tensor:
         cumulative = logits.double().softmax(0).cumsum(0)
-        drawn = uniform(self.settings.seed, len(ids.new)) * float(cumulative[-1])
-        return int(torch.searchsorted(cumulative, drawn, right=True).clamp(max=len(logits) - 1))
+        drawn = cumulative[-1:] * uniform(self.settings.seed, index)
+        found = torch.searchsorted(cumulative, drawn, right=True)
+        return found.clamp(max=len(logits) - 1)
 
 
 def uniform(seed: int, index: int) -> float:

@@ -7,6 +7,7 @@ and last the order of the product. Whatever was not taken keeps its reason.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
@@ -40,6 +41,7 @@ SMALLEST_CHUNK = 64
 CACHE_TYPES = (torch.bfloat16, torch.int8)  # behind that of the activations
 
 Rejected = dict[str, Any]
+logger = logging.getLogger("edgelm")
 
 
 def solve(decoder: Decoder, config: ModelConfig, names: WeightNames, settings: Settings) -> Plan:
@@ -53,6 +55,15 @@ def solve(decoder: Decoder, config: ModelConfig, names: WeightNames, settings: S
         KernelUnavailableError: the chosen backend cannot run a matrix in any scheme.
     """
     planner = Planner(decoder, config, names, settings)
+    best = _solved(planner, config)
+    if best.fits or planner.accelerator is None or settings.device != "auto":
+        return best
+    logger.warning("%s: it is planned for the CPU instead.", shortage(best))
+    return _solved(Planner(decoder, config, names, replace(settings, device="cpu")), config)
+
+
+def _solved(planner: Planner, config: ModelConfig) -> Plan:
+    settings = planner.settings
     plans: list[Plan] = []
     failures: dict[Recipe | None, Exception] = {}
     for candidate in candidates(planner, _contexts(given_context(settings, config), config)):
@@ -146,7 +157,8 @@ def _halvings(largest: int, smallest: int) -> list[int]:
 
 def _rank(plan: Plan) -> tuple[int, ...]:
     if not plan.fits:
-        return (1, plan.predicted_peak_bytes, plan.steady_peak_bytes)
+        device = plan.predicted_device_peak_bytes
+        return (1, plan.predicted_peak_bytes + device, plan.steady_peak_bytes + device)
     # Reading from disk is slower than any scheme: where it must be, as little as can be. Every
     # chunk of a prompt reads it all again, so chunks stay long.
     streamed = sum(part.bytes for part in plan.parts if part.where == "disk")
@@ -202,7 +214,13 @@ def reason(plan: Plan, best: Plan) -> str:
 
 
 def shortage(plan: Plan) -> str:
-    """What a plan lacks of its budget, and in which phase."""
+    """What a plan lacks of its budget, and in which phase; or of its device's memory."""
+    device, free = plan.predicted_device_peak_bytes, plan.device_budget_bytes
+    if device > free and plan.predicted_peak_bytes <= plan.budget_bytes:
+        return (
+            f"needs {human(device)} on {plan.device}, {human(device - free)} more than the "
+            f"{human(free)} that are free there"
+        )
     runtime = next(part.bytes for part in plan.parts if part.name == "runtime")
     if runtime > plan.budget_bytes:
         return (

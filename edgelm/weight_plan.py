@@ -38,7 +38,7 @@ class WeightPlanner:
     """Plans the weights of one model; what recipes share is given once.
 
     ``backend``, ``measured`` and ``exact`` choose kernels, see ``quant.choose``; ``dtype`` is the
-    activations'.
+    activations'. ``device`` is where the matrices go.
     """
 
     decoder: Decoder
@@ -47,6 +47,7 @@ class WeightPlanner:
     backend: str
     measured: kernel_choice.Rankings
     exact: bool
+    device: str = "cpu"
 
     def plan(self, recipe: Recipe | None) -> WeightPlan:
         """Under ``None`` packed files keep their scheme and others get the default recipe.
@@ -116,13 +117,13 @@ class WeightPlanner:
         ranking = kernel_choice.ranking(self.measured, scheme, shape)
         try:
             kernel = choose(
-                scheme, shape, "cpu", self.backend, lookup, multiply, ranking, self.exact
+                scheme, shape, self.device, self.backend, lookup, multiply, ranking, self.exact
             )
         except KernelUnavailable as error:
             raise KernelUnavailableError(f"{names[0]}: {error}") from error
         nbytes = kernel.nbytes(scheme, shape)
         named, each = tuple(names), tuple(shapes)
-        return ProductPlan(named, each, str(scheme), kernel.name, "cpu", nbytes, stored)
+        return ProductPlan(named, each, str(scheme), kernel.name, self.device, nbytes, stored)
 
     def _parts(self, products: tuple[ProductPlan, ...]) -> Iterator[Part]:
         groups = {"weights.embed": 0, "weights.attn": 0, "weights.mlp": 0, "weights.head": 0}
@@ -134,7 +135,8 @@ class WeightPlanner:
                 self.names.info(name, (norm.size,), vector)
                 other += norm.size * torch.float32.itemsize
         groups["weights.other"] = other
-        return (Part(name, nbytes) for name, nbytes in groups.items() if nbytes)
+        where = "host" if self.device == "cpu" else "device"
+        return (Part(name, nbytes, where) for name, nbytes in groups.items() if nbytes)
 
     def _vector_elements(self) -> int:
         """Numbers in norms and biases."""

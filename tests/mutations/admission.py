@@ -24,8 +24,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "admission: the ledger asks the machine too",
         "edgelm/memory.py",
-        "min(self.headroom_bytes, hardware.available_memory_bytes())",
-        "self.headroom_bytes",
+        "left = min(self.headroom_bytes, hardware.available_memory_bytes())",
+        "left = self.headroom_bytes",
         (f"{ADMISSION}test_the_ledger_asks_the_machine_too",),
     ),
     Mutation(

@@ -1,0 +1,59 @@
+"""Rows about devices beside the CPU."""
+
+from __future__ import annotations
+
+from mutations.row import Mutation
+
+TESTS = "tests/test_accelerators.py"
+
+MUTATIONS: tuple[Mutation, ...] = (
+    Mutation(
+        "accelerators: cards that are too old are refused",
+        "edgelm/accelerators.py",
+        "capability < OLDEST_CAPABILITY:",
+        "False:",
+        (f"{TESTS}::test_a_device_that_does_not_serve_is_refused_in_a_sentence",),
+    ),
+    Mutation(
+        "accelerators: an old driver is told apart",
+        "edgelm/accelerators.py",
+        'if "too old" in told or "insufficient" in told:',
+        "if False:",
+        (f"{TESTS}::test_a_device_that_does_not_serve_is_refused_in_a_sentence",),
+    ),
+    Mutation(
+        "accelerators: float16 never for a model that outgrows it",
+        "edgelm/settings.py",
+        "    return torch.float32 if config.not_in_float16 else torch.float16\n",
+        "    return torch.float16\n",
+        (f"{TESTS}::test_types_of_activations",),
+    ),
+    Mutation(
+        "accelerators: a step's places are made on the device",
+        "edgelm/engine.py",
+        "torch.tensor(own, device=self.device)",
+        "torch.tensor(own)",
+        (f"{TESTS}::test_nothing_of_a_step_is_made_on_another_device",),
+    ),
+    Mutation(
+        "accelerators: slopes lie with the scores",
+        "edgelm/loading.py",
+        "module.move(self._send.device)",
+        "pass",
+        (f"{TESTS}::test_slopes_go_to_the_device",),
+    ),
+    Mutation(
+        "accelerators: a device has a budget of its own",
+        "edgelm/memory.py",
+        "            and self.predicted_device_peak_bytes <= self.device_budget_bytes\n",
+        "",
+        (f"{TESTS}::test_what_the_card_cannot_hold",),
+    ),
+    Mutation(
+        "accelerators: a buffer is used again only once it was sent",
+        "edgelm/transfer.py",
+        "        if sent is not None:\n            sent.synchronize()\n",
+        "",
+        (f"{TESTS}::test_a_buffer_is_not_refilled_while_it_is_sent",),
+    ),
+)
