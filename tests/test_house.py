@@ -116,7 +116,10 @@ def test_every_module_imports() -> None:
     for package in ("edgelm", "quant"):
         top = importlib.import_module(package)
         for module in pkgutil.walk_packages(top.__path__, f"{package}."):
-            importlib.import_module(module.name)
+            try:
+                importlib.import_module(module.name)
+            except ModuleNotFoundError as error:  # kernels, which nobody asks for without Triton
+                assert error.name == "triton", module.name
 
 
 @pytest.mark.smoke
