@@ -16,6 +16,7 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -151,8 +152,8 @@ def is_near(predicted: int, measured: int) -> bool:
 
 def fresh_process(program: str, *arguments: str, cache: Path) -> str:
     """What a Python program prints that has a cache folder of its own."""
-    for old in cache.glob("*") if cache.exists() else ():
-        old.unlink()
+    if cache.exists():
+        shutil.rmtree(cache)
     command = [sys.executable, "-c", program, *arguments]
     environment = os.environ | {"EDGELM_CACHE": str(cache)}
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True, env=environment)

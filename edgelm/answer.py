@@ -46,11 +46,15 @@ class Answer:
         """Whether its row still has to run a part of the prompt."""
         return self.row >= 0 and not self.ids.new and self.finish_reason is None
 
-    def choose(self, logits: Tensor, end_ids: frozenset[int]) -> int:
-        """The next token from ``logits`` [V], which are changed in place."""
+    def choose(self, logits: Tensor, best: int, end_ids: frozenset[int]) -> int:
+        """The next token from ``logits`` [V], which are changed in place.
+
+        Args:
+            best: the id of the largest logit.
+        """
         count = self.request.logprobs
         own = None if count is None else logits.double().log_softmax(0)
-        token = self.sample(logits, self.ids)
+        token = self.sample(logits, best, self.ids)
         if own is not None and count is not None:
             self.logprobs.append(_logprob(own, token, count))
         self._last = time.perf_counter()

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from edgelm.cache import KVCache
@@ -96,13 +95,13 @@ class BeamSearch:
             if cancelled():
                 return None
             piece = prompt[start : start + chunk]
-            hidden = self.engine.run(self.cache, [RowTokens(0, torch.tensor(piece))])
+            hidden = self.engine.run(self.cache, [RowTokens(0, list(piece))])
             self.held[0].extend(piece)
         return self.engine.logits(hidden[-1:])
 
     def _step(self, running: list[Beam]) -> Tensor:
         """Run each beam's newest id on its row; logits [beams, V]."""
-        entries = [RowTokens(beam.row, torch.tensor(beam.ids[-1:])) for beam in running]
+        entries = [RowTokens(beam.row, [beam.ids[-1]]) for beam in running]
         hidden = self.engine.run(self.cache, entries)
         for beam in running:
             self.held[beam.row].append(beam.ids[-1])

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from edgelm.engine import Engine, RowTokens
@@ -75,7 +74,8 @@ class DraftModel:
         said = SoFar(ids.prompt, list(ids.new))
         guessed: list[int] = []
         while True:
-            token = self._sample(self._engine.logits(hidden[-1:])[0], said)
+            logits, best = self._engine.judge(hidden[-1:])
+            token = self._sample(logits[0], best[0], said)
             if token >= self._vocab_size:
                 return guessed
             guessed.append(token)
@@ -101,7 +101,7 @@ class DraftModel:
         return hidden
 
     def _run(self, ids: list[int]) -> Tensor:
-        hidden = self._engine.run(self._cache, [RowTokens(0, torch.tensor(ids))])
+        hidden = self._engine.run(self._cache, [RowTokens(0, ids)])
         self._held.extend(ids)
         return hidden
 

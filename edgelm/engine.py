@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -14,39 +13,44 @@ from edgelm import accelerators
 from edgelm.cache import KVCache, LayerStore
 from edgelm.config import ModelConfig
 from edgelm.errors import NonFiniteError, UsageError
+from edgelm.graphed import GraphedSteps, Steps, can_be_captured
 from edgelm.layers import all_finite
 from edgelm.loading import rope_table
 from edgelm.memory import Ledger, Plan
 from edgelm.models.decoder import Decoder
 from edgelm.ops import reference
 from edgelm.ops.native import (
-    MOST_RECORDED,
     RECORDED_PART,
     NativeOps,
     holds_natively,
+    recorded_tokens,
     runs_natively,
     workspaces,
 )
 from edgelm.ops.reference import Angles
+from edgelm.ops.triton import TritonOps, serves, workspace_elements
 from edgelm.placement import streamed_layers
+from edgelm.recorded import Places, RecordedSteps
 from edgelm.settings import DTYPES, KV_DTYPES
 from edgelm.step import Seen, Segment, Step, Workspace, widened_elements
-from quant import native
-from quant.native.tape import Tape
 
 if TYPE_CHECKING:
     from edgelm.ops import Ops
 
 
+_DAMAGED_HEAD = "The head produced NaN or infinity; its weights are damaged."
+
+
 @dataclass(frozen=True)
 class RowTokens:
-    """Tokens that continue one row: ids [T] or embeddings [T, N].
+    """Tokens that continue one row: ids, as a list or [T], or embeddings [T, N].
 
-    ``positions`` [T] for the rotary table where they differ from the row's own count.
+    ``positions`` [T] for the rotary table where they differ from the row's own count. Steps of a
+    few tokens that come as lists are recorded and replayed.
     """
 
     row: int
-    tokens: Tensor
+    tokens: list[int] | Tensor
     positions: Tensor | None = None
 
 
@@ -67,13 +71,20 @@ class Engine:
         self._ledger = ledger
         self.device = accelerators.torch_device(plan.device)
         self.ops: Ops = reference
-        self._tapes: WeakKeyDictionary[KVCache, dict[tuple[int, int], Tape]] = WeakKeyDictionary()
+        self._recorded: Steps | None = None
         if runs_natively(plan.products, self.dtype):
-            sizes = workspaces(config, plan.rows, plan.chunk, plan.context, plan.products)
+            most = recorded_tokens(plan.rows, plan.draft_depth)
+            sizes = workspaces(config, most, plan.chunk, plan.context, plan.products)
             taken = {part: ledger.empty(part, (n,), torch.uint8) for part, n in sizes.items()}
             self.ops = NativeOps(taken["attention"])
-            self._recorder = (taken["attention"], taken[RECORDED_PART])
-            self._inputs = torch.zeros(3, MOST_RECORDED, dtype=torch.int64)  # ids, rows, positions
+            if not streamed_layers(plan):
+                self._recorded = RecordedSteps(most, taken["attention"], taken[RECORDED_PART])
+        elif plan.device != "cpu" and serves(self.device) is None:
+            most = recorded_tokens(plan.rows, plan.draft_depth)
+            room = workspace_elements(config, most, plan.chunk, plan.context)
+            self.ops = TritonOps(ledger.empty("attention", (room,), torch.float32), most)
+            if can_be_captured(plan):
+                self._recorded = GraphedSteps(most, self.ops, self.device)
         self.workspace = Workspace(
             config, plan.chunk, plan.context, self.dtype, KV_DTYPES[plan.kv], ledger.empty
         )
@@ -103,7 +114,6 @@ class Engine:
                 "with task='causal-lm'."
             )
 
-    @torch.inference_mode()
     def run(
         self, cache: KVCache, batch: Sequence[RowTokens], recording: Recording | None = None
     ) -> Tensor:
@@ -116,61 +126,65 @@ class Engine:
             NonFiniteError: a layer produced NaN or infinity, named in the message.
         """
         for entry in batch:
-            cache.check_room(entry.row, entry.tokens.shape[0])
-        if recording is None and self._is_recordable(cache, batch):
-            out = self._replay(cache, batch)
+            cache.check_room(entry.row, len(entry.tokens))
+        if recording is None and self._is_recorded(cache, batch):
+            out, finite = self._replay(cache, batch)
         else:
             out = self._run_eagerly(cache, batch, recording or Recording())
-        if not all_finite(out):
+            finite = all_finite(out)
+        if not finite:
             self._run_eagerly(cache, batch, Recording(), find_nonfinite=True)
             raise NonFiniteError("The final norm produced NaN or infinity.")
         for entry in batch:
-            cache.advance(entry.row, entry.tokens.shape[0])
+            cache.advance(entry.row, len(entry.tokens))
         return out
 
+    @torch.inference_mode()
     def _run_eagerly(
         self, cache: KVCache, batch: Sequence[RowTokens], recording: Recording,
         find_nonfinite: bool = False,
     ) -> Tensor:  # fmt: skip
         # Probabilities of attention, and caches of other types, are the reference's.
-        own = holds_natively(cache.dtype) and recording.attentions is None
+        own = recording.attentions is None and (
+            not isinstance(self.ops, NativeOps) or holds_natively(cache.dtype)
+        )
         ops = self.ops if own else reference
         step = self._step(cache, batch, recording, ops)
         step.find_nonfinite = find_nonfinite
-        tokens = torch.cat([entry.tokens for entry in batch]) if len(batch) > 1 else batch[0].tokens
-        return self.decoder(tokens.to(self.device), step)
+        tokens = [torch.as_tensor(entry.tokens, device=self.device) for entry in batch]
+        return self.decoder(torch.cat(tokens) if len(tokens) > 1 else tokens[0], step)
 
-    def _is_recordable(self, cache: KVCache, batch: Sequence[RowTokens]) -> bool:
-        """Whether the step is one token for each of some rows, all operations being native."""
-        return (
-            isinstance(self.ops, NativeOps)
-            and holds_natively(cache.dtype)
-            and not streamed_layers(self.plan)
-            and len(batch) <= min(self.plan.rows, MOST_RECORDED)
-            and all(
-                entry.tokens.shape[0] == 1
-                and not entry.tokens.is_floating_point()
-                and entry.positions is None
-                for entry in batch
-            )
+    def _is_recorded(self, cache: KVCache, batch: Sequence[RowTokens]) -> bool:
+        return self._recorded is not None and self._recorded.admits(
+            cache, (entry.tokens for entry in batch)
         )
 
-    def _replay(self, cache: KVCache, batch: Sequence[RowTokens]) -> Tensor:
-        """A decode step: recorded the first time, afterwards one call of the native library."""
-        count = len(batch)
-        ids, rows, positions = self._inputs[:, :count]
-        torch.cat([entry.tokens for entry in batch], out=ids)
-        rows.copy_(torch.tensor([entry.row for entry in batch]))
-        positions.copy_(torch.tensor([cache.lengths[entry.row] for entry in batch]))
-        tapes, key = self._tapes.setdefault(cache, {}), (count, native.threads())
-        if key in tapes:
-            tapes[key]()
-            return self.workspace.buffers(count).normed
-        recorder = NativeOps(*self._recorder)
-        step = self._step(cache, batch, Recording(), recorder, (rows, positions))
-        out = self.decoder(ids, step)
-        tapes[key] = Tape(recorder.calls, recorder.first)
-        return out
+    def _replay(self, cache: KVCache, batch: Sequence[RowTokens]) -> tuple[Tensor, bool]:
+        """(hidden states [M, N], whether all are finite) of a step that is recorded."""
+        assert self._recorded is not None
+
+        def decode(ops: Ops, places: Places) -> Tensor:
+            return self.decoder(places.ids, self._step(cache, batch, Recording(), ops, places))
+
+        rows = [(e.row, e.tokens) for e in batch if isinstance(e.tokens, list)]
+        return self._recorded.run(cache, rows, decode)
+
+    def judge(self, hidden: Tensor) -> tuple[Tensor, list[int]]:
+        """(logits [M, V], the likeliest id of each) of hidden states [M, N], M as in ``logits``.
+
+        Raises:
+            NonFiniteError: a logit is NaN or infinite.
+        """
+        head = self.decoder.head
+        assert head is not None
+        is_whole_step = hidden.data_ptr() == self.workspace.buffers(1).normed.data_ptr()
+        if self._recorded is None or not is_whole_step or len(hidden) > self._recorded.most:
+            logits = self.logits(hidden)
+            return logits, logits.argmax(-1).tolist()
+        logits, best = self._recorded.judge(head, hidden, self._logits)
+        if min(best) < 0:
+            raise NonFiniteError(_DAMAGED_HEAD)
+        return logits, best
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
@@ -189,21 +203,21 @@ class Engine:
         if head.softcap is not None:
             self.ops.softcap_(logits, head.softcap)
         if not all_finite(logits):
-            raise NonFiniteError("The head produced NaN or infinity; its weights are damaged.")
+            raise NonFiniteError(_DAMAGED_HEAD)
         return logits
 
     def _step(
         self, cache: KVCache, batch: Sequence[RowTokens], recording: Recording, ops: Ops,
-        places: tuple[Tensor, Tensor] | None = None,
+        places: Places | None = None,
     ) -> Step:  # fmt: skip
-        """``places``: rows and positions in memory that stays, for a step to be recorded."""
-        count = sum(entry.tokens.shape[0] for entry in batch)
+        """``places``: for a step to be recorded."""
+        count = sum(len(entry.tokens) for entry in batch)
         assert 0 < count <= self.plan.chunk
         segments: list[Segment] = []
         slots: list[list[int]] = [[] for _ in cache.stores]
         start = masked = 0
         for entry in batch:
-            length, position = entry.tokens.shape[0], cache.lengths[entry.row]
+            length, position = len(entry.tokens), cache.lengths[entry.row]
             seen = []
             for number, store in enumerate(cache.stores if ops is reference else ()):
                 slots[number] += store.flat_slots(entry.row, position, length)
@@ -211,14 +225,16 @@ class Engine:
                 masked += 0 if seen[-1].mask is None else seen[-1].mask.numel()
             segments.append(Segment(entry.row, start, length, position, seen))
             start += length
-        rows, positions = places or self._places(segments)
+        rows, positions = (
+            (places.rows, places.positions) if places else self._rows_and_positions(segments)
+        )
         return Step(
             ops=ops,
             buffers=self.workspace.buffers(count),
             scratch=self.workspace.scratch,
             cache=cache,
             segments=segments,
-            slots=[torch.tensor(own, device=self.device) for own in slots],
+            slots=[torch.tensor(own, device=self.device) for own in slots if own],
             rows=rows,
             positions=positions,
             angles=self._angles(batch, positions, ops),
@@ -226,7 +242,7 @@ class Engine:
             attentions=recording.attentions,
         )
 
-    def _places(self, segments: list[Segment]) -> tuple[Tensor, Tensor]:
+    def _rows_and_positions(self, segments: list[Segment]) -> tuple[Tensor, Tensor]:
         """Row and position of every token."""
         rows = [
             torch.full((segment.count,), segment.row, device=self.device) for segment in segments
@@ -255,7 +271,7 @@ class Engine:
             return None
         start = 0
         for entry in batch:
-            stop = start + entry.tokens.shape[0]
+            stop = start + len(entry.tokens)
             if entry.positions is not None:
                 positions = positions.clone()
                 positions[start:stop] = entry.positions

@@ -157,7 +157,7 @@ class _Assembly:
         out = self.engine.run(self.cache, [entry for entry, _ in entries], recording)
         start = 0
         for index, (entry, columns) in enumerate(entries):
-            part = slice(start, start + entry.tokens.shape[0])
+            part = slice(start, start + len(entry.tokens))
             start = part.stop
             self._place_output(entry.row, columns, out[part])
             for grid, recorded in zip(self.hidden, recording.hidden_states or [], strict=True):

@@ -5,8 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 
-import torch
-
 from edgelm.answer import Answer
 from edgelm.cache import KVCache
 from edgelm.engine import Engine, RowTokens
@@ -61,9 +59,7 @@ class Batch:
     ) -> Generator[tuple[Answer, int], None, None]:
         """What every running answer has pending, in one step, and the ids that follow."""
         pieces = list(self._pieces())
-        hidden = self.engine.run(
-            self.cache, [RowTokens(answer.row, torch.tensor(ids)) for answer, ids in pieces]
-        )
+        hidden = self.engine.run(self.cache, [RowTokens(own.row, ids) for own, ids in pieces])
         ready, at = [], -1
         for answer, ids in pieces:
             self.held[answer.row].extend(ids)
@@ -75,11 +71,12 @@ class Batch:
                     self.points.mark(answer.row, self.held[answer.row])
         if not ready:
             return
-        logits = self.engine.logits(hidden[[last for _, last in ready]])
+        last = [at for _, at in ready]
+        logits, best = self.engine.judge(hidden if len(last) == len(hidden) else hidden[last])
         if guide:
             guide.stepped(time.perf_counter() - start)
-        for (answer, _), own in zip(ready, logits, strict=True):
-            yield answer, answer.choose(own, self.end_ids)
+        for (answer, _), own, likeliest in zip(ready, logits, best, strict=True):
+            yield answer, answer.choose(own, likeliest, self.end_ids)
 
     def _guide(self) -> Speculation | None:
         """Who guesses now: nobody unless one answer runs alone, is in its text and allows it."""
@@ -105,17 +102,17 @@ class Batch:
         answer = self._running[0]
         row, ids = answer.row, [*answer.pending, *guessed]
         length = self.cache.lengths[row]
-        hidden = self.engine.run(self.cache, [RowTokens(row, torch.tensor(ids))])
+        hidden = self.engine.run(self.cache, [RowTokens(row, ids)])
         undone = self.cache.truncate(row, length + 1)
         assert undone, "a ring holds what a step of one chunk overwrote"
-        logits = self.engine.logits(hidden)
+        logits, best = self.engine.judge(hidden)
         spent = time.perf_counter() - start
         self.held[row].extend(answer.pending)
         answer.drafted += len(guessed)
         right = 0
         try:
-            for own, guess in zip(logits, [*guessed, None], strict=True):
-                token = answer.choose(own, self.end_ids)
+            for own, likeliest, guess in zip(logits, best, [*guessed, None], strict=True):
+                token = answer.choose(own, likeliest, self.end_ids)
                 agreed = token == guess and answer.finish_reason is None
                 if agreed:
                     self.cache.advance(row, 1)

@@ -16,7 +16,8 @@ from edgelm.layer_store import LayerStore, worth_keeping
 from edgelm.load_peak import load_peak_bytes
 from edgelm.memory import Part, Plan, parse_budget
 from edgelm.models.decoder import Decoder
-from edgelm.ops.native import runs_natively, workspaces
+from edgelm.ops.native import recorded_tokens, runs_natively, workspaces
+from edgelm.ops.triton import serves, workspace_elements
 from edgelm.placement import STREAM_PART, Places, is_streamed, place, placed_parts
 from edgelm.prompt_lookup import PART as SPECULATION_PART
 from edgelm.prompt_lookup import lookup_bytes
@@ -70,6 +71,7 @@ class Planner:
     def __post_init__(self) -> None:
         self.accelerator = accelerators.find(self.settings.device)
         self.device = "cpu" if self.accelerator is None else self.accelerator.device
+        self.torch_device = accelerators.torch_device(self.device)
         self._where = "host" if self.accelerator is None else "device"
         self.dtype = activation_dtype(self.settings, self.config, self.accelerator)
         if self.accelerator is not None and self.settings.offload == "disk":
@@ -193,9 +195,14 @@ class Planner:
             self._scratch[key] = kernel_scratch(weights.products, tokens, judged, self._tied)
         sizes["kernel scratch"] = self._scratch[key]
         if runs_natively(weights.products, dtype):
-            own = workspaces(config, candidate.rows, tokens, context, weights.products)
+            recorded = recorded_tokens(candidate.rows, depth)
+            own = workspaces(config, recorded, tokens, context, weights.products)
             for part, nbytes in own.items():
                 sizes[part] = sizes.get(part, 0) + nbytes
+        elif self.accelerator is not None and serves(self.torch_device) is None:
+            recorded = recorded_tokens(candidate.rows, depth)
+            elements = workspace_elements(config, recorded, tokens, context)
+            sizes["attention"] += elements * torch.float32.itemsize
         sizes["restore points"] = cache_bytes(
             config, candidate.rows, context, tokens, kv, rings_only=True
         )
@@ -206,6 +213,8 @@ class Planner:
         return [*parts, *self.runtime_parts]
 
     def _draft_depth(self, candidate: Candidate) -> int:
+        if self.accelerator is not None:  # nobody has measured what guesses cost there
+            return 0
         tokens = min(candidate.chunk, candidate.context)
         return draft_depth(self.settings.draft_depth, self.decoder, tokens)
 

@@ -124,20 +124,26 @@ class Sampler:
         if self.settings.temperature:
             self.processors += self.settings.filters()
 
-    def __call__(self, logits: Tensor, ids: SoFar) -> int:
+    def __call__(self, logits: Tensor, best: int, ids: SoFar) -> int:
         """The id after ``ids``; ``logits`` [V] float32 are changed in place.
+
+        Args:
+            best: the id of the largest of ``logits``.
 
         Raises:
             UsageError: biases, bans and grammar together leave no token.
         """
+        if not self.processors and self.settings.temperature == 0:
+            return best
         if logits.device.type == "mps":  # probabilities are float64, which Metal lacks
             logits = logits.cpu()
         for process in self.processors:
             process(logits, ids)
-        best = logits.argmax()
-        chosen = best if self.settings.temperature == 0 else self._drawn(logits, len(ids.new))
+        likeliest = logits.argmax()
+        drawn = self.settings.temperature != 0
+        chosen = self._drawn(logits, len(ids.new)) if drawn else likeliest
         # Everything stays where the logits are: one number comes from there, -1 for no token.
-        token = int(torch.where(logits.gather(0, best.view(1)) == NEVER, -1, chosen))
+        token = int(torch.where(logits.gather(0, likeliest.view(1)) == NEVER, -1, chosen))
         if token < 0:
             raise UsageError(
                 "No token is allowed here: logit_bias, banned_tokens and the grammar exclude all. "

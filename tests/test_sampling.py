@@ -16,7 +16,7 @@ LOGITS = torch.tensor([2.0, 0.5, -1.0, 3.0, 0.0, 1.0, -4.0])
 
 def draw(settings: SamplingSettings, count: int) -> torch.Tensor:
     sample = Sampler(settings)
-    drawn = [sample(LOGITS.clone(), SoFar(new=[0] * index)) for index in range(count)]
+    drawn = [sample(LOGITS.clone(), 3, SoFar(new=[0] * index)) for index in range(count)]
     return torch.bincount(torch.tensor(drawn), minlength=len(LOGITS))
 
 
@@ -51,7 +51,7 @@ def test_drawn_tokens_follow_the_definition(
 
 
 def test_greedy_takes_the_largest() -> None:
-    assert Sampler(SamplingSettings())(LOGITS.clone(), SoFar()) == 3
+    assert Sampler(SamplingSettings())(LOGITS.clone(), 3, SoFar()) == 3
 
 
 def test_processors_change_the_buffer_they_are_given() -> None:

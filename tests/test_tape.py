@@ -36,8 +36,8 @@ def ids_of(rows: int) -> torch.Tensor:
 def step(lm: edgelm.LanguageModel, cache: KVCache, ids: torch.Tensor) -> torch.Tensor:
     """Logits [B, V] after one more token of each row, as the generation loop gets them."""
     engine = lm._open_engine()
-    hidden = engine.run(cache, [RowTokens(row, own) for row, own in enumerate(ids)])
-    return engine.logits(hidden).clone()
+    hidden = engine.run(cache, [RowTokens(row, own.tolist()) for row, own in enumerate(ids)])
+    return engine.judge(hidden)[0].clone()
 
 
 def stepwise(lm: edgelm.LanguageModel, ids: torch.Tensor, **cache: Any) -> torch.Tensor:
@@ -51,10 +51,16 @@ def stepwise(lm: edgelm.LanguageModel, ids: torch.Tensor, **cache: Any) -> torch
 
 @pytest.fixture
 def replays(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The number of calls in each tape that was run again."""
+    """The number of calls in each step that was run again, heads left out."""
     counted: list[int] = []
     run = Tape.__call__
-    monkeypatch.setattr(Tape, "__call__", lambda tape: (counted.append(len(tape.calls)), run(tape)))
+
+    def counting(tape: Tape) -> None:
+        if any(call.function == "edgelm_attend" for call in tape.calls):
+            counted.append(len(tape.calls))
+        run(tape)
+
+    monkeypatch.setattr(Tape, "__call__", counting)
     return counted
 
 
@@ -104,3 +110,23 @@ def test_each_cache_has_tapes_of_its_own(assets: Path, replays: list[int]) -> No
                 logits = step(lm, cache, ids[row : row + 1, t : t + 1])
                 assert torch.equal(logits[0], expected[row][0, t])
         assert replays
+
+
+def test_numbers_of_a_replayed_step_are_checked(assets: Path, replays: list[int]) -> None:
+    ids = ids_of(1)[:, :1]
+    with opened(assets, "llama") as lm:
+        cache = lm.new_cache(1, LENGTH)
+        for _ in range(2):
+            step(lm, cache, ids)
+        assert replays
+        last, layer = lm._engine.decoder.norm, lm._engine.decoder.layers[1].attn_norm
+        before = last.weight.clone()
+        last.weight.fill_(1e38)  # finite hidden states whose products are not
+        with pytest.raises(edgelm.NonFiniteError, match="head"):
+            step(lm, cache, ids)
+        last.weight.copy_(before)
+        layer.weight.fill_(torch.nan)
+        length = cache.lengths[0]
+        with pytest.raises(edgelm.NonFiniteError, match=r"layers\.1"):
+            step(lm, cache, ids)
+        assert cache.lengths[0] == length

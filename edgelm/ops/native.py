@@ -30,7 +30,12 @@ if TYPE_CHECKING:
 
 RECORDED_PART = "recorded step"
 MOST_RECORDED = 16
-"""Steps of up to so many rows, one token each, are recorded."""
+"""Tokens of a recorded step, at most."""
+
+
+def recorded_tokens(rows: int, draft_depth: int) -> int:
+    """Tokens of the largest step that is recorded: one a row, or guesses behind one."""
+    return min(max(rows, draft_depth + 1), MOST_RECORDED)
 
 
 def runs_natively(products: Iterable[ProductPlan], dtype: torch.dtype) -> bool:
@@ -46,12 +51,11 @@ def holds_natively(dtype: torch.dtype) -> bool:
 
 
 def workspaces(
-    config: ModelConfig, rows: int, chunk: int, context: int, products: Iterable[ProductPlan]
+    config: ModelConfig, recorded: int, chunk: int, context: int, products: Iterable[ProductPlan]
 ) -> dict[str, int]:
-    """Bytes by plan part: the workspace of attention, and that of recorded products."""
+    """Bytes by plan part: the workspace of attention, and that of products of recorded steps."""
     slots = max(ring_slots(window, context, chunk) for window in config.windows)
     shape = (slots, config.num_kv_heads, config.head_size)
-    recorded = min(rows, MOST_RECORDED)
     return {
         "attention": ops.attention_bytes(chunk, config.num_heads, shape),
         RECORDED_PART: max(
@@ -152,6 +156,9 @@ class NativeOps:
     def softcap_(self, x: Tensor, bound: float) -> Tensor:
         self._run(ops.softcap(x, bound, x))
         return x
+
+    def argmax(self, x: Tensor, out: Tensor) -> None:
+        self._run(ops.argmax(x, out))
 
     def add_(self, x: Tensor, branch: Tensor) -> Tensor:
         self._run(ops.add(x, branch))

@@ -2,8 +2,8 @@
 
 Sums are float32 whatever the activations are. A step of single tokens reads its rows, positions and
 lengths on the device and takes no memory, so it can be captured as a CUDA graph. Matches
-``reference`` within the bounds of tests/test_triton_ops.py; what they cannot do (probabilities that
-somebody asked for) the engine leaves to ``reference``.
+``reference`` within the bounds of tests/interpreted/triton_ops.py; what they cannot do
+(probabilities that somebody asked for) the engine leaves to ``reference``.
 """
 
 from __future__ import annotations
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from edgelm.step import Step
 
 SPLIT = 256  # slots of a row that one program of a decode step takes
-MOST_SINGLE = 16
-"""Steps of up to so many rows, one token each, have their keys in pieces."""
 _BLOCK = 1024  # numbers of a row that one program of a map takes
 
 
@@ -41,11 +39,11 @@ def serves(device: torch.device) -> str | None:
     return None if _installed() else "Triton is not installed; pip install triton"
 
 
-def workspace_elements(config: ModelConfig, rows: int, chunk: int, context: int) -> int:
-    """float32 numbers that single tokens of ``rows`` rows need in ``attend``."""
+def workspace_elements(config: ModelConfig, tokens: int, chunk: int, context: int) -> int:
+    """float32 numbers that steps of up to ``tokens`` tokens need in ``attend``."""
     slots = max(ring_slots(window, context, chunk) for window in config.windows)
     pieces = -(-slots // SPLIT)
-    return min(rows, MOST_SINGLE) * config.num_heads * pieces * (config.head_size + 2)
+    return tokens * config.num_heads * pieces * (config.head_size + 2)
 
 
 class TritonOps:
@@ -53,10 +51,11 @@ class TritonOps:
 
     Args:
         partial: float32 [workspace_elements(...)] for what the pieces of ``attend`` give.
+        most: tokens of a step whose keys are taken in pieces; larger steps are prompts.
     """
 
-    def __init__(self, partial: Tensor) -> None:
-        self._partial = partial
+    def __init__(self, partial: Tensor, most: int) -> None:
+        self._partial, self._most = partial, most
 
     def linear(self, product: QuantLinear, x: Tensor, out: Tensor) -> Tensor:
         return product.forward(x, out)
@@ -104,8 +103,7 @@ class TritonOps:
     def attend(
         self, step: Step, layer: int, queries: Tensor, scoring: Scoring, out: Tensor
     ) -> Tensor:
-        single = all(segment.count == 1 for segment in step.segments)
-        if single and len(step.segments) <= MOST_SINGLE:
+        if len(queries) <= self._most:
             self._attend_singly(step, layer, queries, scoring, out)
         else:
             _attend_together(step, layer, queries, scoring, out)

@@ -255,7 +255,7 @@ def _cores() -> int:
 
 
 def argmax(x: Tensor, out: Tensor) -> Call:
-    """out [M] int64 = index of the first largest number of x [M, N], -1 where one is NaN."""
+    """out [M] int64 = index of the first largest number of x [M, N], -1 where one is not finite."""
     struct = Choice(address(x), address(out), *x.shape, stride(x), threads())
     return Call("edgelm_argmax", struct, (x, out))
 

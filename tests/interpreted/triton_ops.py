@@ -20,6 +20,8 @@ import edgelm
 from edgelm.cache import KVCache
 from edgelm.config import RopeParameters
 from edgelm.engine import Engine, RowTokens
+from edgelm.errors import NonFiniteError
+from edgelm.graphed import GraphedSteps
 from edgelm.ops import reference
 from edgelm.ops.reference import Angles, Scoring
 from edgelm.ops.triton import SPLIT, TritonOps, serves, workspace_elements
@@ -76,7 +78,7 @@ def scratch(count: int) -> Tensor:
     return torch.empty(2 * count)
 
 
-OURS = TritonOps(torch.empty(0))
+OURS = TritonOps(torch.empty(0), 0)
 Run = Callable[[Any, Tensor], Tensor]
 ROW_OPS: dict[str, Run] = {
     "rms_norm": lambda ops, x: ops.rms_norm(
@@ -177,7 +179,7 @@ class Rows:
 
     def attend(self, step: Any, queries: Tensor, scoring: Scoring) -> Tensor:
         out = torch.full_like(queries, torch.nan)
-        return TritonOps(self.partial).attend(cast(Any, step), 0, queries, scoring, out)
+        return TritonOps(self.partial, 2).attend(cast(Any, step), 0, queries, scoring, out)
 
     def expected(self, step: Any, queries: Tensor, scoring: Scoring) -> Tensor:
         found = []
@@ -312,12 +314,78 @@ def test_families_give_the_reference_s_states(assets: Path, family: str, kv: str
     with edgelm.load(assets / "nano" / family, kv=kv, device="cpu", **own) as lm:
         engine = lm._open_engine()
         expected = _Rounds(engine, lm.new_cache(2, 60)).run(ids, 18, 36)
-        engine.ops = TritonOps(torch.empty(workspace_elements(lm.config, 2, 36, 60)))
+        engine.ops = TritonOps(torch.empty(workspace_elements(lm.config, 2, 36, 60)), 2)
         found = _Rounds(engine, lm.new_cache(2, 60)).run(ids, 18, 36)
     measured = sqnr_db(expected, found)
     floor = STATES_FLOOR_DB if kv == "float32" else INT8_STATES_FLOOR_DB
     print(f"{family}, {kv}: {measured:.1f} dB, bound {floor:.0f}")
     assert measured >= floor
+
+
+class Launches:
+    """The operations, logged: a captured step is what was launched, with the arguments it had."""
+
+    def __init__(self, ops: TritonOps) -> None:
+        self._ops = ops
+        self.log: list[tuple[Any, tuple[Any, ...]]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*given: Any) -> Any:
+            self.log.append((getattr(self._ops, name), given))
+            return getattr(self._ops, name)(*given)
+
+        return call
+
+    def capture(self, work: Callable[[], Tensor]) -> tuple[Any, Tensor]:
+        """As a CUDA graph does: no Python of the step runs again. A head's work has none."""
+        self.log = []
+        out = work()
+        launched = list(self.log)
+        if "embed" not in [function.__name__ for function, _ in launched]:
+            return work, out
+
+        def again() -> None:
+            for function, given in launched:
+                function(*given)
+
+        return again, out
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_captured_steps_say_what_steps_of_their_own_say(assets: Path, family: str) -> None:
+    """Two rows of different lengths; then one row with a guess behind its token."""
+    own = {"quant": "none", "backend": "reference", "context": 60, "chunk": 40, "rows": 2}
+    with edgelm.load(assets / "nano" / family, device="cpu", **own) as lm:
+        engine, most = lm._open_engine(), 2
+        ops = TritonOps(torch.empty(workspace_elements(lm.config, most, 40, 60)), most)
+        engine.ops = ops
+
+        def answers() -> list[Tensor]:
+            cache, found = lm.new_cache(2, 60), []
+            engine.run(cache, [RowTokens(0, [5, 6, 7]), RowTokens(1, list(range(9, 40)))])
+            for batch in ([(0, [8]), (1, [9])], [(0, [4]), (1, [3])], [(1, [7, 8])], [(0, [2, 9])]):
+                hidden = engine.run(cache, [RowTokens(row, ids) for row, ids in batch])
+                logits, best = engine.judge(hidden)
+                assert best == logits.argmax(-1).tolist()
+                found += [hidden.clone(), logits.clone()]
+            counts.append([len(own) for own in steps._steps.values()])
+            return found
+
+        counts: list[list[int]] = []
+        launches = Launches(ops)
+        steps = GraphedSteps(most, cast(Any, launches), torch.device("cpu"), launches.capture)
+        engine._recorded = None
+        expected = answers()
+        engine._recorded = steps
+        found = answers()
+        assert counts == [[], [1]] and len(steps._heads) == 1
+        assert all(torch.equal(*pair) for pair in zip(expected, found, strict=True))
+        hidden = engine.workspace.buffers(2).normed
+        hidden[1, 0] = torch.nan
+        with pytest.raises(NonFiniteError, match="final norm"):
+            engine.judge(hidden)
+        steps.forget()
+        assert not steps._heads and not steps._steps
 
 
 def test_where_it_serves(monkeypatch: pytest.MonkeyPatch) -> None:

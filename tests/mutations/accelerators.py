@@ -5,6 +5,7 @@ from __future__ import annotations
 from mutations.row import Mutation
 
 TESTS = "tests/test_accelerators.py"
+TRITON = "tests/test_triton_ops.py"
 
 MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
@@ -55,5 +56,26 @@ MUTATIONS: tuple[Mutation, ...] = (
         "        if sent is not None:\n            sent.synchronize()\n",
         "",
         (f"{TESTS}::test_a_buffer_is_not_refilled_while_it_is_sent",),
+    ),
+    Mutation(
+        "triton: a ring's positions wrap",
+        "edgelm/ops/kernels/decode.py",
+        "back = (position - slot + slots) % slots",
+        "back = position - slot",
+        (f"{TRITON}::test_operations_match_the_reference_under_the_interpreter",),
+    ),
+    Mutation(
+        "triton: prompts see no later token",
+        "edgelm/ops/kernels/prefill.py",
+        "seen = alive[None, :] & (distance <= 0)",
+        "seen = alive[None, :] & (distance <= 1)",
+        (f"{TRITON}::test_operations_match_the_reference_under_the_interpreter",),
+    ),
+    Mutation(
+        "graphs: ids and positions are read anew",
+        "edgelm/graphed.py",
+        "self._places[:, :at].copy_(self._host[:, :at], non_blocking=True)",
+        "pass",
+        (f"{TRITON}::test_whole_models_match_under_the_interpreter",),
     ),
 )

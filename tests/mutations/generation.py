@@ -108,8 +108,8 @@ MUTATIONS: tuple[Mutation, ...] = (
         "sampling: log-probabilities before processors",
         "edgelm/answer.py",
         "own = None if count is None else logits.double().log_softmax(0)\n"
-        "        token = self.sample(logits, self.ids)",
-        "token = self.sample(logits, self.ids)\n"
+        "        token = self.sample(logits, best, self.ids)",
+        "token = self.sample(logits, best, self.ids)\n"
         "        own = None if count is None else logits.double().log_softmax(0)",
         ("tests/test_answers.py::test_logprobs_are_of_the_models_own_distribution",),
     ),

@@ -211,11 +211,12 @@ def test_heads_are_normed_each_by_itself(isa: str) -> None:
 
 
 def test_argmax_takes_the_first_of_equals(isa: str) -> None:
-    x = torch.zeros(3, 5000)
+    x = torch.zeros(4, 5000)
     x[0, [70, 71, 4999]] = 2.0
-    x[1] = -torch.inf
+    x[1] = -1e30
     x[2, 4999] = 1e-30
-    assert run_argmax(x).tolist() == [70, 0, 4999]
+    x[3, 4000] = -torch.inf
+    assert run_argmax(x).tolist() == [70, 0, 4999, -1]
 
 
 @pytest.mark.parametrize("interleaved", [False, True])

@@ -176,7 +176,7 @@ EDGELM_API void edgelm_attend(const void* attention);
 // Bytes of the workspace for up to that many tokens; pointers are not read.
 EDGELM_API int64_t edgelm_attention_bytes(const void* attention);
 
-// out [tokens] = index of the first largest number of x [tokens, size]; -1 where one is NaN.
+// out [tokens] = index of the first largest number of x [tokens, size]; -1 where one is not finite.
 struct edgelm_choice {
     const float* x;
     int64_t* out;

@@ -254,10 +254,10 @@ inline float largest_of(const float* x, int64_t size) {
     return largest(most);
 }
 
-inline bool has_nan(const float* x, int64_t size) {
+inline bool all_finite(const float* x, int64_t size) {
     int32_t found = 0;
-    for (int64_t i = 0; i < size; ++i) found |= x[i] != x[i];
-    return found != 0;
+    for (int64_t i = 0; i < size; ++i) found |= x[i] - x[i] != 0.0f;  // NaN for both kinds
+    return found == 0;
 }
 
 int64_t first_largest(const float* x, int64_t size) {
@@ -265,7 +265,7 @@ int64_t first_largest(const float* x, int64_t size) {
     float most = -INFINITY;
     for (int64_t i = 0; i < size; i += kColumns) {
         const int64_t count = size - i < kColumns ? size - i : kColumns;
-        if (has_nan(x + i, count)) return -1;
+        if (!all_finite(x + i, count)) return -1;
         const float own = largest_of(x + i, count);
         if (own > most) {
             most = own;

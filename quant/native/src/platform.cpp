@@ -20,6 +20,9 @@
 #if !defined(_WIN32)
 #include <pthread.h>
 #endif
+#if defined(__linux__)
+#include <sched.h>
+#endif
 
 #if defined(EDGELM_X86)
 
@@ -141,4 +144,26 @@ void cpu_relax() {}
 void after_fork_in_child(void (*)()) {}
 #else
 void after_fork_in_child(void (*handler)()) { pthread_atfork(nullptr, nullptr, handler); }
+#endif
+
+#if defined(__linux__)
+
+int current_core() { return sched_getcpu(); }
+
+void leave_core() {
+    cpu_set_t allowed, others;
+    if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return;  // more cores than fit
+    others = allowed;
+    const int core = current_core();
+    if (core >= 0) CPU_CLR(static_cast<size_t>(core), &others);
+    if (CPU_COUNT(&others) == 0 || sched_setaffinity(0, sizeof others, &others) != 0) return;
+    sched_setaffinity(0, sizeof allowed, &allowed);
+}
+
+#else
+
+int current_core() { return kUnknownCore; }
+
+void leave_core() {}
+
 #endif

@@ -1,6 +1,7 @@
 #include "pool.h"
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <mutex>
 #include <system_error>
@@ -11,6 +12,9 @@
 namespace {
 
 constexpr int kSpins = 2000;       // about 50 us: longer than the gap between two products
+// Then the core is offered to others for so long: between two steps the caller chooses a token,
+// and a worker that sleeps wakes late and often on the caller's own core.
+constexpr auto kLinger = std::chrono::milliseconds(2);
 constexpr int64_t kRuns = 8;       // runs of items that each thread takes in a fair share
 constexpr int32_t kMaxThreads = 256;
 
@@ -28,6 +32,7 @@ class Pool {
         count_ = count;
         length_ = count / (threads * kRuns) + 1;
         helpers_ = threads - 1;
+        caller_core_ = current_core();
         next_.store(0);
         left_.store(0);
         gate_.store((gate_.load() / kJob + 1) * kJob);
@@ -66,6 +71,7 @@ class Pool {
             wait_beyond(seen);
             seen = gate_.load();
             if (enter(index, seen)) {
+                if (caller_core_ != kUnknownCore && current_core() == caller_core_) leave_core();
                 take_items();
                 left_.fetch_add(1);
             }
@@ -78,6 +84,11 @@ class Pool {
         for (int spins = 0; spins < kSpins; ++spins) {
             if (!same_job(gate_.load(), seen)) return;
             cpu_relax();
+        }
+        const auto end = std::chrono::steady_clock::now() + kLinger;
+        while (std::chrono::steady_clock::now() < end) {
+            if (!same_job(gate_.load(), seen)) return;
+            std::this_thread::yield();
         }
         std::unique_lock<std::mutex> lock(mutex_);
         sleepers_.fetch_add(1);
@@ -111,6 +122,7 @@ class Pool {
     int64_t count_ = 0;
     int64_t length_ = 1;
     int32_t helpers_ = 0;
+    int32_t caller_core_ = kUnknownCore;
     int32_t workers_ = 0;
     std::atomic<uint64_t> gate_{0};
     std::atomic<int64_t> next_{0};
