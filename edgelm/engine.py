@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from edgelm import accelerators
-from edgelm.cache import KVCache, LayerStore
+from edgelm.admission import memory_reported
+from edgelm.cache import KVCache, LayerStore, cache_bytes
 from edgelm.config import ModelConfig
 from edgelm.errors import NonFiniteError, UsageError
 from edgelm.graphed import GraphedSteps, Steps, can_be_captured
@@ -103,6 +104,23 @@ class Engine:
             scratch.widened = self._ledger.empty("attention", (elements,), torch.float32)
         chunk = self.plan.chunk
         return KVCache(self.config, rows, context, chunk, dtype, self._ledger.empty, owner)
+
+    def add_cache(self, rows: int, context: int, dtype: torch.dtype, owner: object) -> KVCache:
+        """A cache beside the plan's.
+
+        Raises:
+            BudgetExceededError: the budget has no room for it.
+            DoesNotFitError: the device has none.
+        """
+        nbytes = cache_bytes(self.config, rows, context, self.plan.chunk, dtype)
+        with memory_reported(self.plan, self.forget), self._ledger.all_or_nothing():
+            self._ledger.extend("kv cache", nbytes)
+            return self.make_cache(rows, context, dtype, owner)
+
+    def forget(self) -> None:
+        """Drop what was recorded, with the memory it holds; it is recorded anew."""
+        if self._recorded is not None:
+            self._recorded.forget()
 
     def require_language_model(self, what: str) -> None:
         """Raises UsageError unless the head makes logits of the next token."""

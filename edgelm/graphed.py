@@ -42,6 +42,9 @@ class Steps(Protocol):
     def judge(self, head: Head, hidden: Tensor, room: Tensor) -> tuple[Tensor, list[int]]:
         """(logits [M, V], index of the largest one of each token or -1 where one is not finite)."""
 
+    def forget(self) -> None:
+        """Drop all records."""
+
 
 class Captured(Protocol):
     """A recorded piece of work: calling it does it again, on the memory it was recorded with."""

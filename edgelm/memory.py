@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -189,6 +190,21 @@ class Ledger:
         """A zeroed tensor, its pages touched now: a full machine is found out before an answer."""
         self._take(part, torch.Size(shape).numel() * dtype.itemsize)
         return torch.empty(shape, dtype=dtype, device=self.device_of(part)).zero_()
+
+    @contextmanager
+    def all_or_nothing(self) -> Iterator[None]:
+        """Where what is taken within fails, everything is counted as before."""
+        planned, taken = dict(self.planned), dict(self.taken)
+        left = self.headroom_bytes, self.device_headroom_bytes
+        try:
+            yield
+        except BaseException:
+            self.planned.clear()
+            self.planned.update(planned)
+            self.taken.clear()
+            self.taken.update(taken)
+            self.headroom_bytes, self.device_headroom_bytes = left
+            raise
 
     def hold(self, part: str, *tensors: Tensor) -> None:
         """Account for tensors that were made elsewhere (a kernel's layout of a weight)."""

@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import Tensor
 
-from edgelm.admission import require_memory
+from edgelm.admission import memory_reported, require_memory
 from edgelm.asynchronous import AsyncForms
 from edgelm.beams import BeamSearch, beam_result, check_kept
-from edgelm.cache import KVCache, cache_bytes
+from edgelm.cache import KVCache
 from edgelm.chat import render
 from edgelm.conversation import SavedConversations
 from edgelm.draft_model import DraftModel
@@ -262,10 +262,7 @@ class LanguageModel(AsyncForms, SavedConversations):
                 f"at least 1, the context at most the plan's {self.plan.context}, and kv one of "
                 f"{', '.join(KV_DTYPES)}."
             )
-        dtype = KV_DTYPES[kv]
-        nbytes = cache_bytes(self.config, rows, context, self.plan.chunk, dtype)
-        self.ledger.extend("kv cache", nbytes)
-        return self._open_engine().make_cache(rows, context, dtype, self._owner)
+        return self._open_engine().add_cache(rows, context, KV_DTYPES[kv], self._owner)
 
     # state
 
@@ -304,7 +301,8 @@ class LanguageModel(AsyncForms, SavedConversations):
         with self._turn.take(cancelled):
             engine = self._open_engine()
             assert self._cache is not None
-            yield engine, self._cache
+            with memory_reported(self.plan, engine.forget):
+                yield engine, self._cache
 
     @contextmanager
     def _temporary_cache(self, rows: int, context: int) -> Iterator[KVCache]:

@@ -23,6 +23,7 @@ from edgelm.engine import Engine, Recording, RowTokens
 from edgelm.files import ModelFiles
 from edgelm.memory import Ledger, Part
 from edgelm.models.decoder import Decoder
+from edgelm.ops import reference
 from edgelm.position import Alibi
 from edgelm.settings import Settings, activation_dtype
 from edgelm.transfer import Transfer
@@ -293,6 +294,70 @@ def test_slopes_go_to_the_device(assets: Path, card: None, monkeypatch: pytest.M
     monkeypatch.setattr(Attention, "move", lambda own, device: asked.append(device))
     with edgelm.load(assets / "nano" / "bloom", context=32, quant="none") as lm:
         assert asked == [torch.device("cpu")] * lm.config.num_layers
+
+
+def test_running_out_of_memory_within_an_answer(
+    assets: Path, card: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is reported with the plan; what rows and ledger hold is as before; the next one runs."""
+    own = {"context": 64, "chunk": 16, "backend": "reference", "quant": "none"}
+    prompt = list(range(7, 30))
+    with edgelm.load(assets / "nano" / "gemma2", **own) as lm:
+        expected = lm.generate(prompt, max_new_tokens=8, temperature=0.0).token_ids
+        before = dict(lm.ledger.taken), dict(lm.ledger.planned), lm.ledger.device_headroom_bytes
+        released: list[str] = []
+        monkeypatch.setattr(accelerators, "release", released.append)
+        attend, calls = reference.attend, [0]
+
+        def failing(*given: Any) -> Any:
+            calls[0] += 1
+            if calls[0] == 13:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            return attend(*given)
+
+        monkeypatch.setattr(reference, "attend", failing)
+        with pytest.raises(edgelm.DoesNotFitError, match=r"cuda:0 ran out of memory: .* planned"):
+            lm.generate(prompt, max_new_tokens=8, temperature=0.0)
+        assert released == ["cuda:0"] and not any(lm._held)
+        again = lm.generate(prompt, max_new_tokens=8, temperature=0.0)
+        assert again.token_ids == expected
+        assert before == (
+            dict(lm.ledger.taken), dict(lm.ledger.planned), lm.ledger.device_headroom_bytes
+        )  # fmt: skip
+
+
+def test_running_out_of_memory_for_a_cache(
+    assets: Path, card: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(accelerators, "release", lambda name: None)
+    with edgelm.load(assets / "nano" / "gemma2", context=64, chunk=8, quant="none") as lm:
+        before = lm.ledger.device_headroom_bytes
+        make = Ledger.empty
+        wanted: list[str] = []
+
+        def failing(ledger: Ledger, part: str, *given: Any) -> torch.Tensor:
+            wanted.append(part)
+            if len(wanted) == 3:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return make(ledger, part, *given)
+
+        monkeypatch.setattr(Ledger, "empty", failing)
+        with pytest.raises(edgelm.DoesNotFitError) as caught:
+            lm.new_cache(2)
+        assert caught.value.plan is lm.plan and caught.value.exit_code == 3
+        assert lm.ledger.device_headroom_bytes == before
+        assert lm.new_cache(2).rows == 2
+
+
+def test_running_out_of_memory_while_loading(
+    assets: Path, card: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*given: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Transfer, "__call__", failing)
+    with pytest.raises(edgelm.DoesNotFitError, match="ran out of memory"):
+        edgelm.load(assets / "nano" / "llama", context=64)
 
 
 def test_heads_of_classifiers_on_the_card(tmp_path: Path, card: None) -> None:
