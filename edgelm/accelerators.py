@@ -11,6 +11,7 @@ import re
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -75,6 +76,12 @@ def peak_bytes(name: str) -> int:
     """The most that tensors of this process took on a device; 0 for the CPU and where unknown."""
     device = torch_device(name)
     return int(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else 0
+
+
+def current(name: str) -> AbstractContextManager[object]:
+    """Makes a CUDA device the one that this thread launches kernels on; others need nothing."""
+    device = torch_device(name)
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def release(name: str) -> None:

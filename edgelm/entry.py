@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from edgelm import disk, hardware, kernel_choice
+from edgelm import accelerators, disk, hardware, kernel_choice
 from edgelm.admission import memory_reported
 from edgelm.draft_model import plan_draft, with_draft
 from edgelm.errors import DoesNotFitError, HubError, UsageError
@@ -93,7 +93,7 @@ def load(
     if chosen.backend == "auto":
         kernel_choice.warn_of_slow(made.products, decoder.embed.tied_to_head)
     draft_files = None if drafting is None or guessing is None else (drafting, guessing)
-    with memory_reported(made):
+    with accelerators.current(made.device), memory_reported(made):
         return LanguageModel(files, decoder, names, made, chosen.method, progress, draft_files)
 
 

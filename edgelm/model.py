@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from edgelm import accelerators
 from edgelm.admission import memory_reported, require_memory
 from edgelm.asynchronous import AsyncForms
 from edgelm.beams import BeamSearch, beam_result, check_kept
@@ -301,7 +302,7 @@ class LanguageModel(AsyncForms, SavedConversations):
         with self._turn.take(cancelled):
             engine = self._open_engine()
             assert self._cache is not None
-            with memory_reported(self.plan, engine.forget):
+            with accelerators.current(self.plan.device), memory_reported(self.plan, engine.forget):
                 yield engine, self._cache
 
     @contextmanager

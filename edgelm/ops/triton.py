@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from edgelm.step import Step
 
 SPLIT = 256  # slots of a row that one program of a decode step takes
+_TILE_BYTES = 16 << 10
 _BLOCK = 1024  # numbers of a row that one program of a map takes
 
 
@@ -122,8 +123,8 @@ class TritonOps:
         decode.attend_piece[(tokens, groups, pieces)](
             queries, *cached, step.rows, step.positions, scoring.slopes, self._partial, slots,
             groups, size, _stride(queries), step.cache.window_of(layer), scoring.scale,
-            scoring.softcap, SHARE=share, HEADS=max(16, _power(share)), SPLIT=SPLIT, BLOCK_S=64,
-            BLOCK_D=max(16, _power(size)), COMPUTE=_compute(queries),
+            scoring.softcap, SHARE=share, HEADS=max(16, _power(share)), SPLIT=SPLIT,
+            **_tile(cached[0], queries),
         )  # fmt: skip
         decode.join[(tokens, heads)](
             self._partial, out, pieces, size, _stride(out), BLOCK_D=_power(size)
@@ -151,7 +152,6 @@ def _attend_together(
 
     cached = _cached(step, layer)
     _, slots, groups, size = cached[0].shape
-    block_d = max(16, _power(size))
     for segment in step.segments:
         tokens = slice(segment.start, segment.start + segment.count)
         block_t = min(64, max(16, _power(segment.count)))
@@ -159,8 +159,7 @@ def _attend_together(
             queries[tokens], *cached, scoring.slopes, out[tokens], segment.row, segment.position,
             segment.count, slots, groups, queries.shape[1] // groups, size, _stride(queries),
             _stride(out), step.cache.window_of(layer), scoring.scale, scoring.softcap,
-            BLOCK_T=block_t, BLOCK_S=64 if block_d <= 128 else 32, BLOCK_D=block_d,
-            COMPUTE=_compute(queries), num_warps=4 if block_d <= 128 else 8,
+            BLOCK_T=block_t, num_warps=4 if size <= 128 else 8, **_tile(cached[0], queries),
         )  # fmt: skip
 
 
@@ -207,6 +206,15 @@ def _compute(queries: Tensor) -> Any:
     if _interpreted():
         return tl.float32
     return {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}.get(queries.dtype, tl.float32)
+
+
+def _tile(keys: Tensor, queries: Tensor) -> dict[str, Any]:
+    """How many keys are taken at once: two stages of them and of values, 64 KiB, are on any card."""
+    block_d = max(16, _power(keys.shape[-1]))
+    block_s = max(16, min(64, _TILE_BYTES // (block_d * keys.itemsize)))
+    return {
+        "BLOCK_S": block_s, "BLOCK_D": block_d, "COMPUTE": _compute(queries), "num_stages": 2,
+    }  # fmt: skip
 
 
 def _power(count: int) -> int:
