@@ -209,7 +209,7 @@ def _compute(queries: Tensor) -> Any:
 
 
 def _tile(keys: Tensor, queries: Tensor) -> dict[str, Any]:
-    """How many keys are taken at once: two stages of them and of values, 64 KiB, are on any card."""
+    """How many keys are taken at once: two stages of them and of values are 64 KiB."""
     block_d = max(16, _power(keys.shape[-1]))
     block_s = max(16, min(64, _TILE_BYTES // (block_d * keys.itemsize)))
     return {
