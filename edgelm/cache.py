@@ -7,59 +7,40 @@ in slot p modulo the ring's size, and masks are made from the positions alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from edgelm.cache_sizes import CACHE_PART, SCALE_DTYPE, ring_slots, shares
 from edgelm.config import ModelConfig
 from edgelm.errors import ContextLengthError, UsageError
 from edgelm.ops.reference import Stored
 
 Take = Callable[[str, tuple[int, ...], torch.dtype], Tensor]
 
-_SCALE_DTYPE = torch.bfloat16  # range matters more than digits: codes are rounded to the scale
-
-
-def ring_slots(window: int | None, context: int, chunk: int) -> int:
-    """Slots of a row in a layer of ``window``: exact for chunks of up to ``chunk`` tokens.
-
-    The first query of a chunk looks ``window - 1`` tokens back while the chunk's last key is
-    already written, so ``window + chunk - 1`` positions are alive at once.
-    """
-    return context if window is None else min(context, window + chunk - 1)
-
-
-def cache_bytes(
-    config: ModelConfig, rows: int, context: int, chunk: int, dtype: torch.dtype,
-    *, rings_only: bool = False,
-) -> int:  # fmt: skip
-    """Bytes of keys and values of all layers, int8 scales included: what ``KVCache`` takes.
-
-    ``rings_only`` counts the layers whose rings are smaller than the context.
-    """
-    per_slot = 2 * config.num_kv_heads * config.head_size * dtype.itemsize
-    if dtype == torch.int8:
-        per_slot += 2 * config.num_kv_heads * _SCALE_DTYPE.itemsize
-    slots = [ring_slots(window, context, chunk) for window in config.windows]
-    return rows * sum(n for n in slots if n < context or not rings_only) * per_slot
-
 
 class LayerStore:
-    """Memory of the layers that share a window: [layers, rows, slots, G, D]."""
+    """Memory of the layers that share a window: [layers, rows, slots, G, D].
+
+    Args:
+        among: the layers that may belong to it; None: all. suffix: of its plan part's name.
+    """
 
     def __init__(
         self, config: ModelConfig, window: int | None, rows: int, slots: int, dtype: torch.dtype,
-        take: Take,
+        take: Take, among: Sequence[int] | None = None, suffix: str = "",
     ) -> None:  # fmt: skip
-        self.window, self.slots = window, slots
-        self.layers = [index for index, own in enumerate(config.windows) if own == window]
+        self.window, self.slots, self.suffix = window, slots, suffix
+        among = range(len(config.windows)) if among is None else among
+        self.layers = [index for index in among if config.windows[index] == window]
         shape = (len(self.layers), rows, slots, config.num_kv_heads, config.head_size)
-        self.memory = [take("kv cache", shape, dtype) for _ in range(2)]
+        part = CACHE_PART + suffix
+        self.memory = [take(part, shape, dtype) for _ in range(2)]
         self.scales: list[Tensor] = []
         if dtype == torch.int8:
-            self.scales = [take("kv cache", (*shape[:-1], 1), _SCALE_DTYPE) for _ in range(2)]
+            self.scales = [take(part, (*shape[:-1], 1), SCALE_DTYPE) for _ in range(2)]
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -84,7 +65,7 @@ class LayerStore:
             if not self.scales:
                 target.index_copy_(0, slots, numbers.to(target.dtype))
                 continue
-            scale = (numbers.abs().amax(-1, keepdim=True).float() / 127).to(_SCALE_DTYPE)
+            scale = (numbers.abs().amax(-1, keepdim=True).float() / 127).to(SCALE_DTYPE)
             codes = (numbers / scale.float().clamp(min=1e-30)).round().clamp(-127, 127)
             target.index_copy_(0, slots, codes.to(torch.int8))
             self.scales[which][index].flatten(0, 1).index_copy_(0, slots, scale)
@@ -119,17 +100,21 @@ class KVCache:
         chunk: the most tokens that one step writes into a row.
         take: the Ledger's way to get memory (part, shape, dtype).
         owner: the loaded model; another model's snapshots are refused by it.
+        on_host: how many of the first layers lie on the CPU beside an accelerator.
     """
 
     def __init__(
         self, config: ModelConfig, rows: int, context: int, chunk: int, dtype: torch.dtype,
-        take: Take, owner: object,
+        take: Take, owner: object, on_host: int = 0,
     ) -> None:  # fmt: skip
         self.rows, self.context, self.dtype = rows, context, dtype
         self._owner = owner
         self.stores = [
-            LayerStore(config, window, rows, ring_slots(window, context, chunk), dtype, take)
-            for window in dict.fromkeys(config.windows)
+            LayerStore(
+                config, window, rows, ring_slots(window, context, chunk), dtype, take, among, suffix
+            )
+            for among, suffix in shares(config, on_host)
+            for window in dict.fromkeys(config.windows[layer] for layer in among)
         ]
         self._place = {
             layer: (number, index)
@@ -143,6 +128,15 @@ class KVCache:
     @property
     def nbytes(self) -> int:
         return sum(tensor.nbytes for store in self.stores for tensor in store.tensors)
+
+    @property
+    def nbytes_by_part(self) -> dict[str, int]:
+        """Plan part -> bytes."""
+        found: dict[str, int] = {}
+        for store in self.stores:
+            part = CACHE_PART + store.suffix
+            found[part] = found.get(part, 0) + sum(tensor.nbytes for tensor in store.tensors)
+        return found
 
     @property
     def lengths(self) -> list[int]:

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from edgelm import accelerators
 from edgelm.admission import memory_reported
-from edgelm.cache import KVCache, LayerStore, cache_bytes
+from edgelm.cache import KVCache, LayerStore
+from edgelm.cache_sizes import cache_parts
 from edgelm.config import ModelConfig
 from edgelm.errors import NonFiniteError, UsageError
 from edgelm.graphed import GraphedSteps, Steps, can_be_captured
+from edgelm.host_layers import HostLayers
 from edgelm.layers import all_finite
-from edgelm.loading import rope_table
 from edgelm.memory import Ledger, Plan
 from edgelm.models.decoder import Decoder
 from edgelm.ops import reference
@@ -30,10 +31,10 @@ from edgelm.ops.native import (
 )
 from edgelm.ops.reference import Angles
 from edgelm.ops.triton import TritonOps, serves, workspace_elements
-from edgelm.placement import streamed_layers
+from edgelm.placement import host_layers, streamed_layers
 from edgelm.recorded import Places, RecordedSteps
 from edgelm.settings import DTYPES, KV_DTYPES
-from edgelm.step import Seen, Segment, Step, Workspace, widened_elements
+from edgelm.step import Seen, Segment, Step, Workspace, rope_table, widened_elements
 
 if TYPE_CHECKING:
     from edgelm.ops import Ops
@@ -84,12 +85,13 @@ class Engine:
             most = recorded_tokens(plan.rows, plan.draft_depth)
             room = workspace_elements(config, most, plan.chunk, plan.context)
             self.ops = TritonOps(ledger.empty("attention", (room,), torch.float32), most)
-            if can_be_captured(plan):
+            if can_be_captured(plan) and not host_layers(plan):
                 self._recorded = GraphedSteps(most, self.ops, self.device)
         self.workspace = Workspace(
             config, plan.chunk, plan.context, self.dtype, KV_DTYPES[plan.kv], ledger.empty
         )
-        self._rope_table = rope_table(config, plan, ledger)
+        self._host = HostLayers(decoder, config, plan, ledger) if host_layers(plan) else None
+        self._rope_table = rope_table(config, plan.context, self.dtype, ledger.empty)
         self._positions = torch.arange(plan.context, device=self.device)
         self._distances = torch.arange(1.0 - plan.context, 1.0, device=self.device)
         judged = max(plan.rows, plan.draft_depth + 1)
@@ -103,7 +105,10 @@ class Engine:
             self._ledger.extend("attention", elements * torch.float32.itemsize)
             scratch.widened = self._ledger.empty("attention", (elements,), torch.float32)
         chunk = self.plan.chunk
-        return KVCache(self.config, rows, context, chunk, dtype, self._ledger.empty, owner)
+        return KVCache(
+            self.config, rows, context, chunk, dtype, self._ledger.empty, owner,
+            host_layers(self.plan),
+        )  # fmt: skip
 
     def add_cache(self, rows: int, context: int, dtype: torch.dtype, owner: object) -> KVCache:
         """A cache beside the plan's.
@@ -112,9 +117,12 @@ class Engine:
             BudgetExceededError: the budget has no room for it.
             DoesNotFitError: the device has none.
         """
-        nbytes = cache_bytes(self.config, rows, context, self.plan.chunk, dtype)
+        sizes = cache_parts(
+            self.config, rows, context, self.plan.chunk, dtype, host_layers(self.plan)
+        )
         with memory_reported(self.plan, self.forget), self._ledger.all_or_nothing():
-            self._ledger.extend("kv cache", nbytes)
+            for part, nbytes in sizes.items():
+                self._ledger.extend(part, nbytes)
             return self.make_cache(rows, context, dtype, owner)
 
     def forget(self) -> None:
@@ -238,6 +246,8 @@ class Engine:
             length, position = len(entry.tokens), cache.lengths[entry.row]
             seen = []
             for number, store in enumerate(cache.stores if ops is reference else ()):
+                if store.suffix:  # the host's come last, and its operations make no masks
+                    break
                 slots[number] += store.flat_slots(entry.row, position, length)
                 seen.append(self._seen(store, position, length, masked))
                 masked += 0 if seen[-1].mask is None else seen[-1].mask.numel()
@@ -246,7 +256,7 @@ class Engine:
         rows, positions = (
             (places.rows, places.positions) if places else self._rows_and_positions(segments)
         )
-        return Step(
+        step = Step(
             ops=ops,
             buffers=self.workspace.buffers(count),
             scratch=self.workspace.scratch,
@@ -259,6 +269,9 @@ class Engine:
             hidden_states=recording.hidden_states,
             attentions=recording.attentions,
         )
+        if self._host is not None:
+            step.host = self._host.step(cache, step)
+        return step
 
     def _rows_and_positions(self, segments: list[Segment]) -> tuple[Tensor, Tensor]:
         """Row and position of every token."""

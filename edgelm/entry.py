@@ -74,7 +74,8 @@ def load(
         progress: called with (matrix name, bytes done, bytes in all).
         settings: the fields of ``settings.Settings``: quant, method, kv, backend, activations,
             device, dtype, context, rows, chunk, draft_depth, budget, offload (``disk``: layers
-            that the budget has no room for are read from disk in every step).
+            that the budget has no room for are read from disk in every step; ``cpu``: layers that
+            an accelerator has no room for stay on the CPU).
 
     Raises:
         DoesNotFitError: the plan exceeds the budget; it is carried along.
@@ -140,7 +141,7 @@ def _remedy(settings: Settings) -> str:
     """What may be changed where nothing fits."""
     stream = "" if settings.offload == "disk" else "stream layers with offload='disk', "
     if settings.device not in ("auto", "cpu"):
-        stream = "load on the CPU with device='cpu', "
+        stream = "keep layers on the CPU with offload='cpu', "
     if settings.quant == settings.context == "auto":
         return f"No scheme, cache or context is smaller: {stream}or raise the budget."
     return f"Choose a smaller scheme or context ('auto' finds one), {stream}or raise the budget."

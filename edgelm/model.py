@@ -311,7 +311,8 @@ class LanguageModel(AsyncForms, SavedConversations):
         try:
             yield cache
         finally:
-            self.ledger.release("kv cache", cache.nbytes)
+            for part, nbytes in cache.nbytes_by_part.items():
+                self.ledger.release(part, nbytes)
 
     def _open_engine(self) -> Engine:
         if self._engine is None:

@@ -8,9 +8,8 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from edgelm import accelerators, disk, expectations, hardware, kernel_choice, runs
-from edgelm.cache import cache_bytes
+from edgelm.cache_sizes import cache_bytes
 from edgelm.config import ModelConfig
-from edgelm.errors import UsageError
 from edgelm.hub import cache_dir
 from edgelm.layer_store import LayerStore, worth_keeping
 from edgelm.load_peak import load_peak_bytes
@@ -18,11 +17,19 @@ from edgelm.memory import Part, Plan, parse_budget
 from edgelm.models.decoder import Decoder
 from edgelm.ops.native import recorded_tokens, runs_natively, workspaces
 from edgelm.ops.triton import serves, workspace_elements
-from edgelm.placement import STREAM_PART, Places, is_streamed, place, placed_parts
+from edgelm.placement import (
+    STREAM_PART,
+    Places,
+    check_offload,
+    is_streamed,
+    place,
+    placed_parts,
+)
 from edgelm.prompt_lookup import PART as SPECULATION_PART
 from edgelm.prompt_lookup import lookup_bytes
 from edgelm.settings import Settings, activation_dtype, exact_activations
 from edgelm.speculation import draft_depth
+from edgelm.split import split
 from edgelm.step import workspace_sizes
 from edgelm.transfer import TRANSFER_BYTES
 from edgelm.weight_plan import WeightPlan, WeightPlanner, kernel_scratch, moved_bytes
@@ -67,6 +74,7 @@ class Planner:
     _placed: dict[tuple[Recipe | None, Places], PlacedWeights] = field(default_factory=dict)
     _ready: dict[Recipe | None, set[str]] = field(default_factory=dict)
     _scratch: dict[tuple[Recipe | None, int], int] = field(default_factory=dict)
+    _for_host: Planner | None = None
 
     def __post_init__(self) -> None:
         self.accelerator = accelerators.find(self.settings.device)
@@ -74,11 +82,7 @@ class Planner:
         self.torch_device = accelerators.torch_device(self.device)
         self._where = "host" if self.accelerator is None else "device"
         self.dtype = activation_dtype(self.settings, self.config, self.accelerator)
-        if self.accelerator is not None and self.settings.offload == "disk":
-            raise UsageError(
-                f"offload 'disk' streams layers to the CPU, and the device is {self.device}: use "
-                "device='cpu', or offload='none'."
-            )
+        check_offload(self.settings.offload, self.device)
         resident = hardware.resident_bytes()
         self.runtime_parts = runs.runtime_parts(cache_dir(), resident)
         available = hardware.available_memory_bytes() + resident
@@ -104,16 +108,28 @@ class Planner:
             ModelFileError: a weight is missing or has another shape.
             KernelUnavailableError: the chosen backend cannot run a matrix.
         """
+        made = self._plan(candidate)
+        too_large = made.predicted_device_peak_bytes > made.device_budget_bytes
+        if self.settings.offload != "cpu" or not too_large:
+            return made
+        if self._for_host is None:
+            own = replace(self.settings, device="cpu", dtype="auto", offload="none")
+            self._for_host = Planner(self.decoder, self.config, self.names, own)
+        return split(self, made, self._for_host.plan(candidate))
+
+    def _plan(self, candidate: Candidate) -> Plan:
         weights = self._weights_of(candidate.recipe)
         running = self._running_parts(candidate, weights)
-        running_bytes = sum(part.bytes for part in running)
+        running_bytes = _host_bytes(running)
 
         def peak_bytes(places: Places) -> int:
             placed = self._placed_weights(candidate.recipe, places)
             return max(placed.load_peak_bytes, _host_bytes(placed.parts) + running_bytes)
 
         layers, offload = self.config.num_layers, self.settings.offload
-        placement = place(offload, layers, self.budget_bytes, peak_bytes)
+        placement: Places = (self.device,) * layers
+        if self.accelerator is None:
+            placement = place(offload, layers, self.budget_bytes, peak_bytes)
         placed = self._placed_weights(candidate.recipe, placement)
         moved = moved_bytes(weights.products, self._tied)
         made = Plan(

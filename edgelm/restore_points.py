@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 
 from edgelm.cache import KVCache, LayerStore, Take
+from edgelm.cache_sizes import CACHE_PART
 from edgelm.config import ModelConfig
 
 PART = "restore points"
@@ -26,12 +27,24 @@ class RestorePoints:
     """
 
     def __init__(self, config: ModelConfig, cache: KVCache, take: Take) -> None:
-        def take_here(_: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-            return take(PART, shape, dtype)
+        def take_here(part: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+            return take(PART + part.removeprefix(CACHE_PART), shape, dtype)
 
         self._cache = cache
         self._copies = [
-            (ring, LayerStore(config, ring.window, cache.rows, ring.slots, cache.dtype, take_here))
+            (
+                ring,
+                LayerStore(
+                    config,
+                    ring.window,
+                    cache.rows,
+                    ring.slots,
+                    cache.dtype,
+                    take_here,
+                    ring.layers,
+                    ring.suffix,
+                ),
+            )
             for ring in cache.rings
         ]
         self._ids: list[tuple[int, ...]] = [()] * cache.rows

@@ -20,7 +20,7 @@ from edgelm.errors import KernelUnavailableError, UsageError
 from edgelm.expectations import accuracy_rank, schemes
 from edgelm.memory import Plan, human
 from edgelm.models.decoder import Decoder
-from edgelm.placement import streamed_layers
+from edgelm.placement import ON_HOST, streamed_layers
 from edgelm.planner import Candidate, Planner
 from edgelm.settings import (
     DEFAULT_CHUNK,
@@ -161,7 +161,12 @@ def _rank(plan: Plan) -> tuple[int, ...]:
         return (1, plan.predicted_peak_bytes + device, plan.steady_peak_bytes + device)
     # Reading from disk is slower than any scheme: where it must be, as little as can be. Every
     # chunk of a prompt reads it all again, so chunks stay long.
-    streamed = sum(part.bytes for part in plan.parts if part.where == "disk")
+    streamed = sum(
+        part.bytes
+        for part in plan.parts
+        if part.where == "disk"
+        or (part.name.startswith("weights.") and part.name.endswith(ON_HOST))
+    )
     chunk = -plan.chunk if streamed else 0
     first, accuracy = (0, bool(streamed), -plan.context, chunk), accuracy_rank(plan.expected_kld)
     return (*first, streamed, accuracy, plan.moved_bytes_per_token)

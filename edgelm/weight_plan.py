@@ -129,12 +129,10 @@ class WeightPlanner:
         groups = {"weights.embed": 0, "weights.attn": 0, "weights.mlp": 0, "weights.head": 0}
         for product in products:
             groups[weight_part(product.names[0])] += product.nbytes
-        other = sum(rows * self.dtype.itemsize for _, rows in self.decoder.biases())
         for name, norm in self.decoder.norms():
             for vector in norm.vectors:
                 self.names.info(name, (norm.size,), vector)
-                other += norm.size * torch.float32.itemsize
-        groups["weights.other"] = other
+        groups["weights.other"] = vector_bytes(self.decoder, self.dtype)
         where = "host" if self.device == "cpu" else "device"
         return (Part(name, nbytes, where) for name, nbytes in groups.items() if nbytes)
 
@@ -142,6 +140,22 @@ class WeightPlanner:
         """Numbers in norms and biases."""
         biases = sum(rows for _, rows in self.decoder.biases())
         return biases + sum(len(norm.vectors) * norm.size for _, norm in self.decoder.norms())
+
+
+def vector_bytes(decoder: Decoder, dtype: torch.dtype, layers: range | None = None) -> int:
+    """Bytes of biases in ``dtype`` and norms in float32, of ``layers`` or all.
+
+    Vectors of no layer count as of one behind the last.
+    """
+    behind = len(decoder.layers)
+    found = [(name, rows * dtype.itemsize) for name, rows in decoder.biases()]
+    for name, norm in decoder.norms():
+        found.append((name, len(norm.vectors) * norm.size * torch.float32.itemsize))
+
+    def layer(name: str) -> int:
+        return int(name.split(".")[1]) if name.startswith("layers.") else behind
+
+    return sum(nbytes for name, nbytes in found if layers is None or layer(name) in layers)
 
 
 def weight_part(name: str) -> str:

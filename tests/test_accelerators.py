@@ -158,7 +158,8 @@ def test_the_plan_tells_host_and_device_apart(assets: Path, card: None) -> None:
     assert made.predicted_device_peak_bytes == made.to_dict()["predicted_device_peak_bytes"] > 0
     assert made.steady_peak_bytes < edgelm.plan(nano, device="cpu", context=64).steady_peak_bytes
     assert edgelm.plan(nano, device="cpu", context=64).predicted_device_peak_bytes == 0
-    with pytest.raises(edgelm.UsageError, match="offload 'disk'"):
+    assert set(made.placement) == {"cuda:0"}
+    with pytest.raises(edgelm.UsageError, match=r"offload 'disk' .* allowed: none, cpu"):
         edgelm.plan(nano, offload="disk")
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from oracle import assert_close, load_exact
 
 import edgelm
-from edgelm.cache import cache_bytes
+from edgelm.cache_sizes import cache_bytes
 
 CONTEXT = 40
 

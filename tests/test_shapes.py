@@ -12,7 +12,8 @@ import torch
 
 import edgelm
 from edgelm.benchmark import random_model
-from edgelm.cache import KVCache, cache_bytes, ring_slots
+from edgelm.cache import KVCache
+from edgelm.cache_sizes import cache_bytes, ring_slots
 from edgelm.checkpoint import random_weights
 from edgelm.checkpoint.shapes import SHAPES, shape_config
 from edgelm.cli.main import main

@@ -16,7 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import edgelm
-from edgelm.cache import KVCache, cache_bytes, ring_slots
+from edgelm.cache import KVCache
+from edgelm.cache_sizes import cache_bytes, ring_slots
 from edgelm.engine import RowTokens
 from edgelm.models import llama
 from edgelm.ops.reference import causal_mask

@@ -67,7 +67,8 @@ class LoadOptions:
         str | None, typer.Option(help="Peak memory of the whole process: 6GiB, or 70% of free.")
     ] = None
     offload: Annotated[
-        str, typer.Option(help="Where layers go that the budget has no room for: none or disk.")
+        str,
+        typer.Option(help="Where layers without room go: none, cpu (beside a GPU), disk."),
     ] = "none"
 
     def settings(self) -> dict[str, Any]:

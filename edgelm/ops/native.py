@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from edgelm.cache import ring_slots
+from edgelm.cache_sizes import ring_slots
 from edgelm.config import ModelConfig
 from edgelm.memory import ProductPlan
 from edgelm.ops.reference import Angles, Scoring

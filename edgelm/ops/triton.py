@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from edgelm.cache import ring_slots
+from edgelm.cache_sizes import ring_slots
 from edgelm.config import ModelConfig
 from edgelm.ops.reference import Angles, Scoring
 from edgelm.position import Rope

@@ -5,6 +5,7 @@ from __future__ import annotations
 from mutations.row import Mutation
 
 TESTS = "tests/test_accelerators.py"
+SPLIT = "tests/test_split.py"
 TRITON = "tests/test_triton_ops.py"
 
 MUTATIONS: tuple[Mutation, ...] = (
@@ -91,5 +92,26 @@ MUTATIONS: tuple[Mutation, ...] = (
         "with accelerators.current(self.plan.device), memory_reported(self.plan, engine.forget):",
         "with self.ledger.all_or_nothing():",
         (f"{TESTS}::test_running_out_of_memory_within_an_answer",),
+    ),
+    Mutation(
+        "split: as few layers on the host as can be",
+        "edgelm/split.py",
+        "count = min(1 + bisect_left(range(1, layers + 1), True, key=fits), layers)",
+        "count = layers",
+        (f"{SPLIT}::test_no_more_layers_than_needed_stay_on_the_host",),
+    ),
+    Mutation(
+        "split: hidden states come back",
+        "edgelm/host_layers.py",
+        "if index == self._count - 1 or",
+        "if",
+        (f"{SPLIT}::test_a_split_model_says_what_the_whole_one_says",),
+    ),
+    Mutation(
+        "split: only what runs natively",
+        "edgelm/split.py",
+        "        raise UsageError(\n            \"offload 'cpu' runs layers natively",
+        "        raise RuntimeError(\n            \"offload 'cpu' runs layers natively",
+        (f"{SPLIT}::test_what_cannot_be_split_is_refused",),
     ),
 )

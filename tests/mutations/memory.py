@@ -42,14 +42,14 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "memory: the cache is planned in its own dtype",
-        "edgelm/cache.py",
+        "edgelm/cache_sizes.py",
         "config.head_size * dtype.itemsize",
         "config.head_size * 4",
         ("tests/test_cache.py::test_bytes_are_the_formula",),
     ),
     Mutation(
         "window: slots of a ring",
-        "edgelm/cache.py",
+        "edgelm/cache_sizes.py",
         "min(context, window + chunk - 1)",
         "min(context, window + chunk - 2)",
         ("tests/test_window_cache.py::test_every_query_sees_exactly_its_window",),
