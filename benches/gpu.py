@@ -132,7 +132,7 @@ def run(case: Case, rounds: int, with_peers: bool) -> None:
 def load_peers(case: Case, engines: dict[str, Turn]) -> None:
     """Those that load and answer once; the others with their reason."""
     try:
-        from comparison.gpu_peers import LAYERS, GpuPeer
+        from comparison.gpu_engine import LAYERS, GpuPeer
     except ImportError as error:
         case.missing["transformers"] = str(error)
         return

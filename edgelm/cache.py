@@ -51,11 +51,11 @@ class LayerStore:
         """Where positions ``start`` to ``start + count`` of a row go, counted over all rows."""
         return [row * self.slots + p % self.slots for p in range(start, start + count)]
 
-    def key_positions(self, length: int) -> Tensor:
+    def key_positions(self, length: int, device: torch.device | str = "cpu") -> Tensor:
         """Position held by each visible slot of a row of ``length`` tokens: [visible] int64."""
         if length <= self.slots:
-            return torch.arange(length, device=self.memory[0].device)
-        slots = torch.arange(self.slots, device=self.memory[0].device)
+            return torch.arange(length, device=device)
+        slots = torch.arange(self.slots, device=device)
         return length - 1 - (length - 1 - slots) % self.slots
 
     def write(self, index: int, slots: Tensor, new: tuple[Tensor, Tensor]) -> None:

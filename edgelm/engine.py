@@ -287,7 +287,7 @@ class Engine:
         if length <= store.slots:
             positions, distances = self._positions[:length], self._distances[-length:]
         else:
-            positions = store.key_positions(length)
+            positions = store.key_positions(length, self.device)
             distances = (positions - (length - 1)).float()
         if count == 1 and (store.window is None or length <= store.window):
             return Seen(None, distances, length)

@@ -77,7 +77,7 @@ def test_a_peer_decodes_what_it_would_without_a_static_cache(
     gpu: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("transformers")
-    peers = importlib.import_module("comparison.gpu_peers")
+    peers = importlib.import_module("comparison.gpu_engine")
     torch.manual_seed(1)
     peer = peers.GpuPeer(TINY, "bfloat16", 24, "cpu")
     said: list[int] = []
