@@ -7,8 +7,6 @@ length and beside any other row, so a token's bits do not depend on its neighbou
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 
@@ -18,8 +16,11 @@ NEVER = tl.constexpr(float("-inf"))
 
 
 @triton.jit
-def read(cached: Any, scales: Any, slot: Any, size: Any, at: Any, mask: Any) -> Any:
-    """Numbers [S, D] of cached keys or values as float32. slot: where each begins, counted in D."""
+def read(
+    cached: tl.tensor, scales: tl.tensor, slot: tl.tensor, size: tl.tensor, at: tl.tensor,
+    mask: tl.tensor,
+) -> tl.tensor:  # fmt: skip
+    """Numbers [S, D] of cached keys or values as float32; slot: where each begins, in D."""
     numbers = tl.load(cached + slot[:, None] * size + at[None, :], mask=mask, other=0)
     numbers = numbers.to(tl.float32)
     if scales is not None:
@@ -28,7 +29,10 @@ def read(cached: Any, scales: Any, slot: Any, size: Any, at: Any, mask: Any) -> 
 
 
 @triton.jit
-def scored(scores: Any, distances: Any, slopes: Any, scale: Any, softcap: Any) -> Any:
+def scored(
+    scores: tl.tensor, distances: tl.tensor, slopes: tl.tensor, scale: tl.tensor,
+    softcap: tl.tensor,
+) -> tl.tensor:  # fmt: skip
     """scale * q k^T, soft-capped unless ``softcap`` is None, plus slopes [H] * distance."""
     scores = scores * scale
     if softcap is not None:
@@ -40,9 +44,10 @@ def scored(scores: Any, distances: Any, slopes: Any, scale: Any, softcap: Any) -
 
 @triton.jit
 def attend_piece(
-    queries: Any, cached_keys: Any, cached_values: Any, key_scales: Any, value_scales: Any,
-    rows: Any, positions: Any, slopes: Any, partial: Any, slots: Any, groups: Any, size: Any,
-    query_stride: Any, window: Any, scale: Any, softcap: Any,
+    queries: tl.tensor, cached_keys: tl.tensor, cached_values: tl.tensor, key_scales: tl.tensor,
+    value_scales: tl.tensor, rows: tl.tensor, positions: tl.tensor, slopes: tl.tensor,
+    partial: tl.tensor, slots: tl.tensor, groups: tl.tensor, size: tl.tensor,
+    query_stride: tl.tensor, window: tl.tensor, scale: tl.tensor, softcap: tl.tensor,
     SHARE: tl.constexpr, HEADS: tl.constexpr, SPLIT: tl.constexpr, BLOCK_S: tl.constexpr,
     BLOCK_D: tl.constexpr, COMPUTE: tl.constexpr,
 ) -> None:  # fmt: skip
@@ -95,8 +100,9 @@ def attend_piece(
 
 @triton.jit
 def join(
-    partial: Any, out: Any, pieces: Any, size: Any, out_stride: Any, BLOCK_D: tl.constexpr
-) -> None:
+    partial: tl.tensor, out: tl.tensor, pieces: tl.tensor, size: tl.tensor, out_stride: tl.tensor,
+    BLOCK_D: tl.constexpr,
+) -> None:  # fmt: skip
     """The pieces' results in order: out [M, H, size]. A program a token and head."""
     token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     at = tl.arange(0, BLOCK_D)

@@ -5,16 +5,15 @@ Rows and positions are read on the device, so a captured step serves every token
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 
 
 @triton.jit
 def rotate(
-    x: Any, out: Any, table: Any, positions: Any, context: Any, size: Any, pairs: Any,
-    x_stride: Any, out_stride: Any, INTERLEAVED: tl.constexpr, BLOCK: tl.constexpr,
+    x: tl.tensor, out: tl.tensor, table: tl.tensor, positions: tl.tensor, context: tl.tensor,
+    size: tl.tensor, pairs: tl.tensor, x_stride: tl.tensor, out_stride: tl.tensor,
+    INTERLEAVED: tl.constexpr, BLOCK: tl.constexpr,
 ) -> None:  # fmt: skip
     """x, out [M, heads, size]; table [2, context, pairs]: cosines, sines. A program a head."""
     token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
@@ -42,9 +41,10 @@ def rotate(
 
 @triton.jit
 def store(
-    keys: Any, values: Any, cached_keys: Any, cached_values: Any, key_scales: Any,
-    value_scales: Any, rows: Any, positions: Any, slots: Any, groups: Any, size: Any,
-    key_stride: Any, value_stride: Any, BLOCK: tl.constexpr,
+    keys: tl.tensor, values: tl.tensor, cached_keys: tl.tensor, cached_values: tl.tensor,
+    key_scales: tl.tensor, value_scales: tl.tensor, rows: tl.tensor, positions: tl.tensor,
+    slots: tl.tensor, groups: tl.tensor, size: tl.tensor, key_stride: tl.tensor,
+    value_stride: tl.tensor, BLOCK: tl.constexpr,
 ) -> None:  # fmt: skip
     """Keys and values [M, G, D] into position % slots of their rows; a program a token and group.
 
@@ -62,7 +62,10 @@ def store(
 
 
 @triton.jit
-def put(numbers: Any, cached: Any, scales: Any, slot: Any, size: Any, at: Any, live: Any) -> None:
+def put(
+    numbers: tl.tensor, cached: tl.tensor, scales: tl.tensor, slot: tl.tensor, size: tl.tensor,
+    at: tl.tensor, live: tl.tensor,
+) -> None:  # fmt: skip
     """One head's numbers into a slot."""
     if scales is not None:
         wide = numbers.to(tl.float32)

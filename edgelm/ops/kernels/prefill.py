@@ -3,8 +3,6 @@ arXiv:2205.14135), where the mask comes from positions alone."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 
@@ -13,11 +11,12 @@ from edgelm.ops.kernels.decode import NEVER, read, scored
 
 @triton.jit(do_not_specialize=["row", "position", "count"])
 def attend_tile(
-    queries: Any, cached_keys: Any, cached_values: Any, key_scales: Any, value_scales: Any,
-    slopes: Any, out: Any, row: Any, position: Any, count: Any, slots: Any, groups: Any,
-    share: Any, size: Any, query_stride: Any, out_stride: Any, window: Any, scale: Any,
-    softcap: Any,
-    BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr, COMPUTE: tl.constexpr,
+    queries: tl.tensor, cached_keys: tl.tensor, cached_values: tl.tensor, key_scales: tl.tensor,
+    value_scales: tl.tensor, slopes: tl.tensor, out: tl.tensor, row: tl.tensor, position: tl.tensor,
+    count: tl.tensor, slots: tl.tensor, groups: tl.tensor, share: tl.tensor, size: tl.tensor,
+    query_stride: tl.tensor, out_stride: tl.tensor, window: tl.tensor, scale: tl.tensor,
+    softcap: tl.tensor, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
+    COMPUTE: tl.constexpr,
 ) -> None:  # fmt: skip
     """out [T, H, size] of queries [T, H, size] at ``position`` and after, whose keys are cached.
 

@@ -6,22 +6,20 @@ is contiguous; tokens may be apart.
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 
 
 @triton.jit
-def tanh(x: Any) -> Any:
+def tanh(x: tl.tensor) -> tl.tensor:
     """By exp alone, which every device has; off by 1e-7 at most."""
     return 1.0 - 2.0 / (tl.exp(2.0 * x) + 1.0)
 
 
 @triton.jit
 def norm(
-    x: Any, weight: Any, bias: Any, out: Any, size: Any, eps: Any, x_stride: Any, out_stride: Any,
-    BLOCK: tl.constexpr,
+    x: tl.tensor, weight: tl.tensor, bias: tl.tensor, out: tl.tensor, size: tl.tensor,
+    eps: tl.tensor, x_stride: tl.tensor, out_stride: tl.tensor, BLOCK: tl.constexpr,
 ) -> None:  # fmt: skip
     """x / rms(x) * weight, with a bias (x - mean) / deviation * weight + bias.
 
@@ -42,8 +40,9 @@ def norm(
 
 @triton.jit
 def transform(
-    x: Any, y: Any, out: Any, size: Any, number: Any, x_stride: Any, y_stride: Any,
-    out_stride: Any, NAME: tl.constexpr, BLOCK: tl.constexpr,
+    x: tl.tensor, y: tl.tensor, out: tl.tensor, size: tl.tensor, number: tl.tensor,
+    x_stride: tl.tensor, y_stride: tl.tensor, out_stride: tl.tensor, NAME: tl.constexpr,
+    BLOCK: tl.constexpr,
 ) -> None:  # fmt: skip
     """out = NAME(x) [M, size], for "add" x + y; other functions times y where there is one."""
     token = tl.program_id(0).to(tl.int64)
