@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from edgelm.step import Step
 
 SPLIT = 256  # slots of a row that one program of a decode step takes
-_TILE_BYTES = 16 << 10
+_TILE_BYTES = 16 << 10  # of keys, and as many of values
+_QUERY_BYTES = {2: 32 << 10, 4: 16 << 10}  # of a prompt's queries, by the size of a number
 _BLOCK = 1024  # numbers of a row that one program of a map takes
 
 
@@ -154,7 +155,8 @@ def _attend_together(
     _, slots, groups, size = cached[0].shape
     for segment in step.segments:
         tokens = slice(segment.start, segment.start + segment.count)
-        block_t = min(64, max(16, _power(segment.count)))
+        fitting = _QUERY_BYTES[queries.itemsize] // (_power(size) * queries.itemsize)
+        block_t = max(16, min(64, _power(segment.count), fitting))
         prefill.attend_tile[(-(-segment.count // block_t), queries.shape[1])](
             queries[tokens], *cached, scoring.slopes, out[tokens], segment.row, segment.position,
             segment.count, slots, groups, queries.shape[1] // groups, size, _stride(queries),
@@ -209,12 +211,18 @@ def _compute(queries: Tensor) -> Any:
 
 
 def _tile(keys: Tensor, queries: Tensor) -> dict[str, Any]:
-    """How many keys are taken at once: two stages of them and of values are 64 KiB."""
+    """How many keys are taken at once: so many that any card has the memory for them.
+
+    float32 is not read ahead: it waits for products without tensor cores, not for memory.
+    """
     block_d = max(16, _power(keys.shape[-1]))
     block_s = max(16, min(64, _TILE_BYTES // (block_d * keys.itemsize)))
     return {
-        "BLOCK_S": block_s, "BLOCK_D": block_d, "COMPUTE": _compute(queries), "num_stages": 2,
-    }  # fmt: skip
+        "BLOCK_S": block_s,
+        "BLOCK_D": block_d,
+        "COMPUTE": _compute(queries),
+        "num_stages": 1 if queries.itemsize == 4 else 2,
+    }
 
 
 def _power(count: int) -> int:
