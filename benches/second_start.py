@@ -42,7 +42,7 @@ with edgelm.load(sys.argv[1], quant="int4", context=int(sys.argv[2])) as lm:
         ids = [token for _, token in batch.tokens()]
     answered = time.perf_counter()
     peak = {PEAK}
-    caches = sum(part.bytes for part in lm.plan.parts if part.name == "kv cache")
+    caches = sum(part.bytes for part in lm.plan.parts if part.name.startswith("kv cache."))
     print(json.dumps({{
         "ids": ids, "peak": peak, "predicted": lm.plan.predicted_peak_bytes,
         "weights": lm.plan.weight_bytes, "caches": caches,

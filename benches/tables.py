@@ -95,6 +95,14 @@ TABLES: dict[str, dict[str, Callable[[Row], str]]] = {
         "GB/s (of reading)": of_limit("gb_s", "read_gb_s"),
         "GF (of the 8-bit peak)": of_limit("gf", "vnni_gops"),
     },
+    "promises": {
+        "method": lambda row: row["method"],
+        "weights GB": lambda row: f"{row['source_bytes'] / 1e9:.1f}",
+        "written GB": lambda row: f"{row['written_bytes'] / 1e9:.1f}",
+        "allowed MiB": mib("allowed_bytes"),
+        "promised MiB": mib("promised_peak_bytes"),
+        "measured MiB": mib("peak_rss_bytes"),
+    },
     "accuracy": {
         "model": lambda row: row["model"],
         "asked": lambda row: row["asked"],

@@ -7,18 +7,20 @@ in slot p modulo the ring's size, and masks are made from the positions alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from edgelm.cache_sizes import CACHE_PART, SCALE_DTYPE, ring_slots, shares
+from edgelm.cache_sizes import SCALE_DTYPE, cache_part, ring_slots, shares
 from edgelm.config import ModelConfig
 from edgelm.errors import ContextLengthError, UsageError
 from edgelm.ops.reference import Stored
 
 Take = Callable[[str, tuple[int, ...], torch.dtype], Tensor]
+Lend = Callable[[Mapping[str, int], Callable[[], "Snapshot"]], "Snapshot"]
+SNAPSHOTS = "snapshots"  # a plan part
 
 
 class LayerStore:
@@ -36,7 +38,7 @@ class LayerStore:
         among = range(len(config.windows)) if among is None else among
         self.layers = [index for index in among if config.windows[index] == window]
         shape = (len(self.layers), rows, slots, config.num_kv_heads, config.head_size)
-        part = CACHE_PART + suffix
+        part = cache_part(window) + suffix
         self.memory = [take(part, shape, dtype) for _ in range(2)]
         self.scales: list[Tensor] = []
         if dtype == torch.int8:
@@ -100,15 +102,16 @@ class KVCache:
         chunk: the most tokens that one step writes into a row.
         take: the Ledger's way to get memory (part, shape, dtype).
         owner: the loaded model; another model's snapshots are refused by it.
+        lend: the Ledger's way to get memory beyond the plan, for snapshots.
         on_host: how many of the first layers lie on the CPU beside an accelerator.
     """
 
     def __init__(
         self, config: ModelConfig, rows: int, context: int, chunk: int, dtype: torch.dtype,
-        take: Take, owner: object, on_host: int = 0,
+        take: Take, owner: object, lend: Lend = lambda _, make: make(), on_host: int = 0,
     ) -> None:  # fmt: skip
         self.rows, self.context, self.dtype = rows, context, dtype
-        self._owner = owner
+        self._owner, self._take, self._lend = owner, take, lend
         self.stores = [
             LayerStore(
                 config, window, rows, ring_slots(window, context, chunk), dtype, take, among, suffix
@@ -128,15 +131,6 @@ class KVCache:
     @property
     def nbytes(self) -> int:
         return sum(tensor.nbytes for store in self.stores for tensor in store.tensors)
-
-    @property
-    def nbytes_by_part(self) -> dict[str, int]:
-        """Plan part -> bytes."""
-        found: dict[str, int] = {}
-        for store in self.stores:
-            part = CACHE_PART + store.suffix
-            found[part] = found.get(part, 0) + sum(tensor.nbytes for tensor in store.tensors)
-        return found
 
     @property
     def lengths(self) -> list[int]:
@@ -257,9 +251,21 @@ class KVCache:
         self._claimed[row] = False
 
     def snapshot(self, row: int) -> Snapshot:
-        """A copy of a row, to be put back with ``restore``."""
-        tensors = {name: tensor.clone() for name, tensor in self.row_tensors(row).items()}
-        return Snapshot(self._owner, self._lengths[row], self._written[row], self.dtype, tensors)
+        """A copy of a row, to be put back with ``restore``; its memory goes when it goes.
+
+        Raises:
+            BudgetExceededError: the budget has no room for it.
+        """
+        held = self.row_tensors(row)
+
+        def copied() -> Snapshot:
+            copies = {
+                name: self._take(SNAPSHOTS, (*tensor.shape,), tensor.dtype).copy_(tensor)
+                for name, tensor in held.items()
+            }
+            return Snapshot(self._owner, self._lengths[row], self.written(row), self.dtype, copies)
+
+        return self._lend({SNAPSHOTS: sum(tensor.nbytes for tensor in held.values())}, copied)
 
     def copy_row(self, source: int, target: int) -> None:
         """Make row ``target`` hold what row ``source`` holds."""

@@ -1,15 +1,12 @@
-"""What keys and values take: slots of rings, bytes of caches, and whose they are in a plan."""
+"""What caches of keys and values take, by kind of layer."""
 
 from __future__ import annotations
-
-from dataclasses import replace
 
 import torch
 
 from edgelm.config import ModelConfig
 from edgelm.placement import ON_HOST
 
-CACHE_PART = "kv cache"
 SCALE_DTYPE = torch.bfloat16  # range matters more than digits: codes are rounded to the scale
 
 
@@ -22,36 +19,34 @@ def ring_slots(window: int | None, context: int, chunk: int) -> int:
     return context if window is None else min(context, window + chunk - 1)
 
 
-def cache_bytes(
-    config: ModelConfig, rows: int, context: int, chunk: int, dtype: torch.dtype,
-    *, rings_only: bool = False,
-) -> int:  # fmt: skip
-    """Bytes of keys and values of all layers, int8 scales included: what ``KVCache`` takes.
+def cache_part(window: int | None) -> str:
+    """The plan part of the layers with such a window: those that see everything, and the others."""
+    return "kv cache.full" if window is None else "kv cache.window"
 
-    ``rings_only`` counts the layers whose rings are smaller than the context.
+
+def cache_parts(
+    config: ModelConfig, rows: int, context: int, chunk: int, dtype: torch.dtype,
+    *, rings_only: bool = False, on_host: int = 0,
+) -> dict[str, int]:  # fmt: skip
+    """Bytes of keys and values by plan part, int8 scales included: what ``KVCache`` takes.
+
+    ``rings_only`` counts the layers whose rings are smaller than the context; the first ``on_host``
+    layers, which lie on the CPU beside an accelerator, have parts of their own.
     """
     per_slot = 2 * config.num_kv_heads * config.head_size * dtype.itemsize
     if dtype == torch.int8:
         per_slot += 2 * config.num_kv_heads * SCALE_DTYPE.itemsize
-    slots = [ring_slots(window, context, chunk) for window in config.windows]
-    return rows * sum(n for n in slots if n < context or not rings_only) * per_slot
-
-
-def cache_parts(
-    config: ModelConfig, rows: int, context: int, chunk: int, dtype: torch.dtype, on_host: int = 0
-) -> dict[str, int]:
-    """Plan part -> bytes of a cache; the first ``on_host`` layers have a part of their own."""
-    return {
-        CACHE_PART + suffix: cache_bytes(
-            replace(config, windows=tuple(config.windows[layer] for layer in among)),
-            rows, context, chunk, dtype,
-        )
-        for among, suffix in shares(config, on_host)
-    }  # fmt: skip
+    found: dict[str, int] = {}
+    for layer, window in enumerate(config.windows):
+        slots = ring_slots(window, context, chunk)
+        if slots < context or not rings_only:
+            part = cache_part(window) + (ON_HOST if layer < on_host else "")
+            found[part] = found.get(part, 0) + rows * slots * per_slot
+    return found
 
 
 def shares(config: ModelConfig, on_host: int) -> list[tuple[range, str]]:
     """Layers and the suffix of their plan parts: the device's, and the host's if it has some."""
     layers = len(config.windows)
-    shares = [(range(on_host, layers), ""), (range(on_host), ON_HOST)]
-    return [(among, suffix) for among, suffix in shares if among]
+    found = [(range(on_host, layers), ""), (range(on_host), ON_HOST)]
+    return [(among, suffix) for among, suffix in found if among]

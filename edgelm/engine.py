@@ -10,9 +10,7 @@ import torch
 from torch import Tensor
 
 from edgelm import accelerators
-from edgelm.admission import memory_reported
 from edgelm.cache import KVCache, LayerStore
-from edgelm.cache_sizes import cache_parts
 from edgelm.config import ModelConfig
 from edgelm.errors import NonFiniteError, UsageError
 from edgelm.graphed import GraphedSteps, Steps, can_be_captured
@@ -102,28 +100,14 @@ class Engine:
         scratch = self.workspace.scratch
         if dtype != torch.float32 and scratch.widened is None:
             elements = widened_elements(self.config, self.plan.context)
-            self._ledger.extend("attention", elements * torch.float32.itemsize)
+            self._ledger.extend({"attention": elements * torch.float32.itemsize})
             scratch.widened = self._ledger.empty("attention", (elements,), torch.float32)
         chunk = self.plan.chunk
+        ledger = self._ledger
         return KVCache(
-            self.config, rows, context, chunk, dtype, self._ledger.empty, owner,
+            self.config, rows, context, chunk, dtype, ledger.empty, owner, ledger.lend,
             host_layers(self.plan),
         )  # fmt: skip
-
-    def add_cache(self, rows: int, context: int, dtype: torch.dtype, owner: object) -> KVCache:
-        """A cache beside the plan's.
-
-        Raises:
-            BudgetExceededError: the budget has no room for it.
-            DoesNotFitError: the device has none.
-        """
-        sizes = cache_parts(
-            self.config, rows, context, self.plan.chunk, dtype, host_layers(self.plan)
-        )
-        with memory_reported(self.plan, self.forget), self._ledger.all_or_nothing():
-            for part, nbytes in sizes.items():
-                self._ledger.extend(part, nbytes)
-            return self.make_cache(rows, context, dtype, owner)
 
     def forget(self) -> None:
         """Drop what was recorded, with the memory it holds; it is recorded anew."""

@@ -21,7 +21,7 @@ from edgelm.model import LanguageModel
 from edgelm.models.decoder import Decoder
 from edgelm.placement import streamed_layers
 from edgelm.settings import Settings
-from edgelm.solver import fitting_contexts, shortage, solve
+from edgelm.solver import fitting_contexts, is_below_runtime, shortage, solve
 from edgelm.weights import WeightNames
 
 logger = logging.getLogger("edgelm")
@@ -132,13 +132,15 @@ def _fitting_plan(
     made, draft = _solved(files, decoder, names, chosen, drafting)
     if not made.fits:
         raise DoesNotFitError(
-            f"{files.name} does not fit: {shortage(made)}. {_remedy(chosen)}", made
+            f"{files.name} does not fit: {shortage(made)}. {_remedy(made, chosen)}", made
         )
     return made, draft
 
 
-def _remedy(settings: Settings) -> str:
+def _remedy(made: Plan, settings: Settings) -> str:
     """What may be changed where nothing fits."""
+    if is_below_runtime(made):
+        return "Raise the budget: no choice of the model makes that less."
     stream = "" if settings.offload == "disk" else "stream layers with offload='disk', "
     if settings.device not in ("auto", "cpu"):
         stream = "keep layers on the CPU with offload='cpu', "

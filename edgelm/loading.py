@@ -219,6 +219,7 @@ class Loader:
             for index, (rows, _) in enumerate(product.shapes):
                 packed.copy_rows_(start, self._pack(product, index, scheme))
                 start += rows
+        hardware.release_freed_memory()  # blocks that were read
         tensors = find(product.kernel).prepare(packed)
         del packed
         hardware.release_freed_memory()

@@ -7,11 +7,11 @@ anything about a load is decided: schemes, kernels, cache type, context, chunk.
 from __future__ import annotations
 
 import re
+import weakref
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from edgelm.errors import BudgetExceededError, UsageError
 
 _UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40}
 _LARGEST_BUDGET = 1 << 60
+T = TypeVar("T")
 _UNITS |= {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 
 
@@ -191,48 +192,61 @@ class Ledger:
         self._take(part, torch.Size(shape).numel() * dtype.itemsize)
         return torch.empty(shape, dtype=dtype, device=self.device_of(part)).zero_()
 
-    @contextmanager
-    def all_or_nothing(self) -> Iterator[None]:
-        """Where what is taken within fails, everything is counted as before."""
-        planned, taken = dict(self.planned), dict(self.taken)
-        left = self.headroom_bytes, self.device_headroom_bytes
-        try:
-            yield
-        except BaseException:
-            self.planned.clear()
-            self.planned.update(planned)
-            self.taken.clear()
-            self.taken.update(taken)
-            self.headroom_bytes, self.device_headroom_bytes = left
-            raise
-
     def hold(self, part: str, *tensors: Tensor) -> None:
         """Account for tensors that were made elsewhere (a kernel's layout of a weight)."""
         self._take(part, sum(tensor.nbytes for tensor in tensors))
 
-    def extend(self, part: str, nbytes: int) -> None:
-        """Plan ``nbytes`` more for ``part`` at run time.
+    def extend(self, parts: Mapping[str, int]) -> None:
+        """Plan so many bytes more for each part at run time; less where they are negative.
 
         Raises:
-            BudgetExceededError: the budget has no room for it, or the machine none any more.
+            BudgetExceededError: the budget has no room for them, or the machine none any more.
         """
-        if part in self._on_device:
-            left = min(self.device_headroom_bytes, accelerators.free_bytes(self._device))
-        else:
-            left = min(self.headroom_bytes, hardware.available_memory_bytes())
+        on_device = sum(own for part, own in parts.items() if part in self._on_device)
+        free = accelerators.free_bytes(self._device) if on_device else 0
+        self._require_room(parts, on_device, min(self.device_headroom_bytes, free))
+        on_host = sum(parts.values()) - on_device
+        available = hardware.available_memory_bytes()
+        self._require_room(parts, on_host, min(self.headroom_bytes, available))
+        for part, own in parts.items():
+            self._spend(part, own)
+
+    @staticmethod
+    def _require_room(parts: Mapping[str, int], nbytes: int, left: int) -> None:
         room = max(0, left)
         if nbytes > room:
             raise BudgetExceededError(
-                f"{part} needs {human(nbytes)} more, and the budget or the machine leaves "
-                f"{human(room)}: ask for fewer rows or a shorter context, "
+                f"{human(nbytes)} more are needed ({', '.join(parts)}), and the budget or the "
+                f"machine leaves {human(room)}: ask for fewer rows or a shorter context, "
                 "or load with a larger budget."
             )
-        self._spend(part, nbytes)
 
-    def release(self, part: str, nbytes: int) -> None:
-        """Give back what ``extend`` planned and a tensor of ``part`` held."""
-        self._spend(part, -nbytes)
-        self.taken[part] -= nbytes
+    def lend(self, parts: Mapping[str, int], make: Callable[[], T]) -> T:
+        """What ``make`` builds of so many bytes, the plan extended by those that it lacks.
+
+        They are given back when nobody holds the result any more.
+
+        Raises:
+            BudgetExceededError: as ``extend``.
+        """
+        before = {part: self.taken[part] for part in parts}
+        self.extend(missing := {
+            part: max(0, before[part] + own - self.planned[part]) for part, own in parts.items()
+        })  # fmt: skip
+        try:
+            made = make()
+        except BaseException:
+            self.taken |= before
+            self._give_back({}, missing)
+            raise
+        weakref.finalize(made, self._give_back, parts, missing).atexit = False
+        return made
+
+    def _give_back(self, taken: Mapping[str, int], planned: Mapping[str, int]) -> None:
+        for part, own in taken.items():
+            self.taken[part] -= own
+        for part, own in planned.items():
+            self._spend(part, -own)
 
     def _spend(self, part: str, nbytes: int) -> None:
         """Make ``part`` larger at the cost of what its place leaves."""

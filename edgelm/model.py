@@ -14,6 +14,7 @@ from edgelm.admission import memory_reported, require_memory
 from edgelm.asynchronous import AsyncForms
 from edgelm.beams import BeamSearch, beam_result, check_kept
 from edgelm.cache import KVCache
+from edgelm.cache_sizes import cache_parts
 from edgelm.chat import render
 from edgelm.conversation import SavedConversations
 from edgelm.draft_model import DraftModel
@@ -27,6 +28,7 @@ from edgelm.loading import Loader, Progress, warn_of_requantizing
 from edgelm.memory import Ledger, Plan
 from edgelm.models.decoder import Decoder
 from edgelm.options import build_request, options_of, samples, sampling_defaults
+from edgelm.placement import host_layers
 from edgelm.prediction import predict
 from edgelm.prompt_lookup import PromptLookup
 from edgelm.request import Chunk, Request, Result, collect
@@ -230,8 +232,8 @@ class LanguageModel(AsyncForms, SavedConversations):
             if given is None or given.dim() < 2:
                 raise UsageError("Give input_ids [B, T] or inputs_embeds [B, T, N].")
             rows, context = given.shape[:2]
-            with self._temporary_cache(rows, context) as temporary:
-                return forward(engine, temporary, input_ids=input_ids, **options)
+            temporary = self.new_cache(rows, context)
+            return forward(engine, temporary, input_ids=input_ids, **options)
 
     def predict(self, inputs: Any) -> Any:
         """What the head of a classifier says of texts; see ``prediction.predict``."""
@@ -245,13 +247,13 @@ class LanguageModel(AsyncForms, SavedConversations):
 
     def log_likelihoods(self, ids: Sequence[int]) -> Tensor:
         """Natural log-likelihood of each id after the first given those before: [T - 1] float32."""
-        with self._running() as (engine, _), self._temporary_cache(1, len(ids)) as cache:
-            return log_likelihoods(engine, cache, ids)
+        with self._running() as (engine, _):
+            return log_likelihoods(engine, self.new_cache(1, len(ids)), ids)
 
     def new_cache(
         self, rows: int = 1, context: int | None = None, kv: str | None = None
     ) -> KVCache:
-        """A cache of your own for ``forward``, planned and taken now.
+        """A cache of your own for ``forward``, planned and taken now; its memory goes with it.
 
         Raises:
             BudgetExceededError: the budget has no room for it.
@@ -263,7 +265,13 @@ class LanguageModel(AsyncForms, SavedConversations):
                 f"at least 1, the context at most the plan's {self.plan.context}, and kv one of "
                 f"{', '.join(KV_DTYPES)}."
             )
-        return self._open_engine().add_cache(rows, context, KV_DTYPES[kv], self._owner)
+        dtype = KV_DTYPES[kv]
+        engine, held = self._open_engine(), host_layers(self.plan)
+        parts = cache_parts(self.config, rows, context, self.plan.chunk, dtype, on_host=held)
+        with memory_reported(self.plan, engine.forget):
+            return self.ledger.lend(
+                parts, lambda: engine.make_cache(rows, context, dtype, self._owner)
+            )
 
     # state
 
@@ -304,15 +312,6 @@ class LanguageModel(AsyncForms, SavedConversations):
             assert self._cache is not None
             with accelerators.current(self.plan.device), memory_reported(self.plan, engine.forget):
                 yield engine, self._cache
-
-    @contextmanager
-    def _temporary_cache(self, rows: int, context: int) -> Iterator[KVCache]:
-        cache = self.new_cache(rows, context)
-        try:
-            yield cache
-        finally:
-            for part, nbytes in cache.nbytes_by_part.items():
-                self.ledger.release(part, nbytes)
 
     def _open_engine(self) -> Engine:
         if self._engine is None:

@@ -13,6 +13,7 @@ ALIGNMENT = 64  # bytes: where tensors begin in a buffer, as torch's own memory 
 BUFFERS = 2  # one layer is computed while the other is read
 STREAM_PART = "streaming buffers"  # of the plan
 ON_HOST = ", on the cpu"  # names of plan parts: what the host has beside an accelerator
+STREAMED_PART = "weights.streamed"  # on the disk
 Places = tuple[str, ...]
 _TENSORS = 3  # at most so many make up a matrix in any kernel's layout
 
@@ -75,7 +76,7 @@ def placed_parts(
     for product in streamed:
         left[f"weights.{product.kind}"] -= product.nbytes
     found = [Part(name, nbytes) for name, nbytes in left.items() if nbytes]
-    found.append(Part("weights.streamed", sum(p.nbytes for p in streamed), "disk"))
+    found.append(Part(STREAMED_PART, sum(p.nbytes for p in streamed), "disk"))
     found.append(Part(STREAM_PART, BUFFERS * buffer_bytes(streamed)))
     return found
 

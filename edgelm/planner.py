@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from edgelm import accelerators, disk, expectations, hardware, kernel_choice, runs
-from edgelm.cache_sizes import cache_bytes
+from edgelm.cache_sizes import cache_parts
 from edgelm.config import ModelConfig
 from edgelm.hub import cache_dir
 from edgelm.layer_store import LayerStore, worth_keeping
@@ -21,6 +21,7 @@ from edgelm.placement import (
     STREAM_PART,
     Places,
     check_offload,
+    file_groups,
     is_streamed,
     place,
     placed_parts,
@@ -73,7 +74,7 @@ class Planner:
     _weights: dict[Recipe | None, WeightPlan] = field(default_factory=dict)
     _placed: dict[tuple[Recipe | None, Places], PlacedWeights] = field(default_factory=dict)
     _ready: dict[Recipe | None, set[str]] = field(default_factory=dict)
-    _scratch: dict[tuple[Recipe | None, int], int] = field(default_factory=dict)
+    _scratch: dict[tuple[Recipe | None, int, int], int] = field(default_factory=dict)
     _for_host: Planner | None = None
 
     def __post_init__(self) -> None:
@@ -145,7 +146,7 @@ class Planner:
             placement=placement,
             budget_bytes=self.budget_bytes,
             expected_tok_s=self._expected_tok_s(moved, placed.streamed_bytes),
-            parts=(*placed.parts, *running),
+            parts=(*placed.parts, *running, *self._layout_cache(candidate.recipe, placement)),
             products=weights.products,
             load_peak_bytes=placed.load_peak_bytes,
             expected_kld=self._expected_kld(candidate, weights),
@@ -194,6 +195,14 @@ class Planner:
             self._ready[recipe] = {p.names[0] for group in found for p in store.groups[group]}
         return self._ready[recipe]
 
+    def _layout_cache(self, recipe: Recipe | None, places: Places) -> list[Part]:
+        """What lies in the cache folder beside streamed layers, so that the next start is quick."""
+        products = self._weights_of(recipe).products
+        groups = file_groups(p for p in products if not is_streamed(p, places))
+        kept = groups.keys() & set(worth_keeping(products, self.names))
+        nbytes = sum(p.nbytes for group in kept for p in groups[group])
+        return [Part("layout cache", nbytes, "disk")] if nbytes else []
+
     def _running_parts(self, candidate: Candidate, weights: WeightPlan) -> list[Part]:
         """Everything that generating needs besides the weights."""
         config, context, kv, dtype = self.config, candidate.context, candidate.kv, self.dtype
@@ -203,10 +212,10 @@ class Planner:
             sizes[part] = sizes.get(part, 0) + elements * kind.itemsize
         if config.rope is not None:
             sizes["rope table"] = context * config.rope.rotary_size * dtype.itemsize
-        sizes["kv cache"] = cache_bytes(config, candidate.rows, context, tokens, kv)
+        sizes |= cache_parts(config, candidate.rows, context, tokens, kv)
         depth = self._draft_depth(candidate)
         judged = max(candidate.rows, depth + 1)
-        key = (candidate.recipe, tokens)
+        key = (candidate.recipe, tokens, judged)
         if key not in self._scratch:
             self._scratch[key] = kernel_scratch(weights.products, tokens, judged, self._tied)
         sizes["kernel scratch"] = self._scratch[key]
@@ -219,9 +228,8 @@ class Planner:
             recorded = recorded_tokens(candidate.rows, depth)
             elements = workspace_elements(config, recorded, tokens, context)
             sizes["attention"] += elements * torch.float32.itemsize
-        sizes["restore points"] = cache_bytes(
-            config, candidate.rows, context, tokens, kv, rings_only=True
-        )
+        rings = cache_parts(config, candidate.rows, context, tokens, kv, rings_only=True)
+        sizes["restore points"] = sum(rings.values())
         sizes["logits"] = judged * self.decoder.outputs * torch.float32.itemsize
         parts = [Part(name, nbytes, self._where) for name, nbytes in sizes.items() if nbytes]
         if depth:

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import torch
 
 from edgelm.cache import KVCache, LayerStore, Take
-from edgelm.cache_sizes import CACHE_PART
 from edgelm.config import ModelConfig
+from edgelm.placement import ON_HOST
 
 PART = "restore points"
 
@@ -28,7 +28,7 @@ class RestorePoints:
 
     def __init__(self, config: ModelConfig, cache: KVCache, take: Take) -> None:
         def take_here(part: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-            return take(PART + part.removeprefix(CACHE_PART), shape, dtype)
+            return take(PART + (ON_HOST if part.endswith(ON_HOST) else ""), shape, dtype)
 
         self._cache = cache
         self._copies = [

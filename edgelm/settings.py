@@ -14,6 +14,7 @@ from quant import METHODS, QuantError, Recipe
 
 DEFAULT_CONTEXT = 4096
 DEFAULT_CHUNK = 512
+MOST_ROWS = 8  # that are taken unasked: weights are read once for so many answers
 DEFAULT_DRAFT_DEPTH = 15  # with the token before them 16 rows, which small products run well
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 EXACT_ACTIVATIONS = {"float": torch.float32}  # what products do not round; auto may
@@ -33,7 +34,7 @@ class Settings:
     device: str = "auto"
     dtype: str = "auto"
     context: int | str = "auto"
-    rows: int = 1
+    rows: int | str = 1
     chunk: int | str = "auto"
     draft_depth: int = DEFAULT_DRAFT_DEPTH
     budget: str | int | None = None
@@ -112,12 +113,9 @@ def given_chunk(settings: Settings) -> int | None:
     return _count(settings.chunk, "chunk")
 
 
-def given_rows(settings: Settings) -> int:
-    """Answers made side by side."""
-    rows = _count(settings.rows, "rows")
-    if rows is None:
-        raise UsageError("rows is 'auto'; say how many answers are made side by side.")
-    return rows
+def given_rows(settings: Settings) -> int | None:
+    """Answers made side by side; None is left open."""
+    return _count(settings.rows, "rows")
 
 
 def _count(given: int | str, what: str) -> int | None:
@@ -126,8 +124,8 @@ def _count(given: int | str, what: str) -> int | None:
     if text == "auto":
         return None
     if not text.removeprefix("-").isdecimal() or len(text) > _MOST_DIGITS:
-        allowed = "write a count" if what == "rows" else "write a count of tokens, or auto"
-        raise UsageError(f"{what} {text!r:.40} is not a number; {allowed}.")
+        counted = "a count" if what == "rows" else "a count of tokens"
+        raise UsageError(f"{what} {text!r:.40} is not a number; write {counted}, or auto.")
     if int(text) < 1:
         raise UsageError(f"{what} is {text}; it must be at least 1.")
     return int(text)

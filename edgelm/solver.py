@@ -1,8 +1,9 @@
 """Solver: of everything that a user left open, the choice that fits and answers best.
 
 Candidates are a product of what is open, each gets its own plan, and one key sorts them: what fits
-comes first, then what needs no layers on disk, the longer context, the more accurate, the faster,
-and last the order of the product. Whatever was not taken keeps its reason.
+comes first, then what needs no layers on disk, the longer context, the more accurate, the faster
+(answers side by side share what a step reads), and last the order of the product. Whatever was not
+taken keeps its reason.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ from edgelm.errors import KernelUnavailableError, UsageError
 from edgelm.expectations import accuracy_rank, schemes
 from edgelm.memory import Plan, human
 from edgelm.models.decoder import Decoder
-from edgelm.placement import ON_HOST, streamed_layers
+from edgelm.placement import ON_HOST, STREAMED_PART, streamed_layers
 from edgelm.planner import Candidate, Planner
 from edgelm.settings import (
     DEFAULT_CHUNK,
     DEFAULT_CONTEXT,
+    MOST_ROWS,
     Settings,
     cache_dtype,
     given_chunk,
@@ -106,19 +108,23 @@ def candidates(planner: Planner, contexts: list[int]) -> Iterator[Candidate]:
     """Every choice of what is open; between equals the earlier one is taken, so the chunk that
     answers a prompt fastest and the widest cache come first."""
     settings = planner.settings
-    rows = given_rows(settings)
     choices = product(
         _chunks(given_chunk(settings)),
         _cache_types(cache_dtype(settings), planner.dtype),
         contexts,
+        _rows(given_rows(settings)),
         _recipes(given_recipe(settings, planner.decoder), planner),
     )
-    for chunk, kv, context, recipe in choices:
+    for chunk, kv, context, rows, recipe in choices:
         yield Candidate(recipe, kv, context, rows, chunk)
 
 
 def _chunks(given: int | None) -> list[int]:
     return [given] if given else _halvings(DEFAULT_CHUNK, SMALLEST_CHUNK)
+
+
+def _rows(given: int | None) -> list[int]:
+    return [given] if given else _halvings(MOST_ROWS, 1)
 
 
 def _cache_types(given: torch.dtype | None, dtype: torch.dtype) -> list[torch.dtype]:
@@ -155,7 +161,7 @@ def _halvings(largest: int, smallest: int) -> list[int]:
     return found
 
 
-def _rank(plan: Plan) -> tuple[int, ...]:
+def _rank(plan: Plan) -> tuple[float, ...]:
     if not plan.fits:
         device = plan.predicted_device_peak_bytes
         return (1, plan.predicted_peak_bytes + device, plan.steady_peak_bytes + device)
@@ -164,35 +170,34 @@ def _rank(plan: Plan) -> tuple[int, ...]:
     streamed = sum(
         part.bytes
         for part in plan.parts
-        if part.where == "disk"
+        if part.name == STREAMED_PART
         or (part.name.startswith("weights.") and part.name.endswith(ON_HOST))
     )
     chunk = -plan.chunk if streamed else 0
     first, accuracy = (0, bool(streamed), -plan.context, chunk), accuracy_rank(plan.expected_kld)
-    return (*first, streamed, accuracy, plan.moved_bytes_per_token)
+    return (*first, streamed, accuracy, plan.moved_bytes_per_token / plan.rows)
 
 
 def _rejections(best: Plan, others: list[Plan]) -> Iterator[Rejected]:
     """Runners-up first; of plans that differ in their chunk only the better one."""
-    shown = {(best.scheme, best.kv, best.context)}
+    shown = {(best.scheme, best.kv, best.context, best.rows)}
     for plan in others:
-        key = (plan.scheme, plan.kv, plan.context)
+        key = (plan.scheme, plan.kv, plan.context, plan.rows)
         if key not in shown:
             shown.add(key)
             yield _rejected(plan, reason(plan, best))
 
 
 def _rejected(plan: Plan, why: str) -> Rejected:
-    keys = ("scheme", "kv", "context", "chunk", "fits", "predicted_peak_bytes")
+    keys = ("scheme", "kv", "context", "rows", "chunk", "fits", "predicted_peak_bytes")
     estimates = ("expected_kld", "expected_tok_s")
     return {key: getattr(plan, key) for key in (*keys, *estimates)} | {"reason": why}
 
 
 def _impossible(recipe: Recipe | None, error: Exception) -> Rejected:
     """A recipe that this model or backend cannot have."""
-    nothing = dict.fromkeys(
-        ("kv", "context", "chunk", "predicted_peak_bytes", "expected_kld", "expected_tok_s")
-    )
+    keys = ("kv", "context", "rows", "chunk", "predicted_peak_bytes", "expected_kld")
+    nothing = dict.fromkeys((*keys, "expected_tok_s"))
     return {"scheme": str(recipe), **nothing, "fits": False, "reason": str(error)}
 
 
@@ -210,6 +215,8 @@ def reason(plan: Plan, best: Plan) -> str:
         return (
             f"fits, but is less accurate: expected divergence {_nats(plan)} against {_nats(best)}"
         )
+    if plan.rows < best.rows:
+        return f"fits, but {best.rows} answers side by side fit too"
     if plan.moved_bytes_per_token > best.moved_bytes_per_token:
         return (
             f"fits, but is slower: {human(plan.moved_bytes_per_token)} a token against "
@@ -226,10 +233,10 @@ def shortage(plan: Plan) -> str:
             f"needs {human(device)} on {plan.device}, {human(device - free)} more than the "
             f"{human(free)} that are free there"
         )
-    runtime = next(part.bytes for part in plan.parts if part.name == "runtime")
-    if runtime > plan.budget_bytes:
+    if is_below_runtime(plan):
         return (
-            f"the budget of {human(plan.budget_bytes)} is less than the {human(runtime)} that "
+            f"the budget of {human(plan.budget_bytes)} is less than the "
+            f"{human(_runtime_bytes(plan))} that "
             "Python and its libraries take before any model"
         )
     phase = "loading" if plan.load_peak_bytes > plan.steady_peak_bytes else "generating"
@@ -238,6 +245,15 @@ def shortage(plan: Plan) -> str:
         f"needs {human(plan.predicted_peak_bytes)} while {phase}, {human(over)} more than the "
         f"budget of {human(plan.budget_bytes)}"
     )
+
+
+def is_below_runtime(plan: Plan) -> bool:
+    """Whether the budget is spent before the model comes, so that no choice of it can fit."""
+    return _runtime_bytes(plan) > plan.budget_bytes
+
+
+def _runtime_bytes(plan: Plan) -> int:
+    return next(part.bytes for part in plan.parts if part.name == "runtime")
 
 
 def _nats(plan: Plan) -> str:

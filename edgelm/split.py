@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from edgelm.cache_sizes import cache_bytes
+from edgelm.cache_sizes import cache_parts
 from edgelm.errors import UsageError
 from edgelm.load_peak import load_peak_bytes
 from edgelm.memory import Part, Plan, ProductPlan
 from edgelm.ops.native import holds_natively, runs_natively
 from edgelm.placement import ON_HOST, layer_of
+from edgelm.restore_points import PART as RESTORE_POINTS
 from edgelm.settings import KV_DTYPES
 from edgelm.transfer import TRANSFER_BYTES
 from edgelm.weight_plan import vector_bytes, weight_part
@@ -26,7 +27,7 @@ from edgelm.weight_plan import vector_bytes, weight_part
 if TYPE_CHECKING:
     from edgelm.planner import Planner
 
-_PER_LAYER = ("kv cache", "restore points")
+_PER_LAYER = ("weights.", "kv cache.", RESTORE_POINTS)
 _HOST_SHARE = ("activations", "attention", "rope table", "kernel scratch")
 
 
@@ -88,25 +89,21 @@ def _parts(planner: Planner, on_device: Plan, on_host: Plan, count: int) -> Iter
         key = (weight_part(product.names[0]) + suffix, where)
         sizes[key] = sizes.get(key, 0) + product.nbytes
     total, kv = len(on_device.placement), KV_DTYPES[on_device.kv]
-    shares = (
-        ("device", "", planner.dtype, range(count, total)),
+    for where, suffix, dtype, layers in (
+        ("device", "", planner.dtype, range(count, total + 1)),  # with vectors of no layer
         ("host", ON_HOST, torch.float32, range(count)),
-    )
-    for where, suffix, dtype, layers in shares:
-        # Vectors of no layer lie with the head.
-        vectors = layers if where == "host" else range(count, total + 1)
-        own = vector_bytes(planner.decoder, dtype, vectors)
-        sizes["weights.other" + suffix, where] = own
-        windows = tuple(planner.config.windows[layer] for layer in layers)
-        config = replace(planner.config, windows=windows)
-        for name in _PER_LAYER:
-            sizes[name + suffix, where] = cache_bytes(
-                config, on_device.rows, on_device.context, on_device.chunk, kv,
-                rings_only=name == "restore points",
-            )  # fmt: skip
+    ):
+        sizes["weights.other" + suffix, where] = vector_bytes(planner.decoder, dtype, layers)
+    given = (planner.config, on_device.rows, on_device.context, on_device.chunk, kv)
+    for name, nbytes in cache_parts(*given, on_host=count).items():
+        sizes[name, "host" if name.endswith(ON_HOST) else "device"] = nbytes
+    for name, nbytes in cache_parts(*given, rings_only=True, on_host=count).items():
+        suffix, where = (ON_HOST, "host") if name.endswith(ON_HOST) else ("", "device")
+        key = (RESTORE_POINTS + suffix, where)
+        sizes[key] = sizes.get(key, 0) + nbytes
     yield from (Part(name, nbytes, where) for (name, where), nbytes in sizes.items() if nbytes)
     for part in on_device.parts:
-        if not part.name.startswith("weights.") and part.name not in _PER_LAYER:
+        if not part.name.startswith(_PER_LAYER):
             yield part
     for part in on_host.parts:
         if part.name in _HOST_SHARE:

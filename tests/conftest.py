@@ -21,6 +21,9 @@ ROOT = Path(__file__).resolve().parent.parent
 ASSETS = Path(os.environ.get("EDGELM_ASSETS") or ROOT.parent / "shared" / "assets")
 
 torch.set_num_threads(1)
+# Read when Triton is first imported: without a card its kernels run number by number, on the CPU.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # The same examples on every run: a mutation is noticed always or never.
 hypothesis.settings.register_profile("repeatable", derandomize=True, database=None)

@@ -20,6 +20,7 @@ from edgelm.hub import cache_dir
 from edgelm.load_peak import load_peak_bytes
 from edgelm.memory import Ledger, Part
 from edgelm.version import __version__
+from quant import find
 
 GIB = 1 << 30
 
@@ -77,8 +78,8 @@ def test_the_ledger_asks_the_machine_too(monkeypatch: pytest.MonkeyPatch) -> Non
     ledger = Ledger([Part("a", 0)], headroom_bytes=1000)
     monkeypatch.setattr(hardware, "available_memory_bytes", lambda: 99)
     with pytest.raises(edgelm.BudgetExceededError, match="99 B"):
-        ledger.extend("a", 100)
-    ledger.extend("a", 99)
+        ledger.extend({"a": 100})
+    ledger.extend({"a": 99})
 
 
 def test_a_request_too_long_is_refused_and_the_next_one_served(assets: Path) -> None:
@@ -254,3 +255,21 @@ def test_the_load_peak_is_that_of_its_worst_moment(tiny_llama: Callable[..., Pat
     rest = embed.nbytes + sum(product.nbytes for product in layers)
     assert load_peak_bytes(plan.products, names, 0) == rest + load_peak_bytes([head], names, 0)
     assert load_peak_bytes(plan.products, names, 7) == load_peak_bytes(plan.products, names, 0) + 7
+
+
+def test_memory_is_given_back_before_and_after_a_layout(
+    tiny_llama: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks that were read linger in the C library, up to 48 MiB of them, beside the layout."""
+    kernel, events = type(find("reference")), []
+    prepare = kernel.prepare
+
+    def preparing(*given: Any) -> Any:
+        events.append("laid out")
+        return prepare(*given)
+
+    monkeypatch.setattr(kernel, "prepare", preparing)
+    monkeypatch.setattr(hardware, "release_freed_memory", lambda: events.append("given back"))
+    with edgelm.load(tiny_llama(), quant="int8", backend="reference", context=32) as lm:
+        products = len(lm.plan.products)
+    assert events == ["given back", "laid out", "given back"] * products

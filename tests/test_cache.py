@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from oracle import assert_close, load_exact
 
 import edgelm
-from edgelm.cache_sizes import cache_bytes
+from edgelm.cache_sizes import cache_parts
 
 CONTEXT = 40
 
@@ -60,7 +60,6 @@ def test_random_chunks_truncations_and_restores(
             cache.restore(row, saved[0])
             row_ids[row] = list(saved[1])
         assert cache.lengths == [len(r) for r in row_ids]
-    lm.ledger.release("kv cache", cache.nbytes)
 
 
 def _step(lm: edgelm.LanguageModel, cache: edgelm.KVCache, row: int, new: torch.Tensor):
@@ -86,7 +85,7 @@ def test_bytes_are_the_formula(lm: edgelm.LanguageModel) -> None:
         cache = lm.new_cache(rows=3, context=17, kv=kv)
         expected = 2 * 3 * 3 * 17 * 2 * 16 * size  # keys and values, layers, rows, tokens, G, D
         assert cache.nbytes == expected
-        assert cache_bytes(lm.config, 3, 17, 11, cache.dtype) == expected
+        assert cache_parts(lm.config, 3, 17, 11, cache.dtype) == {"kv cache.full": expected}
 
 
 def test_bfloat16_cache_stays_near(lm: edgelm.LanguageModel) -> None:

@@ -206,7 +206,14 @@ def test_plan(nano: Path, run: Run) -> None:
     assert sum(part["bytes"] for part in plan["parts"]) == plan["steady_peak_bytes"]
     assert plan["predicted_peak_bytes"] == max(plan["steady_peak_bytes"], plan["load_peak_bytes"])
     shown = run("plan", nano)
-    assert shown.code == 0 and "kv cache" in shown.out and "fits" in shown.out
+    assert shown.code == 0 and "kv cache.full" in shown.out and "fits" in shown.out
+
+
+def test_plan_of_answers_side_by_side(nano: Path, run: Run) -> None:
+    shown = run("plan", nano, "--rows", 3)
+    assert shown.code == 0 and "3 answers of 1024 tokens each" in " ".join(shown.out.split())
+    found = run("plan", nano, "--rows", "auto", "--json").document
+    assert found["rows"] == 8 and {other["rows"] for other in found["rejected"]} == {1, 2, 4, 8}
 
 
 def test_generate_streams_what_json_holds(nano: Path, run: Run) -> None:
@@ -267,7 +274,7 @@ def test_guesses_on_the_command_line(nano: Path, run: Run) -> None:
     assert off["stats"]["drafted_tokens"] == 0 < on["stats"]["drafted_tokens"]
     assert run(*generate, "--speculate", "maybe").code == 2
     parts = run("plan", nano, *options, "--draft", nano, "--json").document["parts"]
-    assert {"draft.weights.mlp", "draft.kv cache"} <= {part["name"] for part in parts}
+    assert {"draft.weights.mlp", "draft.kv cache.full"} <= {part["name"] for part in parts}
 
 
 def test_bench(nano: Path, run: Run) -> None:

@@ -78,11 +78,63 @@ def test_ledger_refuses_what_is_not_planned() -> None:
     with pytest.raises(edgelm.BudgetExceededError):
         ledger.empty("b", (1,), torch.uint8)
     with pytest.raises(edgelm.BudgetExceededError):
-        ledger.extend("a", 51)
-    ledger.extend("a", 50)
-    ledger.empty("a", (70,), torch.uint8)
-    ledger.release("a", 50)
-    assert ledger.headroom_bytes == 50
+        ledger.extend({"a": 26, "b": 25})
+    ledger.extend({"a": 25, "b": 25})
+    ledger.empty("a", (45,), torch.uint8)
+    ledger.extend({"b": -25})
+    assert ledger.headroom_bytes == 25
+
+
+class Held:
+    """Two tensors."""
+
+    def __init__(self, *tensors: torch.Tensor) -> None:
+        self.tensors = tensors
+
+
+def test_what_is_lent_comes_back_with_its_holder() -> None:
+    ledger = Ledger([Part("a", 100)], headroom_bytes=50)
+
+    def take(*parts: str) -> Held:
+        return Held(*(ledger.empty(part, (60,), torch.uint8) for part in parts))
+
+    first = ledger.lend({"a": 60}, lambda: take("a"))
+    assert ledger.headroom_bytes == 50, "the plan had room for it"
+    second = ledger.lend({"a": 60}, lambda: take("a"))
+    assert ledger.headroom_bytes == 30 and ledger.taken["a"] == ledger.planned["a"] == 120
+    with pytest.raises(edgelm.BudgetExceededError, match=r"60 B more are needed \(b\).* 30 B"):
+        ledger.lend({"b": 60}, lambda: take("b"))
+    with pytest.raises(edgelm.BudgetExceededError, match="b: 60 B asked for, 5 B in the plan"):
+        ledger.lend({"a": 10, "b": 5}, lambda: take("b"))
+    assert len(second.tensors) == 1 and ledger.headroom_bytes == 30
+    del second
+    assert ledger.headroom_bytes == 50 and ledger.planned["a"] == 100
+    del first
+    assert ledger.taken["a"] == 0 and ledger.headroom_bytes == 50
+
+
+def test_caches_and_snapshots_come_out_of_the_budget(assets: Path) -> None:
+    """Named by kind, refused where there is no room, and given back when they are dropped."""
+    folder = assets / "nano" / "gemma2"
+    plan = edgelm.plan(folder, quant="none", context=256, chunk=16)
+    budget = plan.predicted_peak_bytes + (64 << 20)
+    with edgelm.load(folder, quant="none", context=256, chunk=16, budget=budget) as lm:
+        headroom = lm.ledger.headroom_bytes
+        for _ in range(3):
+            cache = lm.new_cache()
+            kinds = {name for name in lm.ledger.taken if name.startswith("kv cache.")}
+            assert kinds == {"kv cache.full", "kv cache.window"}
+            assert lm.ledger.headroom_bytes == headroom - cache.nbytes
+            lm.forward(torch.tensor([[1, 5, 9]]), cache=cache)
+            snapshot = cache.snapshot(0)
+            assert lm.ledger.taken["snapshots"] == snapshot.nbytes > 0
+            assert lm.ledger.headroom_bytes == headroom - cache.nbytes - snapshot.nbytes
+            lm.ledger.headroom_bytes = 0
+            with pytest.raises(edgelm.BudgetExceededError, match="snapshots"):
+                cache.snapshot(0)
+            lm.ledger.headroom_bytes = headroom - cache.nbytes - snapshot.nbytes
+            del cache, snapshot
+            assert lm.ledger.headroom_bytes == headroom and lm.ledger.taken["snapshots"] == 0
 
 
 def test_a_second_cache_must_fit_the_budget(tmp_path: Path) -> None:

@@ -149,7 +149,8 @@ def test_as_many_layers_as_fit_stay(nano: Path) -> None:
     assert set(edgelm.plan(nano, **SETTINGS).placement) == {"cpu"}
 
 
-def test_refusals(nano: Path) -> None:
+def test_refusals(nano: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgelm.hardware.resident_bytes", lambda: 255 << 20)
     with pytest.raises(edgelm.UsageError, match="offload 'cpu'"):
         edgelm.plan(nano, offload="cpu")
     with pytest.raises(edgelm.DoesNotFitError, match="offload='disk'"):

@@ -145,12 +145,18 @@ def test_floats_among_quantized_matrices_are_kept_too(nano: Path, packed: list[s
 def test_the_plan_knows_what_is_laid_out(nano: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is made beside the weights then, as headers and file names tell."""
     monkeypatch.setattr("edgelm.hardware.resident_bytes", lambda: 300 << 20)
+    monkeypatch.setattr(
+        "edgelm.runs.record", lambda *_: None
+    )  # other tests' memory teaches nothing
     before = edgelm.plan(nano, **SETTINGS)
     answer(nano)
     after = edgelm.plan(nano, **SETTINGS)
     runtime = next(part.bytes for part in after.parts if part.name == "runtime")
     matrices = sum(product.nbytes for product in after.products)
     print(f"load peaks {before.load_peak_bytes} and {after.load_peak_bytes}")
+    layout = next(part for part in before.parts if part.name == "layout cache")
+    assert layout.where == "disk" and layout.bytes == matrices, "of all weights here, no memory"
+    assert before.steady_peak_bytes == sum(p.bytes for p in before.parts) - layout.bytes
     assert after.load_peak_bytes == runtime + matrices < before.load_peak_bytes
     assert after.parts == before.parts and after.steady_peak_bytes == before.steady_peak_bytes
 

@@ -13,7 +13,7 @@ import torch
 import edgelm
 from edgelm.benchmark import random_model
 from edgelm.cache import KVCache
-from edgelm.cache_sizes import cache_bytes, ring_slots
+from edgelm.cache_sizes import cache_parts, ring_slots
 from edgelm.checkpoint import random_weights
 from edgelm.checkpoint.shapes import SHAPES, shape_config
 from edgelm.cli.main import main
@@ -96,7 +96,8 @@ def test_plans_add_up(shape: str) -> None:
     assert plan.bits_per_weight == plan.weight_bytes * 8 / PUBLISHED[shape]
     assert 4.5 < plan.bits_per_weight < 6.5
     slots = sum(ring_slots(window, 2048, 256) for window in config.windows)
-    assert sizes["kv cache"] == slots * 2 * config.num_kv_heads * config.head_size * 2
+    caches = sum(nbytes for name, nbytes in sizes.items() if name.startswith("kv cache."))
+    assert caches == slots * 2 * config.num_kv_heads * config.head_size * 2
     assert sizes["logits"] == (plan.draft_depth + 1) * config.vocab_size * 4
     print(f"{shape}: {plan.steady_peak_bytes / 2**30:.2f} GiB, {plan.bits_per_weight:.2f} bits")
 
@@ -107,7 +108,8 @@ def test_cache_of_gemma_2_2b_at_8k_is_the_formula(chunk: int) -> None:
     files = random_model("gemma-2-2b")
     expected = (624 << 20) + 13 * (chunk - 1) * (4 << 10)
     plan = edgelm.plan(files, quant="int4", context=8192, kv="bfloat16", chunk=chunk)
-    assert next(part.bytes for part in plan.parts if part.name == "kv cache") == expected
+    planned = {p.name: p.bytes for p in plan.parts if p.name.startswith("kv cache.")}
+    assert sum(planned.values()) == expected and planned["kv cache.full"] == 416 << 20
     taken = []
 
     def take(part: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
@@ -117,8 +119,9 @@ def test_cache_of_gemma_2_2b_at_8k_is_the_formula(chunk: int) -> None:
 
     cache = KVCache(files.config, 1, 8192, chunk, torch.bfloat16, take, owner=None)
     assert sum(nbytes for _, nbytes in taken) == cache.nbytes == expected
-    assert {part for part, _ in taken} == {"kv cache"}
-    assert cache_bytes(files.config, 1, 8192, chunk, torch.bfloat16) == expected
+    for name, nbytes in planned.items():
+        assert sum(own for part, own in taken if part == name) == nbytes
+    assert cache_parts(files.config, 1, 8192, chunk, torch.bfloat16) == planned
     print(f"chunk {chunk}: {expected} bytes, {expected / 2**20:.1f} MiB")
 
 

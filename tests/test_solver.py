@@ -106,6 +106,35 @@ def test_what_is_given_is_kept(shape: ModelFiles) -> None:
     assert unknown.expected_kld is None, "nobody measured it"
 
 
+def test_rows_stay_what_was_asked_unless_left_open(shape: ModelFiles) -> None:
+    """Open ones are as many as cost neither context nor accuracy; the others keep their reason."""
+    assert edgelm.plan(shape, budget="24GiB").rows == 1
+    found = []
+    for budget in ("24GiB", "2200MiB", "2GiB", "1800MiB", "1500MiB"):
+        one = edgelm.plan(shape, budget=budget)
+        made = edgelm.plan(shape, budget=budget, rows="auto")
+        found.append((budget, made.scheme, made.kv, made.context, made.rows))
+        assert made.fits and made.predicted_peak_bytes <= made.budget_bytes
+        assert not better({"fits": True, **one.to_dict()}, made), "answers cost no accuracy"
+        reasons = {o["reason"] for o in made.rejected if o["fits"] and o["rows"] < made.rows}
+        assert not reasons - {
+            f"fits, but {made.rows} answers side by side fit too",
+            *(reason for reason in reasons if "accurate" in reason or "context" in reason),
+        }
+        more = [o for o in made.rejected if o["fits"] and o["rows"] > made.rows]
+        assert all("less accurate" in o["reason"] or "context" in o["reason"] for o in more)
+    print(found)
+    rows = [own[-1] for own in found]
+    assert rows[0] == 8 and len(set(rows)) > 2 and rows[-1] < 8
+
+
+def test_scratch_is_that_of_the_rows(tiny_llama: Callable[..., Path]) -> None:
+    """A plan for many answers is the same whether they were asked for or chosen."""
+    chosen = edgelm.plan(tiny_llama(), quant="none", backend="reference", rows="auto")
+    asked = edgelm.plan(tiny_llama(), quant="none", backend="reference", rows=chosen.rows)
+    assert chosen.rows == 8 and chosen.parts == asked.parts
+
+
 def test_the_order_is_the_measured_one(
     shape: ModelFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
@@ -151,10 +180,11 @@ def test_contexts_against_schemes(shape: ModelFiles) -> None:
     assert (one.scheme, one.context) == ("int8", 700)
 
 
-def test_solving_is_fast() -> None:
+@pytest.mark.parametrize("rows", [1, "auto"])
+def test_solving_is_fast(rows: int | str) -> None:
     files = random_model("llama-3-8b", "none")
     start = time.process_time()
-    made = edgelm.plan(files, budget="6GiB")
+    made = edgelm.plan(files, budget="6GiB", rows=rows)
     seconds = time.process_time() - start
     print(f"Llama-3-8B: {seconds:.2f} s for {len(made.rejected) + 1} choices")
     assert seconds < 3
@@ -213,7 +243,7 @@ def test_a_budget_below_the_runtime_says_so(
         ({"chunk": 0}, UsageError),
         ({"chunk": "many"}, UsageError),
         ({"rows": -1}, UsageError),
-        ({"rows": "auto"}, UsageError),
+        ({"rows": "some"}, UsageError),
         ({"rows": 10**40}, UsageError),
     ],
 )
@@ -263,8 +293,9 @@ def test_more_layers_than_any_model_has(tiny_llama: Callable[..., Path]) -> None
 def test_the_solved_plan_is_what_loads(tiny_llama: Callable[..., Path]) -> None:
     """``load`` and ``plan`` choose alike, and the model runs as planned."""
     folder = tiny_llama()
-    made = edgelm.plan(folder)
-    with edgelm.load(folder) as lm:
+    made = edgelm.plan(folder, rows="auto")
+    with edgelm.load(folder, rows="auto") as lm:
+        assert lm.plan.rows == made.rows > 1
         assert (lm.plan.scheme, lm.plan.kv, lm.plan.context) == (made.scheme, made.kv, made.context)
         logits = lm.forward(torch.tensor([[1, 5, 9]])).logits
     assert torch.isfinite(logits).all()

@@ -45,7 +45,7 @@ class EdgeLM:
         self._copy = copy
         plan = self.plan = self._lm.plan
         backends = {find(p.kernel).backend for p in plan.products}
-        cache_bytes = sum(p.bytes for p in plan.parts if p.name == "kv cache")
+        cache_bytes = sum(p.bytes for p in plan.parts if p.name.startswith("kv cache."))
         self.about = {
             "version": edgelm.__version__,
             "type": plan.scheme,

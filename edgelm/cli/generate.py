@@ -19,6 +19,7 @@ from edgelm.cli.options import (
     SourceOptions,
 )
 from edgelm.errors import UsageError
+from edgelm.settings import MOST_ROWS
 
 Prompt = Annotated[str | None, typer.Argument(help="The text to continue.")]
 File = Annotated[Path | None, typer.Option(help="A text file with one prompt a line.")]
@@ -27,8 +28,6 @@ Beams = Annotated[int, typer.Option(help="Above 1: a beam search of this width."
 Logprobs = Annotated[
     int | None, typer.Option(help="With --json: log-probabilities of so many likeliest tokens.")
 ]
-
-_ROWS = 8  # lines of a file that are answered side by side
 
 
 def generate(
@@ -41,7 +40,7 @@ def generate(
         raise UsageError("Give either a PROMPT or --file, one of them.")
     prompts = [prompt] if prompt is not None else _lines(file)
     files = open_files(model, source, output, load)
-    rows = max(min(len(prompts) * n, _ROWS), beams)
+    rows = max(min(len(prompts) * n, MOST_ROWS), beams)
     with load_for_text(files, load, guess, run, output, rows=rows) as lm:
         options = sampling.request(run) | guess.request() | {"logprobs": logprobs}
         if prompt is None or n > 1 or beams > 1:

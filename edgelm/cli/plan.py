@@ -31,6 +31,7 @@ from edgelm.solver import shortage
 Contexts = Annotated[
     bool, typer.Option("--table", help="Contexts against schemes: what fits, and what it takes.")
 ]
+Rows = Annotated[str, typer.Option(help="Answers made side by side, or auto.")]
 
 _BAR_WIDTH = 40
 
@@ -38,20 +39,21 @@ _BAR_WIDTH = 40
 def plan(
     source: SourceOptions, load: LoadOptions, output: OutputOptions,
     model: ModelIfNoShape = None, shape: Shape = None, table: Contexts = False,
-    draft: Draft = None,
+    draft: Draft = None, rows: Rows = "1",
 ) -> int:  # fmt: skip
     """Say what MODEL would take, from headers alone; exit code 3 when nothing fits."""
     files = open_headers_or_shape(model, shape, source, output)
     if hardware.recorded_read_gb_s(cache_dir()) is None:
         hardware.record_read_gb_s(cache_dir())
+    settings = load.settings() | {"rows": rows}
     if table:
-        plans = plan_table(files, **load.settings())
+        plans = plan_table(files, **settings)
         if output.json:
             console.print_json({"plans": [_cell(made) for made in plans]})
         else:
             _show_table(files.name, plans)
         return 0 if any(made.fits for made in plans) else DoesNotFitError.exit_code
-    made = edgelm.plan(files, draft=draft, **load.settings())
+    made = edgelm.plan(files, draft=draft, **settings)
     if output.json:
         console.print_json(made.to_dict())
     else:
@@ -63,7 +65,7 @@ def _show(name: str, made: Plan, output: OutputOptions) -> None:
     out = console.stdout()
     out.print(
         f"{name}: {made.scheme}, {made.bits_per_weight:.2f} bits per weight, {made.dtype} "
-        f"activations, {made.kv} cache for {made.context} tokens, chunks of {made.chunk}\n"
+        f"activations, {made.kv} cache for {_answers(made)}, chunks of {made.chunk}\n"
     )
     out.print(_parts(made), "")
     kernels = Table("tensors", "count", "scheme", "kernel", box=None)
@@ -91,6 +93,11 @@ def _show(name: str, made: Plan, output: OutputOptions) -> None:
         f"{'disk' if streamed else 'read'} bandwidth, divergence {_nats(made.expected_kld)} by "
         "what small models measured"
     )
+
+
+def _answers(made: Plan) -> str:
+    each = f"{made.rows} answers of {made.context} tokens each"
+    return each if made.rows > 1 else f"{made.context} tokens"
 
 
 def _parts(made: Plan) -> Table:

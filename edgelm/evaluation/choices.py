@@ -76,13 +76,12 @@ class Scorer:
         context = lm.plan.context
         widest = max(len(tail) for item in items for tail in split_item(item, context)[1])
         self._logits_bytes = 2 * rows * widest * lm.config.vocab_size * 4
-        lm.ledger.extend("evaluation", self._logits_bytes)
+        lm.ledger.extend({"evaluation": self._logits_bytes})
         self._caches = [lm.new_cache(1), lm.new_cache(rows)]
 
     def close(self) -> None:
-        for cache in self._caches:
-            self._lm.ledger.release("kv cache", cache.nbytes)
-        self._lm.ledger.extend("evaluation", -self._logits_bytes)
+        self._caches.clear()
+        self._lm.ledger.extend({"evaluation": -self._logits_bytes})
 
     @torch.inference_mode()
     def log_likelihoods(self, item: list[Encoded]) -> list[float]:

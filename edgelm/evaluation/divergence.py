@@ -68,15 +68,12 @@ def score_text(
         assert logits is not None
         return logits[0]
 
+    lm.ledger.extend({"evaluation": needed})
     try:
-        lm.ledger.extend("evaluation", needed)
-        try:
-            theirs = None if baseline is None else baseline.logits
-            return compare(passage, block, mine, theirs, progress)
-        finally:
-            lm.ledger.extend("evaluation", -needed)
+        theirs = None if baseline is None else baseline.logits
+        return compare(passage, block, mine, theirs, progress)
     finally:
-        lm.ledger.release("kv cache", cache.nbytes)
+        lm.ledger.extend({"evaluation": -needed})
 
 
 def working_bytes(vocab_size: int, block: int) -> int:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from edgelm.cache import SNAPSHOTS
 from edgelm.config import ModelConfig
 from edgelm.engine import Engine, RowTokens
 from edgelm.errors import DoesNotFitError, NonFiniteError
@@ -164,9 +165,10 @@ def _plan(decoder: Decoder, config: ModelConfig, names: WeightNames, settings: S
     """The plan of a model of one layer, less its embedding, which stays in the file."""
     whole = solve(decoder, config, names, settings)
     products = tuple(p for p in whole.products if p.names != ("embed",))
-    held = sum(p.bytes for p in whole.parts if p.name == "kv cache")  # of a row that tails share
-    states = Part("hidden states", 4 * BLOCK_TOKENS * config.hidden_size * 4 + held)
-    parts = (*(p for p in whole.parts if p.name != "weights.embed"), states)
+    held = sum(p.bytes for p in whole.parts if p.name.startswith("kv cache."))
+    states = Part("hidden states", 4 * BLOCK_TOKENS * config.hidden_size * 4)
+    shared = Part(SNAPSHOTS, held)  # a row that tails begin with
+    parts = (*(p for p in whole.parts if p.name != "weights.embed"), states, shared)
     plan = replace(whole, products=products, parts=parts)
     runtime = sum(p.bytes for p in parts if p.name in ("runtime", LEARNED))
     load_peak = load_peak_bytes(products, names, runtime)

@@ -27,6 +27,7 @@ from mutations import (
     speculation,
     terminal,
     text,
+    triton,
     writing,
 )
 from mutations.row import Mutation
@@ -52,5 +53,6 @@ MUTATIONS: tuple[Mutation, ...] = (
     *speculation.MUTATIONS,
     *terminal.MUTATIONS,
     *text.MUTATIONS,
+    *triton.MUTATIONS,
     *writing.MUTATIONS,
 )

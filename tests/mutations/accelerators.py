@@ -80,13 +80,6 @@ MUTATIONS: tuple[Mutation, ...] = (
         (f"{TRITON}::test_whole_models_match_under_the_interpreter",),
     ),
     Mutation(
-        "out of memory: the ledger counts as before",
-        "edgelm/memory.py",
-        "            self.headroom_bytes, self.device_headroom_bytes = left\n",
-        "",
-        (f"{TESTS}::test_running_out_of_memory_for_a_cache",),
-    ),
-    Mutation(
         "out of memory: it is caught within an answer",
         "edgelm/model.py",
         "with accelerators.current(self.plan.device), memory_reported(self.plan, engine.forget):",

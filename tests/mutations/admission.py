@@ -22,10 +22,24 @@ MUTATIONS: tuple[Mutation, ...] = (
         (f"{ADMISSION}test_memory_taken_between_plan_and_load_is_refused",),
     ),
     Mutation(
+        "admission: a group's memory that others took",
+        "edgelm/admission.py",
+        "if missing > available:",
+        "if False:",
+        ("tests/test_refusals.py::test_another_process_takes_the_memory",),
+    ),
+    Mutation(
+        "plan: what is said where the runtime alone is too much",
+        "edgelm/solver.py",
+        "return _runtime_bytes(plan) > plan.budget_bytes",
+        "return False",
+        ("tests/test_refusals.py::test_nothing_is_taken_for_what_is_refused",),
+    ),
+    Mutation(
         "admission: the ledger asks the machine too",
         "edgelm/memory.py",
-        "left = min(self.headroom_bytes, hardware.available_memory_bytes())",
-        "left = self.headroom_bytes",
+        "self._require_room(parts, on_host, min(self.headroom_bytes, available))",
+        "self._require_room(parts, on_host, self.headroom_bytes)",
         (f"{ADMISSION}test_the_ledger_asks_the_machine_too",),
     ),
     Mutation(
@@ -104,6 +118,13 @@ MUTATIONS: tuple[Mutation, ...] = (
         "        held += product.nbytes\n",
         "",
         (f"{ADMISSION}test_the_load_peak_is_that_of_its_worst_moment",),
+    ),
+    Mutation(
+        "load peak: blocks that were read are given back before the layout",
+        "edgelm/loading.py",
+        "        hardware.release_freed_memory()  # blocks that were read\n",
+        "",
+        (f"{ADMISSION}test_memory_is_given_back_before_and_after_a_layout",),
     ),
     Mutation(
         "memory: compiled products are not kept for every number of rows",

@@ -224,6 +224,6 @@ def test_a_backend_that_cannot_gives_every_reason() -> None:
 
 def test_unknown_backends_are_named() -> None:
     with pytest.raises(
-        KernelUnavailable, match="'magic'; allowed here: auto, native, torch, reference"
+        KernelUnavailable, match="'magic'; allowed here: auto, native, triton, torch, reference"
     ):
         choose(Scheme.parse("int8"), (64, 64), CPU, "magic")

@@ -1,0 +1,124 @@
+"""Peaks that `edgelm quantize` promises, and what it takes, for 6.4 GB of bfloat16 weights.
+
+    python benches/promises.py            every method, into results/promises.json
+    python benches/promises.py mse        that one; rows of the others stay
+
+The weights are random, in the shape of Llama-3.2-3B; they and the result need 12 GB of the
+temporary folder. The exit code is 1 when a promise is broken, or larger than the rule allows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from checkpoints import write_model
+from safetensors import safe_open
+
+import edgelm
+from edgelm import hardware
+from edgelm.checkpoint.shapes import shape_config
+from quant import METHODS
+
+MIB = 1 << 20
+SHAPE = "llama-3.2-3b"
+BESIDE_BYTES = 300 * MIB  # beside two largest tensors and `import torch`
+RESULTS = Path(__file__).resolve().parent / "results" / "promises.json"
+IMPORT_TORCH = "import torch; from edgelm.hardware import resident_bytes; print(resident_bytes())"
+QUANTIZE = "import sys; from edgelm.cli.main import main; sys.exit(main(sys.argv[1:]))"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("methods", nargs="*", default=list(METHODS), help=", ".join(METHODS))
+    methods = parser.parse_args().methods
+    rows = {row["method"]: row for row in _kept()}
+    with tempfile.TemporaryDirectory() as scratch:
+        source = Path(scratch) / "source"
+        write_model(shape_config(SHAPE), source)
+        for method in methods:
+            row = rows[method] = measure(source, Path(scratch) / method, method)
+            _write(list(rows.values()))
+            print(f"{line(row)}, in {row['seconds']:.0f} s", flush=True)
+    return int(not all(is_kept(rows[method]) for method in methods))
+
+
+def measure(source: Path, out: Path, method: str) -> dict[str, Any]:
+    """What a fresh process promised and took, and what the rule allows it to promise."""
+    start = time.monotonic()
+    told = json.loads(fresh(QUANTIZE, "quantize", source, out, "--method", method, "--json"))
+    return {
+        "method": method,
+        "source_bytes": sum(path.stat().st_size for path in source.glob("*.safetensors")),
+        "written_bytes": told["nbytes"],
+        "promised_peak_bytes": told["promised_peak_bytes"],
+        "peak_rss_bytes": told["peak_rss_bytes"],
+        "allowed_bytes": int(fresh(IMPORT_TORCH)) + 2 * largest_bytes(source) + BESIDE_BYTES,
+        "seconds": time.monotonic() - start,
+    }
+
+
+def is_kept(row: dict[str, Any]) -> bool:
+    """The peak is below what was promised, and the promise is no more than the rule allows."""
+    peak, promised, allowed = (
+        row[key] for key in ("peak_rss_bytes", "promised_peak_bytes", "allowed_bytes")
+    )
+    return peak <= promised <= allowed
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row for people."""
+    keys = ("peak_rss_bytes", "promised_peak_bytes", "allowed_bytes")
+    peak, promised, allowed = (f"{row[key] / MIB:.0f}" for key in keys)
+    return f"{row['method']}: measured {peak} MiB, promised {promised}, allowed {allowed}"
+
+
+def largest_bytes(folder: Path) -> int:
+    """Of the tensors as they are stored."""
+    sizes = []
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            sizes += [file.get_tensor(name).nbytes for name in file.keys()]  # noqa: SIM118
+    return max(sizes)
+
+
+def fresh(program: str, *arguments: object) -> str:
+    """What a Python program prints in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", program, *map(str, arguments)], text=True, capture_output=True,
+        cwd=Path(edgelm.__file__).parent.parent,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def _kept() -> list[dict[str, Any]]:
+    if not RESULTS.exists():
+        return []
+    rows: list[dict[str, Any]] = json.loads(RESULTS.read_text(encoding="utf-8"))["rows"]
+    return rows
+
+
+def _write(rows: list[dict[str, Any]]) -> None:
+    result = {
+        "machine": f"{hardware.processor_name()}, {hardware.cores()} cores",
+        "date": datetime.now(UTC).date().isoformat(),
+        "command": "python benches/promises.py",
+        "shape": SHAPE,
+        "versions": {"python": platform.python_version(), "torch": version("torch")},
+        "rows": rows,
+    }
+    RESULTS.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

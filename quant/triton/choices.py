@@ -1,0 +1,104 @@
+"""Which config is fastest on this card: measured once, kept in a folder, read by later runs.
+
+The file holds several cards and versions beside each other; what it says of others is kept.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..scheme import Scheme
+from . import VERSION
+from .configs import Config, bucket
+
+FILE = "triton.json"
+log = logging.getLogger("quant")
+_CHOSEN: dict[str, Config] = {}
+_FIELDS = {name: type(value) for name, value in asdict(Config("")).items()}
+_MOST = 1 << 12  # larger than any sensible tile, small enough not to compile for hours
+
+
+def key(scheme: Scheme, shape: tuple[int, int], rows: int, x: torch.dtype) -> str:
+    """What a choice holds for: one matrix shape, rows up to a power of two, one activation type."""
+    dtype = str(x).removeprefix("torch.")
+    return f"{scheme} {shape[0]}x{shape[1]} {dtype} rows {bucket(rows)}"
+
+
+def chosen(name: str) -> Config | None:
+    """The config that `use` or `choose` gave for this key; None where nobody measured."""
+    return _CHOSEN.get(name)
+
+
+def choose(name: str, config: Config) -> None:
+    """Let products run with `config` from now on; never in the middle of an answer."""
+    _CHOSEN[name] = config
+
+
+def use(folder: Path, device: torch.device) -> int:
+    """Take what `folder` keeps for this card; returns how many choices that are.
+
+    A damaged file is passed over with a warning, and written anew by the next `keep`.
+    """
+    own = _read(folder / FILE).get(card(device), {})
+    _CHOSEN.update({name: Config(**fields) for name, fields in own.items()})
+    return len(own)
+
+
+def keep(folder: Path, device: torch.device) -> None:
+    """Write all choices of this process beside those of other cards, then rename.
+
+    OSError if the folder cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / FILE
+    data = _read(path)
+    own = data.get(card(device), {}) | {name: asdict(c) for name, c in _CHOSEN.items()}
+    beside = path.with_name(f"{FILE}.{os.getpid()}")
+    beside.write_text(json.dumps(data | {card(device): own}, indent=1), encoding="utf-8")
+    beside.replace(path)
+
+
+@cache
+def card(device: torch.device) -> str:
+    """Name of the card and versions of Triton and of our kernels: what timings belong to."""
+    from importlib.metadata import version
+
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+    return f"{name}, triton {version('triton')}, kernels {VERSION}"
+
+
+def _read(path: Path) -> dict[str, dict[str, Any]]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        log.warning("measured kernels in %s cannot be read and are ignored: %s", path, error)
+        return {}
+    if not _is_valid(data):
+        log.warning("measured kernels in %s are damaged and are ignored", path)
+        return {}
+    return data
+
+
+def _is_valid(data: Any) -> bool:
+    """Whether `data` maps cards to keys, and those to configs that a kernel could run with."""
+    return isinstance(data, dict) and all(
+        isinstance(own, dict) and all(map(_is_config, own.values())) for own in data.values()
+    )
+
+
+def _is_config(fields: Any) -> bool:
+    if not isinstance(fields, dict) or {n: type(v) for n, v in fields.items()} != _FIELDS:
+        return False
+    sizes = [value for name, value in fields.items() if name not in ("how", "stages")]
+    powers = all(0 < size <= _MOST and size & (size - 1) == 0 for size in sizes)
+    return powers and 0 < fields["stages"] <= 8 and fields["how"] in ("rows", "tile", "unpack")
