@@ -62,6 +62,14 @@ def of_limit(key: str, limit: str) -> Callable[[Row], str]:
     return show
 
 
+def shown(key: str) -> Callable[[Row], str]:
+    """A number with three digits, or why there is none."""
+    return lambda row: f"{row[key]:.3g}" if key in row else ""
+
+
+UNMEASURED = {"gpu": "Nothing has been measured on a GPU yet; `python benches/gpu.py` does it."}
+"""What stands in place of tables that need a machine which may never have been at hand."""
+
 TABLES: dict[str, dict[str, Callable[[Row], str]]] = {
     "backends": {
         "model": lambda row: row["model"],
@@ -108,11 +116,20 @@ TABLES: dict[str, dict[str, Callable[[Row], str]]] = {
         "decode tok/s": lambda row: f"{row['decode_tok_s']:.0f}",
         "decode GB/s": bandwidth,
     },
+    "gpu": {
+        "on a GPU": lambda row: row["row"],
+        "measured": lambda row: row.get("missing") or f"{row['value']:.3g}",
+        "goal": shown("goal"),
+        "floor": shown("floor"),
+        "reached": lambda row: row.get("reached", ""),
+    },
 }
 
 
 def render(name: str) -> str:
     """The Markdown of one table with the machine and the command that made it."""
+    if name in UNMEASURED and not (BENCHES / "results" / f"{name}.json").exists():
+        return f"{UNMEASURED[name]}\n"
     result = json.loads((BENCHES / "results" / f"{name}.json").read_text(encoding="utf-8"))
     columns = TABLES[name]
     lines = [" | ".join(columns), " | ".join("---" for _ in columns)]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import torch
 from torch import Tensor, nn
 
 from edgelm.config import ModelConfig
@@ -35,6 +38,11 @@ class Attention(nn.Module):
         self.out = Projection({"o": config.hidden_size}, heads * size, out_bias)
         self.q_norm = None if qk_norm_eps is None else LayerNorm(size, qk_norm_eps)
         self.k_norm = None if qk_norm_eps is None else LayerNorm(size, qk_norm_eps)
+
+    def move(self, device: torch.device) -> None:
+        """Put what is no weight, the slopes of ALiBi, where the scores will be."""
+        if self.scoring.slopes is not None:
+            self.scoring = replace(self.scoring, slopes=self.scoring.slopes.to(device))
 
     def forward(self, x: Tensor, out: Tensor, step: Step) -> Tensor:
         """x [M, N] -> out [M, N]; writes the tokens' keys and values into the cache first."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from edgelm import hardware
+from edgelm import accelerators, hardware
 from edgelm.checkpoint.random_weights import RandomWeights
 from edgelm.checkpoint.shapes import shape_config
 from edgelm.entry import load
@@ -53,8 +53,9 @@ class Measurement:
 
     Speeds are medians over the rounds. ``bytes_per_token`` are the weights that one decode step
     reads and ``decode_gb_s`` the rate at which it reads them; ``read_gb_s`` is what plain reading
-    reached right after. ``first_token_s`` is what the first request after loading waited, nothing
-    being warm. Peaks are of the whole process.
+    reached right after (on CUDA devices copying, reads and writes both counted).
+    ``first_token_s`` is what the first request after loading waited, nothing being warm. Peaks are
+    of the whole process.
     """
 
     model: str
@@ -103,6 +104,9 @@ def measure(
             if on_round:
                 on_round(done + 1, workload.repeat + 1)
         peak = hardware.peak_resident_bytes()  # before the buffer that the bandwidth is read from
+        device_peak = accelerators.peak_bytes(lm.plan.device)
+    on_cuda = lm.plan.device.startswith("cuda")
+    read_gb_s = accelerators.copy_gb_s(lm.plan.device) if on_cuda else hardware.read_gb_s()
     decode_tok_s = median(stats.decode_tok_s for stats in rounds[1:])
     token_bytes = bytes_per_token(files.assemble("causal-lm")[0], lm.plan.products)
     return Measurement(
@@ -110,7 +114,7 @@ def measure(
         scheme=lm.plan.scheme,
         bits_per_weight=lm.plan.bits_per_weight,
         backend=_backends(lm),
-        device=lm.plan.products[0].device,
+        device=lm.plan.device,
         threads=torch.get_num_threads(),
         prompt_tokens=workload.prompt_tokens,
         prefill_tok_s=median(stats.prefill_tok_s for stats in rounds[1:]),
@@ -119,11 +123,11 @@ def measure(
         weight_bytes=lm.plan.weight_bytes,
         bytes_per_token=token_bytes,
         decode_gb_s=token_bytes * decode_tok_s / 1e9,
-        read_gb_s=hardware.read_gb_s(),
+        read_gb_s=read_gb_s,
         load_s=load_s,
         first_token_s=rounds[0].prefill_s,
         peak_rss_bytes=peak,
-        peak_device_bytes=0,
+        peak_device_bytes=device_peak,
         predicted_peak_bytes=lm.plan.predicted_peak_bytes,
     )
 

@@ -7,13 +7,13 @@ in slot p modulo the ring's size, and masks are made from the positions alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from edgelm.cache_sizes import SCALE_DTYPE, cache_part, ring_slots
+from edgelm.cache_sizes import SCALE_DTYPE, cache_part, ring_slots, shares
 from edgelm.config import ModelConfig
 from edgelm.errors import ContextLengthError, UsageError
 from edgelm.ops.reference import Stored
@@ -24,16 +24,21 @@ SNAPSHOTS = "snapshots"  # a plan part
 
 
 class LayerStore:
-    """Memory of the layers that share a window: [layers, rows, G, slots, D]."""
+    """Memory of the layers that share a window: [layers, rows, G, slots, D].
+
+    Args:
+        among: the layers that may belong to it; None: all. suffix: of its plan part's name.
+    """
 
     def __init__(
         self, config: ModelConfig, window: int | None, rows: int, slots: int, dtype: torch.dtype,
-        take: Take,
+        take: Take, among: Sequence[int] | None = None, suffix: str = "",
     ) -> None:  # fmt: skip
-        self.window, self.slots = window, slots
-        self.layers = [index for index, own in enumerate(config.windows) if own == window]
+        self.window, self.slots, self.suffix = window, slots, suffix
+        among = range(len(config.windows)) if among is None else among
+        self.layers = [index for index in among if config.windows[index] == window]
         shape = (len(self.layers), rows, config.num_kv_heads, slots, config.head_size)
-        part = cache_part(window)
+        part = cache_part(window) + suffix
         self.memory = [take(part, shape, dtype) for _ in range(2)]
         self.scales: list[Tensor] = []
         if dtype == torch.int8:
@@ -48,11 +53,11 @@ class LayerStore:
         """Where positions ``start`` to ``start + count`` of a row go, counted over all rows."""
         return [row * self.slots + p % self.slots for p in range(start, start + count)]
 
-    def key_positions(self, length: int) -> Tensor:
+    def key_positions(self, length: int, device: torch.device | str = "cpu") -> Tensor:
         """Position held by each visible slot of a row of ``length`` tokens: [visible] int64."""
         if length <= self.slots:
-            return torch.arange(length)
-        slots = torch.arange(self.slots)
+            return torch.arange(length, device=device)
+        slots = torch.arange(self.slots, device=device)
         return length - 1 - (length - 1 - slots) % self.slots
 
     def write(self, index: int, slots: Tensor, new: tuple[Tensor, Tensor]) -> None:
@@ -99,17 +104,21 @@ class KVCache:
         take: the Ledger's way to get memory (part, shape, dtype).
         owner: the loaded model; another model's snapshots are refused by it.
         lend: the Ledger's way to get memory beyond the plan, for snapshots.
+        on_host: how many of the first layers lie on the CPU beside an accelerator.
     """
 
     def __init__(
         self, config: ModelConfig, rows: int, context: int, chunk: int, dtype: torch.dtype,
-        take: Take, owner: object, lend: Lend = lambda _, make: make(),
+        take: Take, owner: object, lend: Lend = lambda _, make: make(), on_host: int = 0,
     ) -> None:  # fmt: skip
         self.rows, self.context, self.dtype = rows, context, dtype
         self._owner, self._take, self._lend = owner, take, lend
         self.stores = [
-            LayerStore(config, window, rows, ring_slots(window, context, chunk), dtype, take)
-            for window in dict.fromkeys(config.windows)
+            LayerStore(
+                config, window, rows, ring_slots(window, context, chunk), dtype, take, among, suffix
+            )
+            for among, suffix in shares(config, on_host)
+            for window in dict.fromkeys(config.windows[layer] for layer in among)
         ]
         self._place = {
             layer: (number, index)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from edgelm.config import ModelConfig
+from edgelm.placement import ON_HOST
 
 SCALE_DTYPE = torch.bfloat16  # range matters more than digits: codes are rounded to the scale
 
@@ -25,19 +26,27 @@ def cache_part(window: int | None) -> str:
 
 def cache_parts(
     config: ModelConfig, rows: int, context: int, chunk: int, dtype: torch.dtype,
-    *, rings_only: bool = False,
+    *, rings_only: bool = False, on_host: int = 0,
 ) -> dict[str, int]:  # fmt: skip
     """Bytes of keys and values by plan part, int8 scales included: what ``KVCache`` takes.
 
-    ``rings_only`` counts the layers whose rings are smaller than the context.
+    ``rings_only`` counts the layers whose rings are smaller than the context; the first ``on_host``
+    layers, which lie on the CPU beside an accelerator, have parts of their own.
     """
     per_slot = 2 * config.num_kv_heads * config.head_size * dtype.itemsize
     if dtype == torch.int8:
         per_slot += 2 * config.num_kv_heads * SCALE_DTYPE.itemsize
     found: dict[str, int] = {}
-    for window in config.windows:
+    for layer, window in enumerate(config.windows):
         slots = ring_slots(window, context, chunk)
         if slots < context or not rings_only:
-            part = cache_part(window)
+            part = cache_part(window) + (ON_HOST if layer < on_host else "")
             found[part] = found.get(part, 0) + rows * slots * per_slot
     return found
+
+
+def shares(config: ModelConfig, on_host: int) -> list[tuple[range, str]]:
+    """Layers and the suffix of their plan parts: the device's, and the host's if it has some."""
+    layers = len(config.windows)
+    found = [(range(on_host, layers), ""), (range(on_host), ON_HOST)]
+    return [(among, suffix) for among, suffix in found if among]

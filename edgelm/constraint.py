@@ -81,7 +81,7 @@ class Match:
         wide = allowed.new_zeros(len(logits))  # embeddings may be padded beyond the tokenizer
         wide[: len(allowed)] = allowed
         wide[[i for i in self._end_ids if i < len(wide)]] = self._matcher.is_accepting()
-        logits[~wide] = NEVER
+        logits.masked_fill_(~wide.to(logits.device), NEVER)
 
     def accept(self, token: int) -> bool:
         """Go on with a chosen token; True when nothing but an end can follow."""

@@ -180,7 +180,7 @@ def _write(file: Any, facts: Facts, tensors: dict[str, Tensor]) -> None:
 
 def _write_group(file: BinaryIO, group: Tensor) -> None:
     """The slots of one layer's group, which lie together in the cache."""
-    file.write(group.reshape(-1).view(torch.uint8).numpy().data)
+    file.write(group.reshape(-1).view(torch.uint8).cpu().numpy().data)
 
 
 @contextmanager

@@ -45,7 +45,7 @@ class DraftModel:
         self, files: ModelFiles, plan: Plan, method: str, vocab_size: int, ledger: Ledger,
         progress: Progress | None,
     ) -> None:  # fmt: skip
-        own = Ledger(plan.parts, 0)
+        own = Ledger(plan.parts, 0, 0, plan.device)
         decoder, names = files.assemble("causal-lm")
         Loader(decoder, names, plan, own, method, progress).load(keep=True)
         self._engine = Engine(decoder, files.config, plan, own)
@@ -136,14 +136,15 @@ def with_draft(made: Plan, draft: Plan) -> Plan:
     )
     parts = [part for part in made.parts if part.name not in ("speculation", scratch)]
     parts += [
-        Part(PREFIX + part.name, part.bytes)
+        Part(PREFIX + part.name, part.bytes, part.where)
         for part in draft.parts
         if part.name not in (*RUNTIME_PARTS, scratch)
     ]
-    parts.append(Part(scratch, larger))
+    where = next(part.where for part in made.parts if part.name == scratch)
+    parts.append(Part(scratch, larger, where))
     second = made.steady_peak_bytes + draft.load_peak_bytes - _process_bytes(made)
     both = replace(made, parts=tuple(parts), load_peak_bytes=max(made.load_peak_bytes, second))
-    return replace(both, fits=both.predicted_peak_bytes <= both.budget_bytes)
+    return replace(both, fits=both.within_budgets)
 
 
 def _process_bytes(made: Plan) -> int:

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from edgelm import accelerators
 from edgelm.cache import KVCache, LayerStore
 from edgelm.config import ModelConfig
 from edgelm.errors import NonFiniteError, UsageError
+from edgelm.graphed import GraphedSteps, Steps, can_be_captured
+from edgelm.host_layers import HostLayers
 from edgelm.layers import all_finite
-from edgelm.loading import rope_table
 from edgelm.memory import Ledger, Plan
 from edgelm.models.decoder import Decoder
 from edgelm.ops import reference
@@ -26,10 +28,11 @@ from edgelm.ops.native import (
     workspaces,
 )
 from edgelm.ops.reference import Angles
-from edgelm.placement import streamed_layers
+from edgelm.ops.triton import TritonOps, serves, workspace_elements
+from edgelm.placement import host_layers, streamed_layers
 from edgelm.recorded import Places, RecordedSteps
 from edgelm.settings import DTYPES, KV_DTYPES
-from edgelm.step import Seen, Segment, Step, Workspace, widened_elements
+from edgelm.step import Seen, Segment, Step, Workspace, rope_table, widened_elements
 
 if TYPE_CHECKING:
     from edgelm.ops import Ops
@@ -66,8 +69,9 @@ class Engine:
         self.decoder, self.config, self.plan = decoder, config, plan
         self.dtype = DTYPES[plan.dtype]
         self._ledger = ledger
+        self.device = accelerators.torch_device(plan.device)
         self.ops: Ops = reference
-        self._recorded: RecordedSteps | None = None
+        self._recorded: Steps | None = None
         if runs_natively(plan.products, self.dtype):
             most = recorded_tokens(plan.rows, plan.draft_depth)
             sizes = workspaces(config, most, plan.chunk, plan.context, plan.products)
@@ -75,12 +79,19 @@ class Engine:
             self.ops = NativeOps(taken["attention"])
             if not streamed_layers(plan):
                 self._recorded = RecordedSteps(most, taken["attention"], taken[RECORDED_PART])
+        elif plan.device != "cpu" and serves(self.device) is None:
+            most = recorded_tokens(plan.rows, plan.draft_depth)
+            room = workspace_elements(config, most, plan.chunk, plan.context)
+            self.ops = TritonOps(ledger.empty("attention", (room,), torch.float32), most)
+            if can_be_captured(plan) and not host_layers(plan):
+                self._recorded = GraphedSteps(most, self.ops, self.device)
         self.workspace = Workspace(
             config, plan.chunk, plan.context, self.dtype, KV_DTYPES[plan.kv], ledger.empty
         )
-        self._rope_table = rope_table(config, plan, ledger)
-        self._positions = torch.arange(plan.context)
-        self._distances = torch.arange(1.0 - plan.context, 1.0)
+        self._host = HostLayers(decoder, config, plan, ledger) if host_layers(plan) else None
+        self._rope_table = rope_table(config, plan.context, self.dtype, ledger.empty)
+        self._positions = torch.arange(plan.context, device=self.device)
+        self._distances = torch.arange(1.0 - plan.context, 1.0, device=self.device)
         judged = max(plan.rows, plan.draft_depth + 1)
         self._logits = ledger.empty("logits", (judged, decoder.outputs), torch.float32)
 
@@ -93,7 +104,15 @@ class Engine:
             scratch.widened = self._ledger.empty("attention", (elements,), torch.float32)
         chunk = self.plan.chunk
         ledger = self._ledger
-        return KVCache(self.config, rows, context, chunk, dtype, ledger.empty, owner, ledger.lend)
+        return KVCache(
+            self.config, rows, context, chunk, dtype, ledger.empty, owner, ledger.lend,
+            host_layers(self.plan),
+        )  # fmt: skip
+
+    def forget(self) -> None:
+        """Drop what was recorded, with the memory it holds; it is recorded anew."""
+        if self._recorded is not None:
+            self._recorded.forget()
 
     def require_language_model(self, what: str) -> None:
         """Raises UsageError unless the head makes logits of the next token."""
@@ -136,11 +155,13 @@ class Engine:
         find_nonfinite: bool = False,
     ) -> Tensor:  # fmt: skip
         # Probabilities of attention, and caches of other types, are the reference's.
-        own = holds_natively(cache.dtype) and recording.attentions is None
+        own = recording.attentions is None and (
+            not isinstance(self.ops, NativeOps) or holds_natively(cache.dtype)
+        )
         ops = self.ops if own else reference
         step = self._step(cache, batch, recording, ops)
         step.find_nonfinite = find_nonfinite
-        tokens = [torch.as_tensor(entry.tokens) for entry in batch]
+        tokens = [torch.as_tensor(entry.tokens, device=self.device) for entry in batch]
         return self.decoder(torch.cat(tokens) if len(tokens) > 1 else tokens[0], step)
 
     def _is_recorded(self, cache: KVCache, batch: Sequence[RowTokens]) -> bool:
@@ -152,7 +173,7 @@ class Engine:
         """(hidden states [M, N], whether all are finite) of a step that is recorded."""
         assert self._recorded is not None
 
-        def decode(ops: NativeOps, places: Places) -> Tensor:
+        def decode(ops: Ops, places: Places) -> Tensor:
             return self.decoder(places.ids, self._step(cache, batch, Recording(), ops, places))
 
         rows = [(e.row, e.tokens) for e in batch if isinstance(e.tokens, list)]
@@ -177,7 +198,7 @@ class Engine:
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
-        """Head over hidden states [M, N]: float32 [M, V].
+        """Head over hidden states [M, N]: float32 [M, V], on the engine's device.
 
         Without ``out`` M is at most the plan's rows, or its draft depth and one, and the result
         lies in the static buffer.
@@ -209,6 +230,8 @@ class Engine:
             length, position = len(entry.tokens), cache.lengths[entry.row]
             seen = []
             for number, store in enumerate(cache.stores if ops is reference else ()):
+                if store.suffix:  # the host's come last, and its operations make no masks
+                    break
                 slots[number] += store.flat_slots(entry.row, position, length)
                 seen.append(self._seen(store, position, length, masked))
                 masked += 0 if seen[-1].mask is None else seen[-1].mask.numel()
@@ -217,23 +240,28 @@ class Engine:
         rows, positions = (
             (places.rows, places.positions) if places else self._rows_and_positions(segments)
         )
-        return Step(
+        step = Step(
             ops=ops,
             buffers=self.workspace.buffers(count),
             scratch=self.workspace.scratch,
             cache=cache,
             segments=segments,
-            slots=[torch.tensor(own) for own in slots],
+            slots=[torch.tensor(own, device=self.device) for own in slots if own],
             rows=rows,
             positions=positions,
             angles=self._angles(batch, positions, ops),
             hidden_states=recording.hidden_states,
             attentions=recording.attentions,
         )
+        if self._host is not None:
+            step.host = self._host.step(cache, step)
+        return step
 
     def _rows_and_positions(self, segments: list[Segment]) -> tuple[Tensor, Tensor]:
         """Row and position of every token."""
-        rows = [torch.full((segment.count,), segment.row) for segment in segments]
+        rows = [
+            torch.full((segment.count,), segment.row, device=self.device) for segment in segments
+        ]
         places = [self._positions[s.position : s.position + s.count] for s in segments]
         return torch.cat(rows), torch.cat(places)
 
@@ -243,7 +271,7 @@ class Engine:
         if length <= store.slots:
             positions, distances = self._positions[:length], self._distances[-length:]
         else:
-            positions = store.key_positions(length)
+            positions = store.key_positions(length, self.device)
             distances = (positions - (length - 1)).float()
         if count == 1 and (store.window is None or length <= store.window):
             return Seen(None, distances, length)

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from edgelm import disk, hardware, kernel_choice
+from edgelm import accelerators, disk, hardware, kernel_choice
+from edgelm.admission import memory_reported
 from edgelm.draft_model import plan_draft, with_draft
 from edgelm.errors import DoesNotFitError, HubError, UsageError
 from edgelm.files import ModelFiles
@@ -73,7 +74,8 @@ def load(
         progress: called with (matrix name, bytes done, bytes in all).
         settings: the fields of ``settings.Settings``: quant, method, kv, backend, activations,
             device, dtype, context, rows, chunk, draft_depth, budget, offload (``disk``: layers
-            that the budget has no room for are read from disk in every step).
+            that the budget has no room for are read from disk in every step; ``cpu``: layers that
+            an accelerator has no room for stay on the CPU).
 
     Raises:
         DoesNotFitError: the plan exceeds the budget; it is carried along.
@@ -92,7 +94,8 @@ def load(
     if chosen.backend == "auto":
         kernel_choice.warn_of_slow(made.products, decoder.embed.tied_to_head)
     draft_files = None if drafting is None or guessing is None else (drafting, guessing)
-    return LanguageModel(files, decoder, names, made, chosen.method, progress, draft_files)
+    with accelerators.current(made.device), memory_reported(made):
+        return LanguageModel(files, decoder, names, made, chosen.method, progress, draft_files)
 
 
 def open_fitting(
@@ -139,6 +142,8 @@ def _remedy(made: Plan, settings: Settings) -> str:
     if is_below_runtime(made):
         return "Raise the budget: no choice of the model makes that less."
     stream = "" if settings.offload == "disk" else "stream layers with offload='disk', "
+    if settings.device not in ("auto", "cpu"):
+        stream = "keep layers on the CPU with offload='cpu', "
     if settings.quant == settings.context == "auto":
         return f"No scheme, cache or context is smaller: {stream}or raise the budget."
     return f"Choose a smaller scheme or context ('auto' finds one), {stream}or raise the budget."

@@ -21,7 +21,7 @@ from edgelm.losses import Loss, loss_for
 
 @dataclass(frozen=True)
 class Output:
-    """What ``forward`` gives; a field is None when the head has none or nobody asked.
+    """What ``forward`` gives, on the CPU; a field is None when the head has none or nobody asked.
 
     logits: [B, T or kept, V] float32, zeros at padding; [B, T, labels] of token and [B, labels] of
     sequence classification. start_logits, end_logits: [B, T], of question answering.
@@ -94,16 +94,18 @@ def forward(
         result.run(entries)
     return Output(
         **_results(head, result, loss),
-        hidden_states=tuple(result.hidden) if output_hidden_states else None,
-        attentions=tuple(result.attentions) if output_attentions else None,
+        hidden_states=tuple(t.cpu() for t in result.hidden) if output_hidden_states else None,
+        attentions=tuple(t.cpu() for t in result.attentions) if output_attentions else None,
     )
 
 
 def _results(head: Head | None, result: _Assembly, loss: Loss | None) -> dict[str, Tensor]:
     """The fields of an Output that depend on the head."""
     if head is None:
-        return {"last_hidden_state": result.last_hidden}
-    logits = result.logits[:, 0] if head.task == "sequence-classification" else result.logits
+        return {"last_hidden_state": result.last_hidden.cpu()}
+    logits = result.logits.cpu()
+    if head.task == "sequence-classification":
+        logits = logits[:, 0]
     fields = {"logits": logits}
     if head.task == "question-answering":
         fields = {"start_logits": logits[:, :, 0], "end_logits": logits[:, :, 1]}
@@ -130,20 +132,23 @@ class _Assembly:
     ) -> None:  # fmt: skip
         self.engine, self.cache, self.batch = engine, cache, batch
         rows, width = batch.tokens.shape[:2]
-        config = engine.config
+        config, device = engine.config, engine.device
         self.past = cache.lengths[:rows]
         self.columns = columns
-        self.logits = torch.zeros(0)
+        self.logits = torch.zeros(0, device=device)
         grid = (rows, width, config.hidden_size)
         if engine.decoder.head is not None:
-            self.logits = torch.zeros(rows, columns.shape[1], engine.decoder.outputs)
-        self.last_hidden = torch.zeros(grid if engine.decoder.head is None else 0)
+            kept = columns.shape[1]
+            self.logits = torch.zeros(rows, kept, engine.decoder.outputs, device=device)
+        self.last_hidden = torch.zeros(grid if engine.decoder.head is None else 0, device=device)
         count = config.num_layers + 1 if hidden_states else 0
-        self.hidden = [torch.zeros(grid, dtype=engine.dtype) for _ in range(count)]
+        self.hidden = [torch.zeros(grid, dtype=engine.dtype, device=device) for _ in range(count)]
         keys = max(self.past) + width
         shape = (rows, config.num_heads, width, keys)
         count = config.num_layers if attentions else 0
-        self.attentions = [torch.zeros(shape, dtype=engine.dtype) for _ in range(count)]
+        self.attentions = [
+            torch.zeros(shape, dtype=engine.dtype, device=device) for _ in range(count)
+        ]
 
     def run(self, entries: Sequence[tuple[RowTokens, slice]]) -> None:
         recording = Recording(

@@ -171,4 +171,6 @@ def part_names(prefix: str, parts: Sequence[str]) -> list[str]:
 
 def all_finite(x: Tensor) -> bool:
     """Whether all of ``x`` is finite; one reduction, no copy."""
+    if x.device.type == "mps":  # which has no float64
+        return bool(torch.isfinite(x).all())
     return bool(torch.isfinite(x.sum(dtype=torch.float64)))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Sequence
 
 import torch
 
 from edgelm.memory import ProductPlan
+from edgelm.placement import file_groups
 from edgelm.weights import WeightNames
 from quant import Scheme, find
 
@@ -16,15 +17,20 @@ _PIECES_BYTES = 48 << 20  # of a packed matrix being taken apart: a piece, its c
 
 
 def load_peak_bytes(
-    products: Iterable[ProductPlan], names: WeightNames, runtime_bytes: int,
-    ready: Collection[str] = (),
+    products: Sequence[ProductPlan], names: WeightNames, runtime_bytes: int,
+    ready: Collection[str] = (), leaves: bool = False,
 ) -> int:  # fmt: skip
     """Bytes of the whole process at the worst moment of reading ``products`` in their order.
 
     Args:
         runtime_bytes: what the process takes without them. ready: first names of products that an
-            earlier load laid out, to be mapped.
+            earlier load laid out, to be mapped. leaves: a product goes to a device as soon as it
+            is made; those that are mapped become resident a file at a time on their way.
     """
+    if leaves:
+        mapped = [sum(p.nbytes for p in own) for own in file_groups(products).values()]
+        making = [_making_bytes(p, names) for p in products if p.names[0] not in ready]
+        return runtime_bytes + max([0, *mapped, *making])
     peak = held = runtime_bytes
     for product in products:
         if product.names[0] not in ready:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from edgelm import hardware
 from edgelm.admission import require_memory
-from edgelm.config import ModelConfig
+from edgelm.attention import Attention
 from edgelm.errors import ModelFileError
 from edgelm.hub import cache_dir
 from edgelm.layer_file import Prepared
@@ -22,13 +22,15 @@ from edgelm.memory import Ledger, Plan, ProductPlan
 from edgelm.models.decoder import Decoder
 from edgelm.placement import (
     BUFFERS,
+    ON_HOST,
     STREAM_PART,
     buffer_bytes,
+    host_layers,
     is_streamed,
     streamed_layers,
 )
-from edgelm.position import Rope
 from edgelm.settings import DTYPES
+from edgelm.transfer import Transfer
 from edgelm.weight_plan import weight_part
 from edgelm.weights import WeightNames
 from quant import (
@@ -67,6 +69,7 @@ class Loader:
         self.dtype = DTYPES[plan.dtype]
         self.report = Report()
         self.stream: LayerStream | None = None
+        self._send = Transfer(plan.device)
         self._done_bytes = 0
         self._ready: dict[str, tuple[dict[str, Tensor], list[ModuleReport]]] = {}
 
@@ -105,6 +108,9 @@ class Loader:
                 offset = norm.offset if vector == "weight" else 0.0
                 found = self._vector(name, vector, norm.size, torch.float32, offset)
                 setattr(norm, vector, found)
+        for module in self.decoder.modules():
+            if isinstance(module, Attention) and module.layer >= host_layers(self.plan):
+                module.move(self._send.device)
         if self.progress:
             self.progress("norms", self.plan.weight_bytes, self.plan.weight_bytes)
         return self.report
@@ -135,7 +141,7 @@ class Loader:
     def _prepare_and_hold(self, product: ProductPlan) -> Prepared:
         """A product for its file, and for this load."""
         name, tensors, modules = self._prepare(product)
-        self._ready[name] = dict(tensors), modules
+        self._ready[name] = self._sent(product, tensors), modules
         self._tell(product)
         return name, tensors, modules
 
@@ -181,9 +187,21 @@ class Loader:
         else:
             tensors = self._prepared(product)
             self._tell(product)
+        tensors = self._sent(product, tensors)
         if not is_streamed(product, self.plan.placement):
-            self.ledger.hold(weight_part(name), *tensors.values())
+            suffix = ON_HOST if self._stays(name) else ""
+            self.ledger.hold(weight_part(name) + suffix, *tensors.values())
         return tensors, Scheme.parse(product.scheme), product.shape
+
+    def _stays(self, name: str) -> bool:
+        """Whether a canonical name belongs to a layer of the host beside an accelerator."""
+        return name.startswith("layers.") and int(name.split(".")[1]) < host_layers(self.plan)
+
+    def _sent(self, product: ProductPlan, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors where the plan wants them; those that are there stay as they are."""
+        if product.device == "cpu":
+            return tensors
+        return {name: self._send(tensor) for name, tensor in tensors.items()}
 
     def _prepared(self, product: ProductPlan) -> dict[str, Tensor]:
         """A product's parts packed one below the other, in its kernel's layout.
@@ -243,7 +261,8 @@ class Loader:
 
     def _bias(self, prefix: str, parts: dict[str, int]) -> Tensor:
         named = zip(part_names(prefix, list(parts)), parts.values(), strict=True)
-        return torch.cat([self._vector(name, "bias", rows, self.dtype) for name, rows in named])
+        dtype = torch.float32 if self._stays(prefix) else self.dtype
+        return torch.cat([self._vector(name, "bias", rows, dtype) for name, rows in named])
 
     def _vector(
         self, name: str, kind: str, size: int, dtype: torch.dtype, offset: float = 0.0
@@ -256,7 +275,9 @@ class Loader:
                 f"{self.names.checkpoint.path}: tensor {self.names.file_name(name, kind)} holds "
                 "NaN or infinity; the file is damaged: fetch it again."
             )
-        self.ledger.hold("weights.other", vector)
+        stays = self._stays(name)
+        vector = vector if stays else self._send(vector)
+        self.ledger.hold("weights.other" + (ON_HOST if stays else ""), vector)
         self.report.other_bytes += vector.nbytes
         self.report.other_elements += vector.numel()
         return vector
@@ -290,13 +311,3 @@ def warn_of_requantizing(report: Report) -> None:
             ", ".join(sorted({module.note.removeprefix(FROM_BLOCKS) for module in blocks})),
             " and ".join(sorted({str(module.scheme) for module in blocks})),
         )
-
-
-def rope_table(config: ModelConfig, plan: Plan, ledger: Ledger) -> Tensor | None:
-    """cos and sin of every position of the plan's context, [2, context, rotary_size / 2]."""
-    if config.rope is None:
-        return None
-    rope = Rope(config.rope)
-    table = ledger.empty("rope table", rope.table_shape(plan.context), DTYPES[plan.dtype])
-    rope.fill_table(table)
-    return table

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from edgelm import hardware
+from edgelm import accelerators, hardware
 from edgelm.errors import BudgetExceededError, UsageError
 
 _UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40}
@@ -68,7 +68,8 @@ class Plan:
 
     ``expected_tok_s`` and ``expected_kld`` (nats per token) are estimates: this machine's measured
     bandwidth over ``moved_bytes_per_token``, and what other models measured in such a scheme.
-    ``rejected`` are the solver's other choices, runners-up first, each with its reason.
+    ``rejected`` are the solver's other choices, runners-up first, each with its reason. ``device``
+    is the accelerator as torch names it, or ``cpu``; its budget is what it had free.
     """
 
     fits: bool
@@ -89,6 +90,8 @@ class Plan:
     expected_kld: float | None
     moved_bytes_per_token: int
     rejected: tuple[dict[str, Any], ...] = field(default=())
+    device: str = "cpu"
+    device_budget_bytes: int = 0
 
     def _total(self, where: str) -> int:
         return sum(part.bytes for part in self.parts if part.where == where)
@@ -105,7 +108,16 @@ class Plan:
 
     @property
     def predicted_device_peak_bytes(self) -> int:
+        """Memory of the accelerator, all of which is taken while loading."""
         return self._total("device")
+
+    @property
+    def within_budgets(self) -> bool:
+        """Whether host and device hold it."""
+        return (
+            self.predicted_peak_bytes <= self.budget_bytes
+            and self.predicted_device_peak_bytes <= self.device_budget_bytes
+        )
 
     @property
     def weight_bytes(self) -> int:
@@ -137,22 +149,48 @@ class Plan:
 class Ledger:
     """Hands out every lasting tensor under its plan part's name, and no byte more than planned.
 
+    A part lies where the plan says, on the host or on the device; names that are no part's on the
+    host.
+
     Args:
         parts: the plan's.
-        headroom_bytes: what may be added to the plan while running (a second cache, snapshots).
+        headroom_bytes, device_headroom_bytes: what may be added to the plan while running (a second
+            cache, snapshots).
+        device: the plan's.
     """
 
-    def __init__(self, parts: Iterable[Part], headroom_bytes: int) -> None:
+    def __init__(
+        self, parts: Iterable[Part], headroom_bytes: int, device_headroom_bytes: int = 0,
+        device: str = "cpu",
+    ) -> None:  # fmt: skip
         self.planned: dict[str, int] = defaultdict(int)
+        self._on_device: set[str] = set()
         for part in parts:
             self.planned[part.name] += part.bytes
+            if part.where == "device":
+                self._on_device.add(part.name)
         self.taken: dict[str, int] = defaultdict(int)
-        self.headroom_bytes = headroom_bytes
+        self.headroom_bytes, self.device_headroom_bytes = headroom_bytes, device_headroom_bytes
+        self._device = device
+
+    @classmethod
+    def of(cls, plan: Plan) -> Ledger:
+        """The ledger of a plan, with what its budgets leave as headroom."""
+        return cls(
+            plan.parts,
+            plan.budget_bytes - plan.predicted_peak_bytes,
+            plan.device_budget_bytes - plan.predicted_device_peak_bytes,
+            plan.device,
+        )
+
+    def device_of(self, part: str) -> torch.device:
+        """Where a part's tensors lie."""
+        return accelerators.torch_device(self._device if part in self._on_device else "cpu")
 
     def empty(self, part: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """A zeroed tensor, its pages touched now: a full machine is found out before an answer."""
         self._take(part, torch.Size(shape).numel() * dtype.itemsize)
-        return torch.empty(shape, dtype=dtype).zero_()
+        return torch.empty(shape, dtype=dtype, device=self.device_of(part)).zero_()
 
     def hold(self, part: str, *tensors: Tensor) -> None:
         """Account for tensors that were made elsewhere (a kernel's layout of a weight)."""
@@ -164,17 +202,24 @@ class Ledger:
         Raises:
             BudgetExceededError: the budget has no room for them, or the machine none any more.
         """
-        nbytes = sum(parts.values())
-        room = max(0, min(self.headroom_bytes, hardware.available_memory_bytes()))
+        on_device = sum(own for part, own in parts.items() if part in self._on_device)
+        free = accelerators.free_bytes(self._device) if on_device else 0
+        self._require_room(parts, on_device, min(self.device_headroom_bytes, free))
+        on_host = sum(parts.values()) - on_device
+        available = hardware.available_memory_bytes()
+        self._require_room(parts, on_host, min(self.headroom_bytes, available))
+        for part, own in parts.items():
+            self._spend(part, own)
+
+    @staticmethod
+    def _require_room(parts: Mapping[str, int], nbytes: int, left: int) -> None:
+        room = max(0, left)
         if nbytes > room:
             raise BudgetExceededError(
                 f"{human(nbytes)} more are needed ({', '.join(parts)}), and the budget or the "
                 f"machine leaves {human(room)}: ask for fewer rows or a shorter context, "
                 "or load with a larger budget."
             )
-        self.headroom_bytes -= nbytes
-        for part, own in parts.items():
-            self.planned[part] += own
 
     def lend(self, parts: Mapping[str, int], make: Callable[[], T]) -> T:
         """What ``make`` builds of so many bytes, the plan extended by those that it lacks.
@@ -201,8 +246,15 @@ class Ledger:
         for part, own in taken.items():
             self.taken[part] -= own
         for part, own in planned.items():
-            self.planned[part] -= own
-            self.headroom_bytes += own
+            self._spend(part, -own)
+
+    def _spend(self, part: str, nbytes: int) -> None:
+        """Make ``part`` larger at the cost of what its place leaves."""
+        if part in self._on_device:
+            self.device_headroom_bytes -= nbytes
+        else:
+            self.headroom_bytes -= nbytes
+        self.planned[part] += nbytes
 
     def absorb(self, prefix: str, other: Ledger) -> None:
         """Account for everything that another ledger has handed out, as parts with a prefix."""

@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from edgelm.admission import require_memory
+from edgelm import accelerators
+from edgelm.admission import memory_reported, require_memory
 from edgelm.asynchronous import AsyncForms
 from edgelm.beams import BeamSearch, beam_result, check_kept
 from edgelm.cache import KVCache
@@ -27,6 +28,7 @@ from edgelm.loading import Loader, Progress, warn_of_requantizing
 from edgelm.memory import Ledger, Plan
 from edgelm.models.decoder import Decoder
 from edgelm.options import build_request, options_of, samples, sampling_defaults
+from edgelm.placement import host_layers
 from edgelm.prediction import predict
 from edgelm.prompt_lookup import PromptLookup
 from edgelm.request import Chunk, Request, Result, collect
@@ -57,7 +59,7 @@ class LanguageModel(AsyncForms, SavedConversations):
         self.config = files.config
         self.name = files.name
         self._watch = Watch(cache_dir(), self.name, made)
-        self.ledger = Ledger(made.parts, made.budget_bytes - made.predicted_peak_bytes)
+        self.ledger = Ledger.of(made)
         self._files = files
         self._owner = object()
         loader = Loader(decoder, names, made, self.ledger, method, progress)
@@ -264,9 +266,12 @@ class LanguageModel(AsyncForms, SavedConversations):
                 f"{', '.join(KV_DTYPES)}."
             )
         dtype = KV_DTYPES[kv]
-        engine = self._open_engine()
-        parts = cache_parts(self.config, rows, context, self.plan.chunk, dtype)
-        return self.ledger.lend(parts, lambda: engine.make_cache(rows, context, dtype, self._owner))
+        engine, held = self._open_engine(), host_layers(self.plan)
+        parts = cache_parts(self.config, rows, context, self.plan.chunk, dtype, on_host=held)
+        with memory_reported(self.plan, engine.forget):
+            return self.ledger.lend(
+                parts, lambda: engine.make_cache(rows, context, dtype, self._owner)
+            )
 
     # state
 
@@ -305,7 +310,8 @@ class LanguageModel(AsyncForms, SavedConversations):
         with self._turn.take(cancelled):
             engine = self._open_engine()
             assert self._cache is not None
-            yield engine, self._cache
+            with accelerators.current(self.plan.device), memory_reported(self.plan, engine.forget):
+                yield engine, self._cache
 
     def _open_engine(self) -> Engine:
         if self._engine is None:

@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterable, Sequence
 from edgelm.errors import UsageError
 from edgelm.memory import Part, Plan, ProductPlan
 
-OFFLOADS = ("none", "disk")
+OFFLOADS = ("none", "cpu", "disk")
 ALIGNMENT = 64  # bytes: where tensors begin in a buffer, as torch's own memory does
 BUFFERS = 2  # one layer is computed while the other is read
 STREAM_PART = "streaming buffers"  # of the plan
+ON_HOST = ", on the cpu"  # names of plan parts: what the host has beside an accelerator
 STREAMED_PART = "weights.streamed"  # on the disk
 Places = tuple[str, ...]
 _TENSORS = 3  # at most so many make up a matrix in any kernel's layout
@@ -27,15 +28,7 @@ def place(
 
     Returns:
         All on the disk where not even that fits.
-
-    Raises:
-        UsageError: ``offload`` is no place.
     """
-    if offload not in OFFLOADS:
-        raise UsageError(
-            f"offload {offload!r} is not possible here; allowed: {', '.join(OFFLOADS)} (a model "
-            "on the CPU has no other memory than the host's, so 'cpu' would move nothing)."
-        )
 
     def fits(count: int) -> bool:
         return peak_bytes(_spread(count, layers)) <= budget_bytes
@@ -45,6 +38,23 @@ def place(
     # From one on, each more takes less: the buffers are there already.
     count = 1 + bisect_left(range(1, layers + 1), True, key=fits)
     return _spread(min(count, layers), layers)
+
+
+def check_offload(offload: str, device: str) -> None:
+    """Raise UsageError unless layers of a model on ``device`` can go there."""
+    allowed = [own for own in OFFLOADS if own != ("cpu" if device == "cpu" else "disk")]
+    if offload in allowed:
+        return
+    why = ""
+    if offload == "cpu":
+        why = (
+            " (a model on the CPU has no other memory than the host's, so 'cpu' would move nothing)"
+        )
+    elif offload == "disk":
+        why = f" (layers are streamed to the CPU only, and the device is {device})"
+    raise UsageError(
+        f"offload {offload!r} is not possible here; allowed: {', '.join(allowed)}{why}."
+    )
 
 
 def _spread(count: int, layers: int) -> Places:
@@ -86,6 +96,11 @@ def is_streamed(product: ProductPlan, places: Places) -> bool:
 def streamed_layers(plan: Plan) -> list[int]:
     """The layers that the plan leaves on disk, in the order of the forward."""
     return [index for index, place in enumerate(plan.placement) if place == "disk"]
+
+
+def host_layers(plan: Plan) -> int:
+    """How many of the first layers of a model on an accelerator stay on the CPU."""
+    return 0 if plan.device == "cpu" else plan.placement.count("cpu")
 
 
 def file_groups(products: Iterable[ProductPlan]) -> dict[str, list[ProductPlan]]:

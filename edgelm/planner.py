@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
-from edgelm import disk, expectations, hardware, kernel_choice, runs
+from edgelm import accelerators, disk, expectations, hardware, kernel_choice, runs
 from edgelm.cache_sizes import cache_parts
 from edgelm.config import ModelConfig
 from edgelm.hub import cache_dir
@@ -16,9 +16,11 @@ from edgelm.load_peak import load_peak_bytes
 from edgelm.memory import Part, Plan, parse_budget
 from edgelm.models.decoder import Decoder
 from edgelm.ops.native import recorded_tokens, runs_natively, workspaces
+from edgelm.ops.triton import serves, workspace_elements
 from edgelm.placement import (
     STREAM_PART,
     Places,
+    check_offload,
     file_groups,
     is_streamed,
     place,
@@ -28,7 +30,9 @@ from edgelm.prompt_lookup import PART as SPECULATION_PART
 from edgelm.prompt_lookup import lookup_bytes
 from edgelm.settings import Settings, activation_dtype, exact_activations
 from edgelm.speculation import draft_depth
+from edgelm.split import split
 from edgelm.step import workspace_sizes
+from edgelm.transfer import TRANSFER_BYTES
 from edgelm.weight_plan import WeightPlan, WeightPlanner, kernel_scratch, moved_bytes
 from edgelm.weights import WeightNames
 from quant import Recipe
@@ -71,15 +75,22 @@ class Planner:
     _placed: dict[tuple[Recipe | None, Places], PlacedWeights] = field(default_factory=dict)
     _ready: dict[Recipe | None, set[str]] = field(default_factory=dict)
     _scratch: dict[tuple[Recipe | None, int, int], int] = field(default_factory=dict)
+    _for_host: Planner | None = None
 
     def __post_init__(self) -> None:
-        self.dtype = activation_dtype(self.settings, self.config)
+        self.accelerator = accelerators.find(self.settings.device)
+        self.device = "cpu" if self.accelerator is None else self.accelerator.device
+        self.torch_device = accelerators.torch_device(self.device)
+        self._where = "host" if self.accelerator is None else "device"
+        self.dtype = activation_dtype(self.settings, self.config, self.accelerator)
+        check_offload(self.settings.offload, self.device)
         resident = hardware.resident_bytes()
         self.runtime_parts = runs.runtime_parts(cache_dir(), resident)
         available = hardware.available_memory_bytes() + resident
         self.budget_bytes = parse_budget(self.settings.budget, available)
         self._tied = self.decoder.embed.tied_to_head
-        measured = kernel_choice.rankings(cache_dir())
+        on_cpu = self.accelerator is None
+        measured = kernel_choice.rankings(cache_dir()) if on_cpu else {}
         self._weight_planner = WeightPlanner(
             self.decoder,
             self.names,
@@ -87,6 +98,7 @@ class Planner:
             self.settings.backend,
             measured,
             exact_activations(self.settings),
+            self.device,
         )
 
     def plan(self, candidate: Candidate) -> Plan:
@@ -97,20 +109,32 @@ class Planner:
             ModelFileError: a weight is missing or has another shape.
             KernelUnavailableError: the chosen backend cannot run a matrix.
         """
+        made = self._plan(candidate)
+        too_large = made.predicted_device_peak_bytes > made.device_budget_bytes
+        if self.settings.offload != "cpu" or not too_large:
+            return made
+        if self._for_host is None:
+            own = replace(self.settings, device="cpu", dtype="auto", offload="none")
+            self._for_host = Planner(self.decoder, self.config, self.names, own)
+        return split(self, made, self._for_host.plan(candidate))
+
+    def _plan(self, candidate: Candidate) -> Plan:
         weights = self._weights_of(candidate.recipe)
         running = self._running_parts(candidate, weights)
-        running_bytes = sum(part.bytes for part in running)
+        running_bytes = _host_bytes(running)
 
         def peak_bytes(places: Places) -> int:
             placed = self._placed_weights(candidate.recipe, places)
             return max(placed.load_peak_bytes, _host_bytes(placed.parts) + running_bytes)
 
         layers, offload = self.config.num_layers, self.settings.offload
-        placement = place(offload, layers, self.budget_bytes, peak_bytes)
+        placement: Places = (self.device,) * layers
+        if self.accelerator is None:
+            placement = place(offload, layers, self.budget_bytes, peak_bytes)
         placed = self._placed_weights(candidate.recipe, placement)
         moved = moved_bytes(weights.products, self._tied)
-        return Plan(
-            fits=peak_bytes(placement) <= self.budget_bytes,
+        made = Plan(
+            fits=False,
             scheme=weights.label,
             bits_per_weight=weights.nbytes * 8 / weights.parameters,
             kv=_name(candidate.kv),
@@ -121,13 +145,22 @@ class Planner:
             draft_depth=self._draft_depth(candidate),
             placement=placement,
             budget_bytes=self.budget_bytes,
-            expected_tok_s=disk.expected_tok_s(cache_dir(), moved, placed.streamed_bytes),
+            expected_tok_s=self._expected_tok_s(moved, placed.streamed_bytes),
             parts=(*placed.parts, *running, *self._layout_cache(candidate.recipe, placement)),
             products=weights.products,
             load_peak_bytes=placed.load_peak_bytes,
             expected_kld=self._expected_kld(candidate, weights),
             moved_bytes_per_token=moved,
+            device=self.device,
+            device_budget_bytes=0 if self.accelerator is None else self.accelerator.free_bytes,
         )
+        return replace(made, fits=made.within_budgets)
+
+    def _expected_tok_s(self, moved_bytes: int, streamed_bytes: int) -> float | None:
+        """An estimate for the CPU; nobody has measured an accelerator's bandwidth beforehand."""
+        if self.accelerator is not None:
+            return None
+        return disk.expected_tok_s(cache_dir(), moved_bytes, streamed_bytes)
 
     def _weights_of(self, recipe: Recipe | None) -> WeightPlan:
         if recipe not in self._weights:
@@ -143,9 +176,11 @@ class Planner:
             resident = [p for p in weights.products if not is_streamed(p, places)]
             runtime = sum(part.bytes for part in self.runtime_parts)
             buffers = sum(part.bytes for part in parts if part.name == STREAM_PART)
+            buffers += 0 if self.accelerator is None else TRANSFER_BYTES
             ready = self._ready_of(recipe)
             peaks = [load_peak_bytes([p], self.names, runtime, ready) for p in streamed]
-            peaks.append(load_peak_bytes(resident, self.names, runtime + buffers, ready))
+            leaves = self.accelerator is not None
+            peaks.append(load_peak_bytes(resident, self.names, runtime + buffers, ready, leaves))
             self._placed[recipe, places] = PlacedWeights(
                 parts, sum(product.nbytes for product in streamed), max(peaks)
             )
@@ -189,14 +224,21 @@ class Planner:
             own = workspaces(config, recorded, tokens, context, weights.products)
             for part, nbytes in own.items():
                 sizes[part] = sizes.get(part, 0) + nbytes
+        elif self.accelerator is not None and serves(self.torch_device) is None:
+            recorded = recorded_tokens(candidate.rows, depth)
+            elements = workspace_elements(config, recorded, tokens, context)
+            sizes["attention"] += elements * torch.float32.itemsize
         rings = cache_parts(config, candidate.rows, context, tokens, kv, rings_only=True)
         sizes["restore points"] = sum(rings.values())
         sizes["logits"] = judged * self.decoder.outputs * torch.float32.itemsize
-        sizes[SPECULATION_PART] = lookup_bytes(context) if depth else 0
-        parts = [Part(name, nbytes) for name, nbytes in sizes.items() if nbytes]
+        parts = [Part(name, nbytes, self._where) for name, nbytes in sizes.items() if nbytes]
+        if depth:
+            parts.append(Part(SPECULATION_PART, lookup_bytes(context)))
         return [*parts, *self.runtime_parts]
 
     def _draft_depth(self, candidate: Candidate) -> int:
+        if self.accelerator is not None:  # nobody has measured what guesses cost there
+            return 0
         tokens = min(candidate.chunk, candidate.context)
         return draft_depth(self.settings.draft_depth, self.decoder, tokens)
 

@@ -36,7 +36,7 @@ class LogitBias:
 
     def __call__(self, logits: Tensor, ids: SoFar) -> None:
         tokens, values = zip(*self.bias, strict=True)
-        logits[list(tokens)] += torch.tensor(values, dtype=logits.dtype)
+        logits[list(tokens)] += torch.tensor(values, dtype=logits.dtype, device=logits.device)
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class RepetitionPenalty:
     value: float
 
     def __call__(self, logits: Tensor, ids: SoFar) -> None:
-        seen = torch.tensor(sorted({*ids.prompt, *ids.new}))
+        seen = torch.tensor(sorted({*ids.prompt, *ids.new}), device=logits.device)
         own = logits[seen]
         logits[seen] = torch.where(own < 0, own * self.value, own / self.value)
 
@@ -64,7 +64,8 @@ class CountPenalty:
     def __call__(self, logits: Tensor, ids: SoFar) -> None:
         if ids.new:
             seen, counts = torch.tensor(ids.new).unique(return_counts=True)
-            logits[seen] -= self.presence + self.frequency * counts
+            penalties = self.presence + self.frequency * counts
+            logits[seen.to(logits.device)] -= penalties.to(logits.device)
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,8 @@ class TopP:
         ordered, order = logits.sort(descending=True, stable=True)
         before = ordered.double().softmax(0).cumsum(0).roll(1)
         before[0] = 0.0
-        logits[order[before >= self.mass]] = NEVER
+        least = torch.empty_like(order, dtype=torch.bool).scatter_(0, order, before >= self.mass)
+        logits.masked_fill_(least, NEVER)
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ class MinP:
 
     def __call__(self, logits: Tensor, ids: SoFar) -> None:
         likely = logits.double().softmax(0)
-        logits[likely < self.share * likely.max()] = NEVER
+        logits.masked_fill_(likely < self.share * likely.max(), NEVER)
 
 
 @dataclass(frozen=True)
@@ -143,5 +145,5 @@ class Typical:
         likely = (-surprise).exp()
         distance = (surprise - (surprise * likely).nansum()).abs()  # 0 x inf: no share of the mean
         ordered, order = distance.sort(stable=True)
-        crosses = int((likely[order].cumsum(0) < self.mass).sum())
-        logits[distance > ordered[min(crosses, len(ordered) - 1)]] = NEVER
+        crosses = (likely[order].cumsum(0) < self.mass).sum().clamp(max=len(ordered) - 1)
+        logits.masked_fill_(distance > ordered.gather(0, crosses.view(1)), NEVER)

@@ -108,6 +108,11 @@ class RecordedSteps:
             self._heads[key] = _Recorded(Tape(recorder.calls), logits)
         return self._heads[key].out, self._best[1, :count].tolist()
 
+    def forget(self) -> None:
+        """Drop all tapes."""
+        self._steps.clear()
+        self._heads.clear()
+
     def _place(self, cache: KVCache, rows: Sequence[tuple[int, list[int]]]) -> int:
         ids, places, positions = self._written
         at = 0

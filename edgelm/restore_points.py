@@ -14,6 +14,7 @@ import torch
 
 from edgelm.cache import KVCache, LayerStore, Take
 from edgelm.config import ModelConfig
+from edgelm.placement import ON_HOST
 
 PART = "restore points"
 
@@ -26,12 +27,24 @@ class RestorePoints:
     """
 
     def __init__(self, config: ModelConfig, cache: KVCache, take: Take) -> None:
-        def take_here(_: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-            return take(PART, shape, dtype)
+        def take_here(part: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+            return take(PART + (ON_HOST if part.endswith(ON_HOST) else ""), shape, dtype)
 
         self._cache = cache
         self._copies = [
-            (ring, LayerStore(config, ring.window, cache.rows, ring.slots, cache.dtype, take_here))
+            (
+                ring,
+                LayerStore(
+                    config,
+                    ring.window,
+                    cache.rows,
+                    ring.slots,
+                    cache.dtype,
+                    take_here,
+                    ring.layers,
+                    ring.suffix,
+                ),
+            )
             for ring in cache.rings
         ]
         self._ids: list[tuple[int, ...]] = [()] * cache.rows

@@ -133,15 +133,14 @@ class Sampler:
         Raises:
             UsageError: biases, bans and grammar together leave no token.
         """
+        if not self.adjustments and self.settings.temperature == 0:
+            return best
+        if logits.device.type == "mps":  # probabilities are float64, which Metal lacks
+            logits = logits.cpu()
         for process in self.adjustments:
             process(logits, ids)
-        if self.settings.temperature == 0:
-            token = int(logits.argmax()) if self.adjustments else best
-            token = -1 if logits[token] == NEVER else token
-        elif native.missing() is None and self.settings.typical_p == 1:
-            token = self._draw_natively(logits, ids)
-        else:
-            token = self._draw(logits, ids)
+        draw = self._draw_natively if self._is_native(logits) else self._draw
+        token = draw(logits, ids)
         if token < 0:
             raise UsageError(
                 "No token is allowed here: logit_bias, banned_tokens and the grammar exclude all. "
@@ -149,15 +148,26 @@ class Sampler:
             )
         return token
 
+    def _is_native(self, logits: Tensor) -> bool:
+        own = self.settings
+        drawn = own.temperature != 0 and own.typical_p == 1
+        return drawn and logits.device.type == "cpu" and native.missing() is None
+
     def _draw(self, logits: Tensor, ids: SoFar) -> int:
-        """The definition, for any filters; -1 where every logit is -infinity."""
+        """The definition, for any settings; -1 where every logit is -infinity.
+
+        Everything stays where the logits are but the one number that is returned.
+        """
+        likeliest = logits.argmax()
+        none = logits.gather(0, likeliest.view(1)) == NEVER
+        if self.settings.temperature == 0:
+            return int(torch.where(none, -1, likeliest))
         for process in self.settings.filters():
             process(logits, ids)
         cumulative = logits.double().softmax(0).cumsum(0)
-        if cumulative.isnan().any():
-            return -1
-        drawn = uniform(self.settings.seed, len(ids.new)) * float(cumulative[-1])
-        return int(torch.searchsorted(cumulative, drawn, right=True).clamp(max=len(logits) - 1))
+        drawn = cumulative[-1:] * uniform(self.settings.seed, len(ids.new))
+        found = torch.searchsorted(cumulative, drawn, right=True)
+        return int(torch.where(none, -1, found.clamp(max=len(logits) - 1)))
 
     def _draw_natively(self, logits: Tensor, ids: SoFar) -> int:
         """The same token without sorting; shares agree to about 1e-6."""

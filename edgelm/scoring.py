@@ -28,8 +28,8 @@ def log_likelihoods(engine: Engine, cache: KVCache, ids: Sequence[int]) -> Tenso
         piece = tokens[start : start + engine.plan.chunk]
         hidden = engine.run(cache, [RowTokens(0, piece)])
         wanted = tokens[start + 1 : start + 1 + len(piece)]
-        logits = engine.logits(
-            hidden[: len(wanted)], torch.empty(len(wanted), engine.config.vocab_size)
-        )
-        found.append(-functional.cross_entropy(logits, wanted, reduction="none"))
+        out = torch.empty(len(wanted), engine.config.vocab_size, device=engine.device)
+        logits = engine.logits(hidden[: len(wanted)], out)
+        wanted = wanted.to(engine.device)
+        found.append(-functional.cross_entropy(logits, wanted, reduction="none").cpu())
     return torch.cat(found)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from edgelm.accelerators import Accelerator
 from edgelm.config import ModelConfig
 from edgelm.errors import ContextLengthError, UsageError
 from edgelm.models.decoder import Decoder
@@ -40,20 +41,37 @@ class Settings:
     offload: str = "none"
 
 
-def activation_dtype(settings: Settings, config: ModelConfig) -> torch.dtype:
-    """The type of activations; UsageError for one that this model or device does not run in."""
-    if settings.device not in ("auto", "cpu"):
-        raise UsageError(f"device {settings.device!r} is not supported yet; allowed: auto, cpu.")
-    dtype = _choose(settings.dtype, "dtype", DTYPES) or torch.float32
+def activation_dtype(
+    settings: Settings, config: ModelConfig, accelerator: Accelerator | None = None
+) -> torch.dtype:
+    """The type of activations; UsageError for one that this model or device does not run in.
+
+    Without ``accelerator`` (on the CPU) float32 unless another is given. With one bfloat16; where
+    it has none float16, and float32 for a model that outgrows that.
+    """
+    dtype = _choose(settings.dtype, "dtype", DTYPES) or _usual_dtype(config, accelerator)
     if dtype == torch.float16 and config.not_in_float16:
         raise UsageError(
             f"dtype 'float16' is refused: {config.not_in_float16}; use float32 or bfloat16."
         )
-    if dtype == torch.float16:
+    if dtype == torch.float16 and accelerator is None:
         raise UsageError(
             "dtype 'float16' is not run on CPUs (no kernel adds up in it); use float32 or bfloat16."
         )
+    if dtype == torch.bfloat16 and accelerator is not None and not accelerator.bfloat16:
+        raise UsageError(
+            f"dtype 'bfloat16' is not run on {accelerator.name}, which would emulate it; use "
+            f"float32{'' if config.not_in_float16 else ' or float16'}."
+        )
     return dtype
+
+
+def _usual_dtype(config: ModelConfig, accelerator: Accelerator | None) -> torch.dtype:
+    if accelerator is None:
+        return torch.float32
+    if accelerator.bfloat16:
+        return torch.bfloat16
+    return torch.float32 if config.not_in_float16 else torch.float16
 
 
 def exact_activations(settings: Settings) -> bool:

@@ -8,6 +8,7 @@ taken keeps its reason.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
@@ -20,7 +21,7 @@ from edgelm.errors import KernelUnavailableError, UsageError
 from edgelm.expectations import accuracy_rank, schemes
 from edgelm.memory import Plan, human
 from edgelm.models.decoder import Decoder
-from edgelm.placement import STREAMED_PART, streamed_layers
+from edgelm.placement import ON_HOST, STREAMED_PART, streamed_layers
 from edgelm.planner import Candidate, Planner
 from edgelm.settings import (
     DEFAULT_CHUNK,
@@ -42,6 +43,7 @@ SMALLEST_CHUNK = 64
 CACHE_TYPES = (torch.bfloat16, torch.int8)  # behind that of the activations
 
 Rejected = dict[str, Any]
+logger = logging.getLogger("edgelm")
 
 
 def solve(decoder: Decoder, config: ModelConfig, names: WeightNames, settings: Settings) -> Plan:
@@ -55,6 +57,15 @@ def solve(decoder: Decoder, config: ModelConfig, names: WeightNames, settings: S
         KernelUnavailableError: the chosen backend cannot run a matrix in any scheme.
     """
     planner = Planner(decoder, config, names, settings)
+    best = _solved(planner, config)
+    if best.fits or planner.accelerator is None or settings.device != "auto":
+        return best
+    logger.warning("%s: it is planned for the CPU instead.", shortage(best))
+    return _solved(Planner(decoder, config, names, replace(settings, device="cpu")), config)
+
+
+def _solved(planner: Planner, config: ModelConfig) -> Plan:
+    settings = planner.settings
     plans: list[Plan] = []
     failures: dict[Recipe | None, Exception] = {}
     for candidate in candidates(planner, _contexts(given_context(settings, config), config)):
@@ -152,10 +163,16 @@ def _halvings(largest: int, smallest: int) -> list[int]:
 
 def _rank(plan: Plan) -> tuple[float, ...]:
     if not plan.fits:
-        return (1, plan.predicted_peak_bytes, plan.steady_peak_bytes)
+        device = plan.predicted_device_peak_bytes
+        return (1, plan.predicted_peak_bytes + device, plan.steady_peak_bytes + device)
     # Reading from disk is slower than any scheme: where it must be, as little as can be. Every
     # chunk of a prompt reads it all again, so chunks stay long.
-    streamed = sum(part.bytes for part in plan.parts if part.name == STREAMED_PART)
+    streamed = sum(
+        part.bytes
+        for part in plan.parts
+        if part.name == STREAMED_PART
+        or (part.name.startswith("weights.") and part.name.endswith(ON_HOST))
+    )
     chunk = -plan.chunk if streamed else 0
     first, accuracy = (0, bool(streamed), -plan.context, chunk), accuracy_rank(plan.expected_kld)
     return (*first, streamed, accuracy, plan.moved_bytes_per_token / plan.rows)
@@ -209,7 +226,13 @@ def reason(plan: Plan, best: Plan) -> str:
 
 
 def shortage(plan: Plan) -> str:
-    """What a plan lacks of its budget, and in which phase."""
+    """What a plan lacks of its budget, and in which phase; or of its device's memory."""
+    device, free = plan.predicted_device_peak_bytes, plan.device_budget_bytes
+    if device > free and plan.predicted_peak_bytes <= plan.budget_bytes:
+        return (
+            f"needs {human(device)} on {plan.device}, {human(device - free)} more than the "
+            f"{human(free)} that are free there"
+        )
     if is_below_runtime(plan):
         return (
             f"the budget of {human(plan.budget_bytes)} is less than the "

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from edgelm.config import ModelConfig
 from edgelm.ops.reference import Angles, AttentionScratch
+from edgelm.position import Rope
 
 if TYPE_CHECKING:
     from edgelm.cache import KVCache
@@ -89,6 +90,7 @@ class Step:
     angles: Angles | None  # None without rotary positions
     hidden_states: list[Tensor] | None = None  # filled when asked for: [M, N] each
     attentions: list[list[Tensor]] | None = None  # per layer and segment: [H, count, visible]
+    host: Step | None = None  # the same on the CPU, where a model is split
     find_nonfinite: bool = False  # check every layer's output, to name the first bad one
 
 
@@ -179,3 +181,13 @@ def workspace_sizes(
 def widened_elements(config: ModelConfig, context: int) -> int:
     """Elements of the scratch in which one row's keys and values of a layer become float32."""
     return 2 * context * config.num_kv_heads * config.head_size
+
+
+def rope_table(config: ModelConfig, context: int, dtype: torch.dtype, take: Take) -> Tensor | None:
+    """cos and sin of every position of a context, [2, context, rotary_size / 2]."""
+    if config.rope is None:
+        return None
+    rope = Rope(config.rope)
+    table = take("rope table", rope.table_shape(context), dtype)
+    rope.fill_table(table)
+    return table

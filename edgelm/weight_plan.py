@@ -38,7 +38,7 @@ class WeightPlanner:
     """Plans the weights of one model; what recipes share is given once.
 
     ``backend``, ``measured`` and ``exact`` choose kernels, see ``quant.choose``; ``dtype`` is the
-    activations'.
+    activations'. ``device`` is where the matrices go.
     """
 
     decoder: Decoder
@@ -47,6 +47,7 @@ class WeightPlanner:
     backend: str
     measured: kernel_choice.Rankings
     exact: bool
+    device: str = "cpu"
 
     def plan(self, recipe: Recipe | None) -> WeightPlan:
         """Under ``None`` packed files keep their scheme and others get the default recipe.
@@ -116,30 +117,45 @@ class WeightPlanner:
         ranking = kernel_choice.ranking(self.measured, scheme, shape)
         try:
             kernel = choose(
-                scheme, shape, "cpu", self.backend, lookup, multiply, ranking, self.exact
+                scheme, shape, self.device, self.backend, lookup, multiply, ranking, self.exact
             )
         except KernelUnavailable as error:
             raise KernelUnavailableError(f"{names[0]}: {error}") from error
         nbytes = kernel.nbytes(scheme, shape)
         named, each = tuple(names), tuple(shapes)
-        return ProductPlan(named, each, str(scheme), kernel.name, "cpu", nbytes, stored)
+        return ProductPlan(named, each, str(scheme), kernel.name, self.device, nbytes, stored)
 
     def _parts(self, products: tuple[ProductPlan, ...]) -> Iterator[Part]:
         groups = {"weights.embed": 0, "weights.attn": 0, "weights.mlp": 0, "weights.head": 0}
         for product in products:
             groups[weight_part(product.names[0])] += product.nbytes
-        other = sum(rows * self.dtype.itemsize for _, rows in self.decoder.biases())
         for name, norm in self.decoder.norms():
             for vector in norm.vectors:
                 self.names.info(name, (norm.size,), vector)
-                other += norm.size * torch.float32.itemsize
-        groups["weights.other"] = other
-        return (Part(name, nbytes) for name, nbytes in groups.items() if nbytes)
+        groups["weights.other"] = vector_bytes(self.decoder, self.dtype)
+        where = "host" if self.device == "cpu" else "device"
+        return (Part(name, nbytes, where) for name, nbytes in groups.items() if nbytes)
 
     def _vector_elements(self) -> int:
         """Numbers in norms and biases."""
         biases = sum(rows for _, rows in self.decoder.biases())
         return biases + sum(len(norm.vectors) * norm.size for _, norm in self.decoder.norms())
+
+
+def vector_bytes(decoder: Decoder, dtype: torch.dtype, layers: range | None = None) -> int:
+    """Bytes of biases in ``dtype`` and norms in float32, of ``layers`` or all.
+
+    Vectors of no layer count as of one behind the last.
+    """
+    behind = len(decoder.layers)
+    found = [(name, rows * dtype.itemsize) for name, rows in decoder.biases()]
+    for name, norm in decoder.norms():
+        found.append((name, len(norm.vectors) * norm.size * torch.float32.itemsize))
+
+    def layer(name: str) -> int:
+        return int(name.split(".")[1]) if name.startswith("layers.") else behind
+
+    return sum(nbytes for name, nbytes in found if layers is None or layer(name) in layers)
 
 
 def weight_part(name: str) -> str:

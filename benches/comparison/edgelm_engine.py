@@ -43,7 +43,7 @@ class EdgeLM:
             raise NotImplementedError("this version has no prompt lookup")
         self._extra: dict[str, Any] = {"speculate": speculate} if guesses else {}
         self._copy = copy
-        plan = self._lm.plan
+        plan = self.plan = self._lm.plan
         backends = {find(p.kernel).backend for p in plan.products}
         cache_bytes = sum(p.bytes for p in plan.parts if p.name.startswith("kv cache."))
         self.about = {
@@ -63,6 +63,9 @@ class EdgeLM:
                 pass
             stats = batch.stats(0)
         return stats.prefill_s, stats.decode_s
+
+    def close(self) -> None:
+        self._lm.close()
 
     def _ids(self, count: int, seed: int) -> tuple[int, ...]:
         if not self._copy:

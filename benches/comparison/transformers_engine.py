@@ -38,7 +38,7 @@ class Transformers:
         if library == "torchao":
             _torchao(self._model, bits)
         elif library == "bitsandbytes":
-            _bitsandbytes(self._model)
+            bitsandbytes_layers(self._model, "cpu")
         used = "transformers" if library == "bfloat16" else library
         self.about: dict[str, Any] = {"version": f"{used} {version(used)}", "type": bits or "bf16"}
         if library == "bfloat16":
@@ -79,7 +79,7 @@ def _torchao(model: Any, bits: str) -> None:
         quantize_(model, IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup(32)))
 
 
-def _bitsandbytes(model: Any) -> None:
+def bitsandbytes_layers(model: Any, device: str) -> None:
     """Its nf4 layers in place of all linear ones but the head, as transformers does it."""
     import bitsandbytes
 
@@ -98,4 +98,4 @@ def _bitsandbytes(model: Any) -> None:
                 linear.weight.data, requires_grad=False, quant_type="nf4"
             )
             layer.bias = linear.bias
-            setattr(module, name, layer.to("cpu").eval())
+            setattr(module, name, layer.to(device).eval())

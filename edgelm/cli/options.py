@@ -61,13 +61,14 @@ class LoadOptions:
         str, typer.Option(help="auto, or float: products never round activations to 8 bits.")
     ] = "auto"
     dtype: Annotated[str, typer.Option(help="Activations: auto, float32 or bfloat16.")] = "auto"
-    device: Annotated[str, typer.Option(help="auto or cpu.")] = "auto"
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps or xpu.")] = "auto"
     context: Annotated[str, typer.Option(help="Tokens of prompt and answer, or auto.")] = "auto"
     budget: Annotated[
         str | None, typer.Option(help="Peak memory of the whole process: 6GiB, or 70% of free.")
     ] = None
     offload: Annotated[
-        str, typer.Option(help="Where layers go that the budget has no room for: none or disk.")
+        str,
+        typer.Option(help="Where layers without room go: none, cpu (beside a GPU), disk."),
     ] = "none"
 
     def settings(self) -> dict[str, Any]:

@@ -156,7 +156,7 @@ def _engine(files: ModelFiles, index: int, settings: Settings) -> Engine:
             "it, choose a smaller window, or give a --baseline file made elsewhere.",
             plan,
         )
-    ledger = Ledger(plan.parts, plan.budget_bytes - plan.predicted_peak_bytes)
+    ledger = Ledger.of(plan)
     Loader(decoder, names, plan, ledger, settings.method, None).load()
     return Engine(decoder, config, plan, ledger)
 

@@ -1,7 +1,8 @@
 """The seam to the hardware: the short list of operations that layers call.
 
 Every operation writes into buffers given by ``out`` and allocates nothing that lasts. ``reference``
-defines what is right; ``native`` has the same operations and matches it within a named bound.
+defines what is right; ``native`` (CPUs) and ``triton`` (CUDA devices) have the same operations and
+match it within named bounds.
 """
 
 from __future__ import annotations
@@ -12,5 +13,6 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from edgelm.ops.native import NativeOps
+    from edgelm.ops.triton import TritonOps
 
-    Ops: TypeAlias = ModuleType | NativeOps
+    Ops: TypeAlias = ModuleType | NativeOps | TritonOps

@@ -7,6 +7,7 @@ tests still pass is a feature nobody guards, and fails CI. One file a theme.
 from __future__ import annotations
 
 from mutations import (
+    accelerators,
     admission,
     comparison,
     evaluation,
@@ -32,6 +33,7 @@ from mutations import (
 from mutations.row import Mutation
 
 MUTATIONS: tuple[Mutation, ...] = (
+    *accelerators.MUTATIONS,
     *admission.MUTATIONS,
     *comparison.MUTATIONS,
     *evaluation.MUTATIONS,

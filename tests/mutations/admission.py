@@ -38,8 +38,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "admission: the ledger asks the machine too",
         "edgelm/memory.py",
-        "min(self.headroom_bytes, hardware.available_memory_bytes())",
-        "self.headroom_bytes",
+        "self._require_room(parts, on_host, min(self.headroom_bytes, available))",
+        "self._require_room(parts, on_host, self.headroom_bytes)",
         (f"{ADMISSION}test_the_ledger_asks_the_machine_too",),
     ),
     Mutation(

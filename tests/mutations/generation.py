@@ -57,8 +57,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "sampling: top-p keeps the token that crosses",
         "edgelm/processors.py",
-        "order[before >= self.mass]",
-        "order[before + ordered.softmax(0) >= self.mass]",
+        "order, before >= self.mass)",
+        "order, before + ordered.double().softmax(0) >= self.mass)",
         ("tests/test_sampling.py::test_drawn_tokens_follow_the_definition",),
     ),
     Mutation(

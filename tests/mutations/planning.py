@@ -106,8 +106,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "solver: what fits comes first",
         "edgelm/solver.py",
-        "if not plan.fits:\n        return (1,",
-        "if False:\n        return (1,",
+        "if not plan.fits:\n        device",
+        "if False:\n        device",
         ("tests/test_solver.py::test_the_most_accurate_that_fits",),
     ),
     Mutation(

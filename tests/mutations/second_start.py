@@ -129,8 +129,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "second start: the plan knows what is laid out",
         "edgelm/planner.py",
-        "runtime + buffers, ready)",
-        "runtime + buffers)",
+        "runtime + buffers, ready, leaves)",
+        "runtime + buffers, (), leaves)",
         (f"{TESTS}::test_the_plan_knows_what_is_laid_out",),
     ),
     Mutation(

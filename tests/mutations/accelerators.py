@@ -1,0 +1,110 @@
+"""Rows about devices beside the CPU."""
+
+from __future__ import annotations
+
+from mutations.row import Mutation
+
+TESTS = "tests/test_accelerators.py"
+SPLIT = "tests/test_split.py"
+TRITON = "tests/test_triton_ops.py"
+
+MUTATIONS: tuple[Mutation, ...] = (
+    Mutation(
+        "accelerators: cards that are too old are refused",
+        "edgelm/accelerators.py",
+        "capability < OLDEST_CAPABILITY:",
+        "False:",
+        (f"{TESTS}::test_a_device_that_does_not_serve_is_refused_in_a_sentence",),
+    ),
+    Mutation(
+        "accelerators: an old driver is told apart",
+        "edgelm/accelerators.py",
+        'if "too old" in told or "insufficient" in told:',
+        "if False:",
+        (f"{TESTS}::test_a_device_that_does_not_serve_is_refused_in_a_sentence",),
+    ),
+    Mutation(
+        "accelerators: float16 never for a model that outgrows it",
+        "edgelm/settings.py",
+        "    return torch.float32 if config.not_in_float16 else torch.float16\n",
+        "    return torch.float16\n",
+        (f"{TESTS}::test_types_of_activations",),
+    ),
+    Mutation(
+        "accelerators: a step's places are made on the device",
+        "edgelm/engine.py",
+        "torch.tensor(own, device=self.device)",
+        "torch.tensor(own)",
+        (f"{TESTS}::test_nothing_of_a_step_is_made_on_another_device",),
+    ),
+    Mutation(
+        "accelerators: slopes lie with the scores",
+        "edgelm/loading.py",
+        "module.move(self._send.device)",
+        "pass",
+        (f"{TESTS}::test_slopes_go_to_the_device",),
+    ),
+    Mutation(
+        "accelerators: a device has a budget of its own",
+        "edgelm/memory.py",
+        "            and self.predicted_device_peak_bytes <= self.device_budget_bytes\n",
+        "",
+        (f"{TESTS}::test_what_the_card_cannot_hold",),
+    ),
+    Mutation(
+        "accelerators: a buffer is used again only once it was sent",
+        "edgelm/transfer.py",
+        "        if sent is not None:\n            sent.synchronize()\n",
+        "",
+        (f"{TESTS}::test_a_buffer_is_not_refilled_while_it_is_sent",),
+    ),
+    Mutation(
+        "triton: a ring's positions wrap",
+        "edgelm/ops/kernels/decode.py",
+        "back = (position - slot + slots) % slots",
+        "back = position - slot",
+        (f"{TRITON}::test_operations_match_the_reference_under_the_interpreter",),
+    ),
+    Mutation(
+        "triton: prompts see no later token",
+        "edgelm/ops/kernels/prefill.py",
+        "seen = alive[None, :] & (distance <= 0)",
+        "seen = alive[None, :] & (distance <= 1)",
+        (f"{TRITON}::test_operations_match_the_reference_under_the_interpreter",),
+    ),
+    Mutation(
+        "graphs: ids and positions are read anew",
+        "edgelm/graphed.py",
+        "self._places[:, :at].copy_(self._host[:, :at], non_blocking=True)",
+        "pass",
+        (f"{TRITON}::test_whole_models_match_under_the_interpreter",),
+    ),
+    Mutation(
+        "out of memory: it is caught within an answer",
+        "edgelm/model.py",
+        "with accelerators.current(self.plan.device), memory_reported(self.plan, engine.forget):",
+        "with self.ledger.all_or_nothing():",
+        (f"{TESTS}::test_running_out_of_memory_within_an_answer",),
+    ),
+    Mutation(
+        "split: as few layers on the host as can be",
+        "edgelm/split.py",
+        "count = min(1 + bisect_left(range(1, layers + 1), True, key=fits), layers)",
+        "count = layers",
+        (f"{SPLIT}::test_no_more_layers_than_needed_stay_on_the_host",),
+    ),
+    Mutation(
+        "split: hidden states come back",
+        "edgelm/host_layers.py",
+        "if index == self._count - 1 or",
+        "if",
+        (f"{SPLIT}::test_a_split_model_says_what_the_whole_one_says",),
+    ),
+    Mutation(
+        "split: only what runs natively",
+        "edgelm/split.py",
+        "        raise UsageError(\n            \"offload 'cpu' runs layers natively",
+        "        raise RuntimeError(\n            \"offload 'cpu' runs layers natively",
+        (f"{SPLIT}::test_what_cannot_be_split_is_refused",),
+    ),
+)
