@@ -87,7 +87,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "edgelm/processors.py",
         "self.share * likely.max()",
         "self.share",
-        ("tests/test_processors.py::test_draws_follow_the_known_distribution",),
+        ("tests/test_sampling.py::test_native_draws_are_the_definitions",),
     ),
     Mutation(
         "sampling: typical is near the expected surprise",
