@@ -9,18 +9,16 @@ rows by model, scheme or backend. No row starts after ``BOUND_S`` seconds: run i
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from backends import ASSETS, BENCHES, store
+from backends import ASSETS
+from results_file import store, stored_rows
 
 import edgelm
-from edgelm import hardware
 from edgelm.benchmark import Workload, measure
 from edgelm.errors import EdgeLMError
 from edgelm.files import ModelFiles
@@ -34,8 +32,7 @@ WINDOWS = {"demo": 2}
 
 
 def main(words: list[str]) -> int:
-    path = BENCHES / "results" / "accuracy.json"
-    rows = json.loads(path.read_text("utf-8"))["rows"] if path.exists() else []
+    rows = stored_rows("accuracy")
     done = {(row["model"], row["asked"], row["asked_backend"]) for row in rows}
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
@@ -49,7 +46,7 @@ def main(words: list[str]) -> int:
                 row = measured(*key, Path(scratch))
                 if row is not None:
                     rows.append(row)
-                    keep(rows)
+                    store("accuracy", "python benches/accuracy.py", rows)
     return 0
 
 
@@ -73,16 +70,6 @@ def measured(name: str, scheme: str, backend: str, scratch: Path) -> dict[str, A
     row["model"] = name
     print(f"{name} {scheme} {backend}: KLD {row['kld_mean']:.6f}", file=sys.stderr)
     return row
-
-
-def keep(rows: list[dict[str, Any]]) -> None:
-    result = {
-        "machine": f"{hardware.processor_name()}, {hardware.cores()} cores",
-        "date": datetime.now(UTC).date().isoformat(),
-        "command": "python benches/accuracy.py",
-        "rows": rows,
-    }
-    store("accuracy", result)
 
 
 if __name__ == "__main__":

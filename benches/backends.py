@@ -11,16 +11,14 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import subprocess
 import sys
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from results_file import store
+
 import edgelm
-from edgelm import hardware
 from edgelm.evaluation.divergence import score_text
 from edgelm.evaluation.passage import Passage
 
@@ -43,15 +41,7 @@ def main(arguments: list[str]) -> int:
         row = sorted(own, key=lambda row: row["decode_tok_s"])[TURNS // 2]
         rows.append(row | {"ppl": text_perplexity(text, run)})
         print(json.dumps(rows[-1]))
-    libraries = {name: version(name) for name in ("torch", "numpy")}
-    result = {
-        "machine": f"{hardware.processor_name()}, {hardware.cores()} cores",
-        "date": datetime.now(UTC).date().isoformat(),
-        "command": f"{COMMAND} --quant … --backend …",
-        "versions": {"edgelm": edgelm.__version__, "python": platform.python_version()} | libraries,
-        "rows": rows,
-    }
-    store("backends", result)
+    store("backends", f"{COMMAND} --quant … --backend …", rows)
     return 0
 
 
@@ -68,13 +58,6 @@ def text_perplexity(text: Path, run: dict[str, str]) -> float:
     with edgelm.load("demo", **run) as lm:
         passage = Passage.read(text, lm.tokenizer, WINDOW, WINDOWS)
         return score_text(lm, passage, None, None).ppl
-
-
-def store(name: str, result: dict[str, Any]) -> None:
-    """Keep a result where ``tables.py`` finds it."""
-    path = BENCHES / "results" / f"{name}.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

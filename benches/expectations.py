@@ -16,16 +16,15 @@ import json
 import sys
 import tempfile
 from collections import defaultdict
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from accuracy import NANO
-from backends import ASSETS, BENCHES, store
+from backends import ASSETS, BENCHES
+from results_file import store
 
 import edgelm
-from edgelm import hardware
 
 CACHES = ("float32", "bfloat16", "float16", "int8")
 WINDOWS = 8  # of 512 tokens, as in accuracy.py
@@ -95,13 +94,7 @@ def measure_caches() -> None:
                 kld = found.to_dict()["kld_mean"]
                 measured.append({"model": model, "kv": kv, "kld_mean": kld})
                 print(f"{model} {kv}: KLD {kld:.7f}", file=sys.stderr)
-    result = {
-        "machine": f"{hardware.processor_name()}, {hardware.cores()} cores",
-        "date": datetime.now(UTC).date().isoformat(),
-        "command": "python benches/expectations.py",
-        "rows": measured,
-    }
-    store("caches", result)
+    store("caches", "python benches/expectations.py", measured)
 
 
 if __name__ == "__main__":

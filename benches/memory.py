@@ -15,21 +15,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from checkpoints import MODELS, checkpoint
-
-from edgelm import hardware
+from results_file import RESULTS, store, stored_rows
 
 MIB = 1 << 20
 OVER = (0.03, 50 * MIB)  # a prediction may exceed what was measured by this share and this sum
@@ -38,7 +34,6 @@ LOAD_LIMIT_BYTES = 500 * MIB  # of an int4 load beside the packed weights and `i
 QUANTS = ("none", "int8", "int4", "nf4")
 CACHES = ("float32", "bfloat16", "int8")
 CONTEXTS = (512, 4096)
-RESULTS = Path(__file__).resolve().parent / "results"
 
 IMPORT_TORCH = """
 import re, torch
@@ -82,20 +77,18 @@ def main() -> int:
     parser.add_argument("--keep", type=Path, help="where generated checkpoints stay")
     given = parser.parse_args()
     cases = [case for case in all_cases() if set(given.words) <= words(case)]
-    kept = RESULTS / "memory.json"
-    earlier = json.loads(kept.read_text())["rows"] if kept.exists() else []
-    rows = {row["name"]: row for row in earlier}
+    rows = {row["name"]: row for row in stored_rows("memory")}
     with tempfile.TemporaryDirectory() as scratch:
         for case in cases:
             if case.name in rows and not given.again:
                 continue
             folder = checkpoint(case.model, given.keep or Path(scratch))
             rows[case.name] = measure(case, folder, Path(scratch) / "cache")
-            write(kept, [rows[case.name] for case in all_cases() if case.name in rows])
+            store("memory", "python benches/memory.py", in_order(rows))
             print(line(rows[case.name]), flush=True)
     chosen = [rows[case.name] for case in cases]
     print_table(chosen)
-    plot([rows[case.name] for case in all_cases() if case.name in rows], RESULTS / "memory.svg")
+    plot(in_order(rows), RESULTS / "memory.svg")
     missed = [row["name"] for row in chosen if not row["within"]]
     print(f"{len(chosen) - len(missed)} of {len(chosen)} rows within the bounds", *missed, sep="\n")
     return int(bool(missed))
@@ -160,16 +153,9 @@ def fresh_process(program: str, *arguments: str, cache: Path) -> str:
     return done.stdout
 
 
-def write(path: Path, rows: list[dict[str, Any]]) -> None:
-    result = {
-        "machine": f"{hardware.processor_name()}, {hardware.cores()} cores",
-        "date": datetime.now(UTC).date().isoformat(),
-        "command": "python benches/memory.py",
-        "versions": {"python": platform.python_version(), "torch": version("torch")},
-        "rows": rows,
-    }
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+def in_order(rows: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows that were measured, as cases follow one another."""
+    return [rows[case.name] for case in all_cases() if case.name in rows]
 
 
 def line(row: dict[str, Any]) -> str:

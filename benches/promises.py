@@ -11,28 +11,24 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import subprocess
 import sys
 import tempfile
 import time
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from checkpoints import write_model
+from results_file import store, stored_rows
 from safetensors import safe_open
 
 import edgelm
-from edgelm import hardware
 from edgelm.checkpoint.shapes import shape_config
 from quant import METHODS
 
 MIB = 1 << 20
 SHAPE = "llama-3.2-3b"
 BESIDE_BYTES = 300 * MIB  # beside two largest tensors and `import torch`
-RESULTS = Path(__file__).resolve().parent / "results" / "promises.json"
 IMPORT_TORCH = "import torch; from edgelm.hardware import resident_bytes; print(resident_bytes())"
 QUANTIZE = "import sys; from edgelm.cli.main import main; sys.exit(main(sys.argv[1:]))"
 
@@ -41,13 +37,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("methods", nargs="*", default=list(METHODS), help=", ".join(METHODS))
     methods = parser.parse_args().methods
-    rows = {row["method"]: row for row in _kept()}
+    rows = {row["method"]: row for row in stored_rows("promises")}
     with tempfile.TemporaryDirectory() as scratch:
         source = Path(scratch) / "source"
         write_model(shape_config(SHAPE), source)
         for method in methods:
             row = rows[method] = measure(source, Path(scratch) / method, method)
-            _write(list(rows.values()))
+            store("promises", "python benches/promises.py", list(rows.values()), shape=SHAPE)
             print(f"{line(row)}, in {row['seconds']:.0f} s", flush=True)
     return int(not all(is_kept(rows[method]) for method in methods))
 
@@ -99,25 +95,6 @@ def fresh(program: str, *arguments: object) -> str:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout
-
-
-def _kept() -> list[dict[str, Any]]:
-    if not RESULTS.exists():
-        return []
-    rows: list[dict[str, Any]] = json.loads(RESULTS.read_text(encoding="utf-8"))["rows"]
-    return rows
-
-
-def _write(rows: list[dict[str, Any]]) -> None:
-    result = {
-        "machine": f"{hardware.processor_name()}, {hardware.cores()} cores",
-        "date": datetime.now(UTC).date().isoformat(),
-        "command": "python benches/promises.py",
-        "shape": SHAPE,
-        "versions": {"python": platform.python_version(), "torch": version("torch")},
-        "rows": rows,
-    }
-    RESULTS.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

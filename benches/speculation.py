@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import time
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+from results_file import store
 
 import edgelm
 from edgelm import hardware
@@ -56,20 +55,11 @@ def main() -> int:
         rows.append(compare(lm, "question, never right", prompts(lm)["question"]))
         plan = lm.plan
     read_gb_s = hardware.read_gb_s()
-    result = {
-        "machine": f"{hardware.processor_name()}, {hardware.cores()} cores",
-        "date": datetime.now(UTC).date().isoformat(),
-        "command": "python benches/speculation.py",
-        "versions": {"python": platform.python_version(), "torch": version("torch")},
-        "model": f"demo, {plan.scheme}, {plan.products[1].kernel}",
-        "threads": 1,
-        "draft_depth": plan.draft_depth,
-        "pairs": PAIRS,
-        "read_gb_s": read_gb_s,
-        "rows": rows,
-    }
-    path = BENCHES / "results" / "speculation.json"
-    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    store(
+        "speculation", "python benches/speculation.py", rows,
+        model=f"demo, {plan.scheme}, {plan.products[1].kernel}", threads=1,
+        draft_depth=plan.draft_depth, pairs=PAIRS, read_gb_s=read_gb_s,
+    )  # fmt: skip
     failed = rows[0]["speed_ratio"] < COPY_FLOOR
     failed |= any(row["speed_ratio"] < 1 / (1 + COST_LIMIT) for row in rows)
     print("FAILED" if failed else "within the limits")

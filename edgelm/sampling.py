@@ -54,8 +54,10 @@ class SamplingSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        # Below, logits over the temperature would pass what float32 holds.
+        warm = self.temperature == 0 or 1e-6 <= self.temperature <= 1e6
         for name, allowed, ok in (
-            ("temperature", "0 or above", 0 <= self.temperature < 1e6),
+            ("temperature", "0, or 1e-6 to 1e6", warm),
             ("top_k", "0 (off) or above", self.top_k >= 0),
             ("top_p", "above 0 and up to 1", 0 < self.top_p <= 1),
             ("min_p", "0 (off) up to 1", 0 <= self.min_p <= 1),

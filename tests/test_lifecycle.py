@@ -293,9 +293,13 @@ def test_a_model_not_fetched_ends_with_1(
 
 
 def test_a_real_ctrl_c_ends_with_130(demo: Path) -> None:
-    """SIGINT to the program while it writes: one line on stderr, no traceback."""
+    """SIGINT to the program while it writes: one line on stderr, no traceback.
+
+    Tokens that are nearly all alike likely end no answer, so it lasts until the signal comes.
+    """
+    options = ["--max-tokens", "1900", "--context", "2048", "--temperature", "9"]
     program = subprocess.Popen(
-        [sys.executable, "-m", "edgelm", "generate", str(demo), PROMPT, "--max-tokens", "500"],
+        [sys.executable, "-m", "edgelm", "generate", str(demo), PROMPT, *options],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0,
         cwd=Path(edgelm.__file__).parent.parent,
     )  # fmt: skip

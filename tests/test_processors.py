@@ -127,8 +127,8 @@ def test_draws_follow_the_known_distribution(
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"min_p": 1.5}, {"typical_p": 0.0}, {"repetition_penalty": 0.0}, {"seed": -1},
-     {"presence_penalty": math.nan}, {"frequency_penalty": math.inf},
+    [{"min_p": 1.5}, {"temperature": 1e-7}, {"typical_p": 0.0}, {"repetition_penalty": 0.0},
+     {"seed": -1}, {"presence_penalty": math.nan}, {"frequency_penalty": math.inf},
      {"logit_bias": ((1, math.nan),)}],
 )  # fmt: skip
 def test_values_out_of_range(wrong: dict[str, Any]) -> None:

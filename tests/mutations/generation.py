@@ -62,6 +62,20 @@ MUTATIONS: tuple[Mutation, ...] = (
         ("tests/test_sampling.py::test_drawn_tokens_follow_the_definition",),
     ),
     Mutation(
+        "sampling: what the library does not filter is drawn by the definition",
+        "edgelm/sampling.py",
+        "native.missing() is None and self.settings.typical_p == 1",
+        "native.missing() is None",
+        ("tests/test_processors.py::test_draws_follow_the_known_distribution",),
+    ),
+    Mutation(
+        "sampling: min-p reaches the library",
+        "edgelm/sampling.py",
+        "min_p=own.min_p,",
+        "min_p=0.0,",
+        ("tests/test_sampling.py::test_native_draws_are_the_definitions",),
+    ),
+    Mutation(
         "forward: padding is taken out",
         "edgelm/forward.py",
         "spans.append((int(columns[0]), len(columns)))",
@@ -73,7 +87,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "edgelm/processors.py",
         "self.share * likely.max()",
         "self.share",
-        ("tests/test_processors.py::test_draws_follow_the_known_distribution",),
+        ("tests/test_sampling.py::test_native_draws_are_the_definitions",),
     ),
     Mutation(
         "sampling: typical is near the expected surprise",

@@ -231,6 +231,20 @@ def test_callers_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
             assert all(map(torch.equal, results, expected))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="cores are asked of Linux alone")
+def test_workers_may_run_where_the_process_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that left the caller's core is bound to no other."""
+    monkeypatch.setattr(native, "threads", lambda: 3)
+    packed = matrix("int8", outputs=1100)
+    layout, x = layout_of(packed), torch.randn(2, ROW_INPUTS)
+    for _ in range(300):
+        product(packed, layout, x)
+    told = [path.read_text() for path in Path("/proc/self/task").glob("*/status")]
+    allowed = {line for text in told for line in text.splitlines() if "Cpus_allowed:" in line}
+    print(f"{len(told)} threads, {allowed}")
+    assert len(told) > 1 and len(allowed) == 1
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes do not fork here")
 def test_products_after_a_fork(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "threads", lambda: 3)

@@ -219,6 +219,17 @@ def test_argmax_takes_the_first_of_equals(isa: str) -> None:
     assert run_argmax(x).tolist() == [70, 0, 4999, -1]
 
 
+def test_draws_leave_the_same_weights_on_every_instruction_set(isa: str) -> None:
+    logits = torch.randn(3001) * 4
+    logits[7::100] = -torch.inf
+    settings: dict[str, Any] = {"temperature": 0.7, "top_k": 200, "top_p": 0.9, "min_p": 0.01}
+    kept, expected = logits.clone(), logits.clone()
+    token = ops.sample(kept, 0.37, **settings)
+    native.use_isa("generic")
+    assert token == ops.sample(expected, 0.37, **settings) and torch.equal(kept, expected)
+    assert 0 < int((kept > 0).sum()) < 200 and not kept[7::100].any()
+
+
 @pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize("rotary", [20, 48])
 def test_rotation(rotary: int, interleaved: bool, isa: str) -> None:

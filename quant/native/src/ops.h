@@ -8,7 +8,7 @@
 constexpr int64_t kColumns = 1024;
 // Keys whose scores are made at once; a softmax goes on from one such block to the next. Blocks
 // and splits begin at multiples of their sizes, counted in positions.
-constexpr int64_t kBlock = 32;
+constexpr int64_t kBlock = 64;
 // Keys whose softmax stands alone; those of several splits are merged in order. Threads that share
 // a token's keys share splits.
 constexpr int64_t kSplit = 512;

@@ -1,0 +1,39 @@
+"""The files in results/: what every benchmark says of its run, where tables.py finds it."""
+
+from __future__ import annotations
+
+import json
+import platform
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import edgelm
+from edgelm import hardware
+
+RESULTS = Path(__file__).resolve().parent / "results"
+_LIBRARIES = ("torch", "numpy")
+
+
+def stored_rows(name: str) -> list[dict[str, Any]]:
+    """The rows that an earlier run left, none where there was none."""
+    path = RESULTS / f"{name}.json"
+    rows: list[dict[str, Any]] = []
+    return json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else rows
+
+
+def store(name: str, command: str, rows: list[dict[str, Any]], **told: Any) -> None:
+    """Write a run's rows, with the machine, the date, the versions and what else is told."""
+    versions = {library: version(library) for library in _LIBRARIES}
+    result = {
+        "machine": f"{hardware.processor_name()}, {hardware.cores()} cores",
+        "date": datetime.now(UTC).date().isoformat(),
+        "command": command,
+        "versions": {"edgelm": edgelm.__version__, "python": platform.python_version()} | versions,
+        **told,
+        "rows": rows,
+    }
+    RESULTS.mkdir(exist_ok=True)
+    text = json.dumps(result, indent=2, ensure_ascii=False) + "\n"
+    (RESULTS / f"{name}.json").write_text(text, encoding="utf-8")
