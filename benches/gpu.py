@@ -20,6 +20,7 @@ import gc
 import json
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -29,13 +30,17 @@ from statistics import median
 from typing import Any
 
 import torch
+from checkpoints import write_model
+from second_start import IMPORT_TORCH, START, fresh_process
 
 import edgelm
 from edgelm import accelerators
+from edgelm.checkpoint.shapes import shape_config
 from edgelm.memory import Plan
 
 RESULT = Path(__file__).resolve().parent / "results" / "gpu.json"
 PROMPT, STEPS = 2048, 128
+FAR = 8192  # twice Gemma 2's window
 MIB = 1 << 20
 Turn = Callable[[int, int, int], tuple[float, float]]
 
@@ -93,7 +98,14 @@ def main() -> int:
         with_peers = case is big and not options.no_peers
         run(case, options.rounds, with_peers)
         say(f"{case.shape} {case.quant}: {case.decode_tok_s('edgelm'):.1f} tok/s")
-    store(card.name, options, rows(big, small, wide))
+    found = rows(big, small, wide)
+    found.insert(
+        0, row("Llama-3.2-1B, second start beyond `import torch`: s", second_start_s(), 3, 3, True)
+    )
+    found.insert(
+        1, row("Gemma-2-2B in bfloat16: tokens until a number is not finite", far(), FAR, FAR)
+    )
+    store(card.name, options, found)
     return 0
 
 
@@ -127,6 +139,41 @@ def run(case: Case, rounds: int, with_peers: bool) -> None:
     ours.close()
     gc.collect()
     torch.cuda.empty_cache()
+
+
+def far() -> int:
+    """How many tokens of one text Gemma 2 goes without a non-finite number, its window passed."""
+    from comparison.edgelm_engine import EdgeLM
+
+    ours = EdgeLM(
+        "gemma-2-2b", os.cpu_count() or 1, shape=True, quant="int4", device="cuda",
+        context=FAR + 16, chunk=512, dtype="bfloat16",
+    )  # fmt: skip
+    reached = 0
+    try:
+        for count in (FAR // 4, FAR // 2, FAR - STEPS):
+            ours.turn(count, STEPS, 0)
+            reached = count + STEPS
+    except edgelm.NonFiniteError as error:
+        say(f"gemma-2-2b: {error}")
+    ours.close()
+    return reached
+
+
+def second_start_s(rounds: int = 3) -> float:
+    """Process start to first token of 16, kernels compiled, tiles measured and weights laid out."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder, cache = Path(scratch) / "model", str(Path(scratch) / "cache")
+        write_model(shape_config("llama-3.2-1b"), folder)
+        fresh_process(START, str(folder), "512", cache=cache)
+        pairs = [
+            (
+                fresh_process(IMPORT_TORCH, cache=cache),
+                fresh_process(START, str(folder), "512", cache=cache),
+            )
+            for _ in range(rounds)
+        ]
+    return median(ours["process_s"] - bare["process_s"] for bare, ours in pairs)
 
 
 def load_peers(case: Case, engines: dict[str, Turn]) -> None:

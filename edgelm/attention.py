@@ -50,19 +50,21 @@ class Attention(nn.Module):
         self.qkv(x, buffers.qkv, step.ops)
         by_head = buffers.qkv.view(x.shape[0], -1, self.size)
         count = buffers.rotated.shape[1]
-        placed = self._place(by_head[:, :count], buffers.rotated, step)
-        step.ops.store(step, self.layer, placed[:, self.heads :], by_head[:, count:])
+        queries = self._place(by_head[:, :count], by_head[:, count:], buffers.rotated, step)
         mixed = buffers.attended.view(-1, self.heads, self.size)
-        step.ops.attend(step, self.layer, placed[:, : self.heads], self.scoring, mixed)
+        step.ops.attend(step, self.layer, queries, self.scoring, mixed)
         return self.out(buffers.attended, out, step.ops)
 
-    def _place(self, both: Tensor, other: Tensor, step: Step) -> Tensor:
-        """Queries and keys [M, H + G, D], normed and rotated, in either of the two buffers."""
+    def _place(self, both: Tensor, values: Tensor, other: Tensor, step: Step) -> Tensor:
+        """Queries and keys [M, H + G, D] normed and rotated, in either buffer; the cache written.
+
+        Returns the queries [M, H, D].
+        """
         if self.q_norm is not None and self.k_norm is not None:
             self.q_norm(both[:, : self.heads], other[:, : self.heads], step)
             self.k_norm(both[:, self.heads :], other[:, self.heads :], step)
             both, other = other, both
         if isinstance(self.position, Alibi):
-            return both
-        assert step.angles is not None
-        return step.ops.rotate(both, self.position, step.angles, other)
+            step.ops.store(step, self.layer, both[:, self.heads :], values)
+            return both[:, : self.heads]
+        return step.ops.rotate_and_store(step, self.layer, both, values, self.position, other)

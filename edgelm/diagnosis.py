@@ -13,11 +13,13 @@ from typing import Any
 import torch
 
 import edgelm
-from edgelm import disk, hardware, kernel_choice, runs
+from edgelm import accelerators, disk, hardware, kernel_choice, runs
+from edgelm.accelerators import Accelerator
 from edgelm.hub import DEMO_MEMBER, cache_dir
 from edgelm.layer_store import clear_layers
 from quant import Scheme
 from quant.backends import KERNELS, choose
+from quant.triton.choices import FILE as TILES
 
 PACKAGES = (
     *("torch", "torchao", "bitsandbytes", "safetensors", "tokenizers", "sentencepiece"),
@@ -34,6 +36,7 @@ class KernelChoice:
     ``use`` is ``multiply``, or ``lookup`` for a matrix whose rows must be readable too.
     """
 
+    device: str
     scheme: str
     use: str
     kernel: str
@@ -61,6 +64,7 @@ class Diagnosis:
     available_memory_bytes: int
     cgroup_limit_bytes: int | None
     read_gb_s: float
+    accelerator: Accelerator | None
     kernels: tuple[KernelChoice, ...]
     cache: str
     cache_bytes: int
@@ -75,7 +79,11 @@ def diagnose() -> Diagnosis:
     """Ask the machine; measures bandwidth and kernels and records both for later plans."""
     cache = cache_dir()
     torch.set_num_threads(hardware.default_threads())  # as loading does
-    kernel_choice.measure(cache)
+    card = accelerators.find("auto")
+    devices = ["cpu"] if card is None else ["cpu", card.device]
+    for device in devices:
+        with accelerators.current(device):
+            kernel_choice.measure(cache, device)
     return Diagnosis(
         version=edgelm.__version__,
         python=platform.python_version(),
@@ -90,7 +98,8 @@ def diagnose() -> Diagnosis:
         available_memory_bytes=hardware.available_memory_bytes(),
         cgroup_limit_bytes=hardware.cgroup_limit_bytes(),
         read_gb_s=hardware.record_read_gb_s(cache),
-        kernels=tuple(_choices(cache)),
+        accelerator=card,
+        kernels=tuple(choice for device in devices for choice in _choices(cache, device)),
         cache=str(cache),
         cache_bytes=_folder_bytes(cache),
         runs=runs.recorded(cache),
@@ -105,7 +114,7 @@ def clear_cache() -> int:
     demo = cache / "demo"
     shutil.rmtree(demo / "partial", ignore_errors=True)
     clear_layers(cache)
-    profiles = (hardware.PROFILE, kernel_choice.KEPT, disk.PROFILE, runs.KEPT)
+    profiles = (hardware.PROFILE, kernel_choice.KEPT, TILES, disk.PROFILE, runs.KEPT)
     kept = [cache / name for name in profiles]
     for path in (demo / Path(DEMO_MEMBER).name, demo / "lock", *kept):
         path.unlink(missing_ok=True)
@@ -114,9 +123,9 @@ def clear_cache() -> int:
     return before - _folder_bytes(cache)
 
 
-def _choices(cache: Path) -> Iterator[KernelChoice]:
-    device = torch.device("cpu")
-    measured = kernel_choice.rankings(cache)
+def _choices(cache: Path, name: str) -> Iterator[KernelChoice]:
+    device = accelerators.torch_device(name)
+    measured = kernel_choice.rankings(cache, name)
     for text in SCHEMES:
         scheme = Scheme.parse(text)
         ranking = kernel_choice.ranking(measured, scheme, _SHAPE)
@@ -125,7 +134,7 @@ def _choices(cache: Path) -> Iterator[KernelChoice]:
             chosen = choose(scheme, _SHAPE, device, lookup=lookup, ranking=ranking)
             reasons = {k.name: k.supports(scheme, _SHAPE, device, lookup) for k in KERNELS}
             declined = {name: reason for name, reason in reasons.items() if reason is not None}
-            yield KernelChoice(text, use, chosen.name, declined)
+            yield KernelChoice(name, text, use, chosen.name, declined)
 
 
 def _version(package: str) -> str | None:

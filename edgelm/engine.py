@@ -206,12 +206,7 @@ class Engine:
         head = self.decoder.head
         assert head is not None
         logits = self._logits[: hidden.shape[0]] if out is None else out
-        if self.dtype == torch.float32:
-            head(hidden, logits, self.ops)
-        else:
-            logits.copy_(head(hidden, hidden.new_empty(logits.shape), self.ops))
-        if head.softcap is not None:
-            self.ops.softcap_(logits, head.softcap)
+        head.logits(hidden, logits, self.ops)
         if not all_finite(logits):
             raise NonFiniteError(_DAMAGED_HEAD)
         return logits

@@ -20,9 +20,9 @@ from edgelm.errors import NonFiniteError
 from edgelm.layers import Head, all_finite
 from edgelm.memory import Plan
 from edgelm.ops.triton import TritonOps
-from edgelm.recorded import Places
+from edgelm.recorded import Places, write_places
 
-_CAPTURABLE = ("triton.", "torch.mm", "reference")
+_CAPTURABLE = ("triton.", "torch.mm", "torch.int4tile", "reference")
 
 
 class Steps(Protocol):
@@ -118,7 +118,8 @@ class GraphedSteps:
         Args:
             rows: (row, ids that continue it). decode: runs the step where it is not captured yet.
         """
-        count = self._place(cache, rows)
+        count = write_places(self._written, cache, rows)
+        self._places[:, :count].copy_(self._host[:, :count], non_blocking=True)
         steps = self._steps.setdefault(cache, {})
         if count in steps:
             captured, out = steps[count]
@@ -155,23 +156,7 @@ class GraphedSteps:
         self._heads.clear()
 
     def _judged(self, head: Head, hidden: Tensor, logits: Tensor) -> Tensor:
-        if hidden.dtype == torch.float32:
-            head(hidden, logits, self._ops)
-        else:
-            logits.copy_(head(hidden, hidden.new_empty(logits.shape), self._ops))
-        if head.softcap is not None:
-            self._ops.softcap_(logits, head.softcap)
+        head.logits(hidden, logits, self._ops)
         finite = torch.isfinite(logits.sum(-1, dtype=torch.float64))
         self._best[: len(hidden)].copy_(torch.where(finite, logits.argmax(-1), -1))
         return logits
-
-    def _place(self, cache: KVCache, rows: Sequence[tuple[int, list[int]]]) -> int:
-        """Ids, rows and positions to the device; how many tokens they are."""
-        ids, places, positions = self._written
-        at = 0
-        for row, own in rows:
-            for offset, token in enumerate(own, cache.lengths[row]):
-                ids[at], places[at], positions[at] = token, row, offset
-                at += 1
-        self._places[:, :at].copy_(self._host[:, :at], non_blocking=True)
-        return at

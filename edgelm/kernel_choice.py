@@ -1,5 +1,8 @@
 """Which kernels ``auto`` prefers on this machine: measured by ``doctor``, kept in the cache folder.
 
+The tiles of our own CUDA kernels are measured by the first load that needs them, and kept there as
+well.
+
 A plan only reads what was kept; without it the order of quant's table decides, so that plans stay
 fast and need no library. A file that is damaged counts as absent and is written anew.
 """
@@ -7,16 +10,18 @@ fast and need no library. A file that is damaged counts as absent and is written
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
-from edgelm import hardware
+from edgelm import accelerators, hardware
 from edgelm.errors import KernelUnavailableError
 from edgelm.kept import keep, kept
-from edgelm.memory import ProductPlan
+from edgelm.memory import Plan, ProductPlan
+from edgelm.settings import DTYPES
 from edgelm.version import __version__
 from quant import KernelUnavailable, Scheme
 from quant.backends.timing import PROBES, shape_class, time_kernels
@@ -27,33 +32,60 @@ MEASURED_SCHEMES = (
 )
 log = logging.getLogger("edgelm")
 Rankings = dict[str, list[str]]
+Progress = Callable[[str, int, int], None]
 
 
-def measure(folder: Path) -> Rankings:
-    """Time all kernels with the threads set now and keep the ranking beside earlier ones.
+def measure(folder: Path, device: str = "cpu") -> Rankings:
+    """Time all kernels of a device, with the threads set now, and keep the ranking beside earlier
+    ones.
 
     Raises KernelUnavailableError if EDGELM_ISA names what this CPU lacks.
     """
     try:
         found = {
-            f"{text} {kind}": list(time_kernels(Scheme.parse(text), probe, "cpu"))
+            f"{text} {kind}": list(time_kernels(Scheme.parse(text), probe, device))
             for text in MEASURED_SCHEMES
             for kind, probe in PROBES.items()
         }
     except KernelUnavailable as error:
         raise KernelUnavailableError(str(error)) from error
-    keep(folder / KEPT, _read(folder) | {_machine(): found})
+    keep(folder / KEPT, _read(folder) | {_machine(device): found})
     return found
 
 
-def rankings(folder: Path) -> Rankings:
-    """What ``measure`` kept for this machine and these threads; empty where nobody measured."""
-    return _read(folder).get(_machine(), {})
+def rankings(folder: Path, device: str = "cpu") -> Rankings:
+    """What ``measure`` kept for this device and these threads; empty where nobody measured."""
+    return _read(folder).get(_machine(device), {})
 
 
 def ranking(measured: Rankings, scheme: Scheme, shape: tuple[int, int]) -> list[str]:
     """Kernel names, fastest first, for such matrices."""
     return measured.get(f"{scheme} {shape_class(shape)}", [])
+
+
+def tune(plan: Plan, folder: Path, progress: Progress | None) -> None:
+    """Measure the tiles of a plan's products on its card, where no earlier load has kept them.
+
+    For single tokens and for whole chunks; takes seconds a shape, most of them the compiler's.
+    """
+    from quant.triton import tuning  # not without a card
+
+    own = [p for p in plan.products if p.device != "cpu" and p.kernel.startswith("triton.")]
+    cases = {
+        tuning.Case(Scheme.parse(p.scheme), p.shape, rows, DTYPES[plan.dtype])
+        for p in own
+        for rows in ((1,) if p.kind in ("embed", "head") else (1, plan.chunk))
+    }
+    in_order = sorted(cases, key=lambda case: case.key)
+    device = accelerators.torch_device(plan.device)
+    for number, case in enumerate(in_order, 1):
+        if progress is not None:
+            progress(f"kernels for this card, {number} of {len(cases)}", 0, plan.weight_bytes)
+        try:
+            tuning.tune([case], folder, device)
+        except OSError as error:  # chosen, but not for later loads
+            log.warning("measured kernels cannot be kept in %s: %s", folder, error)
+    accelerators.release(plan.device)
 
 
 def warn_of_slow(products: tuple[ProductPlan, ...], tied: bool) -> None:
@@ -88,23 +120,24 @@ def _is_valid(data: object) -> bool:
     )
 
 
-def _machine() -> str:
-    """What a ranking holds for: processor, its vectors, threads and versions."""
-    return f"{_fixed()}, {torch.get_num_threads()} threads"
+def _machine(device: str) -> str:
+    """What a ranking holds for: processor, its vectors, threads and versions, or card and those."""
+    if device == "cpu":
+        return f"{_fixed()}, {torch.get_num_threads()} threads"
+    card = accelerators.find(device)
+    assert card is not None
+    return f"{card.name}, {_versions()}"
 
 
 @cache
 def _fixed() -> str:
     vectors = torch.backends.cpu.get_cpu_capability()
+    return ", ".join([hardware.processor_name(), vectors, _versions()])
+
+
+def _versions() -> str:
     packages = ("torch", "torchao", "bitsandbytes")
-    return ", ".join(
-        [
-            hardware.processor_name(),
-            vectors,
-            f"edgelm {__version__}",
-            *(f"{p} {_version(p)}" for p in packages),
-        ]
-    )
+    return ", ".join([f"edgelm {__version__}", *(f"{p} {_version(p)}" for p in packages)])
 
 
 def _version(package: str) -> str:

@@ -74,6 +74,14 @@ class Head(Projection):
     def is_language_model(self) -> bool:
         return self.task == "causal-lm"
 
+    def logits(self, hidden: Tensor, out: Tensor, ops: Ops) -> Tensor:
+        """hidden [M, N] -> float32 out [M, V], within the soft-cap."""
+        if hidden.dtype == torch.float32:
+            self(hidden, out, ops)
+        else:
+            out.copy_(self(hidden, hidden.new_empty(out.shape), ops))
+        return out if self.softcap is None else ops.softcap_(out, self.softcap)
+
 
 class Embedding(nn.Module):
     """Token id -> row. ``tied_to_head`` asks the loader for a layout that can also multiply."""

@@ -89,8 +89,7 @@ class Planner:
         available = hardware.available_memory_bytes() + resident
         self.budget_bytes = parse_budget(self.settings.budget, available)
         self._tied = self.decoder.embed.tied_to_head
-        on_cpu = self.accelerator is None
-        measured = kernel_choice.rankings(cache_dir()) if on_cpu else {}
+        measured = kernel_choice.rankings(cache_dir(), self.device)
         self._weight_planner = WeightPlanner(
             self.decoder,
             self.names,

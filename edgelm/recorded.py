@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from edgelm.cache import KVCache
@@ -23,6 +25,19 @@ class Places:
     ids: Tensor
     rows: Tensor
     positions: Tensor
+
+
+def write_places(
+    places: NDArray[np.int64], cache: KVCache, rows: Sequence[tuple[int, list[int]]]
+) -> int:
+    """Fill ``places`` [3, most] as ``Places`` orders them; how many tokens they are."""
+    ids, own_rows, positions = places
+    at = 0
+    for row, own in rows:
+        for offset, token in enumerate(own, cache.lengths[row]):
+            ids[at], own_rows[at], positions[at] = token, row, offset
+            at += 1
+    return at
 
 
 @dataclass(frozen=True)
@@ -74,7 +89,7 @@ class RecordedSteps:
         Args:
             rows: (row, ids that continue it). decode: runs the step where it is not recorded yet.
         """
-        count = self._place(cache, rows)
+        count = write_places(self._written, cache, rows)
         steps = self._steps.setdefault(cache, {})
         key = count, native.threads()
         if key in steps:
@@ -101,9 +116,7 @@ class RecordedSteps:
         else:
             recorder, logits = NativeOps(*self._workspaces), room[:count]
             with torch.inference_mode():
-                head(hidden, logits, recorder)
-                if head.softcap is not None:
-                    recorder.softcap_(logits, head.softcap)
+                head.logits(hidden, logits, recorder)
                 recorder.argmax(logits, self._best[1, :count])
             self._heads[key] = _Recorded(Tape(recorder.calls), logits)
         return self._heads[key].out, self._best[1, :count].tolist()
@@ -112,12 +125,3 @@ class RecordedSteps:
         """Drop all tapes."""
         self._steps.clear()
         self._heads.clear()
-
-    def _place(self, cache: KVCache, rows: Sequence[tuple[int, list[int]]]) -> int:
-        ids, places, positions = self._written
-        at = 0
-        for row, own in rows:
-            for offset, token in enumerate(own, cache.lengths[row]):
-                ids[at], places[at], positions[at] = token, row, offset
-                at += 1
-        return at

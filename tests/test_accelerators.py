@@ -37,7 +37,8 @@ BFLOAT16_LOGITS_DB = 25.0
 
 @pytest.fixture
 def card(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A card that auto finds, whose tensors lie on the CPU."""
+    """A card that auto finds, whose tensors lie on the CPU and meet torch's operations."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setitem(accelerators.PROBES, "cuda", lambda index: CARD)
     monkeypatch.setattr(accelerators, "_first_cuda", lambda: CARD)
     monkeypatch.setattr(accelerators, "torch_device", lambda name: torch.device("cpu"))

@@ -18,6 +18,7 @@ import edgelm
 from edgelm import diagnosis, hardware, kernel_choice
 from edgelm.cli.main import main
 from quant import native
+from quant.triton.choices import FILE as TILES
 
 BENCH_KEYS = [
     *("model", "scheme", "bits_per_weight", "backend", "device", "threads"),
@@ -317,12 +318,12 @@ def test_clear_cache_deletes_its_own_files_only(
     own.write_bytes(bytes(1000))
     foreign = own.parent / "thesis.txt"
     foreign.write_text("three years")
-    kept = [tmp_path / "cache" / name for name in (hardware.PROFILE, kernel_choice.KEPT)]
+    kept = [tmp_path / "cache" / name for name in (hardware.PROFILE, kernel_choice.KEPT, TILES)]
     for path in kept:
         path.write_bytes(bytes(500))
-    monkeypatch.setattr(kernel_choice, "measure", lambda cache: {})
+    monkeypatch.setattr(kernel_choice, "measure", lambda cache, device: {})
     monkeypatch.setattr(hardware, "record_read_gb_s", lambda cache: 20.0)
-    assert run("doctor", "--clear-cache", "--json").document["freed_bytes"] == 2000
+    assert run("doctor", "--clear-cache", "--json").document["freed_bytes"] == 2500
     assert not own.exists() and foreign.exists()
     assert not any(path.exists() for path in kept)
 

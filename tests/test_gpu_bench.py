@@ -68,6 +68,8 @@ def test_rows_follow_from_the_rounds(gpu: ModuleType, monkeypatch: pytest.Monkey
     memory = found["llama-3-8b int4, peak device memory: MiB off the plan"]
     assert (memory["value"], memory["reached"]) == (80, "floor")
     assert found["llama-3-8b int4: bitsandbytes-nf4"]["missing"] == "ImportError: none"
+    start = gpu.row("second start", 2.5, 3, 3, True)
+    assert start["reached"] == "goal" and gpu.row("", 3.1, 3, 3, True)["reached"] == "neither"
     tables = runpy.run_path(str(BENCHES / "tables.py"))
     cells = [[show(row) for show in tables["TABLES"]["gpu"].values()] for row in found.values()]
     assert ["0.8", "0.6", "0.45", "goal"] in [cell[1:] for cell in cells]

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import logging
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import edgelm
-from edgelm import kernel_choice
+from edgelm import accelerators, entry, kernel_choice
+from edgelm.accelerators import Accelerator
 from quant import Scheme, choose, native
 from quant.backends.timing import time_kernels
+from quant.backends.torch_backend import Int4Pack
+from quant.triton import tuning
 
 SHAPE = (512, 512)
 INT8 = Scheme.parse("int8")
@@ -74,6 +80,60 @@ def test_timing_ranks_the_kernels_that_can_hold_the_matrix() -> None:
     # A name of a kernel that is gone, or of one that cannot, is passed over.
     named = choose(scheme, SHAPE, "cpu", ranking=["gone", "torch.int4pack", "reference"])
     assert named.name == "reference"
+
+
+def test_a_kernel_that_disagrees_is_not_ranked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(own: object, x: torch.Tensor, *given: object) -> None:
+        out = given[-1]
+        assert isinstance(out, torch.Tensor)
+        out.copy_(torch.randn(out.shape))
+
+    scheme = Scheme.parse("int4-g32")
+    assert "torch.int4pack" in time_kernels(scheme, SHAPE, "cpu")
+    monkeypatch.setattr(Int4Pack, "multiply", wrong)
+    assert "torch.int4pack" not in time_kernels(scheme, SHAPE, "cpu")
+
+
+CARD = Accelerator("cuda:0", "card A", 8 << 30, 8 << 30, bfloat16=True)
+
+
+@pytest.mark.usefixtures("timed")
+def test_every_device_has_a_ranking_of_its_own(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(accelerators.PROBES, "cuda", lambda index: CARD)
+    kernel_choice.measure(cache, "cuda:0")
+    assert kernel_choice.rankings(cache) == {} and kernel_choice.rankings(cache, "cuda:0")
+    monkeypatch.setitem(accelerators.PROBES, "cuda", lambda index: replace(CARD, name="card B"))
+    assert kernel_choice.rankings(cache, "cuda:0") == {}
+
+
+def test_a_card_s_tiles_are_measured_before_the_weights_are_loaded(
+    assets: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """For every matrix that Triton multiplies; a load goes on where none can be kept."""
+    found: list[tuple[str, int]] = []
+
+    def tune(cases: list[tuning.Case], folder: Path, device: torch.device) -> int:
+        assert folder == cache
+        found.extend((f"{case.scheme} {case.shape}", case.rows) for case in cases)
+        raise OSError("read-only")
+
+    monkeypatch.setattr(tuning, "tune", tune)
+    monkeypatch.setattr("quant.triton.missing", lambda device: None)
+    monkeypatch.setitem(accelerators.PROBES, "cuda", lambda index: CARD)
+    monkeypatch.setattr(accelerators, "release", lambda name: None)
+    monkeypatch.setattr(entry, "memory_reported", lambda plan: nullcontext())
+    monkeypatch.setattr(accelerators, "current", lambda name: nullcontext())
+    monkeypatch.setattr(entry, "LanguageModel", lambda *given: given[3])
+    told: list[str] = []
+    plan: Any = edgelm.load(
+        assets / "nano" / "llama", device="cuda", quant="int4-g32", context=64, chunk=16,
+        progress=lambda what, *_: told.append(what),
+    )  # fmt: skip
+    shapes = {f"{p.scheme} {p.shape}" for p in plan.products if p.kernel.startswith("triton.")}
+    assert {name for name, _ in found} == shapes and {rows for _, rows in found} == {1, 16}
+    assert len(told) == len(found) == len(set(found)) and "read-only" in caplog.text
 
 
 def test_a_slow_kernel_is_never_silent(

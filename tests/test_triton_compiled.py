@@ -90,7 +90,8 @@ def attention(
         both = torch.zeros(tokens, count + groups, size, dtype=dtype)
         angles = Angles(torch.zeros(2, 600, size // 2, dtype=dtype), places[1])
         rope: Any = SimpleNamespace(interleaved=tokens > 1)
-        ops.rotate(both, rope, angles, torch.empty_like(both))
+        step.angles = angles
+        ops.rotate_and_store(step, 0, both, both[:, count:], rope, torch.empty_like(both))
         ops.store(step, 0, both[:, count:], both[:, count:])
         queries = both[:, :count]
         ops.attend(step, 0, queries, scoring, torch.empty(tokens, count, size, dtype=dtype))

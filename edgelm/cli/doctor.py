@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from edgelm.accelerators import Accelerator
 from edgelm.cli import console
 from edgelm.cli.options import OutputOptions
 from edgelm.diagnosis import Diagnosis, clear_cache, diagnose
@@ -50,6 +51,7 @@ def _show(found: Diagnosis, output: OutputOptions) -> None:
         ("memory", f"{human(found.available_memory_bytes)} of {human(found.total_memory_bytes)}"),
         ("cgroup limit", "none" if limit is None else human(limit)),
         ("read bandwidth", f"{found.read_gb_s:.1f} GB/s"),
+        ("accelerator", _described(found.accelerator)),
         ("learned", f"plans add {human(found.learned_bytes)}, as {len(found.runs)} runs taught"),
         ("cache", f"{found.cache}, {human(found.cache_bytes)}"),
     ):
@@ -57,14 +59,21 @@ def _show(found: Diagnosis, output: OutputOptions) -> None:
     out.print(facts, "")
     if found.runs:
         _show_runs(found)
-    kernels = Table("scheme", "to", "kernel", box=None)
+    kernels = Table("device", "scheme", "to", "kernel", box=None)
     for choice in found.kernels:
-        kernels.add_row(choice.scheme, choice.use, choice.kernel)
+        kernels.add_row(choice.device, choice.scheme, choice.use, choice.kernel)
         for name, reason in choice.declined.items() if output.verbose else ():
-            kernels.add_row("", "", f"not {name}: {reason}")
+            kernels.add_row("", "", "", f"not {name}: {reason}")
     out.print(kernels)
     if not output.verbose:
         out.print("-v or --json says why other kernels were passed over")
+
+
+def _described(card: Accelerator | None) -> str:
+    if card is None:
+        return "none"
+    free, total = human(card.free_bytes), human(card.total_bytes)
+    return f"{card.device}, {card.name}, {free} of {total} free"
 
 
 def _show_runs(found: Diagnosis) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from edgelm.cache_sizes import ring_slots
 from edgelm.config import ModelConfig
 from edgelm.memory import ProductPlan
-from edgelm.ops.reference import Angles, Scoring
+from edgelm.ops.reference import Scoring
 from edgelm.position import Rope
 from quant import QuantEmbedding, QuantLinear, Scheme
 from quant.backends import find
@@ -126,9 +126,14 @@ class NativeOps:
         self._run(ops.layer_norm(x, weight, bias, eps, out))
         return out
 
-    def rotate(self, x: Tensor, rope: Rope, angles: Angles, out: Tensor) -> Tensor:
-        self._run(ops.rotate(x, angles.table, angles.positions, rope.interleaved, out))
-        return out
+    def rotate_and_store(
+        self, step: Step, layer: int, both: Tensor, values: Tensor, rope: Rope, out: Tensor
+    ) -> Tensor:
+        assert step.angles is not None
+        angles, heads = step.angles, both.shape[1] - values.shape[1]
+        self._run(ops.rotate(both, angles.table, angles.positions, rope.interleaved, out))
+        self.store(step, layer, out[:, heads:], values)
+        return out[:, :heads]
 
     def store(self, step: Step, layer: int, keys: Tensor, values: Tensor) -> None:
         cache = LayerCache(*step.cache.tensors_of(layer))

@@ -139,6 +139,21 @@ def store(step: Step, layer: int, keys: Tensor, values: Tensor) -> None:
     step.cache.write(layer, step.slots, keys, values)
 
 
+def rotate_and_store(
+    step: Step, layer: int, both: Tensor, values: Tensor, rope: Rope, out: Tensor
+) -> Tensor:
+    """Queries and keys [M, H + G, D] rotated, keys and values [M, G, D] into the cache.
+
+    Returns:
+        The queries [M, H, D], in ``out`` [M, H + G, D], other memory than ``both``.
+    """
+    assert step.angles is not None
+    heads = both.shape[1] - values.shape[1]
+    rotate(both, rope, step.angles, out)
+    store(step, layer, out[:, heads:], values)
+    return out[:, :heads]
+
+
 def attend(step: Step, layer: int, queries: Tensor, scoring: Scoring, out: Tensor) -> Tensor:
     """Attention of the step's tokens over what their rows hold: queries, out [M, H, D].
 

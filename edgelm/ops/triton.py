@@ -18,7 +18,7 @@ from torch import Tensor
 
 from edgelm.cache_sizes import ring_slots
 from edgelm.config import ModelConfig
-from edgelm.ops.reference import Angles, Scoring
+from edgelm.ops.reference import Scoring
 from edgelm.position import Rope
 from quant import QuantEmbedding, QuantLinear
 
@@ -82,15 +82,24 @@ class TritonOps:
     ) -> Tensor:
         return _norm(x, weight, bias, eps, out)
 
-    def rotate(self, x: Tensor, rope: Rope, angles: Angles, out: Tensor) -> Tensor:
+    def rotate_and_store(
+        self, step: Step, layer: int, both: Tensor, values: Tensor, rope: Rope, out: Tensor
+    ) -> Tensor:
         from edgelm.ops.kernels import places
 
-        _, context, pairs = angles.table.shape
-        places.rotate[x.shape[:2]](
-            x, out, angles.table, angles.positions, context, x.shape[2], pairs,
-            _stride(x), _stride(out), INTERLEAVED=rope.interleaved, BLOCK=_power(pairs),
+        assert step.angles is not None
+        table, table_places = step.angles.table, step.angles.positions
+        _, context, pairs = table.shape
+        cached = _cached(step, layer)
+        _, groups, slots, size = cached[0].shape
+        rest = size - 2 * pairs
+        places.rotate_and_store[both.shape[:2]](
+            both, values, out, table, table_places, *cached, step.rows, step.positions, context,
+            both.shape[1] - groups, slots, groups, size, pairs, _stride(both), _stride(values),
+            _stride(out), INTERLEAVED=rope.interleaved, PAIRS=_power(pairs),
+            REST=_power(rest) if rest else 0, BLOCK=_power(size),
         )  # fmt: skip
-        return out
+        return out[:, : both.shape[1] - groups]
 
     def store(self, step: Step, layer: int, keys: Tensor, values: Tensor) -> None:
         from edgelm.ops.kernels import places

@@ -16,7 +16,7 @@ from .bitsandbytes_backend import Dequantized4Bit, Fused4Bit, LlmInt8
 from .kernel import Kernel, Shape
 from .native_backend import NativeProduct
 from .reference import Reference
-from .torch_backend import Int4Pack, TorchMatmul
+from .torch_backend import Int4Pack, Int4Tile, TorchMatmul
 from .torch_int8 import Int8Groups, Int8Rows
 from .torchao_backend import TorchaoInt8
 from .triton_backend import TritonProduct
@@ -33,7 +33,7 @@ EXACT: tuple[Kernel, ...] = (*EXACT_CODES, NATIVE_FLOAT, REFERENCE)
 KERNELS: tuple[Kernel, ...] = (
     *(NativeProduct(kind) for kind in ("int4", "int8", "nf4", "fp4")),
     *(TritonProduct(kind) for kind in ("int4", "int8", "nf4", "fp4")),
-    *(Int4Pack(), Int8Rows(), Int8Groups(), TorchMatmul(), NATIVE_FLOAT, REFERENCE),
+    *(Int4Pack(), Int4Tile(), Int8Rows(), Int8Groups(), TorchMatmul(), NATIVE_FLOAT, REFERENCE),
     *(*EXACT_CODES, Fused4Bit(), Dequantized4Bit(), LlmInt8(), TorchaoInt8()),
 )
 BACKENDS = tuple(dict.fromkeys(kernel.backend for kernel in KERNELS))

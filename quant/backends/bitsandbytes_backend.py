@@ -1,4 +1,5 @@
-"""bitsandbytes' products on CPUs: its fused nf4 and fp4, its dequantization, and LLM.int8.
+"""bitsandbytes' products: on CPUs its fused nf4 and fp4 and LLM.int8, there and on CUDA devices
+its dequantization, and on the latter its product with one row.
 
 Its bytes hold the even input in the high nibble, ours in the low one.
 """
@@ -46,7 +47,7 @@ class Fused4Bit:
             return "its layout cannot be read by rows"
         if shape[0] % _TILE_OUTPUTS:
             return f"needs a multiple of {_TILE_OUTPUTS} outputs, got {shape[0]}"
-        return _missing(device) or _no_fused_kernel()
+        return _not_a_cpu(device) or _missing() or _no_fused_kernel()
 
     def prepare(self, packed: PackedWeight) -> Tensors:
         assert packed.scales is not None
@@ -92,7 +93,10 @@ class Fused4Bit:
 
 
 class Dequantized4Bit(Reference):
-    """nf4 and fp4 turned to the activations' dtype by bitsandbytes, a block of rows at a time."""
+    """nf4 and fp4 turned to the activations' dtype by bitsandbytes, a block of rows at a time.
+
+    One row of activations on a CUDA device goes through its product that unpacks on the way.
+    """
 
     name = "bitsandbytes.4bit"
     backend = "bitsandbytes"
@@ -102,7 +106,9 @@ class Dequantized4Bit(Reference):
     ) -> str | None:
         if scheme.codebook not in ("nf4", "fp4"):
             return "holds nf4 and fp4"
-        return _missing(device)
+        if device.type not in ("cpu", "cuda"):
+            return f"is wired for CPUs and CUDA devices, not for {device}"
+        return _missing()
 
     def prepare(self, packed: PackedWeight) -> Tensors:
         return packed.tensors() | {"qweight": swap_nibbles(packed.qweight)}
@@ -120,6 +126,14 @@ class Dequantized4Bit(Reference):
     ) -> None:
         _library()
         codes, scales = tensors["qweight"], tensors["scales"]
+        if x.is_cuda and len(x) == 1:
+            assert scheme.codebook is not None and scheme.group_size is not None
+            product = torch.ops.bitsandbytes.gemv_4bit(
+                x.contiguous(), codes.view(-1, 1), [out.shape[1], x.shape[1]],
+                scales.float().view(-1), numbers(scheme.codebook, x.device), scheme.group_size,
+            )  # fmt: skip
+            finish(product, bias, out)
+            return
         step = _block(x.shape[1])
         for start in range(0, len(codes), step):
             rows = slice(start, min(start + step, len(codes)))
@@ -153,7 +167,7 @@ class LlmInt8(Reference):
             return "holds int8 with one scale per row and no zeros"
         if torch.backends.cpu.get_cpu_capability() != "AVX512":
             return "its int8 product is emulated without AVX512"
-        return _missing(device)
+        return _not_a_cpu(device) or _missing()
 
     def scratch_bytes(self, scheme: Scheme, shape: Shape, rows: int) -> int:
         outputs, inputs = shape
@@ -189,9 +203,11 @@ def _no_fused_kernel() -> str | None:
     return None if found else "its fused kernel needs a CPU with AVX512-BF16"
 
 
-def _missing(device: torch.device) -> str | None:
-    if device.type != "cpu":
-        return f"is wired for CPUs, not for {device}"
+def _not_a_cpu(device: torch.device) -> str | None:
+    return None if device.type == "cpu" else f"is wired for CPUs, not for {device}"
+
+
+def _missing() -> str | None:
     if library("bitsandbytes") is None:
         return "bitsandbytes is not installed; pip install bitsandbytes"
     return None

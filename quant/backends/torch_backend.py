@@ -1,4 +1,4 @@
-"""ATen's CPU products over weights, each used where it was measured to be fast.
+"""ATen's products over weights, each used where it was measured to be fast.
 
 The packed ones round activations to bfloat16, sum in float32, and give bfloat16 (their float32
 forms have no vector code: 5 to 75 times slower). Their layouts belong to one machine: they are
@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..packing import PackedWeight, unpack_codes
+from ..packing import PackedWeight, swap_nibbles, unpack_codes
 from ..scheme import GROUP_SIZES, Scheme
 from .aten import finish, has_bfloat16, no_vector_code
 from .kernel import Shape, Tensors
@@ -112,6 +112,45 @@ class Int4Pack:
 
     def lookup(self, ids: Tensor, tensors: Tensors, scheme: Scheme, out: Tensor) -> None:
         raise AssertionError("supports() refuses lookups")
+
+
+class Int4Tile(Int4Pack):
+    """Int4 in groups on CUDA devices, in tiles of the tensor cores (torchao's tile-packed int4).
+
+    Its weight is as that of `Int4Pack`; activations and results are bfloat16.
+    """
+
+    name = "torch.int4tile"
+
+    def supports(
+        self, scheme: Scheme, shape: Shape, device: torch.device, lookup: bool
+    ) -> str | None:
+        if scheme.bits != 4 or scheme.codebook is not None:
+            return "holds int4"
+        if lookup:
+            return "its layout cannot be read by rows"
+        if shape[0] % 8 or shape[1] % GROUP_SIZES[0]:
+            return f"needs multiples of 8 outputs and {GROUP_SIZES[0]} inputs, got {list(shape)}"
+        if device.type != "cuda" or torch.version.cuda is None:
+            return f"runs on CUDA devices of NVIDIA, not on {device}"
+        return None if torch.cuda.get_device_capability(device) >= (8, 0) else "needs Ampere"
+
+    def prepare(self, packed: PackedWeight) -> Tensors:
+        codes, inputs = swap_nibbles(packed.qweight), packed.shape[1]
+        tiles = next(count for count in (8, 4, 2) if inputs % (count * 16) == 0)
+        layout = torch.ops.aten._convert_weight_to_int4pack(codes, tiles)
+        return {"qweight": layout, "scales_and_zeros": _scales_and_zeros(packed)}
+
+    def prepare_bytes(self, scheme: Scheme, shape: Shape) -> int:
+        groups = shape[0] * (shape[1] // _group_size(scheme, shape[1]))
+        return self.nbytes(scheme, shape) + shape[0] * shape[1] * 3 // 2 + groups * 24
+
+    def multiply(
+        self, x: Tensor, tensors: Tensors, scheme: Scheme, bias: Tensor | None, out: Tensor
+    ) -> None:
+        group = _group_size(scheme, x.shape[1])
+        own = (tensors["qweight"], group, tensors["scales_and_zeros"])
+        finish(torch.ops.aten._weight_int4pack_mm(x.bfloat16().contiguous(), *own), bias, out)
 
 
 def _group_size(scheme: Scheme, inputs: int) -> int:

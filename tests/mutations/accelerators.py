@@ -7,6 +7,7 @@ from mutations.row import Mutation
 TESTS = "tests/test_accelerators.py"
 SPLIT = "tests/test_split.py"
 TRITON = "tests/test_triton_ops.py"
+CHOICE = "tests/test_kernel_choice.py"
 
 MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
@@ -59,25 +60,60 @@ MUTATIONS: tuple[Mutation, ...] = (
         (f"{TESTS}::test_a_buffer_is_not_refilled_while_it_is_sent",),
     ),
     Mutation(
+        "kernel choice: who disagrees with the reference is left out",
+        "quant/backends/timing.py",
+        "if not sqnr_db(expected, out) >= _AGREES_DB:",
+        "if False:",
+        (f"{CHOICE}::test_a_kernel_that_disagrees_is_not_ranked",),
+    ),
+    Mutation(
+        "kernel choice: a card's ranking is its own",
+        "edgelm/kernel_choice.py",
+        'return f"{card.name}, {_versions()}"',
+        "return _versions()",
+        (f"{CHOICE}::test_every_device_has_a_ranking_of_its_own",),
+    ),
+    Mutation(
+        "triton: tiles are measured by a load",
+        "edgelm/entry.py",
+        "kernel_choice.tune(made, cache_dir(), progress)",
+        "pass",
+        (f"{CHOICE}::test_a_card_s_tiles_are_measured_before_the_weights_are_loaded",),
+    ),
+    Mutation(
+        "triton: what is rotated is cached with its scale",
+        "edgelm/ops/kernels/places.py",
+        "largest = tl.maximum(magnitude(turned), magnitude(other))",
+        "largest = magnitude(turned)",
+        (f"{TRITON}::test_rotated_tokens_and_their_values_are_cached",),
+    ),
+    Mutation(
+        "triton: dimensions that are not rotated are cached",
+        "edgelm/ops/kernels/places.py",
+        "put(straight, largest, cached_keys, key_scales, slot, size, rest, alive)",
+        "pass",
+        (f"{TRITON}::test_rotated_tokens_and_their_values_are_cached",),
+    ),
+    Mutation(
         "triton: a ring's positions wrap",
         "edgelm/ops/kernels/decode.py",
         "back = (position - slot + slots) % slots",
         "back = position - slot",
-        (f"{TRITON}::test_operations_match_the_reference_under_the_interpreter",),
+        (f"{TRITON}::test_single_tokens_attend_as_the_reference",),
     ),
     Mutation(
         "triton: prompts see no later token",
         "edgelm/ops/kernels/prefill.py",
         "seen = alive[None, :] & (distance <= 0)",
         "seen = alive[None, :] & (distance <= 1)",
-        (f"{TRITON}::test_operations_match_the_reference_under_the_interpreter",),
+        (f"{TRITON}::test_prompts_attend_as_the_reference",),
     ),
     Mutation(
         "graphs: ids and positions are read anew",
         "edgelm/graphed.py",
-        "self._places[:, :at].copy_(self._host[:, :at], non_blocking=True)",
+        "self._places[:, :count].copy_(self._host[:, :count], non_blocking=True)",
         "pass",
-        (f"{TRITON}::test_whole_models_match_under_the_interpreter",),
+        (f"{TRITON}::test_captured_steps_say_what_steps_of_their_own_say",),
     ),
     Mutation(
         "out of memory: it is caught within an answer",

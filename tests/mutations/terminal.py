@@ -36,10 +36,10 @@ MUTATIONS: tuple[Mutation, ...] = (
         ("tests/test_hub_server.py::test_bars_while_fetching",),
     ),
     Mutation(
-        "doctor: clearing the cache forgets the measured kernels",
+        "doctor: clearing the cache forgets the measured tiles",
         "edgelm/diagnosis.py",
+        "profiles = (hardware.PROFILE, kernel_choice.KEPT, TILES, ",
         "profiles = (hardware.PROFILE, kernel_choice.KEPT, ",
-        "profiles = (hardware.PROFILE, ",
         ("tests/test_cli.py::test_clear_cache_deletes_its_own_files_only",),
     ),
 )

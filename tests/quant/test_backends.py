@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from quant import (
     KernelUnavailable,
@@ -24,6 +25,7 @@ from quant.backends.aten import BFLOAT16_FLOOR_DB, no_vector_code
 from quant.backends.bitsandbytes_backend import INT8_ACTIVATIONS_FLOOR_DB
 from quant.backends.library import library
 from quant.backends.native_backend import ACTIVATIONS_FLOOR_DB
+from quant.backends.torch_backend import Int4Tile
 
 CPU = torch.device("cpu")
 LAYOUTS = ("int4-g32", "int4-g64", "int4-g128", "int8", "int8-g32", "int8-g64", "int8-g128")
@@ -208,6 +210,29 @@ def test_choice_without_the_native_library(monkeypatch: pytest.MonkeyPatch) -> N
     assert choose(Scheme.parse("int4-g32"), (64, 64), CPU).backend != "native"
     with pytest.raises(KernelUnavailable, match="int4: not built"):
         choose(Scheme.parse("int4-g32"), (64, 64), CPU, "native")
+
+
+@pytest.mark.parametrize("text", ["int4-g32", "int4-g128-zint", "int4-row", "int4-g64-zfloat"])
+def test_tiles_of_cuda_s_int4_have_the_sizes_that_are_planned(text: str) -> None:
+    """With torch's fakes, which hold no numbers and check what the operations are given."""
+    scheme, shape = Scheme.parse(text), (64, 384)
+    kernel = Int4Tile()
+    with FakeTensorMode():
+        tensors = kernel.prepare(PackedWeight.empty(shape, scheme, CPU))
+        out = torch.empty(5, 64)
+        kernel.multiply(torch.empty(5, 384), tensors, scheme, torch.empty(64), out)
+    assert sum(t.nbytes for t in tensors.values()) == kernel.nbytes(scheme, shape)
+    assert "CUDA devices of NVIDIA" in str(kernel.supports(scheme, shape, CPU, False))
+    assert "multiples of 8" in str(kernel.supports(scheme, (60, 384), CPU, False))
+
+
+def test_bitsandbytes_on_a_card_dequantizes_and_leaves_the_rest() -> None:
+    nf4, card = Scheme.parse("nf4"), torch.device("cuda")
+    told = {k.name: str(k.supports(nf4, (64, 64), card, False)) for k in KERNELS}
+    assert "wired for CPUs" in told["bitsandbytes.fused4bit"]
+    assert "wired for" not in told["bitsandbytes.4bit"]
+    xpu = find("bitsandbytes.4bit").supports(nf4, (64, 64), torch.device("xpu"), False)
+    assert "CPUs and CUDA devices, not for xpu" in str(xpu)
 
 
 def test_a_backend_that_cannot_gives_every_reason() -> None:

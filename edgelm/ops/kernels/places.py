@@ -10,15 +10,22 @@ import triton.language as tl
 
 
 @triton.jit
-def rotate(
-    x: tl.tensor, out: tl.tensor, table: tl.tensor, positions: tl.tensor, context: tl.tensor,
-    size: tl.tensor, pairs: tl.tensor, x_stride: tl.tensor, out_stride: tl.tensor,
-    INTERLEAVED: tl.constexpr, BLOCK: tl.constexpr,
+def rotate_and_store(
+    x: tl.tensor, values: tl.tensor, out: tl.tensor, table: tl.tensor, table_places: tl.tensor,
+    cached_keys: tl.tensor, cached_values: tl.tensor, key_scales: tl.tensor,
+    value_scales: tl.tensor, rows: tl.tensor, positions: tl.tensor, context: tl.tensor,
+    queries: tl.tensor, slots: tl.tensor, groups: tl.tensor, size: tl.tensor, pairs: tl.tensor,
+    x_stride: tl.tensor, value_stride: tl.tensor, out_stride: tl.tensor,
+    INTERLEAVED: tl.constexpr, PAIRS: tl.constexpr, REST: tl.constexpr, BLOCK: tl.constexpr,
 ) -> None:  # fmt: skip
-    """x, out [M, heads, size]; table [2, context, pairs]: cosines, sines. A program a head."""
+    """x [M, queries + G, size] rotated: queries into out, keys and values [M, G, size] cached.
+
+    A program a token and head. table [2, context, pairs]: cosines, sines. PAIRS, REST, BLOCK: at
+    least the pairs, the dimensions that are not rotated (0 for none), and the size.
+    """
     token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    place = tl.load(positions + token).to(tl.int64)
-    pair = tl.arange(0, BLOCK)
+    place = tl.load(table_places + token).to(tl.int64)
+    pair = tl.arange(0, PAIRS)
     live = pair < pairs
     cos = tl.load(table + place * pairs + pair, mask=live, other=0.0).to(tl.float32)
     sin = tl.load(table + (context + place) * pairs + pair, mask=live, other=0.0).to(tl.float32)
@@ -29,14 +36,32 @@ def rotate(
         first_at = pair
         second_at = pair + pairs
     source = x + token * x_stride + head * size
-    target = out + token * out_stride + head * size
     first = tl.load(source + first_at, mask=live, other=0.0).to(tl.float32)
     second = tl.load(source + second_at, mask=live, other=0.0).to(tl.float32)
-    tl.store(target + first_at, first * cos - second * sin, mask=live)
-    tl.store(target + second_at, second * cos + first * sin, mask=live)
-    for start in range(2 * pairs, size, BLOCK):
-        rest = start + pair
-        tl.store(target + rest, tl.load(source + rest, mask=rest < size), mask=rest < size)
+    turned = (first * cos - second * sin).to(out.dtype.element_ty)
+    other = (second * cos + first * sin).to(out.dtype.element_ty)
+    if head < queries:
+        target = out + token * out_stride + head * size
+        tl.store(target + first_at, turned, mask=live)
+        tl.store(target + second_at, other, mask=live)
+        if REST:
+            rest = 2 * pairs + tl.arange(0, REST)
+            alive = rest < size
+            tl.store(target + rest, tl.load(source + rest, mask=alive), mask=alive)
+    else:
+        group = head - queries
+        slot = slot_of(rows, positions, token, group, slots, groups)
+        largest = tl.maximum(magnitude(turned), magnitude(other))
+        if REST:
+            rest = 2 * pairs + tl.arange(0, REST)
+            alive = rest < size
+            straight = tl.load(source + rest, mask=alive, other=0.0)
+            largest = tl.maximum(largest, magnitude(straight))
+            put(straight, largest, cached_keys, key_scales, slot, size, rest, alive)
+        put(turned, largest, cached_keys, key_scales, slot, size, first_at, live)
+        put(other, largest, cached_keys, key_scales, slot, size, second_at, live)
+        head_into(values + token * value_stride, group, cached_values, value_scales, slot, size,
+                  BLOCK)  # fmt: skip
 
 
 @triton.jit
@@ -51,27 +76,49 @@ def store(
     Rounded to 8 bits by the largest of each D numbers where there are scales.
     """
     token, group = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    slot = slot_of(rows, positions, token, group, slots, groups)
+    head_into(keys + token * key_stride, group, cached_keys, key_scales, slot, size, BLOCK)
+    head_into(values + token * value_stride, group, cached_values, value_scales, slot, size, BLOCK)
+
+
+@triton.jit
+def slot_of(
+    rows: tl.tensor, positions: tl.tensor, token: tl.tensor, group: tl.tensor, slots: tl.tensor,
+    groups: tl.tensor,
+) -> tl.tensor:  # fmt: skip
+    """Where a token's numbers of a group begin in the cache, in heads."""
     row, position = tl.load(rows + token).to(tl.int64), tl.load(positions + token).to(tl.int64)
-    slot = (row * groups + group) * slots + position % slots
+    return (row * groups + group) * slots + position % slots
+
+
+@triton.jit
+def head_into(
+    source: tl.tensor, group: tl.tensor, cached: tl.tensor, scales: tl.tensor, slot: tl.tensor,
+    size: tl.tensor, BLOCK: tl.constexpr,
+) -> None:  # fmt: skip
+    """A head's numbers as they are into its slot."""
     at = tl.arange(0, BLOCK)
     live = at < size
-    key = tl.load(keys + token * key_stride + group * size + at, mask=live, other=0.0)
-    value = tl.load(values + token * value_stride + group * size + at, mask=live, other=0.0)
-    put(key, cached_keys, key_scales, slot, size, at, live)
-    put(value, cached_values, value_scales, slot, size, at, live)
+    numbers = tl.load(source + group * size + at, mask=live, other=0.0)
+    put(numbers, magnitude(numbers), cached, scales, slot, size, at, live)
+
+
+@triton.jit
+def magnitude(numbers: tl.tensor) -> tl.tensor:
+    """The largest magnitude of a block."""
+    return tl.max(tl.abs(numbers.to(tl.float32)), 0)
 
 
 @triton.jit
 def put(
-    numbers: tl.tensor, cached: tl.tensor, scales: tl.tensor, slot: tl.tensor, size: tl.tensor,
-    at: tl.tensor, live: tl.tensor,
+    numbers: tl.tensor, largest: tl.tensor, cached: tl.tensor, scales: tl.tensor, slot: tl.tensor,
+    size: tl.tensor, at: tl.tensor, live: tl.tensor,
 ) -> None:  # fmt: skip
-    """One head's numbers into a slot."""
+    """Some of a head's numbers into a slot; largest: the magnitude that its scale comes from."""
     if scales is not None:
-        wide = numbers.to(tl.float32)
-        scale = (tl.max(tl.abs(wide), 0) / 127.0).to(scales.dtype.element_ty)
+        scale = (largest / 127.0).to(scales.dtype.element_ty)
         tl.store(scales + slot, scale)
-        codes = wide / tl.maximum(scale.to(tl.float32), 1e-30)
+        codes = numbers.to(tl.float32) / tl.maximum(scale.to(tl.float32), 1e-30)
         # Adding 1.5 * 2^23 leaves no digits after the point: round to nearest, ties to even.
         codes = (codes + 12582912.0) - 12582912.0
         codes = tl.minimum(tl.maximum(codes, -127.0), 127.0)
