@@ -64,13 +64,21 @@ def test_ratio_is_the_median_of_pairs_of_one_round(part: Any) -> None:
         "they": {0: 15.0, 1: 10.0, 2: 1.0},  # out in the last round
         "never": {},
     }
-    rows = summary(values, "us", True)
+    rows = summary(values, {"they": values["us"]}, True)
     print(rows)
     assert rows["they"]["pairs"] == [2.0, 2.0, 2.0] and rows["they"]["ratio"] == 2.0
     assert rows["they"]["value"] == 10.0 and rows["they"]["turns"] == 3
     assert "ratio" not in rows["us"] and "never" not in rows
-    seconds = summary({"us": {0: 1.0}, "they": {0: 3.0}}, "us", False)
+    seconds = summary({"they": {0: 3.0}}, {"they": {0: 1.0}}, False)
     assert seconds["they"]["ratio"] == 3.0
+
+
+def test_who_is_hopeless_has_one_turn(part: Any) -> None:
+    is_hopeless = part("turns").is_hopeless
+    rates = {"us": {0: 40.0, 1: 41.0}, "slow": {0: 3.0}, "hopeless": {0: 1.9}, "late": {1: 0.1}}
+    assert [name for name in rates if is_hopeless(name, rates, True)] == ["hopeless"]
+    seconds = {"us": {0: 0.5}, "slow": {0: 9.0}, "hopeless": {0: 10.1}, "free": {0: 0.0}}
+    assert [name for name in seconds if is_hopeless(name, seconds, False)] == ["hopeless"]
 
 
 @pytest.mark.parametrize("kind", ["F16", "Q8_0", "Q4_0", "Q4_1"])
@@ -159,6 +167,7 @@ def test_who_is_not_there_says_why_and_the_others_are_measured(
 
         def turn(self, prompt: int, steps: int) -> dict[str, float]:
             self.turns += 1
+            taken.append(self.speed)
             if self.dies and self.turns > 2:
                 raise missing("its process ended with -9")
             return {"prefill_s": 1.0, "decode_s": steps / self.speed}
@@ -169,6 +178,7 @@ def test_who_is_not_there_says_why_and_the_others_are_measured(
         def close(self) -> None:
             pass
 
+    taken: list[int] = []
     entrants = [
         cases.Entrant("edgelm, native", "edgelm", ({"speed": 20},)),
         cases.Entrant("best of two", "edgelm", ({"speed": 5}, {"speed": 10})),
@@ -187,6 +197,8 @@ def test_who_is_not_there_says_why_and_the_others_are_measured(
     assert rows["edgelm, native"]["gb_s"] == 20.0 and rows["edgelm, native"]["read_gb_s"] == 40.0
     assert rows["dies"]["missing"] == "its process ended with -9" and rows["dies"]["turns"] == 1
     assert "theirs" in rows["absent"]["missing"] and "value" not in rows["absent"]
+    # After two trials and the turns that warm up: we beside each of the others, in both orders.
+    assert taken[7:] == [20, 10, 20, 40, 40, 20, 10, 20, 20, 10]
 
 
 def test_a_stopped_run_goes_on_and_a_named_case_is_run_again(

@@ -22,7 +22,7 @@ from .gguf_models import gguf_file, gguf_sizes
 from .machine import Machine
 from .missing import Missing
 from .process import Worker
-from .turns import order, summary
+from .turns import is_hopeless, order, summary
 
 TRIALS = 2  # turns of every setting, the first of which warms up
 NO_BASE: Told = {"import_torch_s": 0.0, "import_torch_bytes": 0}
@@ -115,9 +115,7 @@ class Runner:
         return case.shape
 
     def _told(self, case: Case, rows: dict[str, Told], rounds: _Rounds) -> list[Told]:
-        ours = [n for n, values in rounds.values.items() if values and n.startswith("edgelm")]
-        reference = ours[0] if ours else ""
-        measured = summary(rounds.values, reference, case.metric.higher_is_better)
+        measured = summary(rounds.values, rounds.beside, case.metric.higher_is_better)
         macs = None if case.metric is not PREFILL else products_per_token(case.shape)
         for name, row in rows.items():
             if name in rounds.missing:
@@ -143,6 +141,7 @@ class _Rounds:
     ) -> None:
         self.runner, self.case, self.entrants, self.specs = runner, case, entrants, specs
         self.values: dict[str, dict[int, float]] = {name: {} for name in entrants}
+        self.beside: dict[str, dict[int, float]] = {name: {} for name in entrants}
         self.about: dict[str, Told] = {}
         self.missing: dict[str, str] = {}
         self.limits: Told = {}
@@ -154,20 +153,24 @@ class _Rounds:
         if not case.metric.fresh:
             for name in list(self.entrants):
                 say(f"{case.name}: loading {name}")
-                self._attempt(name, None)
+                self._attempt(name)
         limits: dict[str, list[float]] = defaultdict(list)
         for round_ in range(self.runner.rounds):
-            present = [name for name in self.entrants if name not in self.missing]
+            present = [name for name in self.entrants if self._takes_part(name)]
             if not present or (round_ and time.monotonic() > deadline):
                 break
             self._measure_machine(limits)
-            for name in order(present, round_):
-                self._attempt(name, round_)
+            self._round(present, round_)
             told = {
                 name: f"{own[round_]:.4g}" for name, own in self.values.items() if round_ in own
             }
             say(f"{case.name}: round {round_ + 1}: {told}")
         self.limits = {name: round(median(values), 2) for name, values in limits.items() if values}
+
+    def _takes_part(self, name: str) -> bool:
+        if name in self.missing:
+            return False
+        return not is_hopeless(name, self.values, self.case.metric.higher_is_better)
 
     def close(self) -> None:
         for worker in self._workers.values():
@@ -182,17 +185,34 @@ class _Rounds:
         if self.case.metric.base:
             self._base = import_torch()
 
-    def _attempt(self, name: str, round_: int | None) -> None:
-        """One turn; round None warms up. Who fails takes no further part."""
+    def _round(self, present: list[str], round_: int) -> None:
+        """One turn of everybody, the first of ours beside each other one: a machine's speed changes
+        within seconds, and what is compared must not be far apart."""
+        reference, *others = present
+        ours = []
+        for name in order(others, round_) if others else [reference]:
+            pair = dict.fromkeys((reference, name) if round_ % 2 == 0 else (name, reference))
+            found = {own: self._attempt(own) for own in pair if own not in self.missing}
+            theirs, beside = found.get(name), found.get(reference)
+            if beside is not None:
+                ours.append(beside)
+            if theirs is not None and name != reference:
+                self.values[name][round_] = theirs
+                if beside is not None:
+                    self.beside[name][round_] = beside
+        if ours:
+            self.values[reference][round_] = median(ours)
+
+    def _attempt(self, name: str) -> float | None:
+        """The value of one turn. Who fails takes no further part."""
         try:
             answers = self._turn(name)
         except Missing as why:
             self.missing[name] = str(why)
             self._workers.pop(name, None)
             self.runner.say(f"{self.case.name}: {name} is out: {why}")
-            return
-        if round_ is not None:
-            self.values[name][round_] = self.case.metric.value(answers, self.about[name])
+            return None
+        return self.case.metric.value(answers, self.about[name])
 
     def _turn(self, name: str) -> list[Told]:
         if self.case.metric.fresh and name in self._workers:

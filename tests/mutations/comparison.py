@@ -12,7 +12,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "compare: a ratio is the median of pairs",
         f"{PARTS}/turns.py",
         '["ratio"] = _short(median(pairs))',
-        '["ratio"] = _short(median(values[reference].values()) / median(numbers))',
+        '["ratio"] = _short(median(beside[name].values()) / median(numbers))',
         (f"{HERE}::test_ratio_is_the_median_of_pairs_of_one_round",),
     ),
     Mutation(
@@ -21,6 +21,20 @@ MUTATIONS: tuple[Mutation, ...] = (
         "first = round_ % len(names)",
         "first = 0",
         (f"{HERE}::test_everybody_has_one_turn_a_round_and_begins_once",),
+    ),
+    Mutation(
+        "compare: we have a turn beside each other one, before and after",
+        f"{PARTS}/run.py",
+        "if round_ % 2 == 0 else",
+        "if True else",
+        (f"{HERE}::test_who_is_not_there_says_why_and_the_others_are_measured",),
+    ),
+    Mutation(
+        "compare: who is hopeless has one turn",
+        f"{PARTS}/turns.py",
+        "return first[name] * _HOPELESS < max(first.values())",
+        "return False",
+        (f"{HERE}::test_who_is_hopeless_has_one_turn",),
     ),
     Mutation(
         "compare: the fastest settings take part",
