@@ -4,92 +4,177 @@
 
 Prints a line per row: feature -> the failed test. Exits 1 when a mutation survives, when its old
 text is not found exactly once, or when its tests fail without it.
+
+Every run is a fork of this process, which has imported what is slow to import and nothing of ours.
 """
 
 from __future__ import annotations
 
+import compileall
 import os
-import queue
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from py_compile import PycInvalidationMode
 
 from mutations import MUTATIONS, Mutation
-
-from quant import native
 
 ROOT = Path(__file__).resolve().parent.parent
 JOBS = 2
 TIMEOUT_S = 300
+PRELOADED = ("numpy", "torch", "pytest", "transformers.models.llama.modeling_llama")
 FAILED = re.compile(r"^(?:FAILED|ERROR) (\S+)", re.MULTILINE)
 LEFT_OUT = shutil.ignore_patterns(
     ".git", ".venv", "__pycache__", "*.egg-info", "build", "dist", ".*_cache", ".hypothesis"
 )
+Ended = Callable[[int, str], None]
 
 
 def copy_tree(folder: Path) -> Path:
     """A copy of the repository without caches, in which files may be broken.
 
-    The native library, which an install builds, comes from wherever it is.
+    The native library, which an install builds, comes from wherever it is. What is compiled
+    ahead is checked against the text of its file, so that a patched one is compiled anew.
     """
     copy = Path(shutil.copytree(ROOT, folder, ignore=LEFT_OUT))
-    library = native.path()
-    if library is not None:
+    ask = "from quant import native; print(native.path() or '')"
+    found = subprocess.run([sys.executable, "-c", ask], stdout=subprocess.PIPE, text=True)
+    if library := found.stdout.strip():
         target = copy / "quant" / "native" / "lib"
         target.mkdir(exist_ok=True)
         shutil.copy2(library, target)
+    for part in ("edgelm", "quant"):
+        mode = PycInvalidationMode.CHECKED_HASH
+        compileall.compile_dir(copy / part, quiet=1, invalidation_mode=mode)
     return copy
 
 
-def run_tests(tree: Path, nodes: Iterable[str]) -> tuple[int, str]:
-    """pytest's exit status and output for the nodes, run against the copy and nothing installed."""
-    assets = os.environ.get("EDGELM_ASSETS") or ROOT.parent / "shared" / "assets"
-    environment = os.environ | {
-        "EDGELM_ASSETS": str(Path(assets).resolve()),
-        "PYTHONPATH": str(tree),
-        # Two patches within one second leave the same time stamp: a cached .pyc would hide one.
-        "PYTHONDONTWRITEBYTECODE": "1",
-    }
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-m", "", "-p", "no:cacheprovider"]
-    try:
-        done = subprocess.run(
-            [*command, *nodes],
-            cwd=tree,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT_S,
-        )
-    except subprocess.TimeoutExpired:
-        return -1, f"no result within {TIMEOUT_S} s"
-    return done.returncode, done.stdout + done.stderr
+@dataclass
+class Run:
+    """One row, or the tests without any: what to do before, with which tests, and after."""
+
+    nodes: tuple[str, ...]
+    patch: Callable[[Path], Callable[[], None]]
+    ended: Ended
 
 
-def judge(tree: Path, mutation: Mutation) -> tuple[bool, str]:
-    """Whether the mutation was noticed, and by which test; the copy is as before afterwards."""
-    path = tree / mutation.file
-    source = path.read_text(encoding="utf-8") if path.is_file() else ""
-    found = source.count(mutation.old)
-    if found != 1:
-        return False, f"its old text occurs {found} times in {mutation.file}, not once"
-    path.write_text(source.replace(mutation.old, mutation.new), encoding="utf-8")
+class Forks:
+    """Runs pytest in forks of this process, one in each copy of the tree."""
+
+    def __init__(self, trees: Iterable[Path]) -> None:
+        self._free = deque(trees)
+        self._running: dict[int, tuple[Path, Callable[[], None], Ended]] = {}
+
+    def run(self, runs: Iterable[Run]) -> None:
+        """All of them; each result is told as it comes."""
+        for run in runs:
+            if not self._free:
+                self._wait()
+            tree = self._free.popleft()
+            restore = run.patch(tree)
+            sys.stdout.flush()
+            pid = os.fork()
+            if pid == 0:
+                _pytest(tree, run.nodes)
+            self._running[pid] = (tree, restore, run.ended)
+        while self._running:
+            self._wait()
+
+    def _wait(self) -> None:
+        pid, status = os.wait()
+        tree, restore, ended = self._running.pop(pid)
+        restore()
+        with suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)  # what a test left behind
+        self._free.append(tree)
+        ended(os.waitstatus_to_exitcode(status), _output(tree).read_text(errors="replace"))
+
+
+def _output(tree: Path) -> Path:
+    return tree.with_name(f"{tree.name}.txt")
+
+
+def _pytest(tree: Path, nodes: Iterable[str]) -> None:
+    """pytest in the copy, in this process, which ends with its status; nothing installed is used."""
+    os.setpgid(0, 0)
+    signal.alarm(TIMEOUT_S)
+    with _output(tree).open("w") as output, open(os.devnull) as nothing:
+        for source, target in ((nothing, 0), (output, 1), (output, 2)):
+            os.dup2(source.fileno(), target)
+    status = 3
     try:
-        status, output = run_tests(tree, mutation.tests)
+        assets = os.environ.get("EDGELM_ASSETS") or ROOT.parent / "shared" / "assets"
+        os.environ["EDGELM_ASSETS"] = str(Path(assets).resolve())
+        os.environ["PYTHONPATH"] = str(tree)
+        # A patched module's code must not stay behind for the next row.
+        os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+        sys.dont_write_bytecode = True
+        os.chdir(tree)
+        sys.path[0] = str(tree)
+        for name in [name for name in sys.modules if name.partition(".")[0] == "mutations"]:
+            del sys.modules[name]
+        import pytest
+
+        own = ["-x", "-q", "-m", "", "-p", "no:cacheprovider"]
+        status = int(pytest.main([*own, *nodes]))
     finally:
-        path.write_text(source, encoding="utf-8")
-    failed = FAILED.search(output)
-    # Only status 1 is a failed test; a module that cannot be collected proves nothing.
-    if status == 1 and failed:
-        return True, failed.group(1)
-    if status == 0:
-        return False, "SURVIVED"
-    return False, f"pytest ended with {status}: {output.strip()[-300:]}"
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def run_of(mutation: Mutation, tell: Callable[[bool, str], None]) -> Run:
+    """A row: its patch, its tests, and what their result says of it."""
+
+    def patch(tree: Path) -> Callable[[], None]:
+        path = tree / mutation.file
+        source = path.read_text(encoding="utf-8")
+        path.write_text(source.replace(mutation.old, mutation.new), encoding="utf-8")
+        return lambda: path.write_text(source, encoding="utf-8") and None
+
+    def ended(status: int, output: str) -> None:
+        failed = FAILED.search(output)
+        # Only status 1 is a failed test; a module that cannot be collected proves nothing.
+        if status == 1 and failed:
+            tell(True, failed.group(1))
+        elif status == 0:
+            tell(False, "SURVIVED")
+        elif status == -signal.SIGALRM:
+            tell(False, f"no result within {TIMEOUT_S} s")
+        else:
+            tell(False, f"pytest ended with {status}: {output.strip()[-300:]}")
+
+    return Run(mutation.tests, patch, ended)
+
+
+def misplaced(mutation: Mutation) -> str:
+    """Why a row cannot be applied; empty if it can."""
+    path = ROOT / mutation.file
+    found = path.read_text(encoding="utf-8").count(mutation.old) if path.is_file() else 0
+    return "" if found == 1 else f"its old text occurs {found} times in {mutation.file}, not once"
+
+
+def unbroken(rows: Iterable[Mutation], failures: list[str]) -> Iterable[Run]:
+    """All tests without any mutation, dealt out to the copies by file."""
+
+    def ended(status: int, output: str) -> None:
+        if status != 0:
+            failures.append(output[-3000:])
+
+    files: dict[str, list[str]] = {}
+    for node in dict.fromkeys(node for row in rows for node in row.tests):
+        files.setdefault(node.partition("::")[0], []).append(node)
+    for nodes in files.values():
+        yield Run(tuple(nodes), lambda tree: lambda: None, ended)
 
 
 def main(words: list[str]) -> int:
@@ -98,30 +183,32 @@ def main(words: list[str]) -> int:
     if not rows:
         print("no mutation chosen", file=sys.stderr)
         return 1
-    bad = 0
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # as tests/conftest.py, before torch is imported
+    noticed_all = True
+
+    def tell(mutation: Mutation, noticed: bool, why: str) -> None:
+        nonlocal noticed_all
+        noticed_all &= noticed
+        print(f"{'ok ' if noticed else 'BAD'} {mutation.feature} -> {why}", flush=True)
+
     with tempfile.TemporaryDirectory(prefix="mutations-") as folder:
-        trees: queue.Queue[Path] = queue.Queue()
-        for job in range(JOBS):
-            trees.put(copy_tree(Path(folder) / f"tree{job}"))
-
-        def borrow(mutation: Mutation) -> tuple[bool, str]:
-            tree = trees.get()
-            try:
-                return judge(tree, mutation)
-            finally:
-                trees.put(tree)
-
-        nodes = dict.fromkeys(node for row in rows for node in row.tests)
-        status, output = run_tests(trees.queue[0], nodes)
-        if status != 0:
-            print(f"the tests fail without any mutation:\n{output[-3000:]}", file=sys.stderr)
+        forks = Forks(copy_tree(Path(folder) / f"tree{job}") for job in range(JOBS))
+        for name in PRELOADED:
+            import_module(name)
+        failures: list[str] = []
+        forks.run(unbroken(rows, failures))
+        if failures:
+            print("the tests fail without any mutation:", *failures, sep="\n", file=sys.stderr)
             return 1
-        with ThreadPoolExecutor(JOBS) as pool:
-            for mutation, (noticed, why) in zip(rows, pool.map(borrow, rows), strict=True):
-                print(f"{'ok ' if noticed else 'BAD'} {mutation.feature} -> {why}", flush=True)
-                bad += not noticed
-    print(f"{len(rows)} mutations, {bad} not noticed")
-    return 1 if bad else 0
+        runs = []
+        for row in rows:
+            if why := misplaced(row):
+                tell(row, False, why)
+            else:
+                runs.append(run_of(row, lambda *found, row=row: tell(row, *found)))
+        forks.run(runs)
+    print(f"{len(rows)} mutations, {'all' if noticed_all else 'NOT all'} noticed")
+    return 0 if noticed_all else 1
 
 
 if __name__ == "__main__":

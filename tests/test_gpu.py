@@ -1,6 +1,6 @@
-"""What only a CUDA device can show: the families there, captured steps, long texts.
+"""What only a CUDA device can show: the families there, captured steps, the plan's bytes.
 
-Skipped by name where there is none; `TRITON_INTERPRET` must not be set.
+`pytest -m gpu` runs it, without TRITON_INTERPRET; skipped by name where there is no device.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ import edgelm
 from edgelm.graphed import GraphedSteps
 from quant import sqnr_db
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
 FAMILIES = ("llama", "gemma2", "helium", "persimmon", "bloom")
 # Logits of the same integers on the CPU in float32: what bfloat16's roundings leave, and float32's.
 LOGITS_DB = {"bfloat16": 25.0, "float32": 60.0}
