@@ -104,7 +104,7 @@ def _output(tree: Path) -> Path:
 
 
 def _pytest(tree: Path, nodes: Iterable[str]) -> None:
-    """pytest in the copy, in this process, which ends with its status; nothing installed is used."""
+    """pytest in the copy and in this process, which ends with its status."""
     os.setpgid(0, 0)
     signal.alarm(TIMEOUT_S)
     with _output(tree).open("w") as output, open(os.devnull) as nothing:
