@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ..groupwise import nearest, numbers_of_
 from ..packing import PackedWeight, pack_codes
-from .mse import Grid, best_grid
 from ..scheme import Scheme
+from .mse import Grid, best_grid
 
 _COLUMNS = 128  # a multiple of every group size; errors reach the columns behind it at once
 

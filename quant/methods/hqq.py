@@ -19,9 +19,9 @@ from .mse import Grid
 from .rtn import extremes, grid, stored
 
 POWER = 0.7
-_PENALTY = 10.0  # of e's distance from the error; grows by _GROWTH at every iteration
+_PENALTY = 4.0  # of e's distance from the error; grows by _GROWTH at every iteration
 _GROWTH = 1.01
-_ITERATIONS = 12
+_ITERATIONS = 20
 _TINY = 1e-6  # steps: below it an error counts as none, and its power stays finite
 
 
