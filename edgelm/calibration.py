@@ -13,7 +13,7 @@ from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files as package_files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -26,8 +26,10 @@ from edgelm.evaluation.layerwise import layer_bytes, layer_engine
 from edgelm.files import ModelFiles
 from edgelm.layers import Projection, part_names
 from edgelm.settings import KV_DTYPES, Settings
-from edgelm.tokenizer import Tokenizer
 from quant import Hessian, QuantError
+
+if TYPE_CHECKING:
+    from edgelm.tokenizer import Tokenizer
 
 SEQUENCES = 32
 SEQUENCE_TOKENS = 256
@@ -57,7 +59,7 @@ class CalibrationText:
         name = "the built-in text" if path is None else str(path)
         ids = tokenizer.encode(_text(path), add_special=False)
         start = [tokenizer.bos_id] if tokenizer.add_bos else []
-        length = min(SEQUENCE_TOKENS, context) - len(start)
+        length = max(1, min(SEQUENCE_TOKENS, context) - len(start))
         found = len(ids) // length
         if found < LEAST_SEQUENCES:
             raise UsageError(

@@ -92,6 +92,7 @@ def _inverted(corner: Tensor, damping: float) -> Tensor:
 
 def _invert_column_(total: Tensor, block: slice) -> None:
     """Columns `block` of C, those before it being done."""
-    above = slice(block.start)
-    scaled = total[above, block] @ total[block, block]
-    total[above, block] = (total[above, above] @ scaled).neg_()
+    scaled = total[: block.start, block] @ total[block, block]
+    for start in range(0, block.start, _ADDED):  # in parts, to leave out half of the zeros below
+        rows, behind = slice(start, min(start + _ADDED, block.start)), slice(start, block.start)
+        total[rows, block] = (total[rows, behind] @ scaled[behind]).neg_()

@@ -18,10 +18,10 @@ from ..scheme import Scheme
 from .mse import Grid
 from .rtn import extremes, grid, stored
 
-POWER = 0.7
+POWER = 0.75  # 0.7 in the paper; this one is two square roots, four times as fast
 _PENALTY = 4.0  # of e's distance from the error; grows by _GROWTH at every iteration
 _GROWTH = 1.01
-_ITERATIONS = 20
+_ITERATIONS = 15
 _TINY = 1e-6  # steps: below it an error counts as none, and its power stays finite
 
 
@@ -40,7 +40,7 @@ def hqq(block: Tensor, scheme: Scheme) -> PackedWeight:
         values = numbers_of_(nearest(groups, *current, scheme), *current, scheme)
         errors = (groups - values).mul_(inverse)
         sizes = errors.abs().clamp_(min=_TINY)
-        pull = sizes.pow(POWER - 1)
+        pull = sizes.rsqrt().sqrt_()  # sizes ** (POWER - 1)
         loss = (sizes * pull).sum(-1)
         better = loss < least
         for target, source in zip((least, *best), (loss, *current), strict=True):

@@ -10,7 +10,7 @@ from quant import QuantError, Scheme, dequantize
 from quant.methods.hqq import POWER, hqq
 from quant.methods.rtn import rtn
 
-# Sum of |error|^0.7 on heavy-tailed weights (Student's t, 3 degrees of freedom) as a share of
+# Sum of |error|^0.75 on heavy-tailed weights (Student's t, 3 degrees of freedom) as a share of
 # rtn's, a little above what is measured.
 SHARE = {
     "int4-g32": 0.98,
