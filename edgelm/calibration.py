@@ -37,7 +37,13 @@ LEAST_SEQUENCES = 4
 _MOST_CHARACTERS = 1 << 20  # of a longer text the beginning counts
 _BUILT_IN = "data/calibration.txt"
 # torch's float products are the same whether or not the native library is built.
-_EXACT = {"quant": "none", "dtype": "float32", "kv": "float32", "backend": "torch", "rows": 1}
+_EXACT: dict[str, Any] = {
+    "quant": "none",
+    "dtype": "float32",
+    "kv": "float32",
+    "backend": "torch",
+    "rows": 1,
+}
 
 
 @dataclass(frozen=True)
