@@ -147,6 +147,7 @@ class GGUFExport:
                 db = error.db if error.noise else None
                 told = {"tensor": entry.name, "sha256": digest, "error_db": db}
                 self.journal.add(target.name, told)
+            del factor  # before the next layer's Hessians are there
             done += entry.nbytes
             if progress:
                 progress(target.name, done, self.nbytes)

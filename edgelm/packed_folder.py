@@ -134,6 +134,7 @@ class PackedFolder:
                     db = error.db if error.noise else None
                     entry = {"error_db": db, "sha256": files.finish(names)}
                     self.journal.add(target.name, entry)
+                del factor  # before the next layer's Hessians are there
                 done += sum(self.layout.places[name].nbytes for name in names)
                 if progress:
                     progress(target.name, done, total)

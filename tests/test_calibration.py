@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -156,6 +157,35 @@ def test_what_is_promised(byte_llama: Path, tmp_path: Path) -> None:
         "tokenizer and text", "layer in float32", "Hessians, then factors",
         "calibration activations",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("out", ["folder", "file.gguf"])
+def test_no_factor_is_left_when_the_next_layer_runs(
+    assets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str
+) -> None:
+    """Nor when the next factor is made: beside the Hessians nothing of their size was promised."""
+    make, run = Calibration._factor, Calibration._run_layer
+    made: list[weakref.ref[torch.Tensor]] = []
+
+    def none_left(function: Any) -> Any:
+        def watched(*given: Any) -> Any:
+            assert all(factor() is None for factor in made)
+            found = function(*given)
+            if found is not None:
+                made.append(weakref.ref(found))
+            return found
+
+        return watched
+
+    monkeypatch.setattr(Calibration, "_factor", none_left(make))
+    monkeypatch.setattr(Calibration, "_run_layer", none_left(run))
+    text = tmp_path / "text"
+    text.write_text(heldout(assets, 6000), encoding="utf-8")
+    quant = {"default": "int8-g32", "overrides": {"*.mlp.*": "none"}}
+    edgelm.quantize(
+        assets / "nano" / "llama", tmp_path / out, quant=quant, method="gptq", calibration=text
+    )
+    assert len(made) >= 8
 
 
 def test_matrices_left_in_floats(byte_llama: Path, tmp_path: Path) -> None:

@@ -43,6 +43,13 @@ MUTATIONS: tuple[Mutation, ...] = (
         (f"{_GPTQ}test_another_text_begins_anew",),
     ),
     Mutation(
+        "quantize: a factor is gone before the next layer runs",
+        "edgelm/packed_folder.py",
+        "                del factor  # before the next layer's Hessians are there\n",
+        "",
+        (f"{_GPTQ}test_no_factor_is_left_when_the_next_layer_runs",),
+    ),
+    Mutation(
         "quantize: Hessians are promised",
         "edgelm/calibration.py",
         "max(hessians)",
