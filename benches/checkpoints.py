@@ -68,3 +68,14 @@ def write_model(config: dict[str, Any], folder: Path) -> None:
             shard.clear()
     index = json.dumps({"weight_map": weight_map})
     (folder / "model.safetensors.index.json").write_text(index, encoding="utf-8")
+
+
+def write_byte_tokenizer(folder: Path) -> None:
+    """A tokenizer whose tokens are bytes, for a model whose vocabulary has no other."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    library = Tokenizer(models.BPE({sign: index for index, sign in enumerate(alphabet)}, []))
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    library.decoder = decoders.ByteLevel()
+    library.save(str(folder / "tokenizer.json"))

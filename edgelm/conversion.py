@@ -17,15 +17,15 @@ import torch
 
 from edgelm.checkpoint import Checkpoint, bitsandbytes_layout, packed_layout
 from edgelm.checkpoint.manifest import Manifest, Module
-from edgelm.checkpoint.packed_layout import ROW_STEP, Spec
-from edgelm.errors import ModelFileError, UnsupportedModelError, UsageError
+from edgelm.checkpoint.packed_layout import Spec
+from edgelm.errors import UnsupportedModelError, UsageError
 from edgelm.files import ModelFiles
 from edgelm.inspection import HEAD, licence_of
 from edgelm.version import __version__
-from quant import METHODS, PackedWeight, QuantError, Recipe, Scheme, Sqnr, pack
+from quant import CALIBRATED_METHODS, METHODS, PackedWeight, QuantError, Recipe, Scheme
 
-BLOCK_BYTES = 32 << 20  # rows of a weight are read, packed and written this much at a time
 Progress = Callable[[str, int, int], None]
+TABLE_METHOD = "mse"  # of embedding and head beside a calibrated method
 
 DTYPES = {
     name: getattr(torch, name) for name in ("float64", "float32", "float16", "bfloat16")
@@ -118,8 +118,9 @@ def plan_conversion(files: ModelFiles, quant: Any, method: str) -> Conversion:
         UsageError: unknown scheme or method, or overrides that name nothing.
         ModelFileError: a weight is missing or has another shape.
     """
-    if method not in METHODS:
-        raise UsageError(f"method {method!r} is not known; allowed: {', '.join(METHODS)}.")
+    allowed = (*METHODS, *CALIBRATED_METHODS)
+    if method not in allowed:
+        raise UsageError(f"method {method!r} is not known; allowed: {', '.join(allowed)}.")
     try:
         recipe = Recipe.parse("int4" if quant == "auto" else quant)
         matrices = _matrices(files, recipe)
@@ -133,7 +134,16 @@ def plan_conversion(files: ModelFiles, quant: Any, method: str) -> Conversion:
     )
     if _fits_bitsandbytes(targets):
         targets = tuple(replace(t, theirs=t.scheme is not None) for t in targets)
+    if method in CALIBRATED_METHODS:
+        targets = tuple(_said_of_tables(target) for target in targets)
     return Conversion(targets, recipe, *_settings(files, targets))
+
+
+def _said_of_tables(target: Target) -> Target:
+    """Embedding and head have no layer whose inputs a calibration could look at."""
+    if target.scheme is None or target.kept or target.parts[0] not in ("embed", "head"):
+        return target
+    return replace(target, note=f"{TABLE_METHOD}: only layers are calibrated")
 
 
 def _fits_bitsandbytes(targets: tuple[Target, ...]) -> bool:
@@ -250,37 +260,6 @@ def _group(scheme: Scheme, names: list[str]) -> dict[str, Any]:
             "dynamic": False,
         },
     }
-
-
-def row_blocks(target: Target) -> Iterator[tuple[int, int]]:
-    """Row ranges of about BLOCK_BYTES in float32; a scalar is one row."""
-    rows = target.shape[0] if target.shape else 1
-    row_bytes = 4 * max(1, torch.Size(target.shape[1:]).numel())
-    step = max(1, BLOCK_BYTES // row_bytes // ROW_STEP) * ROW_STEP
-    for start in range(0, rows, step):
-        yield start, min(start + step, rows)
-
-
-def converted_rows(
-    checkpoint: Checkpoint, target: Target, start: int, stop: int, method: str, error: Sqnr
-) -> PackedWeight | torch.Tensor:
-    """Rows [start, stop) of a weight as they are to be stored; what that costs goes to `error`."""
-    if target.kept:
-        return checkpoint.read_packed(target.name, start, stop)
-    rows = checkpoint.read(target.name, start, stop)
-    if target.scheme is None:
-        if not bool(torch.isfinite(rows).all()):
-            raise _damaged(checkpoint, target.name, "NaN or infinity")
-        return rows.to(target.dtype)
-    try:
-        shape = (rows.shape[0], rows.shape[1])
-        return pack([(0, rows)], shape, target.scheme, method, error=error)[0]
-    except QuantError as problem:
-        raise _damaged(checkpoint, target.name, str(problem)) from problem
-
-
-def _damaged(checkpoint: Checkpoint, name: str, problem: str) -> ModelFileError:
-    return ModelFileError(f"{checkpoint.path}: tensor {name}: {problem}")
 
 
 def manifest_of(

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from edgelm.calibration import Calibration, factored
 from edgelm.checkpoint.gguf_families import FAMILIES, ROPE_FACTORS, Family, RowOrder
 from edgelm.checkpoint.gguf_writer import KINDS, Entry, GGUFTensors, create_gguf, to_blocks
 from edgelm.checkpoint.journal import Journal
@@ -19,11 +20,10 @@ from edgelm.conversion import (
     Conversion,
     Progress,
     Target,
-    converted_rows,
     manifest_of,
     plan_conversion,
-    row_blocks,
 )
+from edgelm.converted_rows import converted_rows, row_blocks
 from edgelm.errors import UnsupportedModelError, UsageError
 from edgelm.files import ModelFiles
 from edgelm.inspection import licence_of
@@ -60,10 +60,14 @@ class GGUFExport:
         UnsupportedModelError, UsageError: GGUF or llama.cpp has no words for this model or scheme.
     """
 
-    def __init__(self, files: ModelFiles, out: Path, conversion: Conversion, method: str) -> None:
+    def __init__(
+        self, files: ModelFiles, out: Path, conversion: Conversion, method: str,
+        calibration: Calibration | None = None,
+    ) -> None:  # fmt: skip
         self.files, self.out, self.conversion, self.method = files, out, conversion, method
+        self.calibration = calibration
         self.partial = out.with_name(out.name + ".partial")
-        job = job_identity(files, conversion, method)
+        job = job_identity(files, conversion, method, calibration)
         self.journal = Journal(out.with_name(out.name + ".partial.journal"), job)
         self.targets = conversion.targets
         self.resumed = 0
@@ -133,14 +137,17 @@ class GGUFExport:
 
     def _write_tensors(self, tensors: GGUFTensors, progress: Progress | None) -> dict[str, str]:
         """What an earlier run had not finished; the sha256 of every tensor."""
-        done = 0
-        for target, entry in zip(self.targets, self.entries, strict=True):
-            if target.name not in self.journal.done:
+        done, finished = 0, self.journal.done
+        entries = {t.name: entry for t, entry in zip(self.targets, self.entries, strict=True)}
+        for target, factor in factored(self.calibration, self.targets, finished):
+            entry = entries[target.name]
+            if target.name not in finished:
                 error = Sqnr()
-                digest = tensors.write(entry.name, self._tensor(target, entry, error))
+                digest = tensors.write(entry.name, self._tensor(target, entry, error, factor))
                 db = error.db if error.noise else None
                 told = {"tensor": entry.name, "sha256": digest, "error_db": db}
                 self.journal.add(target.name, told)
+            del factor  # before the next layer's Hessians are there
             done += entry.nbytes
             if progress:
                 progress(target.name, done, self.nbytes)
@@ -154,11 +161,13 @@ class GGUFExport:
         sums = {self.out.name: file_sha256(self.out)}
         return manifest_of(self.files, self.conversion, self.method, errors, self.nbytes, sums)
 
-    def _tensor(self, target: Target, entry: Entry, error: Sqnr) -> Tensor:
+    def _tensor(self, target: Target, entry: Entry, error: Sqnr, factor: Tensor | None) -> Tensor:
         """The tensor's bytes, uint8 [rows, row_bytes]; what packing costs goes to `error`."""
         raw = torch.empty(entry.shape[0], entry.row_bytes, dtype=torch.uint8)
         for start, stop in row_blocks(target):
-            rows = converted_rows(self.files.checkpoint, target, start, stop, self.method, error)
+            rows = converted_rows(
+                self.files.checkpoint, target, start, stop, self.method, error, factor
+            )
             if isinstance(rows, PackedWeight):
                 raw[start:stop] = to_blocks(rows)
                 continue

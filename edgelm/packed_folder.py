@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from edgelm.calibration import Calibration, factored
 from edgelm.checkpoint import file_stamps
 from edgelm.checkpoint.journal import Journal
 from edgelm.checkpoint.manifest import FORMAT_VERSION, MANIFEST, Manifest
@@ -30,10 +31,9 @@ from edgelm.conversion import (
     Conversion,
     Progress,
     Target,
-    converted_rows,
     manifest_of,
-    row_blocks,
 )
+from edgelm.converted_rows import converted_rows, row_blocks
 from edgelm.errors import EdgeLMError, UsageError
 from edgelm.files import ModelFiles
 from edgelm.memory import human
@@ -46,10 +46,14 @@ logger = logging.getLogger("edgelm")
 class PackedFolder:
     """One folder being written; `resumed` counts the weights that an earlier run had finished."""
 
-    def __init__(self, files: ModelFiles, out: Path, conversion: Conversion, method: str) -> None:
+    def __init__(
+        self, files: ModelFiles, out: Path, conversion: Conversion, method: str,
+        calibration: Calibration | None = None,
+    ) -> None:  # fmt: skip
         self.files, self.out, self.conversion, self.method = files, out, conversion, method
+        self.calibration = calibration
         self.partial = out.with_name(out.name + ".partial")
-        job = job_identity(files, conversion, method)
+        job = job_identity(files, conversion, method, calibration)
         self.journal = Journal(out.with_name(out.name + ".partial.journal"), job)
         scales = conversion.scale_dtype
         self.layout: Layout = plan_layout([t.specs(scales) for t in conversion.targets])
@@ -121,14 +125,16 @@ class PackedFolder:
         total, done = self.weight_bytes, 0
         files = TensorFiles(self.partial, self.layout)
         try:
-            for target in self.conversion.targets:
+            targets, finished = self.conversion.targets, self.journal.done
+            for target, factor in factored(self.calibration, targets, finished):
                 names = list(target.specs(scales))
-                if target.name not in self.journal.done:
+                if target.name not in finished:
                     error = Sqnr()
-                    self._write(target, files, error)
+                    self._write(target, files, error, factor)
                     db = error.db if error.noise else None
                     entry = {"error_db": db, "sha256": files.finish(names)}
                     self.journal.add(target.name, entry)
+                del factor  # before the next layer's Hessians are there
                 done += sum(self.layout.places[name].nbytes for name in names)
                 if progress:
                     progress(target.name, done, total)
@@ -136,10 +142,14 @@ class PackedFolder:
         finally:
             files.close()
 
-    def _write(self, target: Target, files: TensorFiles, error: Sqnr) -> None:
+    def _write(
+        self, target: Target, files: TensorFiles, error: Sqnr, factor: torch.Tensor | None
+    ) -> None:
         """One weight, a block of rows at a time."""
         for start, stop in row_blocks(target):
-            rows = converted_rows(self.files.checkpoint, target, start, stop, self.method, error)
+            rows = converted_rows(
+                self.files.checkpoint, target, start, stop, self.method, error, factor
+            )
             if isinstance(rows, torch.Tensor):
                 files.write(target.name, start, rows)
                 continue
@@ -168,10 +178,13 @@ class PackedFolder:
         return manifest
 
 
-def job_identity(files: ModelFiles, conversion: Conversion, method: str) -> str:
-    """Changes with the input's files, the settings and the format."""
+def job_identity(
+    files: ModelFiles, conversion: Conversion, method: str, calibration: Calibration | None
+) -> str:
+    """Changes with the input's files, the settings, the tokens of calibration and the format."""
     stamps = file_stamps(files.checkpoint.path)
     told = [FORMAT_VERSION, __version__, stamps, method, repr(conversion)]
+    told += [calibration.identity] if calibration else []
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 

@@ -10,7 +10,7 @@ from edgelm.accelerators import Accelerator
 from edgelm.config import ModelConfig
 from edgelm.errors import ContextLengthError, UsageError
 from edgelm.models.decoder import Decoder
-from quant import METHODS, QuantError, Recipe
+from quant import CALIBRATED_METHODS, METHODS, QuantError, Recipe
 
 DEFAULT_CONTEXT = 4096
 DEFAULT_CHUNK = 512
@@ -137,6 +137,11 @@ def given_recipe(settings: Settings, decoder: Decoder) -> Recipe | None:
     Raises:
         UsageError: the method or recipe is not known, or the recipe names what is not there.
     """
+    if settings.method in CALIBRATED_METHODS:
+        raise UsageError(
+            f"method {settings.method!r} reads a calibration text, which only edgelm quantize "
+            f"does; allowed here: {', '.join(METHODS)}. Or load a folder quantized with it."
+        )
     if settings.method not in METHODS:
         raise UsageError(f"method {settings.method!r} is not known; allowed: {', '.join(METHODS)}.")
     if settings.quant == "auto":

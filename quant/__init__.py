@@ -1,11 +1,12 @@
 """Weights in few bits and products over them: tensors, modules and devices, no models."""
 
 from .backends import BACKENDS, Kernel, choose, find
-from .convert import ModuleReport, Report, pack
+from .convert import ModuleReport, Report, pack, pack_calibrated
 from .errors import KernelUnavailable, QuantError
 from .groupwise import dequantize, quantize
+from .hessian import Hessian
 from .linear import QuantEmbedding, QuantLinear
-from .methods import METHODS
+from .methods import CALIBRATED_METHODS, METHODS
 from .metrics import Sqnr, sqnr_db
 from .packing import PackedWeight
 from .recipe import Recipe
@@ -13,7 +14,9 @@ from .scheme import Scheme
 
 __all__ = [
     "BACKENDS",
+    "CALIBRATED_METHODS",
     "METHODS",
+    "Hessian",
     "Kernel",
     "KernelUnavailable",
     "ModuleReport",
@@ -29,6 +32,7 @@ __all__ = [
     "dequantize",
     "find",
     "pack",
+    "pack_calibrated",
     "quantize",
     "sqnr_db",
 ]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .errors import QuantError
 from .groupwise import dequantize
-from .methods import METHODS
+from .methods import CALIBRATED_METHODS, METHODS
 from .metrics import Sqnr
 from .packing import PackedWeight
 from .scheme import Scheme
@@ -58,6 +58,21 @@ def pack(
     if filled != shape[0]:
         raise QuantError(f"got {filled} rows for a matrix of {shape[0]} rows")
     return packed, None if math.isinf(error.db) else error.db
+
+
+def pack_calibrated(
+    rows: Tensor, factor: Tensor, scheme: Scheme, method: str, error: Sqnr
+) -> PackedWeight:
+    """Store `rows` (float [n, K]) by a calibrated method, all at once: it is slow on few rows.
+
+    factor: of the matrix's inputs, see `quant.hessian`. The error in the weights, which such a
+    method makes larger to make that of the outputs smaller, is added to `error`.
+    Raises QuantError for numbers that are not finite.
+    """
+    packed = CALIBRATED_METHODS[method](rows.float(), factor, scheme)
+    for start, block in _cache_sized(rows):
+        error.add(block, dequantize(packed.rows(start, start + len(block))))
+    return packed
 
 
 def _cache_sized(rows: Tensor) -> Iterator[tuple[int, Tensor]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .codebooks import nearest_codes, number_pairs
+from .codebooks import nearest_codes, number_pairs, numbers
 from .packing import PackedWeight, pack_codes, unpack_codes
 from .scheme import Scheme
 
@@ -43,6 +43,17 @@ def nearest(groups: Tensor, scales: Tensor, zeros: Tensor | None, scheme: Scheme
         elif scheme.bits == 4:
             codes += 8
     return codes.clamp_(*scheme.code_range)
+
+
+def numbers_of_(codes: Tensor, scales: Tensor, zeros: Tensor | None, scheme: Scheme) -> Tensor:
+    """The numbers that `codes`, as `nearest` gives them, stand for: float32 [n, G, size].
+
+    Integer codes are overwritten by them.
+    """
+    if scheme.codebook is not None:
+        known = numbers(scheme.codebook, codes.device)
+        return known[codes].mul_(scales.float().unsqueeze(-1))
+    return stretch_(codes, scales, zeros, scheme)
 
 
 def stretch_(groups: Tensor, scales: Tensor, zeros: Tensor | None, scheme: Scheme) -> Tensor:

@@ -6,11 +6,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from checkpoints import write_model
-from promises import SHAPE, fresh, is_kept, line, measure
+from checkpoints import write_byte_tokenizer, write_model
+from promises import ALL_METHODS, SHAPE, few_tokens, fresh, is_kept, line, measure
 
 from edgelm.checkpoint.shapes import shape_config
-from quant import METHODS
 
 MIB = 1 << 20
 GROWTH_LIMIT_BYTES = 20 * MIB
@@ -28,27 +27,28 @@ with edgelm.load(sys.argv[1], quant=sys.argv[2], backend=sys.argv[4], context=51
 """
 
 
-def kept_promise(source: Path, out: Path, method: str) -> None:
-    row = measure(source, out, method)
+def kept_promise(source: Path, out: Path, method: str, *options: str) -> None:
+    row = measure(source, out, method, *options)
     print(line(row))
     assert is_kept(row)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ALL_METHODS)
 @pytest.mark.parametrize("out", ["folder", "file.gguf"])
 def test_quantizing_keeps_its_promise(assets: Path, tmp_path: Path, method: str, out: str) -> None:
     kept_promise(assets / "nano" / "llama", tmp_path / out, method)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ALL_METHODS)
 def test_quantizing_6_gb_keeps_its_promise(tmp_path: Path, method: str) -> None:
     """The shape of Llama-3.2-3B in bfloat16."""
     if shutil.disk_usage(tmp_path).free < 12 << 30:
         pytest.skip("the disk has no 12 GiB free")
     write_model(shape_config(SHAPE), tmp_path / "source")
+    write_byte_tokenizer(tmp_path / "source")
     try:
-        kept_promise(tmp_path / "source", tmp_path / "out", method)
+        kept_promise(tmp_path / "source", tmp_path / "out", method, *few_tokens(method, tmp_path))
     finally:
         shutil.rmtree(tmp_path)
 

@@ -121,9 +121,9 @@ def test_what_inspect_and_the_manifest_say(assets: Path, tmp_path: Path) -> None
         (copy / path.name).write_bytes(path.read_bytes())
     (copy / "LICENSE").write_text("mine", encoding="utf-8")
     (copy / "README.md").write_text("---\nlicense: gemma\n---\n", encoding="utf-8")
-    said: list[int] = []
+    said: list[dict[str, int]] = []
     done = edgelm.quantize(copy, out, announce=said.append)
-    assert said == [done.promised_peak_bytes]
+    assert said == [done.promised_parts] and sum(said[0].values()) == done.promised_peak_bytes
     found = inspect_files(edgelm.files.ModelFiles.open(out))
     assert found.format == "edgelm" and found.licence == "gemma"
     assert found.bits_per_weight == pytest.approx(done.manifest.bits_per_weight)

@@ -52,7 +52,9 @@ class LoadOptions:
         str,
         typer.Option(help="auto, none, int4, int8, nf4, a scheme like int4-g64, or a JSON recipe."),
     ] = "auto"
-    method: Annotated[str, typer.Option(help="How the integers are chosen.")] = "rtn"
+    method: Annotated[str, typer.Option(help="How the integers are chosen: rtn, mse or hqq.")] = (
+        "rtn"
+    )
     kv: Annotated[str, typer.Option(help="Cache: auto, float32, bfloat16, float16, int8.")] = "auto"
     backend: Annotated[str, typer.Option(help="Kernels: auto, native, torch or reference.")] = (
         "auto"

@@ -17,23 +17,27 @@ from edgelm.quantization import Quantized
 
 Out = Annotated[Path, typer.Argument(help="The folder to write; it must not exist.")]
 Quant = Annotated[str, typer.Option(help="int4, int8, a scheme like int4-g64, or a JSON recipe.")]
-Method = Annotated[str, typer.Option(help="How the integers are chosen.")]
+Method = Annotated[str, typer.Option(help="How the integers are chosen: rtn, mse, hqq or gptq.")]
+Calibration = Annotated[
+    Path | None, typer.Option(help="UTF-8 text for gptq; the package brings one.")
+]
 
 
 def quantize(
     source: SourceOptions, output: OutputOptions, model: Model, out: Out, quant: Quant = "int4",
-    method: Method = "rtn",
+    method: Method = "rtn", calibration: Calibration = None,
 ) -> None:  # fmt: skip
     """Write MODEL to OUT in few bits; the same command goes on after an interruption."""
     files = open_files(model, source, output)
 
-    def promise(peak_bytes: int) -> None:
+    def promise(parts: dict[str, int]) -> None:
         if not output.json and not output.quiet:
-            print(f"promised peak memory: {human(peak_bytes)}", flush=True)
+            named = ", ".join(f"{name} {human(nbytes)}" for name, nbytes in parts.items())
+            print(f"promised peak memory: {human(sum(parts.values()))} ({named})", flush=True)
 
     with console.progress_bars(output) as bar:
         done = edgelm.quantize(
-            files, out, quant=quant, method=method, announce=promise,
+            files, out, quant=quant, method=method, calibration=calibration, announce=promise,
             progress=bar(f"quantizing {files.name}"),
         )  # fmt: skip
     if output.json:
@@ -61,6 +65,11 @@ def _show(done: Quantized, output: OutputOptions) -> None:
             out.print(f"{name}: {module.scheme}, {db} {module.note}".rstrip())
     if manifest.floats:
         out.print(f"{len(manifest.floats)} matrices left in floats")
+    if done.calibration:
+        told = done.calibration
+        out.print(
+            f"calibrated on {told['sequences']} x {told['tokens_each']} tokens of {told['text']}"
+        )
     out.print(
         f"{done.path}: {human(done.nbytes)}, {manifest.bits_per_weight:.2f} bits per weight, "
         f"verified; peak memory {human(done.peak_rss_bytes)} of {human(done.promised_peak_bytes)} "

@@ -24,7 +24,7 @@ from edgelm.load_peak import load_peak_bytes
 from edgelm.loading import Loader
 from edgelm.memory import Ledger, Part, Plan, human
 from edgelm.models.decoder import Decoder
-from edgelm.runs import LEARNED
+from edgelm.runs import RUNTIME_PARTS
 from edgelm.settings import KV_DTYPES, Settings
 from edgelm.solver import solve
 from edgelm.step import Step
@@ -121,7 +121,7 @@ def _run_layer(
     done: Callable[[int], None],
 ) -> None:  # fmt: skip
     """Load one layer and take every stretch through it; nothing of it is left afterwards."""
-    engine = _engine(files, index, settings)
+    engine = layer_engine(files, index, settings)
     cache = engine.make_cache(1, engine.plan.context, KV_DTYPES[engine.plan.kv], engine)
     place = 0
 
@@ -143,22 +143,39 @@ def _run_layer(
         done(number + 1)
 
 
-def _engine(files: ModelFiles, index: int, settings: Settings) -> Engine:
-    """Layer ``index`` in memory, as planned."""
-    config, one, names = files.assemble_layer(index)
-    last = index == files.config.num_layers - 1
-    decoder = LayerAlone(one, names, first=index == 0, last=last)
+def layer_engine(files: ModelFiles, index: int, settings: Settings) -> Engine:
+    """Layer ``index`` in memory, as planned.
+
+    Raises:
+        DoesNotFitError: it exceeds the budget; its plan is carried along.
+    """
+    config, decoder, names = _layer(files, index)
     plan = _plan(decoder, config, names, settings)
     if not plan.fits:
         raise DoesNotFitError(
-            f"One layer of the baseline of {files.name} needs "
+            f"One layer of {files.name} without quantization needs "
             f"{human(plan.predicted_peak_bytes)}; the budget is {human(plan.budget_bytes)}. Raise "
-            "it, choose a smaller window, or give a --baseline file made elsewhere.",
+            "it, or choose a smaller window; edgelm eval also takes a --baseline file made "
+            "elsewhere.",
             plan,
         )
     ledger = Ledger.of(plan)
     Loader(decoder, names, plan, ledger, settings.method, None).load()
     return Engine(decoder, config, plan, ledger)
+
+
+def layer_bytes(files: ModelFiles, index: int, settings: Settings) -> int:
+    """What loading and running layer ``index`` takes at most beside the process, from headers."""
+    config, decoder, names = _layer(files, index)
+    plan = _plan(decoder, config, names, settings)
+    runtime = sum(part.bytes for part in plan.parts if part.name in RUNTIME_PARTS)
+    return plan.predicted_peak_bytes - runtime
+
+
+def _layer(files: ModelFiles, index: int) -> tuple[ModelConfig, LayerAlone, WeightNames]:
+    config, one, names = files.assemble_layer(index)
+    last = index == files.config.num_layers - 1
+    return config, LayerAlone(one, names, first=index == 0, last=last), names
 
 
 def _plan(decoder: Decoder, config: ModelConfig, names: WeightNames, settings: Settings) -> Plan:
@@ -170,7 +187,7 @@ def _plan(decoder: Decoder, config: ModelConfig, names: WeightNames, settings: S
     shared = Part(SNAPSHOTS, held)  # a row that tails begin with
     parts = (*(p for p in whole.parts if p.name != "weights.embed"), states, shared)
     plan = replace(whole, products=products, parts=parts)
-    runtime = sum(p.bytes for p in parts if p.name in ("runtime", LEARNED))
+    runtime = sum(p.bytes for p in parts if p.name in RUNTIME_PARTS)
     load_peak = load_peak_bytes(products, names, runtime)
     fits = max(load_peak, plan.steady_peak_bytes) <= plan.budget_bytes
     return replace(plan, fits=fits, load_peak_bytes=load_peak)

@@ -1,6 +1,7 @@
 """How integers are chosen: a table from a method's name to its function.
 
-A method takes rows of a matrix, float32 [n, K], and a Scheme, and gives those rows packed.
+A method takes rows of a matrix, float32 [n, K], and a Scheme, and gives those rows packed. One
+that is calibrated also takes what the matrix's inputs say, the factor of `quant.hessian`.
 """
 
 from __future__ import annotations
@@ -11,9 +12,14 @@ from torch import Tensor
 
 from ..packing import PackedWeight
 from ..scheme import Scheme
+from .gptq import gptq
+from .hqq import hqq
 from .mse import mse
 from .rtn import rtn
 
 Method = Callable[[Tensor, Scheme], PackedWeight]
 
-METHODS: dict[str, Method] = {"rtn": rtn, "mse": mse}
+CalibratedMethod = Callable[[Tensor, Tensor, Scheme], PackedWeight]
+
+METHODS: dict[str, Method] = {"rtn": rtn, "mse": mse, "hqq": hqq}
+CALIBRATED_METHODS: dict[str, CalibratedMethod] = {"gptq": gptq}

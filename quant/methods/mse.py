@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..codebooks import numbers
-from ..groupwise import nearest, quantize, stretch_
+from ..groupwise import nearest, numbers_of_, quantize
 from ..packing import PackedWeight
 from ..scheme import Scheme
 from .rtn import extremes, grid, stored
@@ -31,6 +31,11 @@ def mse(block: Tensor, scheme: Scheme) -> PackedWeight:
 
     Raises QuantError as `rtn` does.
     """
+    return quantize(block, *best_grid(block, scheme), scheme)
+
+
+def best_grid(block: Tensor, scheme: Scheme) -> Grid:
+    """Scales and zeros [n, G], in their stored types, of least squared error found."""
     groups = block.view(len(block), scheme.groups(block.shape[1]), -1)
     low, high = extremes(block, scheme)
     scales, zeros = grid(low, high, scheme)
@@ -39,7 +44,7 @@ def mse(block: Tensor, scheme: Scheme) -> PackedWeight:
         _keep_better(groups, (scales, zeros), least, candidate, scheme)
     for _ in range(_FITS):
         _keep_better(groups, (scales, zeros), least, _fit(groups, (scales, zeros), scheme), scheme)
-    return quantize(block, scales, zeros, scheme)
+    return scales, zeros
 
 
 def _narrower(low: Tensor, high: Tensor, scheme: Scheme) -> Iterator[Grid]:
@@ -91,9 +96,5 @@ def _keep_better(
 def _error(groups: Tensor, candidate: Grid, scheme: Scheme) -> Tensor:
     """Squared error of each group, float32 [n, G]."""
     scales, zeros = candidate
-    codes = nearest(groups, scales, zeros, scheme)
-    if scheme.codebook is not None:
-        values = numbers(scheme.codebook, groups.device)[codes].mul_(scales.float().unsqueeze(-1))
-    else:
-        values = stretch_(codes, scales, zeros, scheme)
+    values = numbers_of_(nearest(groups, scales, zeros, scheme), scales, zeros, scheme)
     return values.sub_(groups).square_().sum(-1)

@@ -81,8 +81,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "evaluate: layers of the baseline are dropped",
         "edgelm/evaluation/layerwise.py",
-        "    engine = _engine(files, index, settings)\n",
-        "    engine = _engine(files, index, settings)\n"
+        "    engine = layer_engine(files, index, settings)\n",
+        "    engine = layer_engine(files, index, settings)\n"
         '    globals().setdefault("kept", []).append(engine)\n',
         (f"{_LAYERS}test_a_baseline_beyond_the_budget_stays_within_it",),
     ),

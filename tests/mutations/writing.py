@@ -4,7 +4,72 @@ from __future__ import annotations
 
 from mutations.row import Mutation
 
+_GPTQ = "tests/test_calibration.py::"
+
 MUTATIONS: tuple[Mutation, ...] = (
+    Mutation(
+        "quantize: gptq's layers see what the layer before them gave",
+        "edgelm/calibration.py",
+        "rows if index else ids",
+        "ids",
+        (f"{_GPTQ}test_factors_are_of_the_whole_models_inputs",),
+    ),
+    Mutation(
+        "quantize: each calibration sequence starts from nothing",
+        "edgelm/calibration.py",
+        "            cache.truncate(0, 0)\n",
+        "",
+        (f"{_GPTQ}test_factors_are_of_the_whole_models_inputs",),
+    ),
+    Mutation(
+        "quantize: layers that are done run again on the way to the first that is not",
+        "edgelm/calibration.py",
+        "if index <= last:",
+        "if hessians:",
+        (f"{_GPTQ}test_kill_and_resume",),
+    ),
+    Mutation(
+        "quantize: gptq packs with the factor",
+        "edgelm/converted_rows.py",
+        "if factor is not None:",
+        "if False:",
+        (f"{_GPTQ}test_divergence_on_held_out_text",),
+    ),
+    Mutation(
+        "quantize: another calibration text is another job",
+        "edgelm/packed_folder.py",
+        "[calibration.identity] if calibration else []",
+        "[]",
+        (f"{_GPTQ}test_another_text_begins_anew",),
+    ),
+    Mutation(
+        "quantize: a factor is gone before the next layer runs",
+        "edgelm/packed_folder.py",
+        "                del factor  # before the next layer's Hessians are there\n",
+        "",
+        (f"{_GPTQ}test_no_factor_is_left_when_the_next_layer_runs",),
+    ),
+    Mutation(
+        "quantize: Hessians are promised",
+        "edgelm/calibration.py",
+        "max(hessians)",
+        "0",
+        (f"{_GPTQ}test_what_is_promised",),
+    ),
+    Mutation(
+        "load: gptq is refused",
+        "edgelm/settings.py",
+        "if settings.method in CALIBRATED_METHODS:",
+        "if False:",
+        (f"{_GPTQ}test_where_it_does_not_belong",),
+    ),
+    Mutation(
+        "quantize: a calibration text for a method without is refused",
+        "edgelm/quantization.py",
+        "if path is not None:",
+        "if False:",
+        (f"{_GPTQ}test_where_it_does_not_belong",),
+    ),
     Mutation(
         "quantize: a journal of another job is not taken up",
         "edgelm/checkpoint/journal.py",

@@ -1,0 +1,98 @@
+"""Hessian: what a matrix's inputs say about its weights, and the factor that GPTQ works with.
+
+The output's squared error over inputs X [tokens, K] is quadratic in a row of weights, with X^T X
+as its matrix. GPTQ (arXiv:2210.17323) needs the upper Cholesky factor C of the inverse of the
+damped one, C^T C = (X^T X + d I)^-1. Here U U^T = X^T X + d I is factored from the last column to
+the first, with U upper, and C = U^-1: half the work of inverting first, better conditioned, and
+all of it in the memory of X^T X.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .errors import QuantError
+
+DAMPING = 0.01  # of the mean of the diagonal
+_ADDED = 1024  # columns of X^T X that are added up at once; only its upper triangle is
+_FACTORED = 256
+_ATTEMPTS = 8
+
+
+class Hessian:
+    """X^T X over all inputs that were added, float32 [K, K]: the only large memory here."""
+
+    def __init__(self, inputs: int) -> None:
+        self._sum = torch.zeros(inputs, inputs)
+
+    @staticmethod
+    def nbytes(inputs: int) -> int:
+        """Bytes for K `inputs`, while they are added up and as a factor."""
+        return 4 * inputs * inputs
+
+    def add(self, inputs: Tensor) -> None:
+        """Count the rows of `inputs` [tokens, K]."""
+        exact = inputs.float()
+        for start in range(0, len(self._sum), _ADDED):
+            stop = min(start + _ADDED, len(self._sum))
+            self._sum[:stop, start:stop].addmm_(exact[:, :stop].T, exact[:, start:stop])
+
+    def factor(self) -> Tensor:
+        """C [K, K] in the memory of the sum, which is gone afterwards.
+
+        Inputs that were always zero have no say and get none: their columns stand alone.
+        Raises QuantError for inputs that are not finite.
+        """
+        total, self._sum = self._sum.triu_(), torch.empty(0)
+        mean = float(total.diagonal().mean())
+        if not mean < torch.inf:
+            raise QuantError(
+                "calibration inputs hold NaN, infinite or absurdly large numbers; the weights "
+                "before this matrix are damaged"
+            )
+        damping = DAMPING * mean if mean > 0 else 1.0
+        total.diagonal().add_(damping)
+        blocks = [
+            slice(start, min(start + _FACTORED, len(total)))
+            for start in range(0, len(total), _FACTORED)
+        ]
+        for block in reversed(blocks):
+            _factor_column_(total, block, damping)
+        for block in blocks:
+            _invert_column_(total, block)
+        return total
+
+
+def _factor_column_(total: Tensor, block: slice, damping: float) -> None:
+    """Columns `block` of U, those behind it being done; U's diagonal block stays inverted."""
+    above, behind = slice(block.start), slice(block.stop, None)
+    column = total[: block.stop, block]
+    column.addmm_(total[: block.stop, behind], total[block, behind].T, alpha=-1)
+    inverse = _inverted(total[block, block], damping)
+    total[above, block] = total[above, block] @ inverse.T
+    total[block, block] = inverse
+
+
+def _inverted(corner: Tensor, damping: float) -> Tensor:
+    """U^-1 of a diagonal block whose upper triangle is that of U U^T; damped more where rounding
+    made it indefinite."""
+    exact = corner.double()
+    whole = exact.triu() + exact.triu(1).T
+    for _ in range(_ATTEMPTS):
+        lower, failed = torch.linalg.cholesky_ex(whole.flip(0, 1))
+        if not failed:
+            unit = torch.eye(len(whole), dtype=whole.dtype)
+            upper = lower.flip(0, 1)
+            return torch.linalg.solve_triangular(upper, unit, upper=True).float()
+        whole.diagonal().add_(damping)
+        damping *= 10
+    raise QuantError("calibration inputs make no positive definite matrix; use another text")
+
+
+def _invert_column_(total: Tensor, block: slice) -> None:
+    """Columns `block` of C, those before it being done."""
+    scaled = total[: block.start, block] @ total[block, block]
+    for start in range(0, block.start, _ADDED):  # in parts, to leave out half of the zeros below
+        rows, behind = slice(start, min(start + _ADDED, block.start)), slice(start, block.start)
+        total[rows, block] = (total[rows, behind] @ scaled[behind]).neg_()

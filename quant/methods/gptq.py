@@ -1,0 +1,71 @@
+"""GPTQ: each column's rounding error is made up for by the columns that are not rounded yet.
+
+Frantar et al. 2022, arXiv:2210.17323, without reordering of columns: scales are found group by
+group as columns are reached, on weights that carry the errors before them. A group's grid is the
+one of least squared error (`mse`). No code of theirs.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..groupwise import nearest, numbers_of_
+from ..packing import PackedWeight, pack_codes
+from ..scheme import Scheme
+from .mse import Grid, best_grid
+
+_COLUMNS = 128  # a multiple of every group size; errors reach the columns behind it at once
+
+
+def gptq(rows: Tensor, factor: Tensor, scheme: Scheme) -> PackedWeight:
+    """Pack `rows` (float32 [n, K]), each by itself; takes twice their bytes while it runs.
+
+    factor: upper Cholesky factor [K, K] of the inverse damped Hessian, see `quant.hessian`; the
+    identity rounds to nearest. Raises QuantError as `rtn` does.
+    """
+    inputs = rows.shape[1]
+    packed, rest = PackedWeight.empty((len(rows), inputs), scheme), rows.clone()
+    for start in range(0, inputs, _COLUMNS):
+        stop = min(start + _COLUMNS, inputs)
+        if scheme.group_size is None and start == 0:
+            _keep(best_grid(rows, scheme), packed, 0)
+        columns = rest[:, start:stop].T.contiguous()
+        codes = _round_(columns, factor[start:stop, start:stop], packed, start)
+        stored = slice(start * scheme.bits // 8, stop * scheme.bits // 8)
+        packed.qweight[:, stored] = pack_codes(codes.T, scheme)
+        rest[:, stop:].addmm_(columns.T, factor[start:stop, stop:], alpha=-1)
+    return packed
+
+
+def _round_(columns: Tensor, factor: Tensor, packed: PackedWeight, start: int) -> Tensor:
+    """Codes [b, n] of the columns [b, n] from `start` on.
+
+    The columns are overwritten by their errors over the factor's diagonal.
+    """
+    scheme, codes = packed.scheme, torch.empty_like(columns)
+    size = scheme.group_size or packed.shape[1]
+    current = _kept(packed, 0)
+    for index, (column, weights) in enumerate(zip(columns, factor, strict=True)):
+        group, place = divmod(start + index, size)
+        if place == 0 and scheme.group_size:
+            current = best_grid(columns[index : index + size].T.contiguous(), scheme)
+            _keep(current, packed, group)
+        code = nearest(column.view(-1, 1, 1), *current, scheme)
+        codes[index] = code.view(-1)
+        value = numbers_of_(code, *current, scheme).view(-1)
+        column.sub_(value).div_(weights[index])
+        columns[index + 1 :].addr_(weights[index + 1 :], column, alpha=-1)
+    return codes
+
+
+def _keep(found: Grid, packed: PackedWeight, group: int) -> None:
+    for target, source in zip((packed.scales, packed.zeros), found, strict=True):
+        if target is not None and source is not None:
+            target[:, group] = source.view(-1)
+
+
+def _kept(packed: PackedWeight, group: int) -> Grid:
+    assert packed.scales is not None
+    column = slice(group, group + 1)
+    return packed.scales[:, column], None if packed.zeros is None else packed.zeros[:, column]
