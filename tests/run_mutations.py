@@ -11,6 +11,7 @@ Every run is a fork of this process, which has imported what is slow to import a
 from __future__ import annotations
 
 import compileall
+import logging
 import os
 import re
 import shutil
@@ -183,7 +184,8 @@ def main(words: list[str]) -> int:
     if not rows:
         print("no mutation chosen", file=sys.stderr)
         return 1
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # as tests/conftest.py, before torch is imported
+    # As tests/conftest.py, but before torch and Triton are imported.
+    os.environ |= {"OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "1"}
     noticed_all = True
 
     def tell(mutation: Mutation, noticed: bool, why: str) -> None:
@@ -193,8 +195,10 @@ def main(words: list[str]) -> int:
 
     with tempfile.TemporaryDirectory(prefix="mutations-") as folder:
         forks = Forks(copy_tree(Path(folder) / f"tree{job}") for job in range(JOBS))
+        logging.disable(logging.WARNING)  # what libraries miss on this machine is not our news
         for name in PRELOADED:
             import_module(name)
+        logging.disable(logging.NOTSET)
         failures: list[str] = []
         forks.run(unbroken(rows, failures))
         if failures:
