@@ -12,7 +12,7 @@ they lie in a temporary folder that must hold 35 GB.
 
 In a case everybody is loaded at once, and each round everybody has one turn, beginning with the
 next one each time, and our first entrant one more beside each, before it and after it in turns (who
-was twenty times slower than the best in the first round has that turn alone: `turns`). Before each
+was twenty times slower than the best in the first round has that turn alone: `turns`), after a second of rest. Before each
 round the machine's read bandwidth and its rate of 8-bit products are measured. `ratio` is the
 median over the rounds of how many times better we were in the turn beside; llama.cpp runs with the
 fastest of its types of as many bits and of its settings, tried before (`tried`). Who could not
