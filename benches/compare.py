@@ -10,13 +10,13 @@ is not run again unless it is named, so that a run that was stopped goes on wher
 file to begin anew). Models of random weights are written to --files DIR and stay there; without it
 they lie in a temporary folder that must hold 35 GB.
 
-In a case everybody is loaded at once, and each round everybody has one turn, beginning with the
-next one each time, and our first entrant one more beside each, before it and after it in turns (who
-was twenty times slower than the best in the first round has that turn alone: `turns`). Before each
-round the machine's read bandwidth and its rate of 8-bit products are measured. `ratio` is the
-median over the rounds of how many times better we were in the turn beside; llama.cpp runs with the
-fastest of its types of as many bits and of its settings, tried before (`tried`). Who could not
-take part has `missing` in place of numbers.
+In a case everybody is loaded at once, and each round everybody has one turn after a second of rest,
+beginning with the next one each time, and our first entrant one more beside each, before it and
+after it in turns. Who was twenty times slower than the best in the first round has that turn alone
+(`turns`). Before each round the machine's read bandwidth and its rate of 8-bit products are
+measured. `ratio` is the median over the rounds of how many times better we were in the turn beside;
+llama.cpp runs with the fastest of its types of as many bits and of its settings, tried before
+(`tried`). Who could not take part has `missing` in place of numbers.
 """
 
 from __future__ import annotations

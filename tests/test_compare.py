@@ -186,6 +186,7 @@ def test_who_is_not_there_says_why_and_the_others_are_measured(
         cases.Entrant("absent", "edgelm", ({},)),
     ]
     monkeypatch.setattr(run, "Worker", Scripted)
+    monkeypatch.setattr(run, "REST_S", 0.0)
     monkeypatch.setattr(run, "entrants", lambda case: entrants)
     monkeypatch.setattr(run.Machine, "read_gb_s", lambda self: 40.0)
     monkeypatch.setattr(run.Machine, "vnni_gops", lambda self: None)

@@ -25,6 +25,7 @@ from .process import Worker
 from .turns import is_hopeless, order, summary
 
 TRIALS = 2  # turns of every setting, the first of which warms up
+REST_S = 1.0  # before every turn: threads of some engines spin for a while after their work
 NO_BASE: Told = {"import_torch_s": 0.0, "import_torch_bytes": 0}
 IMPORT_TORCH = """
 import psutil, torch
@@ -220,6 +221,8 @@ class _Rounds:
         if name not in self._workers:
             self._workers[name] = started(self.specs[name], self.entrants[name])
             self.about[name] = self._workers[name].about
+        if not self.case.metric.fresh:
+            time.sleep(REST_S)
         on_torch = self.entrants[name].engine in ("edgelm", "transformers")
         return one_turn(self._workers[name], self.case, self._base if on_torch else NO_BASE)
 
