@@ -27,9 +27,9 @@ from edgelm.ops.native import (
     runs_natively,
     workspaces,
 )
-from edgelm.ops.reference import Angles
 from edgelm.ops.triton import TritonOps, serves, workspace_elements
 from edgelm.placement import host_layers, streamed_layers
+from edgelm.position import Angles
 from edgelm.recorded import Places, RecordedSteps
 from edgelm.settings import DTYPES, KV_DTYPES
 from edgelm.step import Seen, Segment, Step, Workspace, rope_table, widened_elements

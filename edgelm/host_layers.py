@@ -13,8 +13,8 @@ from edgelm.config import ModelConfig
 from edgelm.memory import Ledger, Plan
 from edgelm.models.decoder import Decoder
 from edgelm.ops.native import NativeOps, recorded_tokens, workspaces
-from edgelm.ops.reference import Angles
 from edgelm.placement import ON_HOST, host_layers
+from edgelm.position import Angles
 from edgelm.settings import KV_DTYPES
 from edgelm.step import Step, Workspace, rope_table
 

@@ -141,7 +141,7 @@ class Loader:
     def _prepare_and_hold(self, product: ProductPlan) -> Prepared:
         """A product for its file, and for this load."""
         name, tensors, modules = self._prepare(product)
-        self._ready[name] = self._sent(product, tensors), modules
+        self._ready[name] = dict(self._sent(product, tensors)), modules  # the file empties its own
         self._tell(product)
         return name, tensors, modules
 

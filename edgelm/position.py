@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,6 +18,20 @@ from torch import Tensor
 
 from edgelm.config import RopeParameters
 from edgelm.errors import ModelFileError, UnsupportedModelError
+
+
+@dataclass(frozen=True)
+class Angles:
+    """Where tokens stand in the rotary table.
+
+    table: [2, context, rotary_size / 2], cosines and sines. positions: [M] int64.
+    cos, sin: [M, 1, rotary_size / 2], the rows at the positions, for the reference.
+    """
+
+    table: Tensor
+    positions: Tensor
+    cos: Tensor | None = None
+    sin: Tensor | None = None
 
 
 class Rope:

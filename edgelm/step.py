@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from edgelm.config import ModelConfig
-from edgelm.ops.reference import Angles, AttentionScratch
-from edgelm.position import Rope
+from edgelm.ops.reference import AttentionScratch
+from edgelm.position import Angles, Rope
 
 if TYPE_CHECKING:
     from edgelm.cache import KVCache

@@ -35,6 +35,7 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture
 def card(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Makes a card with so many bytes free, whose tensors lie on the CPU."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(accelerators, "torch_device", lambda name: torch.device("cpu"))
 
     def put(free_bytes: int) -> None:

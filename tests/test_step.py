@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import edgelm
 from edgelm.config import RopeParameters
 from edgelm.ops import reference
-from edgelm.position import Rope
+from edgelm.position import Angles, Rope
 
 SMALL_BYTES = 256
 """Index tensors and one-number checks; the smallest activation below is eight times that."""
@@ -91,8 +91,8 @@ def test_rms_norm_is_its_definition() -> None:
     assert error < 1e-5
 
 
-def angles_at(table: torch.Tensor, position: int) -> reference.Angles:
-    return reference.Angles(table, torch.tensor([position]), *table[:, position, None, None])
+def angles_at(table: torch.Tensor, position: int) -> Angles:
+    return Angles(table, torch.tensor([position]), *table[:, position, None, None])
 
 
 @pytest.mark.parametrize("interleaved", [False, True])

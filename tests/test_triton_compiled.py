@@ -19,8 +19,9 @@ from typing import Any
 import pytest
 import torch
 
-from edgelm.ops.reference import ACTIVATIONS, Angles, Scoring
+from edgelm.ops.reference import ACTIVATIONS, Scoring
 from edgelm.ops.triton import TritonOps
+from edgelm.position import Angles
 
 CARDS = {75: 64 << 10, 80: 163 << 10, 86: 99 << 10, 90: 227 << 10}
 """Compute capability -> shared memory that one program may take (CUDA's programming guide)."""

@@ -24,9 +24,9 @@ from edgelm.engine import Engine, RowTokens
 from edgelm.errors import NonFiniteError
 from edgelm.graphed import GraphedSteps
 from edgelm.ops import reference
-from edgelm.ops.reference import Angles, Scoring
+from edgelm.ops.reference import Scoring
 from edgelm.ops.triton import SPLIT, TritonOps, serves, workspace_elements
-from edgelm.position import Alibi, Rope
+from edgelm.position import Alibi, Angles, Rope
 from quant import sqnr_db
 
 # Largest difference from the reference in float32, as a share of the result's largest magnitude.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from edgelm.position import Rope
+from edgelm.position import Angles, Rope
 
 if TYPE_CHECKING:
     from edgelm.step import Step
@@ -72,20 +72,6 @@ def _statistics(x: Tensor, scratch: Tensor) -> tuple[Tensor, Tensor]:
     shape = (*x.shape[:-1], 1)
     count = x.numel() // x.shape[-1]
     return scratch[:count].view(shape), scratch[count : 2 * count].view(shape)
-
-
-@dataclass(frozen=True)
-class Angles:
-    """Where tokens stand in the rotary table.
-
-    table: [2, context, rotary_size / 2], cosines and sines. positions: [M] int64.
-    cos, sin: [M, 1, rotary_size / 2], the table's rows at the positions, for the reference.
-    """
-
-    table: Tensor
-    positions: Tensor
-    cos: Tensor | None = None
-    sin: Tensor | None = None
 
 
 def rotate(x: Tensor, rope: Rope, angles: Angles, out: Tensor) -> Tensor:

@@ -64,8 +64,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "sampling: what the library does not filter is drawn by the definition",
         "edgelm/sampling.py",
-        "native.missing() is None and self.settings.typical_p == 1",
-        "native.missing() is None",
+        "drawn = own.temperature != 0 and own.typical_p == 1",
+        "drawn = own.temperature != 0",
         ("tests/test_processors.py::test_draws_follow_the_known_distribution",),
     ),
     Mutation(

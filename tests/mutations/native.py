@@ -113,8 +113,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "tape: positions are set before each step",
         "edgelm/recorded.py",
-        "ids[at], places[at], positions[at] = token, row, offset",
-        "ids[at], places[at] = token, row",
+        "ids[at], own_rows[at], positions[at] = token, row, offset",
+        "ids[at], own_rows[at] = token, row",
         (f"{TAPE_TESTS}::test_replayed_steps_give_the_bits_of_a_prompt",),
     ),
     Mutation(

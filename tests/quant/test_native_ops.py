@@ -15,7 +15,7 @@ from torch import Tensor
 from edgelm.cache import LayerStore
 from edgelm.config import RopeParameters
 from edgelm.ops import reference
-from edgelm.position import Alibi, Rope
+from edgelm.position import Alibi, Angles, Rope
 from quant import native
 from quant.native import ops
 
@@ -241,7 +241,7 @@ def test_rotation(rotary: int, interleaved: bool, isa: str) -> None:
     out = torch.empty(9, 3, 48)
     ops.rotate(x, table, positions, interleaved, out)()
     cos, sin = (table[i, positions].unsqueeze(1) for i in range(2))
-    angles = reference.Angles(table, positions, cos, sin)
+    angles = Angles(table, positions, cos, sin)
     check(isa, out, reference.rotate(x, rope, angles, torch.empty(9, 3, 48)))
     alone = torch.empty(1, 3, 48)
     ops.rotate(x[6:7], table, positions[6:7], interleaved, alone)()
