@@ -3,7 +3,7 @@
     python tests/run_mutations.py [WORD ...]     only rows whose feature contains one of the words
 
 Prints a line per row: feature -> the failed test. Exits 1 when a mutation survives, when its old
-text is not found exactly once, or when its tests fail without it.
+text is not found exactly once, or when a slow test fails without it; run `pytest` for the others.
 
 Every run is a fork of this process, which has imported what is slow to import and nothing of ours.
 """
@@ -32,6 +32,7 @@ from mutations import MUTATIONS, Mutation
 ROOT = Path(__file__).resolve().parent.parent
 JOBS = 2
 TIMEOUT_S = 300
+NONE_CHOSEN = 5  # pytest's exit status
 PRELOADED = ("numpy", "torch", "pytest", "transformers.models.llama.modeling_llama")
 FAILED = re.compile(r"^(?:FAILED|ERROR) (\S+)", re.MULTILINE)
 LEFT_OUT = shutil.ignore_patterns(
@@ -61,9 +62,13 @@ def copy_tree(folder: Path) -> Path:
 
 @dataclass
 class Run:
-    """One row, or the tests without any: what to do before, with which tests, and after."""
+    """One row, or tests without any: what to do before, with which tests, and after.
+
+    only_slow: the others have just passed; what pytest makes of test files is kept for the rows.
+    """
 
     nodes: tuple[str, ...]
+    only_slow: bool
     patch: Callable[[Path], Callable[[], None]]
     ended: Ended
 
@@ -85,7 +90,7 @@ class Forks:
             sys.stdout.flush()
             pid = os.fork()
             if pid == 0:
-                _pytest(tree, run.nodes)
+                _pytest(tree, run)
             self._running[pid] = (tree, restore, run.ended)
         while self._running:
             self._wait()
@@ -104,7 +109,7 @@ def _output(tree: Path) -> Path:
     return tree.with_name(f"{tree.name}.txt")
 
 
-def _pytest(tree: Path, nodes: Iterable[str]) -> None:
+def _pytest(tree: Path, run: Run) -> None:
     """pytest in the copy and in this process, which ends with its status."""
     os.setpgid(0, 0)
     signal.alarm(TIMEOUT_S)
@@ -116,17 +121,17 @@ def _pytest(tree: Path, nodes: Iterable[str]) -> None:
         assets = os.environ.get("EDGELM_ASSETS") or ROOT.parent / "shared" / "assets"
         os.environ["EDGELM_ASSETS"] = str(Path(assets).resolve())
         os.environ["PYTHONPATH"] = str(tree)
-        # A patched module's code must not stay behind for the next row.
-        os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
-        sys.dont_write_bytecode = True
+        if not run.only_slow:  # a patched module's code must not stay behind for the next row
+            os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+            sys.dont_write_bytecode = True
         os.chdir(tree)
         sys.path[0] = str(tree)
         for name in [name for name in sys.modules if name.partition(".")[0] == "mutations"]:
             del sys.modules[name]
         import pytest
 
-        own = ["-x", "-q", "-m", "", "-p", "no:cacheprovider"]
-        status = int(pytest.main([*own, *nodes]))
+        own = ["-x", "-q", "-m", "slow" if run.only_slow else "", "-p", "no:cacheprovider"]
+        status = int(pytest.main([*own, *run.nodes]))
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -154,7 +159,7 @@ def run_of(mutation: Mutation, tell: Callable[[bool, str], None]) -> Run:
         else:
             tell(False, f"pytest ended with {status}: {output.strip()[-300:]}")
 
-    return Run(mutation.tests, patch, ended)
+    return Run(mutation.tests, False, patch, ended)
 
 
 def misplaced(mutation: Mutation) -> str:
@@ -165,17 +170,17 @@ def misplaced(mutation: Mutation) -> str:
 
 
 def unbroken(rows: Iterable[Mutation], failures: list[str]) -> Iterable[Run]:
-    """All tests without any mutation, dealt out to the copies by file."""
+    """The slow tests without any mutation, dealt out to the copies by file."""
 
     def ended(status: int, output: str) -> None:
-        if status != 0:
+        if status not in (0, NONE_CHOSEN):
             failures.append(output[-3000:])
 
     files: dict[str, list[str]] = {}
     for node in dict.fromkeys(node for row in rows for node in row.tests):
         files.setdefault(node.partition("::")[0], []).append(node)
     for nodes in files.values():
-        yield Run(tuple(nodes), lambda tree: lambda: None, ended)
+        yield Run(tuple(nodes), True, lambda tree: lambda: None, ended)
 
 
 def main(words: list[str]) -> int:

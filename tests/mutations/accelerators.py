@@ -34,8 +34,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "accelerators: a step's places are made on the device",
         "edgelm/engine.py",
-        "torch.tensor(own, device=self.device)",
-        "torch.tensor(own)",
+        "self._positions = torch.arange(plan.context, device=self.device)",
+        "self._positions = torch.arange(plan.context)",
         (f"{TESTS}::test_nothing_of_a_step_is_made_on_another_device",),
     ),
     Mutation(
