@@ -2,8 +2,9 @@
 
     python tests/run_mutations.py [WORD ...]     only rows whose feature contains one of the words
 
-Prints a line per row: feature -> the failed test. Exits 1 when a mutation survives, when its old
-text is not found exactly once, or when a slow test fails without it; run `pytest` for the others.
+Prints a line per row: feature -> the failed test; at last again those that went unnoticed. Exits 1
+when a mutation survives, when its old text is not found exactly once, or when a slow test fails
+without it; run `pytest` for the others.
 
 Every run is a fork of this process, which has imported what is slow to import and nothing of ours.
 """
@@ -191,12 +192,12 @@ def main(words: list[str]) -> int:
         return 1
     # As tests/conftest.py, but before torch and Triton are imported.
     os.environ |= {"OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "1"}
-    noticed_all = True
+    unnoticed: list[str] = []
 
     def tell(mutation: Mutation, noticed: bool, why: str) -> None:
-        nonlocal noticed_all
-        noticed_all &= noticed
         print(f"{'ok ' if noticed else 'BAD'} {mutation.feature} -> {why}", flush=True)
+        if not noticed:
+            unnoticed.append(f"{mutation.feature} -> {why}")
 
     with tempfile.TemporaryDirectory(prefix="mutations-") as folder:
         forks = Forks(copy_tree(Path(folder) / f"tree{job}") for job in range(JOBS))
@@ -216,8 +217,8 @@ def main(words: list[str]) -> int:
             else:
                 runs.append(run_of(row, lambda *found, row=row: tell(row, *found)))
         forks.run(runs)
-    print(f"{len(rows)} mutations, {'all' if noticed_all else 'NOT all'} noticed")
-    return 0 if noticed_all else 1
+    print(f"{len(rows)} mutations, {len(unnoticed) or 'none'} unnoticed", *unnoticed, sep="\n")
+    return 1 if unnoticed else 0
 
 
 if __name__ == "__main__":
