@@ -17,20 +17,20 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import os
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 from checkpoints import write_model
+from results_file import store
 from second_start import IMPORT_TORCH, START, fresh_process
 
 import edgelm
@@ -38,7 +38,6 @@ from edgelm import accelerators
 from edgelm.checkpoint.shapes import shape_config
 from edgelm.memory import Plan
 
-RESULT = Path(__file__).resolve().parent / "results" / "gpu.json"
 PROMPT, STEPS = 2048, 128
 FAR = 8192  # twice Gemma 2's window
 MIB = 1 << 20
@@ -105,7 +104,8 @@ def main() -> int:
     found.insert(
         1, row("Gemma-2-2B in bfloat16: tokens until a number is not finite", far(), FAR, FAR)
     )
-    store(card.name, options, found)
+    command = f"python benches/gpu.py --rounds {options.rounds}"
+    store("gpu", command, found, machine=card.name, cuda=torch.version.cuda)
     return 0
 
 
@@ -256,20 +256,6 @@ def speeds(case: Case) -> list[dict[str, Any]]:
     for name, reason in case.missing.items():
         found.append({"row": f"{case.shape} {case.quant}: {name}", "missing": reason})
     return found
-
-
-def store(card: str, options: argparse.Namespace, found: list[dict[str, Any]]) -> None:
-    """Write the result file whole."""
-    result = {
-        "machine": card,
-        "date": datetime.now(UTC).date().isoformat(),
-        "command": f"python benches/gpu.py --rounds {options.rounds}",
-        "versions": {"torch": torch.__version__, "cuda": torch.version.cuda},
-        "rows": found,
-    }
-    partial = RESULT.with_suffix(".partial")
-    partial.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, RESULT)
 
 
 def say(text: str) -> None:

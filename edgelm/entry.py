@@ -95,8 +95,7 @@ def load(
         kernel_choice.warn_of_slow(made.products, decoder.embed.tied_to_head)
     draft_files = None if drafting is None or guessing is None else (drafting, guessing)
     with accelerators.current(made.device), memory_reported(made):
-        if any(p.kernel.startswith("triton.") for p in made.products):
-            kernel_choice.tune(made, cache_dir(), progress)
+        kernel_choice.tune(made, cache_dir(), progress)
         return LanguageModel(files, decoder, names, made, chosen.method, progress, draft_files)
 
 

@@ -68,9 +68,11 @@ def tune(plan: Plan, folder: Path, progress: Progress | None) -> None:
 
     For single tokens and for whole chunks; takes seconds a shape, most of them the compiler's.
     """
-    from quant.triton import tuning  # not without a card
+    own = [p for p in plan.products if p.kernel.startswith("triton.")]
+    if not own:
+        return
+    from quant.triton import tuning
 
-    own = [p for p in plan.products if p.device != "cpu" and p.kernel.startswith("triton.")]
     cases = {
         tuning.Case(Scheme.parse(p.scheme), p.shape, rows, DTYPES[plan.dtype])
         for p in own

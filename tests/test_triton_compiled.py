@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+from made_up_cards import pretend
 
 from edgelm.ops.reference import ACTIVATIONS, Scoring
 from edgelm.ops.triton import TritonOps
@@ -27,36 +28,6 @@ CARDS = {75: 64 << 10, 80: 163 << 10, 86: 99 << 10, 90: 227 << 10}
 """Compute capability -> shared memory that one program may take (CUDA's programming guide)."""
 HEADS = ((32, 8, 128), (8, 4, 256), (64, 64, 64), (5, 5, 80), (9, 3, 64))
 """Query heads, key heads and their size: Llama 3, Gemma 2, Persimmon, an odd size, SmolLM2."""
-
-
-class Card:
-    """A driver of a card that is not there: enough to compile what a launch asks for."""
-
-    def __init__(self, capability: int) -> None:
-        self.capability = capability
-
-    def get_current_target(self) -> Any:
-        from triton.backends.compiler import GPUTarget
-
-        return GPUTarget("cuda", self.capability, 32)
-
-    def get_current_device(self) -> int:
-        return self.capability  # compiled kernels are remembered by device
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
-
-
-def pretend(capability: int, made: list[Any]) -> None:
-    """From now on launches compile for such a card, add to ``made``, and run nothing."""
-    from triton.runtime import driver
-    from triton.runtime.jit import JITFunction
-
-    def getitem(kernel: Any, grid: tuple[int, ...]) -> Any:
-        return lambda *a, **k: made.append(kernel.run(*a, grid=grid, warmup=True, **k))
-
-    driver.set_active(Card(capability))
-    JITFunction.__getitem__ = getitem
 
 
 def rows(ops: TritonOps, dtype: torch.dtype, size: int) -> None:

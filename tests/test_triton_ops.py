@@ -419,7 +419,12 @@ def test_captured_steps_say_what_steps_of_their_own_say(assets: Path, family: st
 
 
 def test_where_it_serves(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert serves(torch.device("cpu")) is None and serves(torch.device("cuda")) is None
+    cuda = torch.device("cuda")
+    assert serves(torch.device("cpu")) is None
+    monkeypatch.setattr("quant.triton._unfit", lambda device: None)
+    assert serves(cuda) is None
+    monkeypatch.setattr("quant.triton._unfit", lambda device: "too old")
+    assert serves(cuda) == "too old"
     assert "runs on CUDA devices, not on mps" in str(serves(torch.device("mps")))
     monkeypatch.delenv("TRITON_INTERPRET")
     assert "not on cpu" in str(serves(torch.device("cpu")))

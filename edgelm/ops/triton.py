@@ -9,8 +9,6 @@ lengths on the device and takes no memory, so it can be captured as a CUDA graph
 from __future__ import annotations
 
 import os
-from functools import cache
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +19,7 @@ from edgelm.config import ModelConfig
 from edgelm.ops.reference import Scoring
 from edgelm.position import Rope
 from quant import QuantEmbedding, QuantLinear
+from quant import triton as products
 
 if TYPE_CHECKING:
     from edgelm.step import Step
@@ -32,13 +31,13 @@ _BLOCK = 1024  # numbers of a row that one program of a map takes
 
 
 def serves(device: torch.device) -> str | None:
-    """Why these operations cannot run on a device; None if they can.
+    """Why these operations cannot run on a device; None if they can: as products of quant/triton.
 
-    Under TRITON_INTERPRET=1 they run on CPUs, number by number: that is how they are tested.
+    Under TRITON_INTERPRET=1 they run on CPUs too, number by number: that is how they are tested.
     """
-    if device.type != "cuda" and not (device.type == "cpu" and _interpreted()):
-        return f"runs on CUDA devices, not on {device}"
-    return None if _installed() else "Triton is not installed; pip install triton"
+    if device.type == "cpu" and _interpreted():
+        return products.uninstalled()
+    return products.missing(device)
 
 
 def workspace_elements(config: ModelConfig, tokens: int, chunk: int, context: int) -> int:
@@ -241,8 +240,3 @@ def _power(count: int) -> int:
 
 def _interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
-
-
-@cache
-def _installed() -> bool:
-    return find_spec("triton") is not None

@@ -59,18 +59,25 @@ class Int4Pack:
 
     name = "torch.int4pack"
     backend = "torch"
+    outputs_step = 16
 
     def supports(
         self, scheme: Scheme, shape: Shape, device: torch.device, lookup: bool
     ) -> str | None:
+        return self._unfit(scheme, shape, lookup) or self._missing(device)
+
+    def _unfit(self, scheme: Scheme, shape: Shape, lookup: bool) -> str | None:
         if scheme.bits != 4 or scheme.codebook is not None:
             return "holds int4"
         if lookup:
             return "its layout cannot be read by rows"
-        if shape[0] % 16:
-            return f"needs a multiple of 16 outputs, got {shape[0]}"
+        if shape[0] % self.outputs_step:
+            return f"needs a multiple of {self.outputs_step} outputs, got {shape[0]}"
         if shape[1] % GROUP_SIZES[0]:
             return f"needs a multiple of {GROUP_SIZES[0]} inputs, got {shape[1]}"
+        return None
+
+    def _missing(self, device: torch.device) -> str | None:
         return no_vector_code(device)
 
     def prepare(self, packed: PackedWeight) -> Tensors:
@@ -121,16 +128,9 @@ class Int4Tile(Int4Pack):
     """
 
     name = "torch.int4tile"
+    outputs_step = 8
 
-    def supports(
-        self, scheme: Scheme, shape: Shape, device: torch.device, lookup: bool
-    ) -> str | None:
-        if scheme.bits != 4 or scheme.codebook is not None:
-            return "holds int4"
-        if lookup:
-            return "its layout cannot be read by rows"
-        if shape[0] % 8 or shape[1] % GROUP_SIZES[0]:
-            return f"needs multiples of 8 outputs and {GROUP_SIZES[0]} inputs, got {list(shape)}"
+    def _missing(self, device: torch.device) -> str | None:
         if device.type != "cuda" or torch.version.cuda is None:
             return f"runs on CUDA devices of NVIDIA, not on {device}"
         return None if torch.cuda.get_device_capability(device) >= (8, 0) else "needs Ampere"

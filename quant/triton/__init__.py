@@ -25,10 +25,11 @@ def missing(device: torch.device) -> str | None:
     """Why these kernels are not to run on `device`; None if they are."""
     if device.type != "cuda":
         return f"runs on CUDA devices, not on {device}"
-    return _unfit(device) or _uninstalled()
+    return _unfit(device) or uninstalled()
 
 
-def _uninstalled() -> str | None:
+def uninstalled() -> str | None:
+    """What to do where Triton is not installed."""
     return None if library("triton") else "Triton is not installed; pip install 'edgelm[gpu]'"
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from made_up_cards import pretend
 
 from quant import PackedWeight, Scheme
 from quant.triton import launch, layout
@@ -27,36 +28,6 @@ SHAPE = (64, 4096)
 CARDS = (80, 86, 89, 90)  # compute capability: A100, laptops of 2021, of 2023, H100
 FEW = ("int4-g32", "int4-g128", "int4-g64-zint", "int4-row-zfloat", "int8", "int8-g32-zint", "nf4")
 MANY = ("int4-g128-zfloat", "int8", "fp4")
-
-
-class Card:
-    """A driver of a card that is not there: enough to compile what a launch asks for."""
-
-    def __init__(self, capability: int) -> None:
-        self.capability = capability
-
-    def get_current_target(self) -> Any:
-        from triton.backends.compiler import GPUTarget
-
-        return GPUTarget("cuda", self.capability, 32)
-
-    def get_current_device(self) -> int:
-        return self.capability  # compiled kernels are remembered by device
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
-
-
-def pretend(capability: int, made: list[Any]) -> None:
-    """From now on launches compile for such a card, add to `made`, and run nothing."""
-    from triton.runtime import driver
-    from triton.runtime.jit import JITFunction
-
-    def getitem(kernel: Any, grid: tuple[int, ...]) -> Any:
-        return lambda *a, **k: made.append(kernel.run(*a, grid=grid, warmup=True, **k))
-
-    driver.set_active(Card(capability))
-    JITFunction.__getitem__ = getitem
 
 
 def few_rows(text: str, rows: int, made: list[Any]) -> dict[str, Any]:
@@ -118,7 +89,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
     root = Path(__file__).resolve().parents[2]
     environment = {name: v for name, v in os.environ.items() if name != "TRITON_INTERPRET"}
     environment |= {
-        "PYTHONPATH": str(root),
+        "PYTHONPATH": os.pathsep.join([str(root), str(root / "tests")]),
         "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton")),
     }
     done = subprocess.run(

@@ -43,6 +43,23 @@ def scored(
 
 
 @triton.jit
+def weighed(
+    scores: tl.tensor, value: tl.tensor, largest: tl.tensor, total: tl.tensor, mixed: tl.tensor,
+    COMPUTE: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
+    """Largest score [Q], sum of weights [Q] and weighted values [Q, D] with a tile of keys more.
+
+    scores: [Q, S], minus infinity where a key is not seen. value: [S, D].
+    """
+    now = tl.maximum(largest, tl.max(scores, 1))
+    safe = tl.where(now == NEVER, 0.0, now)
+    weights, kept = tl.exp(scores - safe[:, None]), tl.exp(largest - safe)
+    mixed = mixed * kept[:, None]
+    mixed += tl.dot(weights.to(COMPUTE), value, input_precision="ieee")
+    return now, total * kept + tl.sum(weights, 1), mixed
+
+
+@triton.jit
 def attend_piece(
     queries: tl.tensor, cached_keys: tl.tensor, cached_values: tl.tensor, key_scales: tl.tensor,
     value_scales: tl.tensor, rows: tl.tensor, positions: tl.tensor, slopes: tl.tensor,
@@ -83,14 +100,8 @@ def attend_piece(
         scores = tl.dot(query, tl.trans(key), input_precision="ieee")
         scores = scored(scores, -back.to(tl.float32)[None, :], slope, scale, softcap)
         scores = tl.where(seen[None, :], scores, NEVER)
-        now = tl.maximum(largest, tl.max(scores, 1))
-        safe = tl.where(now == NEVER, 0.0, now)
-        weights, kept = tl.exp(scores - safe[:, None]), tl.exp(largest - safe)
         value = read(cached_values, value_scales, place, size, at, mask).to(COMPUTE)
-        mixed = mixed * kept[:, None]
-        mixed += tl.dot(weights.to(COMPUTE), value, input_precision="ieee")
-        total = total * kept + tl.sum(weights, 1)
-        largest = now
+        largest, total, mixed = weighed(scores, value, largest, total, mixed, COMPUTE)
     pieces = tl.num_programs(2)
     base = ((token * groups * SHARE + heads) * pieces + piece) * (size + 2)
     tl.store(partial + base, largest, mask=own < SHARE)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from edgelm.ops.kernels.decode import NEVER, read, scored
+from edgelm.ops.kernels.decode import NEVER, read, scored, weighed
 
 
 @triton.jit(do_not_specialize=["row", "position", "count"])
@@ -57,14 +57,8 @@ def attend_tile(
         if window is not None:
             seen = seen & (distance > -window)
         scores = tl.where(seen, scores, NEVER)
-        now = tl.maximum(largest, tl.max(scores, 1))
-        safe = tl.where(now == NEVER, 0.0, now)
-        weights, kept = tl.exp(scores - safe[:, None]), tl.exp(largest - safe)
         value = read(cached_values, value_scales, place, size, at, mask).to(COMPUTE)
-        mixed = mixed * kept[:, None]
-        mixed += tl.dot(weights.to(COMPUTE), value, input_precision="ieee")
-        total = total * kept + tl.sum(weights, 1)
-        largest = now
+        largest, total, mixed = weighed(scores, value, largest, total, mixed, COMPUTE)
     target = out + offset * out_stride + head * size + at[None, :]
     # Tokens beyond the last saw nothing; they are not stored.
     tl.store(target, mixed / tl.where(total == 0.0, 1.0, total)[:, None], mask=exists)
