@@ -50,7 +50,8 @@ def copy_tree(folder: Path) -> Path:
     """
     copy = Path(shutil.copytree(ROOT, folder, ignore=LEFT_OUT))
     ask = "from quant import native; print(native.path() or '')"
-    found = subprocess.run([sys.executable, "-c", ask], stdout=subprocess.PIPE, text=True)
+    # -P: the installed package has it, and a tree one happens to stand in may not.
+    found = subprocess.run([sys.executable, "-P", "-c", ask], stdout=subprocess.PIPE, text=True)
     if library := found.stdout.strip():
         target = copy / "quant" / "native" / "lib"
         target.mkdir(exist_ok=True)
