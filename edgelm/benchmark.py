@@ -16,10 +16,10 @@ from edgelm.checkpoint.shapes import shape_config
 from edgelm.entry import load
 from edgelm.errors import UsageError
 from edgelm.files import ModelFiles
-from edgelm.loading import Progress
 from edgelm.model import LanguageModel
 from edgelm.models import family_of
 from edgelm.models.heads import head_for
+from edgelm.progress import Progress
 from edgelm.request import Request, Stats
 from edgelm.sampling import SamplingSettings
 from edgelm.weight_plan import bytes_per_token

@@ -9,7 +9,7 @@ gives the parts different schemes the whole takes the one with the most bits.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,7 +24,6 @@ from edgelm.inspection import HEAD, licence_of
 from edgelm.version import __version__
 from quant import CALIBRATED_METHODS, METHODS, PackedWeight, QuantError, Recipe, Scheme
 
-Progress = Callable[[str, int, int], None]
 TABLE_METHOD = "mse"  # of embedding and head beside a calibrated method
 
 DTYPES = {

@@ -16,7 +16,7 @@ import edgelm
 from edgelm import accelerators, disk, hardware, kernel_choice, runs
 from edgelm.accelerators import Accelerator
 from edgelm.hub import DEMO_MEMBER, cache_dir
-from edgelm.layer_store import clear_layers
+from edgelm.layer_folder import clear_layers
 from quant import Scheme
 from quant.backends import KERNELS, choose
 from quant.triton.choices import FILE as TILES

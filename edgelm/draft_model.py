@@ -14,9 +14,10 @@ from torch import Tensor
 from edgelm.engine import Engine, RowTokens
 from edgelm.errors import UsageError
 from edgelm.files import ModelFiles
-from edgelm.loading import Loader, Progress
+from edgelm.loading import Loader
 from edgelm.memory import Ledger, Part, Plan
 from edgelm.processors import SoFar
+from edgelm.progress import Progress
 from edgelm.runs import RUNTIME_PARTS
 from edgelm.sampling import Sampler, SamplingSettings
 from edgelm.settings import KV_DTYPES, Settings

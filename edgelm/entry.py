@@ -15,11 +15,11 @@ from edgelm.draft_model import plan_draft, with_draft
 from edgelm.errors import DoesNotFitError, HubError, UsageError
 from edgelm.files import ModelFiles
 from edgelm.hub import cache_dir, is_local, resolve
-from edgelm.loading import Progress
 from edgelm.memory import Plan, human_speed
 from edgelm.model import LanguageModel
 from edgelm.models.decoder import Decoder
 from edgelm.placement import streamed_layers
+from edgelm.progress import Progress
 from edgelm.settings import Settings
 from edgelm.solver import fitting_contexts, is_below_runtime, shortage, solve
 from edgelm.weights import WeightNames

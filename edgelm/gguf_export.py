@@ -18,7 +18,6 @@ from edgelm.checkpoint.journal import Journal
 from edgelm.checkpoint.manifest import Manifest
 from edgelm.conversion import (
     Conversion,
-    Progress,
     Target,
     manifest_of,
     plan_conversion,
@@ -29,6 +28,7 @@ from edgelm.files import ModelFiles
 from edgelm.inspection import licence_of
 from edgelm.packed_folder import file_sha256, job_identity, sync_folder
 from edgelm.position import llama3_divisors
+from edgelm.progress import Progress
 from edgelm.vocabulary_gguf import vocabulary_metadata
 from quant import PackedWeight, Sqnr
 

@@ -10,7 +10,6 @@ fast and need no library. A file that is damaged counts as absent and is written
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,6 +20,7 @@ from edgelm import accelerators, hardware
 from edgelm.errors import KernelUnavailableError
 from edgelm.kept import keep, kept
 from edgelm.memory import Plan, ProductPlan
+from edgelm.progress import Progress
 from edgelm.settings import DTYPES
 from edgelm.version import __version__
 from quant import KernelUnavailable, Scheme
@@ -32,7 +32,6 @@ MEASURED_SCHEMES = (
 )
 log = logging.getLogger("edgelm")
 Rankings = dict[str, list[str]]
-Progress = Callable[[str, int, int], None]
 
 
 def measure(folder: Path, device: str = "cpu") -> Rankings:

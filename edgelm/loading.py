@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from edgelm.attention import Attention
 from edgelm.errors import ModelFileError
 from edgelm.hub import cache_dir
 from edgelm.layer_file import Prepared
-from edgelm.layer_store import LayerStore, worth_keeping
+from edgelm.layer_folder import LayerFolder, worth_keeping
 from edgelm.layer_stream import LayerStream
 from edgelm.layers import part_names
 from edgelm.load_peak import READ_BLOCK_BYTES
@@ -29,6 +29,7 @@ from edgelm.placement import (
     is_streamed,
     streamed_layers,
 )
+from edgelm.progress import Progress
 from edgelm.settings import DTYPES
 from edgelm.transfer import Transfer
 from edgelm.weight_plan import weight_part
@@ -49,7 +50,6 @@ logger = logging.getLogger("edgelm")
 AGAIN = "quantized again: the file holds it in other bits"
 FROM_BLOCKS = "quantized anew from "
 LEFT_ALONE = "left in floats by the file"
-Progress = Callable[[str, int, int], None]
 
 
 class Loader:
@@ -77,7 +77,7 @@ class Loader:
         """Every weight into its module.
 
         Args:
-            keep: let later loads of the same plan map what is laid out, see ``layer_store``.
+            keep: let later loads of the same plan map what is laid out, see ``layer_folder``.
 
         Raises:
             ModelFileError: a weight holds NaN, infinity or numbers beyond its scheme.
@@ -125,7 +125,7 @@ class Loader:
         groups = [group for group in worth if group not in streamed]
         if not groups:
             return
-        store = LayerStore(cache_dir(), self.names, self.plan.products, self.method)
+        store = LayerFolder(cache_dir(), self.names, self.plan.products, self.method)
         found = store.find(groups)
         for group, file in found.items():
             image = file.mapped()
@@ -151,7 +151,7 @@ class Loader:
         if not layers:
             return
         groups = [f"layers.{layer}" for layer in layers]
-        store = LayerStore(cache_dir(), self.names, self.plan.products, self.method)
+        store = LayerFolder(cache_dir(), self.names, self.plan.products, self.method)
         products = store.groups
         files = store.open(groups, self._prepare, lambda group: self._tell(*products[group]))
         size = buffer_bytes([p for group in groups for p in products[group]])

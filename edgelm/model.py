@@ -24,12 +24,13 @@ from edgelm.files import ModelFiles
 from edgelm.forward import Output, forward
 from edgelm.generate import Batch, stream_text, whole_answers
 from edgelm.hub import cache_dir
-from edgelm.loading import Loader, Progress, warn_of_requantizing
+from edgelm.loading import Loader, warn_of_requantizing
 from edgelm.memory import Ledger, Plan
 from edgelm.models.decoder import Decoder
 from edgelm.options import build_request, options_of, samples, sampling_defaults
 from edgelm.placement import host_layers
 from edgelm.prediction import predict
+from edgelm.progress import Progress
 from edgelm.prompt_lookup import PromptLookup
 from edgelm.request import Chunk, Request, Result, collect
 from edgelm.restore_points import RestorePoints

@@ -29,7 +29,6 @@ from edgelm.checkpoint.safetensors_writer import (
 from edgelm.companions import copy_companions
 from edgelm.conversion import (
     Conversion,
-    Progress,
     Target,
     manifest_of,
 )
@@ -37,6 +36,7 @@ from edgelm.converted_rows import converted_rows, row_blocks
 from edgelm.errors import EdgeLMError, UsageError
 from edgelm.files import ModelFiles
 from edgelm.memory import human
+from edgelm.progress import Progress
 from edgelm.version import __version__
 from quant import Sqnr
 

@@ -11,7 +11,7 @@ from edgelm import accelerators, disk, expectations, hardware, kernel_choice, ru
 from edgelm.cache_sizes import cache_parts
 from edgelm.config import ModelConfig
 from edgelm.hub import cache_dir
-from edgelm.layer_store import LayerStore, worth_keeping
+from edgelm.layer_folder import LayerFolder, worth_keeping
 from edgelm.load_peak import load_peak_bytes
 from edgelm.memory import Part, Plan, parse_budget
 from edgelm.models.decoder import Decoder
@@ -189,7 +189,7 @@ class Planner:
         """First names of the products that a load will find laid out in the cache folder."""
         if recipe not in self._ready:
             products = self._weights_of(recipe).products
-            store = LayerStore(cache_dir(), self.names, products, self.settings.method)
+            store = LayerFolder(cache_dir(), self.names, products, self.settings.method)
             found = store.present(worth_keeping(products, self.names))
             self._ready[recipe] = {p.names[0] for group in found for p in store.groups[group]}
         return self._ready[recipe]

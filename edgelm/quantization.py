@@ -14,11 +14,12 @@ from edgelm import hardware
 from edgelm.calibration import Calibration, CalibrationText
 from edgelm.checkpoint.manifest import Manifest
 from edgelm.checkpoint.safetensors_writer import disk_errors
-from edgelm.conversion import Conversion, Progress, plan_conversion
+from edgelm.conversion import Conversion, plan_conversion
 from edgelm.errors import UsageError
 from edgelm.files import ModelFiles
 from edgelm.gguf_export import GGUFExport, plan_gguf
 from edgelm.packed_folder import PackedFolder
+from edgelm.progress import Progress
 from quant import CALIBRATED_METHODS
 
 logger = logging.getLogger("edgelm")

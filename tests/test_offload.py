@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import edgelm
-from edgelm import disk, layer_store
+from edgelm import disk, layer_folder
 from edgelm.diagnosis import clear_cache
 from edgelm.layer_file import LayerFile
 from edgelm.layer_stream import LayerStream, _Slot
@@ -60,7 +60,7 @@ def nano(assets: Path) -> Path:
 
 
 def layer_files(cache: Path) -> list[Path]:
-    return sorted((cache / layer_store.FOLDER).rglob("*.layer"))
+    return sorted((cache / layer_folder.FOLDER).rglob("*.layer"))
 
 
 @pytest.mark.parametrize(("share", "streamed"), [(0.4, 4), (0.65, 5)])
@@ -256,7 +256,7 @@ def test_deleted_files_do_not_stop_a_running_model(
     expected = answer()
     with edgelm.load(nano, **tight(nano, 0.8, **SETTINGS)) as lm:
         clear_cache()
-        assert not (machine / layer_store.FOLDER).exists()
+        assert not (machine / layer_folder.FOLDER).exists()
         assert not (machine / disk.PROFILE).exists()
         found = lm.generate(PROMPT, max_new_tokens=6, temperature=0.0)
     assert tuple(found.token_ids) == expected
@@ -297,7 +297,7 @@ def test_a_full_disk_is_one_clear_error(
         patched.setattr("os.fsync", refuse)
         with pytest.raises(edgelm.EdgeLMError, match=r"No space left on device.*EDGELM_CACHE"):
             answer()
-    left = [path.name for path in (machine / layer_store.FOLDER).rglob("*") if path.is_file()]
+    left = [path.name for path in (machine / layer_folder.FOLDER).rglob("*") if path.is_file()]
     assert left == ["lock"]
     assert answer()
 
@@ -308,11 +308,11 @@ def test_old_models_make_room(machine: Path, assets: Path, monkeypatch: pytest.M
     for family in ("llama", "helium", "bloom"):
         folder = assets / "nano" / family
         with edgelm.load(folder, **tight(folder, 0.7, **SETTINGS)):
-            folders.append(max((machine / layer_store.FOLDER).iterdir(), key=os.path.getmtime))
+            folders.append(max((machine / layer_folder.FOLDER).iterdir(), key=os.path.getmtime))
         time.sleep(0.02)
         if family == "helium":
             held = sum(path.stat().st_size for path in layer_files(machine))
-            monkeypatch.setattr(layer_store, "LIMIT_BYTES", held + 1000)
+            monkeypatch.setattr(layer_folder, "LIMIT_BYTES", held + 1000)
     assert len(set(folders)) == 3
     assert not folders[0].exists() and folders[2].exists()
 
@@ -344,7 +344,7 @@ def test_a_kill_while_writing_leaves_nothing_half(
     )
     assert done.returncode == -9
     finished = layer_files(machine)
-    (folder,) = (machine / layer_store.FOLDER).iterdir()
+    (folder,) = (machine / layer_folder.FOLDER).iterdir()
     job = json.loads(finished[0].read_bytes().split(b'{"job": ')[1].split(b",")[0])
     stamps = {path: path.stat().st_mtime_ns for path in finished}
     for path in finished:
@@ -436,7 +436,7 @@ def test_another_recipe_has_its_own_files(machine: Path, nano: Path) -> None:
         with edgelm.load(nano, **tight(nano, 0.8, **own)) as lm:
             found = lm.generate(PROMPT, max_new_tokens=6, temperature=0.0, logprobs=3)
         assert found.logprobs == expected.logprobs
-    assert len(list((machine / layer_store.FOLDER).iterdir())) == 2
+    assert len(list((machine / layer_folder.FOLDER).iterdir())) == 2
 
 
 def test_closing_ends_reads_and_closes_files(streaming: edgelm.LanguageModel) -> None:

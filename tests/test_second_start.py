@@ -17,7 +17,7 @@ from filelock import FileLock
 from test_offload import FAMILIES, PROMPT, SETTINGS, cut, empty, flip, layer_files, shorten, tight
 
 import edgelm
-from edgelm import layer_store
+from edgelm import layer_folder
 from edgelm.benchmark import random_model
 from edgelm.diagnosis import clear_cache
 from edgelm.loading import Loader
@@ -31,8 +31,8 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     cache = tmp_path / "cache"
     cache.mkdir()
     monkeypatch.setenv("EDGELM_CACHE", str(cache))
-    monkeypatch.setattr(layer_store, "PAYS_BYTES", 0)
-    monkeypatch.setattr(layer_store, "_FREE_SHARE", 10**6)  # this machine's disk may be full
+    monkeypatch.setattr(layer_folder, "PAYS_BYTES", 0)
+    monkeypatch.setattr(layer_folder, "_FREE_SHARE", 10**6)  # this machine's disk may be full
     return cache
 
 
@@ -74,7 +74,7 @@ def test_the_second_start_gives_the_same_bits(
 ) -> None:
     folder = assets / "nano" / family
     with monkeypatch.context() as patched:
-        patched.setattr(layer_store, "PAYS_BYTES", 1 << 60)
+        patched.setattr(layer_folder, "PAYS_BYTES", 1 << 60)
         expected = answer(folder)
         assert not layer_files(machine)
     count = len(packed)
@@ -120,7 +120,7 @@ def test_what_does_not_pay_is_not_kept(
               "max_position_embeddings": 64, "rms_norm_eps": 1e-5, "rope_theta": 1e4}  # fmt: skip
     with edgelm.load(random_model(config), quant="int4", context=16, chunk=8):
         pass
-    monkeypatch.setattr(layer_store, "PAYS_BYTES", 64 << 20)
+    monkeypatch.setattr(layer_folder, "PAYS_BYTES", 64 << 20)
     answer(nano)
     assert not layer_files(machine)
 
@@ -196,7 +196,7 @@ def test_a_changed_model_is_laid_out_anew(tmp_path: Path, assets: Path) -> None:
 def test_method_recipe_and_library_have_their_own_files(
     machine: Path, nano: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = machine / layer_store.FOLDER
+    folder = machine / layer_folder.FOLDER
     for settings in ({}, {"method": "mse"}, {"quant": "int8"}, {"backend": "torch"}):
         answer(nano, **settings)
     assert len(list(folder.iterdir())) == 4
@@ -212,13 +212,13 @@ def test_a_full_disk_costs_the_second_start_only(
 ) -> None:
     """Found out before writing, while writing, and where the folder cannot be made."""
     with monkeypatch.context() as patched:
-        patched.setattr(layer_store, "PAYS_BYTES", 1 << 60)
+        patched.setattr(layer_folder, "PAYS_BYTES", 1 << 60)
         expected = answer(nano)
     usage = shutil.disk_usage(machine)
     with monkeypatch.context() as patched:
         nearly = type(usage)(10 << 30, 9 << 30, (1 << 30) - 1)
         patched.setattr("shutil.disk_usage", lambda _: nearly)
-        patched.setattr(layer_store, "_FREE_SHARE", 10)
+        patched.setattr(layer_folder, "_FREE_SHARE", 10)
         assert_same(answer(nano), expected)
     assert not layer_files(machine)
     calls: list[int] = []
@@ -235,8 +235,8 @@ def test_a_full_disk_costs_the_second_start_only(
         assert_same(answer(nano), expected)
     assert len(layer_files(machine)) == 2 and not list(machine.rglob("*.partial"))
     assert_same(answer(nano), expected)
-    shutil.rmtree(machine / layer_store.FOLDER)
-    (machine / layer_store.FOLDER).write_text("a file, not a folder")
+    shutil.rmtree(machine / layer_folder.FOLDER)
+    (machine / layer_folder.FOLDER).write_text("a file, not a folder")
     assert_same(answer(nano), expected)
 
 
@@ -248,7 +248,7 @@ def test_old_models_make_room(
         answer(assets / "nano" / family)
         time.sleep(0.02)
     held = sum(path.stat().st_size for path in layer_files(machine))
-    monkeypatch.setattr(layer_store, "LIMIT_BYTES", held + 1000)
+    monkeypatch.setattr(layer_folder, "LIMIT_BYTES", held + 1000)
     answer(assets / "nano" / "helium", method="mse")
     packed.clear()
     answer(assets / "nano" / "llama")
@@ -271,8 +271,8 @@ def test_nothing_goes_where_that_makes_no_room(
 KILLED = """
 import os, sys
 import edgelm
-from edgelm import layer_file, layer_store
-layer_store.PAYS_BYTES = 0
+from edgelm import layer_file, layer_folder
+layer_folder.PAYS_BYTES = 0
 real, calls = os.fsync, []
 def fsync(handle):
     calls.append(handle)
@@ -319,7 +319,7 @@ def test_two_processes_at_once(machine: Path, nano: Path, packed: list[str]) -> 
 
 def test_another_writer_is_not_waited_for(machine: Path, nano: Path, packed: list[str]) -> None:
     first = answer(nano)
-    (folder,) = (machine / layer_store.FOLDER).iterdir()
+    (folder,) = (machine / layer_folder.FOLDER).iterdir()
     count = len(packed)
     for path in layer_files(machine):
         path.unlink()
@@ -333,7 +333,7 @@ def test_another_writer_is_not_waited_for(machine: Path, nano: Path, packed: lis
 def test_clearing_the_cache_does_not_stop_a_running_model(machine: Path, nano: Path) -> None:
     first = answer(nano)
     with edgelm.load(nano, **SETTINGS) as lm:
-        assert clear_cache() > 0 and not (machine / layer_store.FOLDER).exists()
+        assert clear_cache() > 0 and not (machine / layer_folder.FOLDER).exists()
         ids = torch.tensor([lm.encode(PROMPT)])
         assert torch.equal(lm.forward(ids).logits, first[0])
 

@@ -6,7 +6,7 @@ The ids that all choices share are run once, the rest side by side in one batch.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,9 +15,9 @@ from torch import Tensor
 from edgelm.cache import KVCache
 from edgelm.evaluation.tasks import Item
 from edgelm.model import LanguageModel
+from edgelm.progress import Count
 from edgelm.tokenizer import Tokenizer
 
-Progress = Callable[[int, int], None]
 Ids = tuple[int, ...]
 
 
@@ -123,7 +123,7 @@ def _sum_of(logits: Tensor, choice: Encoded) -> float:
 
 def pick(
     lm: LanguageModel, items: Sequence[Item], encoded: Sequence[list[Encoded]],
-    progress: Progress | None,
+    progress: Count | None,
 ) -> Picks:  # fmt: skip
     """The likeliest choice of each item; the first of equals."""
     scorer, scores = Scorer(lm, encoded), []

@@ -15,11 +15,11 @@ from torch import Tensor
 from edgelm.evaluation.baseline import Baseline
 from edgelm.evaluation.passage import Passage
 from edgelm.model import LanguageModel
+from edgelm.progress import Count
 
 BLOCK_BYTES = 32 << 20
 """Of the smallest block of logits, and of one of the baseline's head."""
 
-Progress = Callable[[int, int], None]
 Logits = Callable[[int, int], Tensor]
 """From a passage's token and a count on: logits [count, V] float32. Called in their order."""
 
@@ -46,7 +46,7 @@ class TextScore:
 
 @torch.inference_mode()
 def score_text(
-    lm: LanguageModel, passage: Passage, baseline: Baseline | None, progress: Progress | None
+    lm: LanguageModel, passage: Passage, baseline: Baseline | None, progress: Count | None
 ) -> TextScore:
     """One pass over the passage; with a baseline its logits are made block by block beside.
 
@@ -93,7 +93,7 @@ def block_tokens(vocab_size: int, window: int, room_bytes: int) -> int:
 
 
 def compare(
-    passage: Passage, block: int, mine: Logits, theirs: Logits | None, progress: Progress | None
+    passage: Passage, block: int, mine: Logits, theirs: Logits | None, progress: Count | None
 ) -> TextScore:
     """Figures of ``mine`` over the passage, beside ``theirs``, ``block`` tokens at a time."""
     window, found = passage.ids.shape[1], []

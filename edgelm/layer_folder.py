@@ -1,4 +1,4 @@
-"""LayerStore: the folder in the cache where a model's weights lie, ready for their kernels.
+"""LayerFolder: the folder in the cache where a model's weights lie, ready for their kernels.
 
 A file a layer, so that layers can be streamed and a later start can map what an earlier one laid
 out, whatever its budget. The folder's name stands for content, recipe and kernels; the folders
@@ -38,7 +38,7 @@ logger = logging.getLogger("edgelm")
 Prepare = Callable[[ProductPlan], Prepared]
 
 
-class LayerStore:
+class LayerFolder:
     """The layer files of one model under one recipe, one choice of kernels and one machine."""
 
     def __init__(
