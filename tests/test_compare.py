@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import runpy
+import subprocess
+import sys
+import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -243,6 +247,21 @@ def test_a_worker_that_cannot_load_says_why(part: Any) -> None:
     spec = {"engine": "edgelm", "model": "no-such-shape", "threads": 1, "shape": True}
     with pytest.raises(part("missing").Missing, match="no-such-shape"):
         part("process").Worker(spec | {"quant": "int4", "context": 64}, {})
+
+
+def test_what_torch_alone_costs_is_measured_in_the_process_it_is_taken_from(part: Any) -> None:
+    """Measured in another process it was more than all of a second start, now and then."""
+    ask = "from comparison.worker import torch_alone; print(*torch_alone().values())"
+    paths = os.pathsep.join([str(BENCHES.parent), str(BENCHES)])
+    start = time.time()
+    told = subprocess.run(
+        [sys.executable, "-c", ask], env={**os.environ, "PYTHONPATH": paths},
+        stdout=subprocess.PIPE, text=True, check=True,
+    ).stdout.split()  # fmt: skip
+    assert 0 < float(told[0]) <= time.time() - start + 0.02  # a process's birth is known to 10 ms
+    assert int(told[1]) > 50 * 2**20
+    start_of_a_model = part("cases").START.value
+    assert start_of_a_model([{"alive_s": 2.0}], {"import_torch_s": 1.5}) == 0.5
 
 
 def test_the_table_shows_shares_ratios_and_who_was_absent() -> None:

@@ -26,7 +26,6 @@ class Metric:
         value: from the answers to a turn's requests, in their order, and from what the engine
             told about itself.
         fresh: each turn is a process of its own, timed from its start; the answer has `alive_s`.
-        base: what `import torch` alone costs, taken off from engines that run on torch.
     """
 
     name: str
@@ -34,7 +33,6 @@ class Metric:
     value: Callable[[list[Told], Told], float]
     higher_is_better: bool = True
     fresh: bool = False
-    base: str | None = None
 
 
 def _rate(key: str, count: str) -> Callable[[list[Told], Told], float]:
@@ -42,7 +40,7 @@ def _rate(key: str, count: str) -> Callable[[list[Told], Told], float]:
 
 
 def _beyond_known(answers: list[Told], about: Told) -> float:
-    known = about["weight_bytes"] + about["cache_bytes"] + answers[-1]["import_torch_bytes"]
+    known = about["weight_bytes"] + about["cache_bytes"] + about["import_torch_bytes"]
     return (answers[-1]["resident_bytes"] - known) / 2**20
 
 
@@ -56,17 +54,15 @@ KEPT = Metric(
 START = Metric(
     "process start to first token, beyond import torch",
     "s",
-    lambda answers, about: answers[-1]["alive_s"] - answers[-1]["import_torch_s"],
+    lambda answers, about: answers[-1]["alive_s"] - about["import_torch_s"],
     higher_is_better=False,
     fresh=True,
-    base="import_torch_s",
 )
 RESIDENT = Metric(
     "resident above weights and caches, beyond import torch",
     "MiB",
     _beyond_known,
     higher_is_better=False,
-    base="import_torch_bytes",
 )
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -26,11 +24,6 @@ from .turns import is_hopeless, order, summary
 
 TRIALS = 2  # turns of every setting, the first of which warms up
 REST_S = 1.0  # before every turn: threads of some engines spin for a while after their work
-NO_BASE: Told = {"import_torch_s": 0.0, "import_torch_bytes": 0}
-IMPORT_TORCH = """
-import psutil, torch
-print(psutil.Process().memory_info().rss)
-"""
 
 
 @dataclass
@@ -104,7 +97,7 @@ class Runner:
     def _trial(self, case: Case, entrant: Entrant, spec: Told) -> float:
         with closing(started(spec, entrant)) as worker:
             for _ in range(1 if case.metric.fresh else TRIALS):
-                answers = one_turn(worker, case, NO_BASE)
+                answers = one_turn(worker, case)
             return case.metric.value(answers, worker.about)
 
     def _model(self, case: Case, entrant: Entrant, kind: str | None) -> str:
@@ -147,7 +140,6 @@ class _Rounds:
         self.missing: dict[str, str] = {}
         self.limits: Told = {}
         self._workers: dict[str, Worker] = {}
-        self._base = NO_BASE
 
     def run(self, deadline: float) -> None:
         case, say = self.case, self.runner.say
@@ -183,8 +175,6 @@ class _Rounds:
         vnni = machine.vnni_gops()
         if vnni is not None:
             limits["vnni_gops"].append(vnni)
-        if self.case.metric.base:
-            self._base = import_torch()
 
     def _round(self, present: list[str], round_: int) -> None:
         """One turn of everybody, the first of ours beside each other one: a machine's speed changes
@@ -223,8 +213,7 @@ class _Rounds:
             self.about[name] = self._workers[name].about
         if not self.case.metric.fresh:
             time.sleep(REST_S)
-        on_torch = self.entrants[name].engine in ("edgelm", "transformers")
-        return one_turn(self._workers[name], self.case, self._base if on_torch else NO_BASE)
+        return one_turn(self._workers[name], self.case)
 
 
 def started(spec: Told, entrant: Entrant) -> Worker:
@@ -236,23 +225,14 @@ def started(spec: Told, entrant: Entrant) -> Worker:
     return worker
 
 
-def one_turn(worker: Worker, case: Case, base: Told) -> list[Told]:
+def one_turn(worker: Worker, case: Case) -> list[Told]:
     """The answers to a turn's requests, each with the request and seconds since the start."""
     answers = []
     for prompt, steps in case.turns:
         answer = worker.turn(prompt, steps)
         own = {"prompt": prompt, "steps": steps, "alive_s": worker.seconds_alive()}
-        answers.append(answer | own | base)
+        answers.append(answer | own)
     return answers
-
-
-def import_torch() -> Told:
-    """Seconds and resident bytes of a process that imports torch and ends."""
-    start = time.perf_counter()
-    command = [sys.executable, "-c", IMPORT_TORCH]
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
-    seconds = time.perf_counter() - start
-    return {"import_torch_s": seconds, "import_torch_bytes": int(done.stdout)}
 
 
 def packed_folder(files: Path, shape: str, bits: str) -> Path:

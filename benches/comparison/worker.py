@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from importlib import import_module
 from typing import Any
 
@@ -17,6 +18,7 @@ ENGINES = {
     "openvino": ("openvino_engine", "OpenVINO"),
     "transformers": ("transformers_engine", "Transformers"),
 }
+ON_TORCH = ("edgelm", "transformers")
 
 
 def main() -> None:
@@ -41,8 +43,24 @@ def main() -> None:
 
 def load(spec: dict[str, Any]) -> Any:
     """The engine, loaded: it has `about`, and `turn(prompt, steps, seed)`."""
-    module, name = ENGINES[spec.pop("engine")]
-    return getattr(import_module(f"comparison.{module}"), name)(**spec)
+    chosen = spec.pop("engine")
+    base = torch_alone() if chosen in ON_TORCH else {"import_torch_s": 0.0, "import_torch_bytes": 0}
+    module, name = ENGINES[chosen]
+    engine = getattr(import_module(f"comparison.{module}"), name)(**spec)
+    engine.about |= base
+    return engine
+
+
+def torch_alone() -> dict[str, float]:
+    """Age and resident bytes of this process once it has imported torch and nothing else."""
+    import psutil
+    import torch  # noqa: F401
+
+    own = psutil.Process()
+    return {
+        "import_torch_s": time.time() - own.create_time(),
+        "import_torch_bytes": own.memory_info().rss,
+    }
 
 
 def memory() -> dict[str, int]:
