@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import runpy
-import subprocess
-import sys
-import time
+from contextlib import closing
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -249,19 +246,21 @@ def test_a_worker_that_cannot_load_says_why(part: Any) -> None:
         part("process").Worker(spec | {"quant": "int4", "context": 64}, {})
 
 
-def test_what_torch_alone_costs_is_measured_in_the_process_it_is_taken_from(part: Any) -> None:
+def test_what_torch_alone_costs_is_measured_in_the_process_it_is_taken_from(
+    part: Any, tmp_path: Path
+) -> None:
     """Measured in another process it was more than all of a second start, now and then."""
-    ask = "from comparison.worker import torch_alone; print(*torch_alone().values())"
-    paths = os.pathsep.join([str(BENCHES.parent), str(BENCHES)])
-    start = time.time()
-    told = subprocess.run(
-        [sys.executable, "-c", ask], env={**os.environ, "PYTHONPATH": paths},
-        stdout=subprocess.PIPE, text=True, check=True,
-    ).stdout.split()  # fmt: skip
-    assert 0 < float(told[0]) <= time.time() - start + 0.02  # a process's birth is known to 10 ms
-    assert int(told[1]) > 50 * 2**20
-    start_of_a_model = part("cases").START.value
-    assert start_of_a_model([{"alive_s": 2.0}], {"import_torch_s": 1.5}) == 0.5
+    path = tmp_path / "tiny.gguf"
+    part("gguf_models").write_zeros(path, TINY)
+    part("gguf_models").fill(path)
+    spec = {"engine": "edgelm", "model": str(path), "threads": 1, "context": 64}
+    worker = part("process").Worker(spec, {})
+    with closing(worker):
+        worker.turn(prompt=4, steps=1)
+        assert 0 < worker.about["import_torch_s"] < worker.seconds_alive()
+        assert worker.about["import_torch_bytes"] > 50 * 2**20
+    start = part("cases").START.value
+    assert start([{"alive_s": 2.0}], {"import_torch_s": 1.5}) == 0.5
 
 
 def test_the_table_shows_shares_ratios_and_who_was_absent() -> None:

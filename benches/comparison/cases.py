@@ -73,7 +73,6 @@ class Case:
     turns: (prompt, steps) of each request of a turn.
     peers: engines beside llama.cpp.
     kv: type of keys and values, ours and llama.cpp's.
-    stored: our weights are read from a folder on the disk instead of being made in memory.
     backends: ours; the first is what the others are compared with.
     isa: forced on our native library.
     copy: the prompt repeats a passage, and our second run guesses nothing.
@@ -86,10 +85,15 @@ class Case:
     turns: tuple[tuple[int, int], ...]
     peers: tuple[str, ...] = ()
     kv: str | None = None
-    stored: bool = False
     backends: tuple[str, ...] = ("native", "torch")
     isa: str | None = None
     copy: bool = False
+
+    @property
+    def stored(self) -> bool:
+        """Whether our weights come from a folder, and so are mapped from the cache folder's files:
+        as other engines' and as a user's are. Unquantized and the demo's own come as they are."""
+        return self.shape != "demo" and self.bits != "none"
 
     @property
     def context(self) -> int:
@@ -140,11 +144,11 @@ CASES: dict[str, Case] = {
             backends=("native",),
         ),
         Case(
-            "second-start", SHAPES["1b"], "int4", START, ((16, 0),), ("openvino",), stored=True,
+            "second-start", SHAPES["1b"], "int4", START, ((16, 0),), ("openvino",),
             backends=("native",),
         ),
         Case(
-            "resident", SHAPES["1b"], "int4", RESIDENT, ((512, 32),), stored=True,
+            "resident", SHAPES["1b"], "int4", RESIDENT, ((512, 32),),
             backends=("native",),
         ),
         Case("decode-int4-1b-avx2", SHAPES["1b"], "int4", DECODE, SHORT, isa="avx2"),

@@ -10,10 +10,12 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from .missing import Missing
+from .worker import ON_TORCH
 
 BENCHES = Path(__file__).resolve().parent.parent
 LOAD_LIMIT_S, TURN_LIMIT_S = 420.0, 180.0
@@ -42,14 +44,19 @@ class Worker:
         )
         self._lines: queue.Queue[str] = queue.Queue()
         threading.Thread(target=self._listen, daemon=True).start()
-        self.about = self._ask(dict(spec), LOAD_LIMIT_S)
+        self._send(spec)
+        base = {"import_torch_s": 0.0, "import_torch_bytes": 0}
+        if spec["engine"] in ON_TORCH:
+            base = self._answer(LOAD_LIMIT_S) | {"import_torch_s": self.seconds_alive()}
+        self.about = self._answer(LOAD_LIMIT_S) | base
 
     def turn(self, prompt: int, steps: int) -> dict[str, float]:
         """Seconds of prefilling `prompt` tokens and of `steps` decode steps, and bytes of memory.
 
         Raises Missing as above; the worker has then ended.
         """
-        return self._ask({"prompt": prompt, "steps": steps}, TURN_LIMIT_S)
+        self._send({"prompt": prompt, "steps": steps})
+        return self._answer(TURN_LIMIT_S)
 
     def seconds_alive(self) -> float:
         return time.perf_counter() - self._started
@@ -70,16 +77,17 @@ class Worker:
             pass
         self._lines.put("")
 
-    def _ask(self, request: dict[str, Any], limit_s: float) -> dict[str, Any]:
+    def _send(self, request: Mapping[str, Any]) -> None:
         assert self._process.stdin
-        try:
+        with suppress(BrokenPipeError):  # the missing answer says why
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
+
+    def _answer(self, limit_s: float) -> dict[str, Any]:
+        try:
             line = self._lines.get(timeout=limit_s)
         except queue.Empty:
             line = json.dumps({"missing": f"no answer within {limit_s:.0f} s"})
-        except BrokenPipeError:
-            line = ""
         told = json.loads(line) if line else {"missing": self._death()}
         if "missing" in told:
             self.close()

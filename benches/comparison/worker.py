@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 from importlib import import_module
 from typing import Any
 
@@ -22,7 +21,10 @@ ON_TORCH = ("edgelm", "transformers")
 
 
 def main() -> None:
-    """Answers go to what was stdout; whatever engines print goes to stderr."""
+    """Answers go to what was stdout; whatever engines print goes to stderr.
+
+    Engines that run on torch have one more, before they are loaded: what torch alone takes.
+    """
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 
@@ -32,6 +34,8 @@ def main() -> None:
 
     spec = json.loads(sys.stdin.readline())
     try:
+        if spec["engine"] in ON_TORCH:
+            answer(torch_alone())
         engine = load(spec)
         answer(engine.about)
         for number, line in enumerate(sys.stdin):
@@ -43,24 +47,15 @@ def main() -> None:
 
 def load(spec: dict[str, Any]) -> Any:
     """The engine, loaded: it has `about`, and `turn(prompt, steps, seed)`."""
-    chosen = spec.pop("engine")
-    base = torch_alone() if chosen in ON_TORCH else {"import_torch_s": 0.0, "import_torch_bytes": 0}
-    module, name = ENGINES[chosen]
-    engine = getattr(import_module(f"comparison.{module}"), name)(**spec)
-    engine.about |= base
-    return engine
+    module, name = ENGINES[spec.pop("engine")]
+    return getattr(import_module(f"comparison.{module}"), name)(**spec)
 
 
-def torch_alone() -> dict[str, float]:
-    """Age and resident bytes of this process once it has imported torch and nothing else."""
-    import psutil
+def torch_alone() -> dict[str, int]:
+    """Bytes resident once torch is imported, and nothing else."""
     import torch  # noqa: F401
 
-    own = psutil.Process()
-    return {
-        "import_torch_s": time.time() - own.create_time(),
-        "import_torch_bytes": own.memory_info().rss,
-    }
+    return {"import_torch_bytes": memory()["resident_bytes"]}
 
 
 def memory() -> dict[str, int]:
