@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -302,6 +303,8 @@ def test_a_real_ctrl_c_ends_with_130(demo: Path) -> None:
         [sys.executable, "-m", "edgelm", "generate", str(demo), PROMPT, *options],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0,
         cwd=Path(edgelm.__file__).parent.parent,
+        # A shell without job control has its background jobs, and theirs, ignore Ctrl-C.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     assert program.stdout is not None and program.stdout.read(1)
     program.send_signal(signal.SIGINT)
