@@ -30,6 +30,21 @@ MUTATIONS: tuple[Mutation, ...] = (
         (f"{HERE}::test_who_is_not_there_says_why_and_the_others_are_measured",),
     ),
     Mutation(
+        "compare: torch's own share is taken off a start",
+        f"{PARTS}/process.py",
+        '{"import_torch_s": self.seconds_alive()}',
+        '{"import_torch_s": 0.0}',
+        (f"{HERE}::test_what_torch_alone_costs_is_measured_in_the_process_it_is_taken_from",),
+    ),
+    Mutation(
+        "compare: torch's share is told before the engine is loaded",
+        f"{PARTS}/process.py",
+        "self.about = self._answer(LOAD_LIMIT_S) | base",
+        "self.about = self._answer(LOAD_LIMIT_S) | base\n"
+        '        self.about["import_torch_s"] += 1e6',
+        (f"{HERE}::test_what_torch_alone_costs_is_measured_in_the_process_it_is_taken_from",),
+    ),
+    Mutation(
         "compare: who is hopeless has one turn",
         f"{PARTS}/turns.py",
         "return first[name] * _HOPELESS < max(first.values())",
