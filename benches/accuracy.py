@@ -19,9 +19,9 @@ from backends import ASSETS
 from results_file import store, stored_rows
 
 import edgelm
-from edgelm.benchmark import Workload, measure
 from edgelm.errors import EdgeLMError
-from edgelm.files import ModelFiles
+from edgelm.models.model_files import ModelFiles
+from edgelm.reports.benchmark import Workload, measure
 from quant.backends import BACKENDS
 
 NANO = ("llama", "gemma2", "helium", "persimmon", "bloom")

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from edgelm.benchmark import random_model
 from edgelm.checkpoint.shapes import shape_config
+from edgelm.reports.benchmark import random_model
 
 SHARD_BYTES = 512 << 20
 

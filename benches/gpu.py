@@ -34,9 +34,9 @@ from results_file import store
 from second_start import IMPORT_TORCH, START, fresh_process
 
 import edgelm
-from edgelm import accelerators
+from edgelm.budget.plan import Plan
 from edgelm.checkpoint.shapes import shape_config
-from edgelm.memory import Plan
+from edgelm.machine import accelerators
 
 PROMPT, STEPS = 2048, 128
 FAR = 8192  # twice Gemma 2's window

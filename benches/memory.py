@@ -42,8 +42,8 @@ print(int(re.search("VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1]) * 
 LOAD = """
 import json, sys
 import edgelm
-from edgelm.benchmark import Workload, run_round
-from edgelm.hardware import peak_resident_bytes
+from edgelm.reports.benchmark import Workload, run_round
+from edgelm.machine.hardware import peak_resident_bytes
 folder, quant, kv, context = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
 peaks = {}
 def loading(*_):

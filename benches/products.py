@@ -19,7 +19,7 @@ from collections.abc import Callable
 
 import torch
 
-from edgelm import hardware
+from edgelm.machine import hardware
 from quant import PackedWeight, Scheme, find, native
 
 SHAPE = (11008, 4096)

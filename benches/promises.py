@@ -34,7 +34,9 @@ RULE = {"runtime", "twice the largest tensor as stored", "packing and writing"}
 MIB = 1 << 20
 SHAPE = "llama-3.2-3b"
 BESIDE_BYTES = 300 * MIB  # beside two largest tensors and `import torch`
-IMPORT_TORCH = "import torch; from edgelm.hardware import resident_bytes; print(resident_bytes())"
+IMPORT_TORCH = (
+    "import torch; from edgelm.machine.hardware import resident_bytes; print(resident_bytes())"
+)
 QUANTIZE = "import sys; from edgelm.cli.main import main; sys.exit(main(sys.argv[1:]))"
 
 

@@ -15,8 +15,8 @@ from typing import Any
 from results_file import store
 
 import edgelm
-from edgelm import hardware
-from edgelm.benchmark import Workload, run_round
+from edgelm.machine import hardware
+from edgelm.reports.benchmark import Workload, run_round
 from quant.native.tape import Tape
 
 ROUNDS = 7

@@ -32,8 +32,8 @@ import json, re, sys, time
 import torch
 began = time.perf_counter()
 import edgelm
-from edgelm.request import Request
-from edgelm.sampling import SamplingSettings
+from edgelm.generation.request import Request
+from edgelm.generation.sampling import SamplingSettings
 imported = time.perf_counter()
 with edgelm.load(sys.argv[1], quant="int4", context=int(sys.argv[2])) as lm:
     loaded = time.perf_counter()

@@ -20,10 +20,10 @@ from typing import Any
 from results_file import store
 
 import edgelm
-from edgelm import hardware
-from edgelm.processors import SoFar
-from edgelm.request import Request, Stats
-from edgelm.speculation import Drafter, Speculation
+from edgelm.generation.processors import SoFar
+from edgelm.generation.request import Request, Stats
+from edgelm.generation.speculation import Drafter, Speculation
+from edgelm.machine import hardware
 
 BENCHES = Path(__file__).resolve().parent
 ASSETS = Path(os.environ.get("EDGELM_ASSETS") or BENCHES.parent.parent / "shared" / "assets")

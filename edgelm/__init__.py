@@ -2,8 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from edgelm.cache import KVCache
-from edgelm.entry import load, plan
+from edgelm.budget.plan import Plan
 from edgelm.errors import (
     BudgetExceededError,
     CancelledError,
@@ -17,15 +16,16 @@ from edgelm.errors import (
     UnsupportedModelError,
     UsageError,
 )
-from edgelm.memory import Plan
+from edgelm.generation.request import Chunk, Result, Stats
+from edgelm.loading import load, plan
 from edgelm.model import LanguageModel
-from edgelm.quantization import Quantized, quantize
-from edgelm.request import Chunk, Result, Stats
+from edgelm.ops.cache import KVCache
+from edgelm.quantization.quantize import Quantized, quantize
 from edgelm.version import __version__
 from quant import Recipe, Scheme
 
 if TYPE_CHECKING:
-    from edgelm.evaluation.job import evaluate
+    from edgelm.evaluation.evaluate import evaluate
 
 __all__ = [
     "BudgetExceededError",
@@ -59,7 +59,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """``evaluate`` is imported when somebody asks for it: few who generate ever do."""
     if name == "evaluate":
-        from edgelm.evaluation.job import evaluate
+        from edgelm.evaluation.evaluate import evaluate
 
         return evaluate
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from edgelm.request import Chunk, Result
+from edgelm.generation.request import Chunk, Result
 
 
 class AsyncForms:

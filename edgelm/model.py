@@ -9,38 +9,38 @@ from typing import Any
 
 from torch import Tensor
 
-from edgelm import accelerators
-from edgelm.admission import memory_reported, require_memory
 from edgelm.asynchronous import AsyncForms
-from edgelm.beams import BeamSearch, beam_result, check_kept
-from edgelm.cache import KVCache
-from edgelm.cache_sizes import cache_parts
-from edgelm.chat import render
-from edgelm.conversation import SavedConversations
-from edgelm.draft_model import DraftModel
-from edgelm.engine import Engine
+from edgelm.budget.admission import memory_reported, require_memory
+from edgelm.budget.past_runs import Watch
+from edgelm.budget.placement import host_layers
+from edgelm.budget.plan import Ledger, Plan
+from edgelm.call_lock import Turn
+from edgelm.engine.engine import Engine
+from edgelm.engine.loader import Loader, warn_of_requantizing
+from edgelm.engine.restore_points import RestorePoints
 from edgelm.errors import EdgeLMError, UsageError
-from edgelm.files import ModelFiles
-from edgelm.forward import Output, forward
-from edgelm.generate import Batch, stream_text, whole_answers
-from edgelm.hub import cache_dir
-from edgelm.loading import Loader, warn_of_requantizing
-from edgelm.memory import Ledger, Plan
+from edgelm.generation.batch import Batch, stream_text, whole_answers
+from edgelm.generation.beams import BeamSearch, beam_result, check_kept
+from edgelm.generation.conversation import SavedConversations
+from edgelm.generation.draft_model import DraftModel
+from edgelm.generation.options import build_request, options_of, samples, sampling_defaults
+from edgelm.generation.prompt_lookup import PromptLookup
+from edgelm.generation.request import Chunk, Request, Result, collect
+from edgelm.generation.speculation import Drafter, Speculation, rows_stand_alone
+from edgelm.hub.references import cache_dir
+from edgelm.machine import accelerators
 from edgelm.models.decoder import Decoder
-from edgelm.options import build_request, options_of, samples, sampling_defaults
-from edgelm.placement import host_layers
-from edgelm.prediction import predict
+from edgelm.models.model_files import ModelFiles
+from edgelm.models.weight_names import WeightNames
+from edgelm.ops.cache import KVCache
+from edgelm.ops.cache_sizes import cache_parts
+from edgelm.planning.settings import KV_DTYPES
 from edgelm.progress import Progress
-from edgelm.prompt_lookup import PromptLookup
-from edgelm.request import Chunk, Request, Result, collect
-from edgelm.restore_points import RestorePoints
-from edgelm.runs import Watch
-from edgelm.scoring import log_likelihoods
-from edgelm.settings import KV_DTYPES
-from edgelm.speculation import Drafter, Speculation, rows_stand_alone
-from edgelm.tokenizer import Tokenizer
-from edgelm.turn import Turn
-from edgelm.weights import WeightNames
+from edgelm.tasks.forward import Output, forward
+from edgelm.tasks.predict import predict
+from edgelm.tasks.scoring import log_likelihoods
+from edgelm.text.chat_template import render
+from edgelm.text.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int]
 Messages = Sequence[dict[str, str]]

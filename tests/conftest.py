@@ -55,7 +55,9 @@ def seeded() -> None:
 def own_runs(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """What other tests' runs took must not change the plans of this one."""
     folder = tmp_path_factory.getbasetemp()
-    monkeypatch.setattr("edgelm.runs.KEPT", str(folder / f"runs-{time.monotonic_ns()}.json"))
+    monkeypatch.setattr(
+        "edgelm.budget.past_runs.KEPT", str(folder / f"runs-{time.monotonic_ns()}.json")
+    )
 
 
 TINY_LLAMA: dict[str, Any] = {
@@ -144,7 +146,7 @@ def tiny_llama(tmp_path: Path) -> Callable[..., Path]:
 def demo() -> Path:
     """The demo's GGUF, fetched once into the cache folder."""
     from edgelm.errors import HubError
-    from edgelm.hub import resolve
+    from edgelm.hub.references import resolve
 
     try:
         return resolve("demo")

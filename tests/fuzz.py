@@ -33,10 +33,10 @@ import torch
 
 from edgelm.checkpoint import Checkpoint, open_checkpoint
 from edgelm.errors import EdgeLMError
-from edgelm.files import ModelFiles
-from edgelm.settings import Settings
-from edgelm.solver import solve
-from edgelm.tokenizer import load_tokenizer
+from edgelm.models.model_files import ModelFiles
+from edgelm.planning.settings import Settings
+from edgelm.planning.solver import solve
+from edgelm.text.tokenizer import load_tokenizer
 
 CASE_LIMIT_S = 5
 MEMORY_LIMIT = 1 << 30

@@ -16,17 +16,17 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import edgelm
-from edgelm import accelerators
-from edgelm.accelerators import Accelerator
-from edgelm.attention import Attention
-from edgelm.engine import Engine, Recording, RowTokens
-from edgelm.files import ModelFiles
-from edgelm.memory import Ledger, Part
+from edgelm.budget.plan import Ledger, Part
+from edgelm.engine.engine import Engine, Recording, RowTokens
+from edgelm.machine import accelerators
+from edgelm.machine.accelerators import Accelerator
+from edgelm.machine.transfer import Transfer
+from edgelm.models.attention import Attention
 from edgelm.models.decoder import Decoder
+from edgelm.models.model_files import ModelFiles
 from edgelm.ops import reference
-from edgelm.position import Alibi
-from edgelm.settings import Settings, activation_dtype
-from edgelm.transfer import Transfer
+from edgelm.ops.position import Alibi
+from edgelm.planning.settings import Settings, activation_dtype
 from quant import PackedWeight, QuantEmbedding, QuantLinear, Scheme, find, sqnr_db
 
 FAMILIES = ("llama", "gemma2", "helium", "persimmon", "bloom")
@@ -245,7 +245,7 @@ def test_nothing_of_a_step_is_made_on_another_device(
     monkeypatch.setitem(accelerators.PROBES, "cuda", lambda index: CARD)
     files = ModelFiles.open(assets / "nano" / family)
     plan = edgelm.plan(files, device="cuda", quant="int4", kv=kv, context=64, chunk=16, rows=2)
-    monkeypatch.setattr("edgelm.engine.all_finite", lambda x: True)
+    monkeypatch.setattr("edgelm.engine.engine.all_finite", lambda x: True)
     # Of torch's device types the one whose fakes can be sliced without the device.
     places = {"cpu": torch.device("cpu"), "cuda:0": torch.device("lazy:0")}
     monkeypatch.setattr(accelerators, "torch_device", places.__getitem__)
@@ -264,7 +264,7 @@ def test_nothing_of_a_step_is_made_on_another_device(
 
 
 def test_transfers_go_through_buffers_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgelm.transfer._BUFFER_BYTES", 64)
+    monkeypatch.setattr("edgelm.machine.transfer._BUFFER_BYTES", 64)
     send = Transfer("cpu")
     for shape, dtype in (((7, 9), torch.float32), ((1,), torch.int8), ((5, 64), torch.bfloat16)):
         source = torch.randn(shape).mul(40).to(dtype)
@@ -276,7 +276,7 @@ def test_transfers_go_through_buffers_in_pieces(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_buffer_is_not_refilled_while_it_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     """On CUDA a copy goes on behind our back; its event says when it ended."""
-    monkeypatch.setattr("edgelm.transfer._BUFFER_BYTES", 64)
+    monkeypatch.setattr("edgelm.machine.transfer._BUFFER_BYTES", 64)
     said: list[str] = []
 
     class Sent:

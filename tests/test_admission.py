@@ -15,10 +15,11 @@ from test_hub_headers import files_of, weight_bytes
 from test_hub_server import Hub, server  # noqa: F401  (a fixture)
 
 import edgelm
-from edgelm import cgroups, hardware, runs
-from edgelm.hub import cache_dir
-from edgelm.load_peak import load_peak_bytes
-from edgelm.memory import Ledger, Part
+from edgelm.budget import past_runs
+from edgelm.budget.plan import Ledger, Part
+from edgelm.hub.references import cache_dir
+from edgelm.machine import cgroups, hardware
+from edgelm.planning.load_peak import load_peak_bytes
 from edgelm.version import __version__
 from quant import find
 
@@ -29,7 +30,7 @@ GIB = 1 << 30
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache folder of this test alone, where runs are kept."""
     monkeypatch.setenv("EDGELM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(runs, "KEPT", "runs.json")
+    monkeypatch.setattr(past_runs, "KEPT", "runs.json")
     return cache_dir()
 
 
@@ -130,17 +131,17 @@ def test_runs_are_kept_and_shown(
 
     folder = tiny_llama()
     plan = edgelm.plan(folder, quant="none", context=32)
-    assert runs.LEARNED not in {part.name for part in plan.parts}
+    assert past_runs.LEARNED not in {part.name for part in plan.parts}
     beyond = 30 << 20
     peaks = iter([1, plan.predicted_peak_bytes + beyond])  # when it begins, when it is closed
     monkeypatch.setattr(hardware, "peak_resident_bytes", lambda: next(peaks))
     with edgelm.load(folder, quant="none", context=32) as lm:
         predicted = lm.plan.predicted_peak_bytes
-    (run,) = runs.recorded(cache)
+    (run,) = past_runs.recorded(cache)
     assert run.predicted_bytes == predicted and run.version == __version__
     assert abs(run.beyond_bytes - beyond) < 8 << 20  # the process may have grown since the plan
     after = {p.name: p.bytes for p in edgelm.plan(folder, quant="none", context=32).parts}
-    assert after[runs.LEARNED] == run.beyond_bytes == runs.correction_bytes(cache)
+    assert after[past_runs.LEARNED] == run.beyond_bytes == past_runs.correction_bytes(cache)
     monkeypatch.setattr(hardware, "read_gb_s", lambda: 20.0)
     assert main(["doctor", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
@@ -161,32 +162,32 @@ def kept(cache: Path, *beyond_mib: int, version: str = __version__) -> None:
 
 
 def test_the_correction_is_a_median_and_never_negative(cache: Path) -> None:
-    assert runs.correction_bytes(cache) == 0
+    assert past_runs.correction_bytes(cache) == 0
     kept(cache, 10, 200, 12)
-    assert runs.correction_bytes(cache) == 12 << 20  # one odd run changes little
+    assert past_runs.correction_bytes(cache) == 12 << 20  # one odd run changes little
     kept(cache, -30, -20, 5)
-    assert runs.correction_bytes(cache) == 0
+    assert past_runs.correction_bytes(cache) == 0
     kept(cache, 90, version="0.0.0")
-    assert runs.correction_bytes(cache) == 0 and len(runs.recorded(cache)) == 1
+    assert past_runs.correction_bytes(cache) == 0 and len(past_runs.recorded(cache)) == 1
 
 
 @pytest.mark.parametrize("damage", ["", "{}", "[1, null]", '[{"model": "m"}]', "[" * 100_000])
 def test_damaged_runs_count_as_absent(cache: Path, damage: str) -> None:
     cache.mkdir()
     (cache / "runs.json").write_text(damage)
-    assert runs.recorded(cache) == () and runs.correction_bytes(cache) == 0
+    assert past_runs.recorded(cache) == () and past_runs.correction_bytes(cache) == 0
 
 
 def test_few_runs_are_kept_and_no_foreign_memory(
     cache: Path, tiny_llama: Callable[..., Path]
 ) -> None:
     plan = edgelm.plan(tiny_llama())
-    for index in range(runs.KEPT_RUNS + 3):
-        runs.record(cache, str(index), plan, plan.predicted_peak_bytes)
-    assert runs.recorded(cache)[0].model == "3"
-    assert len(runs.recorded(cache)) == runs.KEPT_RUNS
-    runs.record(cache, "beside a data frame", plan, plan.predicted_peak_bytes + GIB)
-    assert runs.recorded(cache)[-1].model != "beside a data frame"
+    for index in range(past_runs.KEPT_RUNS + 3):
+        past_runs.record(cache, str(index), plan, plan.predicted_peak_bytes)
+    assert past_runs.recorded(cache)[0].model == "3"
+    assert len(past_runs.recorded(cache)) == past_runs.KEPT_RUNS
+    past_runs.record(cache, "beside a data frame", plan, plan.predicted_peak_bytes + GIB)
+    assert past_runs.recorded(cache)[-1].model != "beside a data frame"
 
 
 V1 = {"memory.limit_in_bytes": "1000", "memory.usage_in_bytes": "700",
@@ -246,7 +247,7 @@ def test_mapped_files_are_in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_the_load_peak_is_that_of_its_worst_moment(tiny_llama: Callable[..., Path]) -> None:
     """A head that comes last is made beside all other weights; an embedding beside none."""
-    files: Any = edgelm.files.ModelFiles.open(tiny_llama(vocab_size=64000))
+    files: Any = edgelm.models.model_files.ModelFiles.open(tiny_llama(vocab_size=64000))
     plan = edgelm.plan(files, quant="none", context=32)
     names = files.assemble("causal-lm")[1]
     embed, *layers, head = plan.products

@@ -111,8 +111,8 @@ def test_beams_are_transformers_own(tmp_path: Path, width: int, length_penalty: 
 
 
 def search(lm: Any, prompt: list[int], width: int, penalty: float, end: int) -> list[Any]:
-    from edgelm.beams import BeamSearch
-    from edgelm.request import Request
+    from edgelm.generation.beams import BeamSearch
+    from edgelm.generation.request import Request
 
     with lm._running() as (engine, cache):
         request = Request(tuple(prompt), max_new_tokens=10)

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 import edgelm
-from edgelm import benchmark, hardware
-from edgelm.benchmark import Workload, measure, random_model
 from edgelm.checkpoint.random_weights import WEIGHT_STD, RandomWeights
 from edgelm.checkpoint.shapes import SHAPES
+from edgelm.machine import hardware
+from edgelm.reports import benchmark
+from edgelm.reports.benchmark import Workload, measure, random_model
 from quant import Scheme, dequantize, native
 
 # Parameters as the model pages state them.

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from oracle import assert_close, load_exact
 
 import edgelm
-from edgelm.cache_sizes import cache_parts
+from edgelm.ops.cache_sizes import cache_parts
 
 CONTEXT = 40
 
@@ -64,7 +64,7 @@ def test_random_chunks_truncations_and_restores(
 
 def _step(lm: edgelm.LanguageModel, cache: edgelm.KVCache, row: int, new: torch.Tensor):
     engine = lm._engine
-    hidden = engine.run(cache, [edgelm.engine.RowTokens(row, new)])
+    hidden = engine.run(cache, [edgelm.engine.engine.RowTokens(row, new)])
     return engine.logits(hidden, torch.empty(len(new), lm.config.vocab_size))
 
 

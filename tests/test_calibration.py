@@ -14,11 +14,11 @@ from test_prediction import write_tokenizer
 from test_quantize import content, in_child, needs_fork
 
 import edgelm
-from edgelm.calibration import SEQUENCES, Calibration, CalibrationText
 from edgelm.checkpoint.safetensors_files import read_json
-from edgelm.conversion import plan_conversion
-from edgelm.files import ModelFiles
-from edgelm.layers import Projection, part_names
+from edgelm.models.layers import Projection, part_names
+from edgelm.models.model_files import ModelFiles
+from edgelm.quantization.calibration import SEQUENCES, Calibration, CalibrationText
+from edgelm.quantization.conversion import plan_conversion
 from quant.hessian import DAMPING
 
 FAMILIES = ("llama", "gemma2", "helium", "persimmon", "bloom")

@@ -11,7 +11,7 @@ MIB = 1 << 20
 GENERATE = """
 import json, sys
 import edgelm
-from edgelm import hardware
+from edgelm.machine import hardware
 with edgelm.load(sys.argv[1], quant="int8", context=int(sys.argv[2])) as lm:
     answer = lm.generate("Once upon a time", max_new_tokens=8, temperature=0.0)
     peak = hardware.peak_resident_bytes()

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from edgelm.chat import render
 from edgelm.errors import EdgeLMError, ModelFileError, UsageError
-from edgelm.files import ModelFiles
 from edgelm.models import persimmon
+from edgelm.models.model_files import ModelFiles
+from edgelm.text.chat_template import render
 
 USER = [{"role": "user", "content": 'Hi <b>é</b> "quoted"\n'}]
 TURNS = [*USER, {"role": "assistant", "content": " Hello. "}, {"role": "user", "content": "Why?"}]

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from edgelm.chat import render
 from edgelm.errors import ModelFileError
-from edgelm.tokenizer import Tokenizer, load_tokenizer
+from edgelm.text.chat_template import render
+from edgelm.text.tokenizer import Tokenizer, load_tokenizer
 
 jinja2 = pytest.importorskip("jinja2")
 

@@ -15,8 +15,10 @@ import pytest
 import torch
 
 import edgelm
-from edgelm import diagnosis, hardware, kernel_choice
 from edgelm.cli.main import main
+from edgelm.machine import hardware
+from edgelm.planning import kernel_choice
+from edgelm.reports import diagnosis
 from quant import native
 from quant.triton.choices import FILE as TILES
 

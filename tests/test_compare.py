@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import torch
 
-from edgelm.benchmark import random_model
 from edgelm.checkpoint import open_checkpoint
 from edgelm.checkpoint.gguf_header import read_header
 from edgelm.checkpoint.gguf_writer import Entry, create_gguf
+from edgelm.reports.benchmark import random_model
 
 BENCHES = Path(__file__).resolve().parent.parent / "benches"
 TINY: dict[str, Any] = {

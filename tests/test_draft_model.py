@@ -12,7 +12,7 @@ from oracle import load_exact
 from test_speculation import PROMPT, Keen, check_same
 
 import edgelm
-from edgelm.draft_model import check_tokens
+from edgelm.generation.draft_model import check_tokens
 
 CONTEXT = 200
 

@@ -20,13 +20,13 @@ from edgelm.evaluation import divergence
 from edgelm.evaluation.baseline import Baseline, Facts
 from edgelm.evaluation.choices import Picks, accuracy, encode_item, encode_pair, pick
 from edgelm.evaluation.divergence import block_tokens, score_text, working_bytes
-from edgelm.evaluation.job import Evaluation, task_score
-from edgelm.evaluation.making import NOISE_ITEMS
+from edgelm.evaluation.evaluate import Evaluation, task_score
+from edgelm.evaluation.inputs import right
+from edgelm.evaluation.make_baseline import NOISE_ITEMS
 from edgelm.evaluation.passage import Passage
 from edgelm.evaluation.tasks import TASKS, Item, read_items
-from edgelm.evaluation.work import right
-from edgelm.files import ModelFiles
-from edgelm.tokenizer import load_tokenizer
+from edgelm.models.model_files import ModelFiles
+from edgelm.text.tokenizer import load_tokenizer
 
 INT8_KLD = 0.002
 INT8_TOP1 = 0.975

@@ -13,7 +13,7 @@ from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 import edgelm
 from edgelm.evaluation.choices import Scorer, encode_item
 from edgelm.evaluation.tasks import read_items
-from edgelm.hub import resolve
+from edgelm.hub.references import resolve
 
 ITEMS = 200
 SCORE_DIFFERENCE = 2e-3

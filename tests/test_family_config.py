@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 import edgelm
-from edgelm.benchmark import random_model
 from edgelm.config import ModelConfig
 from edgelm.errors import EdgeLMError, ModelFileError, UnsupportedModelError
 from edgelm.models import FAMILIES, family_of
+from edgelm.reports.benchmark import random_model
 
 _SIZES: dict[str, Any] = {
     "vocab_size": 64,

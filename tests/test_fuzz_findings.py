@@ -13,7 +13,7 @@ import torch
 from edgelm.checkpoint import open_checkpoint
 from edgelm.checkpoint.manifest import FORMAT_VERSION, Manifest
 from edgelm.errors import ModelFileError, UnsupportedModelError
-from edgelm.tokenizer import load_tokenizer
+from edgelm.text.tokenizer import load_tokenizer
 
 
 @pytest.mark.parametrize("shard", [{}, [], ["model.safetensors"], 3, "", "a\x00b", "a\nb"])

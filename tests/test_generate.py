@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import edgelm
-from edgelm.generate import StopStrings
+from edgelm.generation.batch import StopStrings
 
 
 @pytest.fixture(scope="module")

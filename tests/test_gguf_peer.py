@@ -17,7 +17,7 @@ from gguf_models import write_gguf_model
 from oracle import load_exact, share_of_range
 
 import edgelm
-from edgelm import hub
+from edgelm.hub import references
 
 llama_cpp = pytest.importorskip("llama_cpp", reason="extra 'peers': llama-cpp-python")
 
@@ -87,7 +87,7 @@ def test_files_that_llama_cpp_quantized(assets: Path, tmp_path: Path, name: str)
 
 
 def test_the_demo() -> None:
-    path = hub.resolve("demo")
+    path = references.resolve("demo")
     with edgelm.load(path, context=64) as lm:
         ids = lm.encode("The capital of France is Paris, and the capital of Italy is Rome.")
     compare(path, ids, DEMO_BOUND, load_exact)

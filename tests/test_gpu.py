@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import edgelm
-from edgelm.graphed import GraphedSteps
+from edgelm.engine.cuda_graphs import GraphedSteps
 from quant import sqnr_db
 
 pytestmark = [

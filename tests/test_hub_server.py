@@ -20,8 +20,8 @@ from pathlib import Path
 import pytest
 from terminal import edgelm_on_terminal
 
-from edgelm import hub
 from edgelm.errors import HubError
+from edgelm.hub import references
 
 OLD, NEW = "a" * 40, "b" * 40
 FILES = {
@@ -161,10 +161,10 @@ def server() -> Iterator[Hub]:
 
 PROGRAM = """
 import sys
-from edgelm import hub
+from edgelm.hub import references
 from edgelm.errors import EdgeLMError
 try:
-    print(hub.resolve(sys.argv[1], offline=sys.argv[2] == "offline"))
+    print(references.resolve(sys.argv[1], offline=sys.argv[2] == "offline"))
 except EdgeLMError as error:
     print(f"{type(error).__name__}: {error}")
 """
@@ -175,7 +175,7 @@ def library_settings(server: Hub, home: Path) -> dict[str, str]:
     return {
         "HF_ENDPOINT": server.address, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1",
-        "PYTHONPATH": str(Path(hub.__file__).parent.parent),
+        "PYTHONPATH": str(Path(references.__file__).parent.parent),
     }  # fmt: skip
 
 
@@ -315,4 +315,4 @@ def test_two_processes_fetch_once(server: Hub, tmp_path: Path) -> None:
 
 def test_the_stand_in_is_not_the_real_hub() -> None:
     with pytest.raises(HubError):
-        hub.resolve("owner/model", offline=True)
+        references.resolve("owner/model", offline=True)

@@ -13,8 +13,8 @@ from oracle import family
 import edgelm
 from edgelm.checkpoint.rows import fill
 from edgelm.cli.main import main
-from edgelm.files import ModelFiles
-from edgelm.inspection import Inspection, inspect_files
+from edgelm.models.model_files import ModelFiles
+from edgelm.reports.inspection import Inspection, inspect_files
 
 Maker = Callable[[Path], Path]
 

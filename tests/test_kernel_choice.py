@@ -13,8 +13,10 @@ import pytest
 import torch
 
 import edgelm
-from edgelm import accelerators, entry, kernel_choice
-from edgelm.accelerators import Accelerator
+from edgelm import loading
+from edgelm.machine import accelerators
+from edgelm.machine.accelerators import Accelerator
+from edgelm.planning import kernel_choice
 from quant import Scheme, choose, native
 from quant.backends.timing import time_kernels
 from quant.backends.torch_backend import Int4Pack
@@ -123,9 +125,9 @@ def test_a_card_s_tiles_are_measured_before_the_weights_are_loaded(
     monkeypatch.setattr("quant.triton.missing", lambda device: None)
     monkeypatch.setitem(accelerators.PROBES, "cuda", lambda index: CARD)
     monkeypatch.setattr(accelerators, "release", lambda name: None)
-    monkeypatch.setattr(entry, "memory_reported", lambda plan: nullcontext())
+    monkeypatch.setattr(loading, "memory_reported", lambda plan: nullcontext())
     monkeypatch.setattr(accelerators, "current", lambda name: nullcontext())
-    monkeypatch.setattr(entry, "LanguageModel", lambda *given: given[3])
+    monkeypatch.setattr(loading, "LanguageModel", lambda *given: given[3])
     told: list[str] = []
     plan: Any = edgelm.load(
         assets / "nano" / "llama", device="cuda", quant="int4-g32", context=64, chunk=16,

@@ -17,12 +17,12 @@ import edgelm
 from edgelm.errors import DoesNotFitError, NonFiniteError
 from edgelm.evaluation.baseline import Baseline, Facts, writing
 from edgelm.evaluation.choices import Scorer, encode_item
+from edgelm.evaluation.inputs import Work
 from edgelm.evaluation.layerwise import Stretch, write_hidden
-from edgelm.evaluation.making import EXACT, NOISY, log_likelihoods
+from edgelm.evaluation.make_baseline import EXACT, NOISY, log_likelihoods
 from edgelm.evaluation.rows import Rows
 from edgelm.evaluation.tasks import Item, read_items
-from edgelm.evaluation.work import Work
-from edgelm.files import ModelFiles
+from edgelm.models.model_files import ModelFiles
 
 LIKELIHOOD_DIFFERENCE = 1e-4
 """Of a continuation: choices are run side by side in one case, one after another in the other."""
@@ -126,10 +126,10 @@ def deep_model(assets: Path, folder: Path) -> Path:
 SCRIPT = """
 import json, sys
 import edgelm
-from edgelm import hardware
-from edgelm.files import ModelFiles
+from edgelm.machine import hardware
+from edgelm.models.model_files import ModelFiles
 folder, text, task, room = sys.argv[1:]
-import edgelm.evaluation.job, safetensors.torch
+import edgelm.evaluation.evaluate, safetensors.torch
 ModelFiles.open(folder).tokenizer.encode("a")
 start = hardware.resident_bytes()
 budget = start + int(room)

@@ -23,7 +23,7 @@ import torch
 
 import edgelm
 from edgelm.cli.main import main
-from edgelm.hardware import resident_bytes
+from edgelm.machine.hardware import resident_bytes
 
 PROMPT = "It is a truth universally acknowledged, that a single man in possession of a good"
 NEEDED_S = 60

@@ -14,12 +14,12 @@ import pytest
 import torch
 
 import edgelm
-from edgelm import cache
 from edgelm.checkpoint.shapes import shape_config
 from edgelm.cli.main import main
 from edgelm.config import ModelConfig
-from edgelm.masks import Cell, layer_masks, mask_of_layer
 from edgelm.models import family_of
+from edgelm.ops import cache
+from edgelm.reports.masks import Cell, layer_masks, mask_of_layer
 
 WINDOW, LENGTHS = 5, (17, 6, 1)
 GEMMA2: dict[str, Any] = {

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import edgelm
+from edgelm.budget.plan import Ledger, Part, parse_budget
 from edgelm.checkpoint.safetensors_files import SafetensorsCheckpoint
-from edgelm.memory import Ledger, Part, parse_budget
 
 
 @pytest.mark.parametrize("quant", ["none", "int4", "int8-g32"])

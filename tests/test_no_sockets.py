@@ -14,9 +14,9 @@ import torch
 from gguf_models import write_gguf_model
 
 import edgelm
-from edgelm import hub
 from edgelm.errors import HubError
-from edgelm.inspection import inspect_files
+from edgelm.hub import references
+from edgelm.reports.inspection import inspect_files
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ def test_the_command_line(
 
 
 def test_inspection(blocked: list[str], folder: Path) -> None:
-    from edgelm.files import ModelFiles
+    from edgelm.models.model_files import ModelFiles
 
     assert inspect_files(ModelFiles.open(str(folder))).parameters > 1e6
     assert not blocked
@@ -116,6 +116,6 @@ def test_hub_ids_and_the_demo_say_so(
     monkeypatch.setenv("EDGELM_CACHE", str(tmp_path))
     monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
     with pytest.raises(HubError, match=r"owner/name .*(reached|fetched)"):
-        hub.resolve("owner/name")
+        references.resolve("owner/name")
     with pytest.raises(HubError, match="not in the cache"):
-        hub.resolve("demo", offline=True)
+        references.resolve("demo", offline=True)

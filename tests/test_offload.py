@@ -18,12 +18,13 @@ import pytest
 import torch
 
 import edgelm
-from edgelm import disk, layer_folder
-from edgelm.diagnosis import clear_cache
-from edgelm.layer_file import LayerFile
-from edgelm.layer_stream import LayerStream, _Slot
-from edgelm.placement import streamed_layers
-from edgelm.solver import _rank
+from edgelm.budget.placement import streamed_layers
+from edgelm.layerstore import layer_folder
+from edgelm.layerstore.layer_file import LayerFile
+from edgelm.layerstore.layer_stream import LayerStream, _Slot
+from edgelm.machine import disk
+from edgelm.planning.solver import _rank
+from edgelm.reports.diagnosis import clear_cache
 
 FAMILIES = ("bloom", "gemma2", "helium", "llama", "persimmon")
 SETTINGS: dict[str, Any] = {"quant": "int4", "kv": "float32", "context": 64, "chunk": 8}
@@ -37,7 +38,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     cache = tmp_path / "cache"
     cache.mkdir()
     monkeypatch.setenv("EDGELM_CACHE", str(cache))
-    monkeypatch.setattr("edgelm.hardware.resident_bytes", lambda: 300 << 20)
+    monkeypatch.setattr("edgelm.machine.hardware.resident_bytes", lambda: 300 << 20)
     (cache / disk.PROFILE).write_text('{"read_gb_s": 0.001}')
     return cache
 
@@ -150,7 +151,7 @@ def test_as_many_layers_as_fit_stay(nano: Path) -> None:
 
 
 def test_refusals(nano: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgelm.hardware.resident_bytes", lambda: 255 << 20)
+    monkeypatch.setattr("edgelm.machine.hardware.resident_bytes", lambda: 255 << 20)
     with pytest.raises(edgelm.UsageError, match="offload 'cpu'"):
         edgelm.plan(nano, offload="cpu")
     with pytest.raises(edgelm.DoesNotFitError, match="offload='disk'"):
@@ -320,7 +321,8 @@ def test_old_models_make_room(machine: Path, assets: Path, monkeypatch: pytest.M
 KILLED = """
 import os, sys
 import edgelm
-from edgelm import hardware, layer_file
+from edgelm.machine import hardware
+from edgelm.layerstore import layer_file
 hardware.resident_bytes = lambda: 300 << 20
 real, calls = os.fsync, []
 def fsync(handle):

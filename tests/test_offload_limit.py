@@ -22,8 +22,8 @@ KERNEL_BYTES = 128 * MIB  # of a group's limit: page tables and the like, and pa
 GENERATE = """
 import json, sys
 import edgelm
-from edgelm.benchmark import random_model
-from edgelm.hardware import peak_resident_bytes
+from edgelm.reports.benchmark import random_model
+from edgelm.machine.hardware import peak_resident_bytes
 shape, stored, options = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 try:
     lm = edgelm.load(random_model(shape, stored), threads=1, **options)

@@ -13,9 +13,9 @@ import torch
 from oracle import load_exact
 
 import edgelm
-from edgelm.prediction import MAX_ANSWER_TOKENS, Answer, TextLabel
-from edgelm.tokenizer import load_tokenizer
-from edgelm.vocabulary import byte_alphabet
+from edgelm.tasks.predict import MAX_ANSWER_TOKENS, Answer, TextLabel
+from edgelm.text.tokenizer import load_tokenizer
+from edgelm.text.vocabulary import byte_alphabet
 
 TEXTS = ["The cat sat.", "Señor Ünal  paid 9 €\nin 北京 🙂!", "a"]
 CONTEXT = "Ada Lovelace was born in London, in 1815, and wrote about engines."

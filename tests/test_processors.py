@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import edgelm
-from edgelm.processors import CountPenalty, SoFar
-from edgelm.sampling import Sampler, SamplingSettings
+from edgelm.generation.processors import CountPenalty, SoFar
+from edgelm.generation.sampling import Sampler, SamplingSettings
 
 PROMPT, NEW = (3, 5, 5, 9), [7, 7, 2]
 

@@ -16,8 +16,8 @@ GROWTH_LIMIT_BYTES = 20 * MIB
 REQUESTS = """
 import random, sys
 import edgelm
-from edgelm.benchmark import Workload, run_round
-from edgelm.hardware import resident_bytes
+from edgelm.reports.benchmark import Workload, run_round
+from edgelm.machine.hardware import resident_bytes
 random.seed(0)
 with edgelm.load(sys.argv[1], quant=sys.argv[2], backend=sys.argv[4], context=512) as lm:
     for index in range(int(sys.argv[3])):

@@ -22,8 +22,8 @@ from edgelm.checkpoint.journal import Journal
 from edgelm.checkpoint.manifest import MANIFEST
 from edgelm.checkpoint.packed_layout import ROW_STEP, from_stored, specs, to_stored
 from edgelm.checkpoint.safetensors_writer import TensorFiles
-from edgelm.inspection import inspect_files
-from edgelm.packed_folder import file_sha256
+from edgelm.quantization.packed_folder import file_sha256
+from edgelm.reports.inspection import inspect_files
 from quant import PackedWeight, Scheme
 from quant.methods.rtn import rtn
 
@@ -90,7 +90,7 @@ def test_every_row_range_reads_alike(tiny_llama: Callable[..., Path], tmp_path: 
 
 def test_gguf_with_float_minima_keeps_its_integers(tmp_path: Path) -> None:
     try:
-        demo = edgelm.hub.resolve("demo")
+        demo = edgelm.hub.references.resolve("demo")
     except edgelm.HubError as error:
         pytest.skip(f"the demo cannot be fetched: {error}")
     done = edgelm.quantize(demo, tmp_path / "out", quant="int4")
@@ -124,7 +124,7 @@ def test_what_inspect_and_the_manifest_say(assets: Path, tmp_path: Path) -> None
     said: list[dict[str, int]] = []
     done = edgelm.quantize(copy, out, announce=said.append)
     assert said == [done.promised_parts] and sum(said[0].values()) == done.promised_peak_bytes
-    found = inspect_files(edgelm.files.ModelFiles.open(out))
+    found = inspect_files(edgelm.models.model_files.ModelFiles.open(out))
     assert found.format == "edgelm" and found.licence == "gemma"
     assert found.bits_per_weight == pytest.approx(done.manifest.bits_per_weight)
     assert found.certificate and found.certificate["method"] == "rtn"

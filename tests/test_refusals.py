@@ -13,7 +13,7 @@ import pytest
 from memory_cgroup import memory_cgroup, run_inside
 from test_cli import Run, edit_config, nano, run  # noqa: F401  (fixtures)
 
-from edgelm import hardware
+from edgelm.machine import hardware
 
 MIB = 1 << 20
 TAKEN_BYTES = 48 * MIB  # code pages of libraries that a command imports, and no more
@@ -116,8 +116,8 @@ OTHERS = """
 import json, subprocess, sys
 import torch
 import edgelm
-from edgelm.benchmark import random_model
-from edgelm.hardware import available_memory_bytes
+from edgelm.reports.benchmark import random_model
+from edgelm.machine.hardware import available_memory_bytes
 
 HOG = '''
 import sys

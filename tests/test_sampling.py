@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import edgelm
-from edgelm.processors import MinP, SoFar, Temperature, TopK, TopP, Typical
-from edgelm.sampling import Sampler, SamplingSettings, uniform
+from edgelm.generation.processors import MinP, SoFar, Temperature, TopK, TopP, Typical
+from edgelm.generation.sampling import Sampler, SamplingSettings, uniform
 from quant import native
 
 LOGITS = torch.tensor([2.0, 0.5, -1.0, 3.0, 0.0, 1.0, -4.0])

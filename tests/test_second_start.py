@@ -17,10 +17,10 @@ from filelock import FileLock
 from test_offload import FAMILIES, PROMPT, SETTINGS, cut, empty, flip, layer_files, shorten, tight
 
 import edgelm
-from edgelm import layer_folder
-from edgelm.benchmark import random_model
-from edgelm.diagnosis import clear_cache
-from edgelm.loading import Loader
+from edgelm.engine.loader import Loader
+from edgelm.layerstore import layer_folder
+from edgelm.reports.benchmark import random_model
+from edgelm.reports.diagnosis import clear_cache
 
 Answer = tuple[torch.Tensor, dict[str, int], Any]
 
@@ -144,9 +144,9 @@ def test_floats_among_quantized_matrices_are_kept_too(nano: Path, packed: list[s
 
 def test_the_plan_knows_what_is_laid_out(nano: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is made beside the weights then, as headers and file names tell."""
-    monkeypatch.setattr("edgelm.hardware.resident_bytes", lambda: 300 << 20)
+    monkeypatch.setattr("edgelm.machine.hardware.resident_bytes", lambda: 300 << 20)
     monkeypatch.setattr(
-        "edgelm.runs.record", lambda *_: None
+        "edgelm.budget.past_runs.record", lambda *_: None
     )  # other tests' memory teaches nothing
     before = edgelm.plan(nano, **SETTINGS)
     answer(nano)
@@ -271,7 +271,8 @@ def test_nothing_goes_where_that_makes_no_room(
 KILLED = """
 import os, sys
 import edgelm
-from edgelm import layer_file, layer_folder
+from edgelm.layerstore import layer_file
+from edgelm.layerstore import layer_folder
 layer_folder.PAYS_BYTES = 0
 layer_folder._FREE_SHARE = 10**6  # this machine's disk may be full
 real, calls = os.fsync, []
@@ -342,7 +343,7 @@ def test_clearing_the_cache_does_not_stop_a_running_model(machine: Path, nano: P
 def test_streamed_layers_and_mapped_ones_share_their_files(
     machine: Path, nano: Path, packed: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edgelm.hardware.resident_bytes", lambda: 300 << 20)
+    monkeypatch.setattr("edgelm.machine.hardware.resident_bytes", lambda: 300 << 20)
     (machine / "disk.json").write_text('{"read_gb_s": 0.001}')
     first = answer(nano)
     files = {path: path.stat().st_mtime_ns for path in layer_files(machine)}

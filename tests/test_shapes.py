@@ -11,15 +11,15 @@ import pytest
 import torch
 
 import edgelm
-from edgelm.benchmark import random_model
-from edgelm.cache import KVCache
-from edgelm.cache_sizes import cache_parts, ring_slots
 from edgelm.checkpoint import random_weights
 from edgelm.checkpoint.shapes import SHAPES, shape_config
 from edgelm.cli.main import main
-from edgelm.files import ModelFiles
 from edgelm.models import family_of, persimmon
-from edgelm.weights import WeightNames
+from edgelm.models.model_files import ModelFiles
+from edgelm.models.weight_names import WeightNames
+from edgelm.ops.cache import KVCache
+from edgelm.ops.cache_sizes import cache_parts, ring_slots
+from edgelm.reports.benchmark import random_model
 
 # Exact totals. Llama and Gemma 2: the safetensors totals of the Hub's model pages (Gemma 2 also in
 # keras-hub's presets); BLOOM: its model cards. Helium's and Persimmon's cards only say "2B" and
@@ -129,7 +129,7 @@ def test_plan_takes_a_shape(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("EDGELM_CACHE", str(tmp_path))
-    monkeypatch.setattr("edgelm.hardware.read_gb_s", lambda: 20.0)
+    monkeypatch.setattr("edgelm.machine.hardware.read_gb_s", lambda: 20.0)
     arguments = ["plan", "--shape", "gemma-2-27b", "--budget", "8GiB", "--json"]
     assert main(arguments) == 3
     plan = json.loads(capsys.readouterr().out)

@@ -15,17 +15,18 @@ import pytest
 import torch
 
 import edgelm
-from edgelm import expectations, hardware
-from edgelm.benchmark import random_model
-from edgelm.entry import plan_table
 from edgelm.errors import (
     ContextLengthError,
     DoesNotFitError,
     ModelFileError,
     UsageError,
 )
-from edgelm.expectations import accuracy_rank
-from edgelm.files import ModelFiles
+from edgelm.loading import plan_table
+from edgelm.machine import hardware
+from edgelm.models.model_files import ModelFiles
+from edgelm.planning import expected_accuracy
+from edgelm.planning.expected_accuracy import accuracy_rank
+from edgelm.reports.benchmark import random_model
 
 ROOT = Path(__file__).resolve().parent.parent
 REJECTED_KEYS = {"scheme", "kv", "context", "predicted_peak_bytes", "reason"}
@@ -40,7 +41,7 @@ def shape() -> ModelFiles:
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process of a fixed size on a machine that has learned nothing yet."""
     monkeypatch.setenv("EDGELM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("edgelm.hardware.resident_bytes", lambda: 300 << 20)
+    monkeypatch.setattr("edgelm.machine.hardware.resident_bytes", lambda: 300 << 20)
 
 
 def better(one: dict[str, Any], other: edgelm.Plan) -> bool:
@@ -140,7 +141,7 @@ def test_the_order_is_the_measured_one(
 ) -> None:  # fmt: skip
     """Another table, another choice: no scheme is preferred by its name."""
     table = {"schemes": {"int8": 0.5, "nf4": 0.1}, "caches": {"float32": 0.2, "int8": 0.0}}
-    monkeypatch.setattr(expectations, "_table", lambda: table)
+    monkeypatch.setattr(expected_accuracy, "_table", lambda: table)
     made = edgelm.plan(shape, budget="24GiB")
     assert (made.scheme, made.kv) == ("nf4", "int8")
     assert made.expected_kld == pytest.approx(0.1)
@@ -169,7 +170,7 @@ def test_schemes_that_a_shape_cannot_have(tiny_llama: Callable[..., Path]) -> No
 def test_contexts_against_schemes(shape: ModelFiles) -> None:
     plans = plan_table(shape, budget="3GiB")
     schemes = list(dict.fromkeys(made.scheme for made in plans))
-    assert schemes == expectations.schemes()
+    assert schemes == expected_accuracy.schemes()
     contexts = list(dict.fromkeys(made.context for made in plans))
     assert contexts[0] == 512 and contexts[-1] == 131072 and len(plans) == 9 * len(schemes)
     for scheme in schemes:
@@ -194,7 +195,9 @@ def test_the_packaged_table_is_what_was_measured() -> None:
     script = ROOT / "benches" / "expectations.py"
     done = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert expectations.expected_kld("int4", "float32") < expectations.expected_kld("nf4", "int8")
+    assert expected_accuracy.expected_kld("int4", "float32") < expected_accuracy.expected_kld(
+        "nf4", "int8"
+    )
 
 
 # bad input

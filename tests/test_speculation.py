@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from oracle import RANGE_BOUND, load_exact
 
 import edgelm
-from edgelm.answer import Answer
-from edgelm.processors import SoFar
-from edgelm.prompt_lookup import PromptLookup
-from edgelm.request import Request
-from edgelm.sampling import SamplingSettings
-from edgelm.speculation import Speculation
+from edgelm.generation.answer import Answer
+from edgelm.generation.processors import SoFar
+from edgelm.generation.prompt_lookup import PromptLookup
+from edgelm.generation.request import Request
+from edgelm.generation.sampling import SamplingSettings
+from edgelm.generation.speculation import Speculation
 
 FAMILIES = ["bloom", "gemma2", "helium", "llama", "persimmon"]
 PROMPT = "It is a truth universally acknowledged, that a single man in possession of a good"

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 import edgelm
-from edgelm import accelerators
-from edgelm.accelerators import Accelerator
-from edgelm.memory import Plan
-from edgelm.placement import ON_HOST, host_layers
+from edgelm.budget.placement import ON_HOST, host_layers
+from edgelm.budget.plan import Plan
+from edgelm.machine import accelerators
+from edgelm.machine.accelerators import Accelerator
 from quant import native, sqnr_db
 
 FAMILIES = ("llama", "gemma2", "helium", "persimmon", "bloom")

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import edgelm
 from edgelm.config import RopeParameters
 from edgelm.ops import reference
-from edgelm.position import Angles, Rope
+from edgelm.ops.position import Angles, Rope
 
 SMALL_BYTES = 256
 """Index tensors and one-number checks; the smallest activation below is eight times that."""
@@ -51,7 +51,7 @@ def decode_step(lm: edgelm.LanguageModel) -> Allocations:
     cache = lm.new_cache(context=32)
     lm.forward(torch.tensor([[5, 6, 7, 8, 9]]), cache=cache)
     engine = lm._engine
-    tokens = edgelm.engine.RowTokens(0, torch.tensor([7]))
+    tokens = edgelm.engine.engine.RowTokens(0, torch.tensor([7]))
     with Allocations() as seen, torch.inference_mode():
         engine.logits(engine.run(cache, [tokens]))
     return seen
@@ -77,7 +77,7 @@ def test_steps_reuse_the_same_buffers(tmp_path: Path) -> None:
         engine = lm._engine
         addresses = set()
         for token in (4, 5, 6, 7):
-            hidden = engine.run(cache, [edgelm.engine.RowTokens(0, torch.tensor([token]))])
+            hidden = engine.run(cache, [edgelm.engine.engine.RowTokens(0, torch.tensor([token]))])
             addresses.add((hidden.data_ptr(), engine.logits(hidden).data_ptr()))
         assert len(addresses) == 1
 

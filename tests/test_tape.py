@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import edgelm
-from edgelm.cache import KVCache
-from edgelm.engine import RowTokens
+from edgelm.engine.engine import RowTokens
+from edgelm.ops.cache import KVCache
 from quant import native, sqnr_db
 from quant.native.tape import Tape
 

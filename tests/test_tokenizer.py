@@ -12,11 +12,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edgelm import chat
 from edgelm.checkpoint import open_checkpoint
 from edgelm.errors import ModelFileError, UnsupportedModelError, UsageError
-from edgelm.tokenizer import Tokenizer, load_tokenizer
-from edgelm.tokenizer_gguf import PRE_TOKENIZERS
+from edgelm.text import chat_template
+from edgelm.text.gguf_tokenizer import PRE_TOKENIZERS
+from edgelm.text.tokenizer import Tokenizer, load_tokenizer
 
 Load = Callable[[str], Tokenizer]
 FAMILIES = ["llama2", "llama3", "gemma2", "helium"]
@@ -228,7 +228,7 @@ def test_end_tokens_are_a_union(assets: Path, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(tmp_path)
     assert tokenizer.eos_id == 1
     assert tokenizer.eos_ids == {1, 7, 8, 9, 107}  # 107 is <end_of_turn>, named by the template
-    text = chat.render(
+    text = chat_template.render(
         tokenizer.chat_template,
         [{"role": "user", "content": "Hi<end_of_turn>"}],
         bos=tokenizer.token_of(tokenizer.bos_id),

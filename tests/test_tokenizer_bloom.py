@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from edgelm.tokenizer import load_tokenizer
+from edgelm.text.tokenizer import load_tokenizer
 
 tokenizers = pytest.importorskip("tokenizers")
 

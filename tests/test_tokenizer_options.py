@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from edgelm.errors import ModelFileError
-from edgelm.tokenizer import Tokenizer, load_tokenizer
+from edgelm.text.tokenizer import Tokenizer, load_tokenizer
 
 TEXTS = ["Hello", "Hello world", "<s>Hello", "a</s>b c</s>d", "x y , it 's fine .", "é你好\n"]
 NAMED = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>"}

@@ -20,9 +20,9 @@ import pytest
 import torch
 from made_up_cards import pretend
 
+from edgelm.ops.position import Angles
 from edgelm.ops.reference import ACTIVATIONS, Scoring
 from edgelm.ops.triton import TritonOps
-from edgelm.position import Angles
 
 CARDS = {75: 64 << 10, 80: 163 << 10, 86: 99 << 10, 90: 227 << 10}
 """Compute capability -> shared memory that one program may take (CUDA's programming guide)."""

@@ -18,15 +18,15 @@ import torch
 from torch import Tensor
 
 import edgelm
-from edgelm.cache import KVCache
 from edgelm.config import RopeParameters
-from edgelm.engine import Engine, RowTokens
+from edgelm.engine.cuda_graphs import GraphedSteps
+from edgelm.engine.engine import Engine, RowTokens
 from edgelm.errors import NonFiniteError
-from edgelm.graphed import GraphedSteps
 from edgelm.ops import reference
+from edgelm.ops.cache import KVCache
+from edgelm.ops.position import Alibi, Angles, Rope
 from edgelm.ops.reference import Scoring
 from edgelm.ops.triton import SPLIT, TritonOps, serves, workspace_elements
-from edgelm.position import Alibi, Angles, Rope
 from quant import sqnr_db
 
 # Largest difference from the reference in float32, as a share of the result's largest magnitude.

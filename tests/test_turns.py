@@ -11,7 +11,7 @@ import torch
 from oracle import load_exact
 
 import edgelm
-from edgelm.request import Request
+from edgelm.generation.request import Request
 
 CONTEXT, CHUNK = 400, 16
 FIRST = torch.randint(5, 2000, (130,), generator=torch.Generator().manual_seed(1)).tolist()

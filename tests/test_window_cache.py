@@ -16,10 +16,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import edgelm
-from edgelm.cache import KVCache
-from edgelm.cache_sizes import cache_parts, ring_slots
-from edgelm.engine import RowTokens
+from edgelm.engine.engine import RowTokens
 from edgelm.models import llama
+from edgelm.ops.cache import KVCache
+from edgelm.ops.cache_sizes import cache_parts, ring_slots
 from edgelm.ops.reference import causal_mask
 
 CONTEXT = 60
@@ -106,7 +106,7 @@ def test_one_slot_fewer_is_wrong(window: int, chunk: int, monkeypatch: pytest.Mo
 
     assert run()
     monkeypatch.setattr(
-        "edgelm.cache.ring_slots",
+        "edgelm.ops.cache.ring_slots",
         lambda w, context, c: context if w is None else min(context, w + c - 2),
     )
     assert not run()

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 import edgelm
-from edgelm.benchmark import random_model
-from edgelm.files import ModelFiles
-from edgelm.request import Request
-from edgelm.sampling import SamplingSettings
-from edgelm.weight_plan import bytes_per_token
+from edgelm.generation.request import Request
+from edgelm.generation.sampling import SamplingSettings
+from edgelm.models.model_files import ModelFiles
+from edgelm.planning.matrices import bytes_per_token
+from edgelm.reports.benchmark import random_model
 from quant import find
 
 PASSAGE = (

@@ -14,14 +14,14 @@ from zlib import crc32
 
 import numpy as np
 
-from edgelm.benchmark import random_model
 from edgelm.checkpoint.gguf_families import ROPE_FACTORS
 from edgelm.checkpoint.gguf_header import StoredTensor, read_header
 from edgelm.checkpoint.gguf_writer import Entry, create_gguf
 from edgelm.errors import UnsupportedModelError
-from edgelm.files import ModelFiles
-from edgelm.gguf_export import GGUFExport, plan_gguf
-from edgelm.hub import resolve
+from edgelm.hub.references import resolve
+from edgelm.models.model_files import ModelFiles
+from edgelm.quantization.gguf_export import GGUFExport, plan_gguf
+from edgelm.reports.benchmark import random_model
 
 from .missing import Missing
 

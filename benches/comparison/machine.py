@@ -10,7 +10,7 @@ from functools import cache
 
 import torch
 
-from edgelm import hardware
+from edgelm.machine import hardware
 from quant import native
 
 STEPS = 2_000_000

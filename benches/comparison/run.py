@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
-from edgelm import hardware
-from edgelm.benchmark import random_model
 from edgelm.checkpoint.shapes import shape_config
-from edgelm.quantization import quantize
+from edgelm.machine import hardware
+from edgelm.quantization.quantize import quantize
+from edgelm.reports.benchmark import random_model
 
 from .cases import PREFILL, Case, Entrant, Told, entrants
 from .gguf_models import gguf_file, gguf_sizes
@@ -250,7 +250,7 @@ def packed_folder(files: Path, shape: str, bits: str) -> Path:
 def products_per_token(shape: str) -> int | None:
     """Multiplications that the matrices of all layers take for one token of a prompt."""
     if shape == "demo":
-        from edgelm.files import ModelFiles
+        from edgelm.models.model_files import ModelFiles
 
         decoder = ModelFiles.open("demo").assemble("causal-lm")[0]
     else:

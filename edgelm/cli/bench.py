@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from edgelm.benchmark import Measurement, Workload, measure
+from edgelm.budget.plan import human
 from edgelm.cli import console
 from edgelm.cli.opening import open_files_or_shape
 from edgelm.cli.options import (
@@ -18,7 +18,7 @@ from edgelm.cli.options import (
     Shape,
     SourceOptions,
 )
-from edgelm.memory import human
+from edgelm.reports.benchmark import Measurement, Workload, measure
 
 PromptTokens = Annotated[int, typer.Option(help="Length of the random prompt.")]
 DecodeTokens = Annotated[int, typer.Option(help="Decode steps after the first token.")]

@@ -20,8 +20,8 @@ from edgelm.cli.options import (
     SourceOptions,
 )
 from edgelm.errors import EdgeLMError, UsageError
+from edgelm.generation.request import Result
 from edgelm.model import LanguageModel
-from edgelm.request import Result
 
 HELP = "/reset starts anew, /save FILE and /load FILE keep a conversation, /exit ends."
 

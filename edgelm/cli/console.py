@@ -12,11 +12,11 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from edgelm import hardware
+from edgelm.budget.plan import Plan, human
 from edgelm.cli.options import OutputOptions
 from edgelm.errors import ContextLengthError, DoesNotFitError, EdgeLMError
-from edgelm.memory import Plan, human
-from edgelm.request import Chunk, Result, Stats, collect
+from edgelm.generation.request import Chunk, Result, Stats, collect
+from edgelm.machine import hardware
 
 
 def set_verbosity(output: OutputOptions) -> None:

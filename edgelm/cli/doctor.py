@@ -7,11 +7,11 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from edgelm.accelerators import Accelerator
+from edgelm.budget.plan import human
 from edgelm.cli import console
 from edgelm.cli.options import OutputOptions
-from edgelm.diagnosis import Diagnosis, clear_cache, diagnose
-from edgelm.memory import human
+from edgelm.machine.accelerators import Accelerator
+from edgelm.reports.diagnosis import Diagnosis, clear_cache, diagnose
 
 ClearCache = Annotated[
     bool,

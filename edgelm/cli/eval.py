@@ -15,7 +15,7 @@ from edgelm.cli.opening import open_files
 from edgelm.cli.options import LoadOptions, Model, OutputOptions, RunOptions, SourceOptions
 from edgelm.errors import UsageError
 from edgelm.evaluation.divergence import TextScore
-from edgelm.evaluation.job import Evaluation, TaskScore
+from edgelm.evaluation.evaluate import Evaluation, TaskScore
 
 Text = Annotated[Path | None, typer.Option(help="A UTF-8 file for perplexity and divergence.")]
 TaskFiles = Annotated[

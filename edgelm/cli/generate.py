@@ -19,7 +19,7 @@ from edgelm.cli.options import (
     SourceOptions,
 )
 from edgelm.errors import UsageError
-from edgelm.settings import MOST_ROWS
+from edgelm.planning.settings import MOST_ROWS
 
 Prompt = Annotated[str | None, typer.Argument(help="The text to continue.")]
 File = Annotated[Path | None, typer.Option(help="A text file with one prompt a line.")]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from rich.table import Table
 
+from edgelm.budget.plan import human
 from edgelm.cli import console
 from edgelm.cli.opening import open_files
 from edgelm.cli.options import Model, OutputOptions, SourceOptions
-from edgelm.inspection import Inspection, Loading, inspect_files
-from edgelm.memory import human
+from edgelm.reports.inspection import Inspection, Loading, inspect_files
 
 
 def inspect(model: Model, source: SourceOptions, output: OutputOptions) -> None:

@@ -18,9 +18,9 @@ from edgelm.cli import console
 from edgelm.cli.opening import open_files
 from edgelm.cli.options import Model, OutputOptions, SourceOptions
 from edgelm.errors import UsageError
-from edgelm.masks import Cell, LayerMask, layer_masks, mask_of_layer
-from edgelm.settings import DEFAULT_CHUNK
-from edgelm.tokenizer import Tokenizer
+from edgelm.planning.settings import DEFAULT_CHUNK
+from edgelm.reports.masks import Cell, LayerMask, layer_masks, mask_of_layer
+from edgelm.text.tokenizer import Tokenizer
 
 Texts = Annotated[list[str], typer.Argument(metavar="TEXT...", help="One text a row.")]
 Padding = Annotated[

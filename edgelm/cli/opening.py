@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 
-from edgelm.benchmark import random_model
-from edgelm.chat import render
 from edgelm.cli.console import progress_bars, set_verbosity, waiting
 from edgelm.cli.options import GuessOptions, LoadOptions, OutputOptions, RunOptions, SourceOptions
-from edgelm.entry import load, open_fitting
 from edgelm.errors import UsageError
-from edgelm.files import ModelFiles
+from edgelm.loading import load, open_fitting
 from edgelm.model import LanguageModel
+from edgelm.models.model_files import ModelFiles
+from edgelm.reports.benchmark import random_model
+from edgelm.text.chat_template import render
 
 
 def open_files(

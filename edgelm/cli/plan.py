@@ -9,7 +9,8 @@ from rich.bar import Bar
 from rich.table import Table
 
 import edgelm
-from edgelm import hardware
+from edgelm.budget.placement import streamed_layers
+from edgelm.budget.plan import Plan, human, human_speed
 from edgelm.cli import console
 from edgelm.cli.opening import open_headers_or_shape
 from edgelm.cli.options import (
@@ -20,13 +21,12 @@ from edgelm.cli.options import (
     Shape,
     SourceOptions,
 )
-from edgelm.entry import plan_table
 from edgelm.errors import DoesNotFitError
-from edgelm.hub import cache_dir
-from edgelm.inspection import tensor_classes
-from edgelm.memory import Plan, human, human_speed
-from edgelm.placement import streamed_layers
-from edgelm.solver import shortage
+from edgelm.hub.references import cache_dir
+from edgelm.loading import plan_table
+from edgelm.machine import hardware
+from edgelm.planning.solver import shortage
+from edgelm.reports.inspection import tensor_classes
 
 Contexts = Annotated[
     bool, typer.Option("--table", help="Contexts against schemes: what fits, and what it takes.")

@@ -9,11 +9,11 @@ import typer
 from rich.table import Table
 
 import edgelm
+from edgelm.budget.plan import human
 from edgelm.cli import console
 from edgelm.cli.opening import open_files
 from edgelm.cli.options import Model, OutputOptions, SourceOptions
-from edgelm.memory import human
-from edgelm.quantization import Quantized
+from edgelm.quantization.quantize import Quantized
 
 Out = Annotated[Path, typer.Argument(help="The folder to write; it must not exist.")]
 Quant = Annotated[str, typer.Option(help="int4, int8, a scheme like int4-g64, or a JSON recipe.")]

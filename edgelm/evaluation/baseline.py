@@ -21,9 +21,9 @@ from torch import Tensor
 
 from edgelm.errors import ModelFileError, UsageError
 from edgelm.evaluation.rows import Rows
-from edgelm.files import ModelFiles
+from edgelm.models.model_files import ModelFiles
 from edgelm.ops.reference import softcap_
-from edgelm.tokenizer import Tokenizer
+from edgelm.text.tokenizer import Tokenizer
 
 MAGIC = b"EDGELMB2"
 HEAD_BLOCK_BYTES = 32 << 20

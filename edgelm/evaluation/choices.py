@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from edgelm.cache import KVCache
 from edgelm.evaluation.tasks import Item
 from edgelm.model import LanguageModel
+from edgelm.ops.cache import KVCache
 from edgelm.progress import Count
-from edgelm.tokenizer import Tokenizer
+from edgelm.text.tokenizer import Tokenizer
 
 Ids = tuple[int, ...]
 

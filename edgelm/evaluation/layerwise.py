@@ -13,22 +13,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from edgelm.cache import SNAPSHOTS
+from edgelm.budget.past_runs import RUNTIME_PARTS
+from edgelm.budget.plan import Ledger, Part, Plan, human
 from edgelm.config import ModelConfig
-from edgelm.engine import Engine, RowTokens
+from edgelm.engine.engine import Engine, RowTokens
+from edgelm.engine.loader import Loader
 from edgelm.errors import DoesNotFitError, NonFiniteError
 from edgelm.evaluation.rows import Rows
-from edgelm.files import ModelFiles
-from edgelm.layers import Embedding
-from edgelm.load_peak import load_peak_bytes
-from edgelm.loading import Loader
-from edgelm.memory import Ledger, Part, Plan, human
 from edgelm.models.decoder import Decoder
-from edgelm.runs import RUNTIME_PARTS
-from edgelm.settings import KV_DTYPES, Settings
-from edgelm.solver import solve
-from edgelm.step import Step
-from edgelm.weights import WeightNames
+from edgelm.models.layers import Embedding
+from edgelm.models.model_files import ModelFiles
+from edgelm.models.weight_names import WeightNames
+from edgelm.ops.cache import SNAPSHOTS
+from edgelm.ops.step import Step
+from edgelm.planning.load_peak import load_peak_bytes
+from edgelm.planning.settings import KV_DTYPES, Settings
+from edgelm.planning.solver import solve
 
 if TYPE_CHECKING:
     from edgelm.ops import Ops

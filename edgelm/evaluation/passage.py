@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from edgelm.errors import ModelFileError, UsageError
-from edgelm.tokenizer import Tokenizer
+from edgelm.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

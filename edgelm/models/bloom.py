@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from edgelm.attention import Attention
 from edgelm.config import ConfigReader, ModelConfig
 from edgelm.errors import ModelFileError
-from edgelm.layers import MLP, Embedding, Head, LayerNorm
+from edgelm.models.attention import Attention
 from edgelm.models.decoder import Decoder, DecoderLayer
-from edgelm.position import Alibi
-from edgelm.weights import Interleaved, Source
+from edgelm.models.layers import MLP, Embedding, Head, LayerNorm
+from edgelm.models.weight_names import Interleaved, Source
+from edgelm.ops.position import Alibi
 
 _QKV = "transformer.h.{}.self_attention.query_key_value"
 

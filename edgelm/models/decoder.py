@@ -6,10 +6,19 @@ from collections.abc import Iterable, Iterator
 
 from torch import Tensor, nn
 
-from edgelm.attention import Attention
 from edgelm.errors import NonFiniteError
-from edgelm.layers import MLP, Embedding, GatedMLP, Head, Norm, Projection, all_finite, part_names
-from edgelm.step import Step
+from edgelm.models.attention import Attention
+from edgelm.models.layers import (
+    MLP,
+    Embedding,
+    GatedMLP,
+    Head,
+    Norm,
+    Projection,
+    all_finite,
+    part_names,
+)
+from edgelm.ops.step import Step
 
 
 class DecoderLayer(nn.Module):

@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from edgelm.attention import Attention
 from edgelm.config import ConfigReader, ModelConfig, head_layout
 from edgelm.errors import ModelFileError, UnsupportedModelError
-from edgelm.layers import Embedding, GatedMLP, Head, RMSNorm
 from edgelm.models import llama
+from edgelm.models.attention import Attention
 from edgelm.models.decoder import Decoder, DecoderLayer
-from edgelm.position import Rope
-from edgelm.weights import Source
+from edgelm.models.layers import Embedding, GatedMLP, Head, RMSNorm
+from edgelm.models.weight_names import Source
+from edgelm.ops.position import Rope
 
 WEIGHTS: dict[str, Source] = llama.WEIGHTS | {
     "layers.{}.attn_out_norm": "model.layers.{}.post_attention_layernorm",

@@ -12,8 +12,8 @@ from typing import Any
 
 from edgelm.config import ConfigReader, ModelConfig
 from edgelm.errors import ModelFileError, UnsupportedModelError, UsageError
-from edgelm.layers import Head
 from edgelm.models import FAMILIES
+from edgelm.models.layers import Head
 
 PROBLEMS = ("regression", "single_label_classification", "multi_label_classification")
 

@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from edgelm.attention import Attention
 from edgelm.config import ModelConfig
 from edgelm.errors import ModelFileError
-from edgelm.layers import Embedding, GatedMLP, Head, RMSNorm
 from edgelm.models import llama
+from edgelm.models.attention import Attention
 from edgelm.models.decoder import Decoder, DecoderLayer
-from edgelm.position import Rope
+from edgelm.models.layers import Embedding, GatedMLP, Head, RMSNorm
+from edgelm.ops.position import Rope
 
 WEIGHTS = llama.WEIGHTS
 

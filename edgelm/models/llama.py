@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from edgelm.attention import Attention
 from edgelm.config import ConfigReader, ModelConfig, head_layout
-from edgelm.layers import Embedding, GatedMLP, Head, RMSNorm
+from edgelm.models.attention import Attention
 from edgelm.models.decoder import Decoder, DecoderLayer
-from edgelm.position import Rope
-from edgelm.weights import Source
+from edgelm.models.layers import Embedding, GatedMLP, Head, RMSNorm
+from edgelm.models.weight_names import Source
+from edgelm.ops.position import Rope
 
 WEIGHTS: dict[str, Source] = {
     "embed": "model.embed_tokens",

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from edgelm.attention import Attention
 from edgelm.config import ConfigReader, ModelConfig, head_layout
-from edgelm.layers import MLP, Embedding, Head, LayerNorm
+from edgelm.models.attention import Attention
 from edgelm.models.decoder import Decoder, DecoderLayer
-from edgelm.position import Rope
-from edgelm.weights import Interleaved, Source
+from edgelm.models.layers import MLP, Embedding, Head, LayerNorm
+from edgelm.models.weight_names import Interleaved, Source
+from edgelm.ops.position import Rope
 
 _QKV = "model.layers.{}.self_attn.query_key_value"
 

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from edgelm.cache_sizes import ring_slots
+from edgelm.budget.plan import ProductPlan
 from edgelm.config import ModelConfig
-from edgelm.memory import ProductPlan
+from edgelm.ops.cache_sizes import ring_slots
+from edgelm.ops.position import Rope
 from edgelm.ops.reference import Scoring
-from edgelm.position import Rope
 from quant import QuantEmbedding, QuantLinear, Scheme
 from quant.backends import find
 from quant.backends.native_backend import NativeProduct
@@ -26,7 +26,7 @@ from quant.native import products as calls
 from quant.native.ops import Call, LayerCache
 
 if TYPE_CHECKING:
-    from edgelm.step import Step
+    from edgelm.ops.step import Step
 
 RECORDED_PART = "recorded step"
 MOST_RECORDED = 16

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from edgelm.position import Angles, Rope
+from edgelm.ops.position import Angles, Rope
 
 if TYPE_CHECKING:
-    from edgelm.step import Step
+    from edgelm.ops.step import Step
     from quant import QuantEmbedding, QuantLinear
 
 

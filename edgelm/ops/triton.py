@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from edgelm.cache_sizes import ring_slots
 from edgelm.config import ModelConfig
+from edgelm.ops.cache_sizes import ring_slots
+from edgelm.ops.position import Rope
 from edgelm.ops.reference import Scoring
-from edgelm.position import Rope
 from quant import QuantEmbedding, QuantLinear
 from quant import triton as products
 
 if TYPE_CHECKING:
-    from edgelm.step import Step
+    from edgelm.ops.step import Step
 
 SPLIT = 256  # slots of a row that one program of a decode step takes
 _TILE_BYTES = 16 << 10  # of keys, and as many of values

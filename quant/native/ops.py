@@ -277,7 +277,7 @@ def sample(
 ) -> int:
     """A token of logits [V], drawn by ``uniform`` in [0, 1) from those that the filters keep.
 
-    The filters are ``edgelm.processors``', in the order of the arguments; ``logits`` become
+    The filters are ``edgelm.generation.processors``.; ``logits`` become
     weights. -1 where every logit is -infinity.
     """
     assert logits.is_contiguous() and logits.dim() == 1

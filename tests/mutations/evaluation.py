@@ -38,7 +38,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "evaluate: flips count both ways",
-        "edgelm/evaluation/work.py",
+        "edgelm/evaluation/inputs.py",
         "sum(a != b for a, b in",
         "sum(a < b for a, b in",
         ("tests/test_evaluation.py::test_flips_count_both_ways",),
@@ -109,21 +109,21 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "evaluate: the noise floor of tasks is that of bfloat16",
-        "edgelm/evaluation/making.py",
+        "edgelm/evaluation/make_baseline.py",
         '"bfloat16", NOISY)',
         '"bfloat16", EXACT)',
         (f"{_TESTS}test_tasks_have_a_noise_floor",),
     ),
     Mutation(
         "evaluate: a quantized folder's baseline is of its source",
-        "edgelm/evaluation/job.py",
+        "edgelm/evaluation/evaluate.py",
         "return files.source_sha256 if stored else files.sha256",
         "return None if stored else files.sha256",
         (f"{_TESTS}test_a_folder_knows_what_it_was_quantized_from",),
     ),
     Mutation(
         "evaluate: a source at second hand is the first one",
-        "edgelm/conversion.py",
+        "edgelm/quantization/conversion.py",
         "source_sha256=files.source_sha256 or files.sha256",
         "source_sha256=files.sha256",
         (f"{_TESTS}test_a_folder_knows_what_it_was_quantized_from",),

@@ -14,7 +14,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "gemma2: soft-cap of the logits",
-        "edgelm/layers.py",
+        "edgelm/models/layers.py",
         "return out if self.softcap is None else ops.softcap_(out, self.softcap)",
         "return out",
         ("tests/test_family_parity.py::test_causal_lm[gemma2]",),
@@ -105,7 +105,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "fused tensors take turns by head",
-        "edgelm/weights.py",
+        "edgelm/models/weight_names.py",
         "(head * source.of + source.index) * self.head_size + offset",
         "source.index * self.head_size * 4 + start",
         ("tests/test_family_parity.py::test_causal_lm[persimmon]",),
@@ -133,7 +133,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "bloom: slopes of head counts that are no power of two",
-        "edgelm/position.py",
+        "edgelm/ops/position.py",
         "-4.0 * (2 * i + 1)",
         "-8.0 * (i + 1)",
         ("tests/test_family_parity.py::test_causal_lm[bloom]",),
@@ -161,7 +161,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "bloom: checkpoints without the prefix",
-        "edgelm/weights.py",
+        "edgelm/models/weight_names.py",
         'for candidate in (name, rest, f"transformer.{rest}"):',
         "for candidate in (name,):",
         ("tests/test_family_parity.py::test_base[bloom]",),

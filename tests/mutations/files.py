@@ -66,7 +66,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "gguf: blocks quantized anew are spoken of",
-        "edgelm/loading.py",
+        "edgelm/engine/loader.py",
         "            if scheme == info.nearest:",
         "            if False:",
         (f"{BLOCKS}::test_auto_says_what_it_made",),

@@ -9,14 +9,14 @@ _TESTS = "tests/test_lifecycle.py::"
 MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "lifecycle: a waiting call is cancelled",
-        "edgelm/turn.py",
+        "edgelm/call_lock.py",
         "            if cancelled():",
         "            if False:",
         (f"{_TESTS}test_a_waiting_call_is_cancelled",),
     ),
     Mutation(
         "lifecycle: a forked child is refused",
-        "edgelm/turn.py",
+        "edgelm/call_lock.py",
         "        return self._process != os.getpid()",
         "        return False",
         (f"{_TESTS}test_a_forked_child_is_told",),
@@ -44,7 +44,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "lifecycle: one thread in a forked child",
-        "edgelm/entry.py",
+        "edgelm/loading.py",
         "    if os.getpid() != _IMPORTED_IN:",
         "    if False:",
         (f"{_TESTS}test_a_forked_child_loads_with_one_thread",),

@@ -184,14 +184,14 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "kernel choice: a damaged file counts as absent",
-        "edgelm/kernel_choice.py",
+        "edgelm/planning/kernel_choice.py",
         "return data if _is_valid(data) else {}",
         "return data",
         ("tests/test_kernel_choice.py::test_a_damaged_file_is_ignored_and_remade",),
     ),
     Mutation(
         "kernel choice: slow kernels are named",
-        "edgelm/entry.py",
+        "edgelm/loading.py",
         "kernel_choice.warn_of_slow(made.products, decoder.embed.tied_to_head)",
         "pass",
         ("tests/test_kernel_choice.py::test_a_slow_kernel_is_never_silent",),

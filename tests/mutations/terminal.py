@@ -9,14 +9,14 @@ _BARS = "tests/test_progress.py::"
 MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "progress: the loading bar counts what is packed",
-        "edgelm/loading.py",
+        "edgelm/engine/loader.py",
         "            tensors = self._prepared(product)\n            self._tell(product)\n",
         "            tensors = self._prepared(product)\n",
         (f"{_BARS}test_loading_counts_every_byte",),
     ),
     Mutation(
         "progress: the loading bar ends at all",
-        "edgelm/loading.py",
+        "edgelm/engine/loader.py",
         'self.progress("norms", self.plan.weight_bytes, self.plan.weight_bytes)',
         "pass",
         (f"{_BARS}test_loading_counts_every_byte",),
@@ -30,14 +30,14 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "progress: bars while fetching",
-        "edgelm/hub.py",
+        "edgelm/hub/references.py",
         "_progress_bars(log.isEnabledFor(logging.INFO))",
         "_progress_bars(False)",
         ("tests/test_hub_server.py::test_bars_while_fetching",),
     ),
     Mutation(
         "doctor: clearing the cache forgets the measured tiles",
-        "edgelm/diagnosis.py",
+        "edgelm/reports/diagnosis.py",
         "profiles = (hardware.PROFILE, kernel_choice.KEPT, TILES, ",
         "profiles = (hardware.PROFILE, kernel_choice.KEPT, ",
         ("tests/test_cli.py::test_clear_cache_deletes_its_own_files_only",),

@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from edgelm.cache import LayerStore
 from edgelm.config import RopeParameters
 from edgelm.ops import reference
-from edgelm.position import Alibi, Angles, Rope
+from edgelm.ops.cache import LayerStore
+from edgelm.ops.position import Alibi, Angles, Rope
 from quant import native
 from quant.native import ops
 

@@ -188,7 +188,7 @@ struct edgelm_choice {
 EDGELM_API void edgelm_argmax(const void* choice);
 
 // out = a token of logits [size], which become weights: e^(logit / temperature) of those that
-// top_k (0: all), top_p and min_p keep, in this order and as edgelm/processors.py has them. The
+// top_k (0: all), top_p and min_p keep, in this order and as edgelm/generation/processors.py has them. The
 // token is the first whose running sum of weights exceeds `uniform` of all; -1 where every logit
 // is -infinity.
 struct edgelm_draw {

@@ -1,0 +1,125 @@
+"""Placement: which layers stay in memory, and which are read from disk in every step."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Sequence
+
+from edgelm.budget.plan import Part, Plan, ProductPlan
+from edgelm.errors import UsageError
+
+OFFLOADS = ("none", "cpu", "disk")
+ALIGNMENT = 64  # bytes: where tensors begin in a buffer, as torch's own memory does
+BUFFERS = 2  # one layer is computed while the other is read
+STREAM_PART = "streaming buffers"  # of the plan
+ON_HOST = ", on the cpu"  # names of plan parts: what the host has beside an accelerator
+STREAMED_PART = "weights.streamed"  # on the disk
+Places = tuple[str, ...]
+_TENSORS = 3  # at most so many make up a matrix in any kernel's layout
+
+
+def place(
+    offload: str, layers: int, budget_bytes: int, peak_bytes: Callable[[Places], int]
+) -> Places:
+    """``cpu`` or ``disk`` for each layer: as few on disk as the budget asks for.
+
+    Args:
+        peak_bytes: what the whole process takes with the layers in such places.
+
+    Returns:
+        All on the disk where not even that fits.
+    """
+
+    def fits(count: int) -> bool:
+        return peak_bytes(_spread(count, layers)) <= budget_bytes
+
+    if offload == "none" or fits(0):
+        return _spread(0, layers)
+    # From one on, each more takes less: the buffers are there already.
+    count = 1 + bisect_left(range(1, layers + 1), True, key=fits)
+    return _spread(min(count, layers), layers)
+
+
+def check_offload(offload: str, device: str) -> None:
+    """Raise UsageError unless layers of a model on ``device`` can go there."""
+    allowed = [own for own in OFFLOADS if own != ("cpu" if device == "cpu" else "disk")]
+    if offload in allowed:
+        return
+    why = ""
+    if offload == "cpu":
+        why = (
+            " (a model on the CPU has no other memory than the host's, so 'cpu' would move nothing)"
+        )
+    elif offload == "disk":
+        why = f" (layers are streamed to the CPU only, and the device is {device})"
+    raise UsageError(
+        f"offload {offload!r} is not possible here; allowed: {', '.join(allowed)}{why}."
+    )
+
+
+def _spread(count: int, layers: int) -> Places:
+    """``count`` streamed layers far apart: the resident ones between them are time to read."""
+    return tuple(
+        "disk" if (index + 1) * count // layers > index * count // layers else "cpu"
+        for index in range(layers)
+    )
+
+
+def placed_parts(
+    parts: Sequence[Part], products: Sequence[ProductPlan], places: Places
+) -> list[Part]:  # fmt: skip
+    """``parts`` with streamed weights counted as the disk's, and the buffers they are read into."""
+    streamed = [product for product in products if is_streamed(product, places)]
+    if not streamed:
+        return list(parts)
+    left = {part.name: part.bytes for part in parts}
+    for product in streamed:
+        left[f"weights.{product.kind}"] -= product.nbytes
+    found = [Part(name, nbytes) for name, nbytes in left.items() if nbytes]
+    found.append(Part(STREAMED_PART, sum(p.nbytes for p in streamed), "disk"))
+    found.append(Part(STREAM_PART, BUFFERS * buffer_bytes(streamed)))
+    return found
+
+
+def layer_of(product: ProductPlan) -> int | None:
+    """The layer that a matrix belongs to; None for embedding and head."""
+    first = product.names[0].split(".")
+    return int(first[1]) if first[0] == "layers" else None
+
+
+def is_streamed(product: ProductPlan, places: Places) -> bool:
+    """Whether a matrix belongs to a layer that is read from disk in every step."""
+    layer = layer_of(product)
+    return layer is not None and places[layer] == "disk"
+
+
+def streamed_layers(plan: Plan) -> list[int]:
+    """The layers that the plan leaves on disk, in the order of the forward."""
+    return [index for index, place in enumerate(plan.placement) if place == "disk"]
+
+
+def host_layers(plan: Plan) -> int:
+    """How many of the first layers of a model on an accelerator stay on the CPU."""
+    return 0 if plan.device == "cpu" else plan.placement.count("cpu")
+
+
+def file_groups(products: Iterable[ProductPlan]) -> dict[str, list[ProductPlan]]:
+    """Matrices that share a file in the cache: a layer's (``layers.3``), ``embed``, ``head``."""
+    groups: dict[str, list[ProductPlan]] = {}
+    for product in products:
+        groups.setdefault(".".join(product.names[0].split(".")[:2]), []).append(product)
+    return groups
+
+
+def buffer_bytes(products: Sequence[ProductPlan]) -> int:
+    """Bytes that hold any one layer of ``products``, its tensors aligned."""
+    sizes: dict[int | None, int] = {}
+    for product in products:
+        room = aligned(product.nbytes) + _TENSORS * ALIGNMENT
+        sizes[layer_of(product)] = sizes.get(layer_of(product), 0) + room
+    return max(sizes.values())
+
+
+def aligned(nbytes: int) -> int:
+    """``nbytes`` rounded up to where the next tensor may begin."""
+    return -(-nbytes // ALIGNMENT) * ALIGNMENT

@@ -1,0 +1,170 @@
+"""``evaluate``: what quantizing cost, on a text and on tasks, against the baseline of the weights.
+
+The baseline runs first (quant none, float32), leaves a file and is closed; then the model runs.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from edgelm.errors import UsageError
+from edgelm.evaluation.baseline import Baseline, Facts
+from edgelm.evaluation.choices import Picks, accuracy, encode_item
+from edgelm.evaluation.divergence import TextScore, score_text
+from edgelm.evaluation.inputs import Bars, Work, flipped, right
+from edgelm.evaluation.make_baseline import make_baseline
+from edgelm.evaluation.passage import Passage
+from edgelm.evaluation.tasks import TASKS, Item, read_items
+from edgelm.loading import plan, use_threads
+from edgelm.models.model_files import ModelFiles
+
+BASELINE_SUFFIX = ".baseline"
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """Shares of right answers with their standard error; ``_norm`` by log-likelihood per character.
+
+    ``flips``: share of items that are right in one of model and baseline and wrong in the other.
+    """
+
+    n: int
+    accuracy: float
+    stderr: float | None
+    accuracy_norm: float | None
+    stderr_norm: float | None
+    accuracy_baseline: float | None
+    flips: float | None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What ``evaluate`` found.
+
+    ``noise_floor``: the same figures for the baseline's own weights with bfloat16 activations, over
+    the first windows and items (see ``making.measure_noise``). What quantizing adds below this no
+    16-bit run would keep either.
+    """
+
+    model: str
+    scheme: str
+    bits_per_weight: float
+    text: TextScore | None
+    noise_floor: dict[str, Any] | None
+    tasks: dict[str, TaskScore]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data; the text's figures stand at the top, null without a text."""
+        data = asdict(self)
+        del data["text"]
+        names = TextScore.__dataclass_fields__
+        return data | (asdict(self.text) if self.text else dict.fromkeys(names))
+
+
+def evaluate(
+    model: str | Path | ModelFiles, *, text: str | Path | None = None,
+    tasks: Mapping[str, str | Path] | None = None, limit: int | None = None, window: int = 512,
+    baseline: str | Path | None = None, revision: str | None = None, offline: bool = False,
+    allow_pickle: bool = False, progress: Bars | None = None, **settings: Any,
+) -> Evaluation:  # fmt: skip
+    """Perplexity, divergence from the unquantized weights, and multiple-choice tasks.
+
+    Args:
+        text: a UTF-8 file, read in windows of ``window`` tokens.
+        tasks: name -> local file; the names are those of ``tasks.TASKS``.
+        limit: at most so many windows of the text and items of each task.
+        baseline: a model reference, or a file ``*.baseline`` that is used, or made where it is
+            missing. By default the baseline of the same weights is made and thrown away; a model
+            that was quantized already has none then.
+        progress: makes callbacks (..., done, all) from titles.
+        settings: as for ``load``.
+
+    Raises:
+        UsageError: nothing to do, wrong options, or a baseline of something else.
+        DoesNotFitError: the model, or a layer of its baseline (with tasks all of it), exceeds the
+            budget.
+    """
+    if (limit is not None and limit < 1) or (text is None and not tasks):
+        raise UsageError("Give a text or a task, and a limit of at least 1.")
+    files = model if isinstance(model, ModelFiles) else ModelFiles.open(
+        model, revision=revision, offline=offline, allow_pickle=allow_pickle
+    )  # fmt: skip
+    tokenizer = files.tokenizer
+    passage = None if text is None else Passage.read(text, tokenizer, window, limit)
+    items = {name: read_items(name, path, limit) for name, path in (tasks or {}).items()}
+    encoded = {name: [encode_item(tokenizer, i) for i in own] for name, own in items.items()}
+    if settings.get("context", "auto") == "auto":
+        settings.pop("context", None)
+    use_threads(settings.get("threads"))
+    work = Work(files, passage, items, encoded, settings, progress or (lambda title: None))
+    with _baseline(work, baseline) as reference:
+        with work.load(files, f"loading {files.name}") as lm:
+            score = None
+            if passage is not None:
+                score = score_text(lm, passage, reference, work.bars("reading the text"))
+            picks = work.picks(lm, "answering")
+        facts = None if reference is None else reference.facts
+    found = {name: task_score(name, picks[name], items[name], facts) for name in items}
+    noise = None if facts is None else facts.noise
+    return Evaluation(files.name, lm.plan.scheme, lm.plan.bits_per_weight, score, noise, found)
+
+
+@contextmanager
+def _baseline(work: Work, given: str | Path | None) -> Iterator[Baseline | None]:
+    """The open baseline file, checked; made first where there is none."""
+    files, kept = work.files, None
+    if given is not None and str(given).endswith(BASELINE_SUFFIX):
+        kept = Path(given)
+    elif given is not None:
+        files = ModelFiles.open(given)
+    stored = _is_quantized(work)
+    if stored and (given is None or (kept and not kept.exists())):
+        if kept:
+            raise UsageError(
+                f"{kept} does not exist and {work.files.name} is quantized already: make it with "
+                f"edgelm eval ORIGINAL --baseline {kept}, or give the original as --baseline."
+            )
+        yield None
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        path = kept or Path(scratch) / f"own{BASELINE_SUFFIX}"
+        wanted = work.facts(work.files)
+        if not path.exists():
+            made = work.facts(files)
+            made.require(wanted, path, weights=None)
+            make_baseline(work, files, made, path)
+        baseline = Baseline.open(path)
+        try:
+            baseline.facts.require(wanted, path, weights=_weights(work.files, stored, kept))
+            yield baseline
+        finally:
+            baseline.close()
+
+
+def _weights(files: ModelFiles, stored: bool, kept: Path | None) -> str | None:
+    """sha256 of the weights that a baseline file must be of; None: a user's own choice, or a
+    quantized folder that does not say what it was made of."""
+    if kept is None:
+        return None
+    return files.source_sha256 if stored else files.sha256
+
+
+def _is_quantized(work: Work) -> bool:
+    """The file holds the integers that would run, so its own floats are no baseline."""
+    return any(product.stored for product in plan(work.files, **work.planned()).products)
+
+
+def task_score(name: str, picks: Picks, items: list[Item], facts: Facts | None) -> TaskScore:
+    share, stderr = accuracy(picks.plain, items)
+    norm, norm_stderr = accuracy(picks.by_length, items) if TASKS[name].by_length else (None, None)
+    accuracy_before = flips = None
+    if facts is not None:
+        before = facts.tasks[name]["right"]
+        accuracy_before = sum(before) / len(items)
+        flips = flipped(before, right(picks.plain, items))
+    return TaskScore(len(items), share, stderr, norm, norm_stderr, accuracy_before, flips)

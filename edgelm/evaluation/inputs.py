@@ -1,0 +1,89 @@
+"""Work: a text and tasks, read and encoded before any model is loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from edgelm.evaluation.baseline import Facts, tokenizer_sha256
+from edgelm.evaluation.choices import Encoded, Picks, pick
+from edgelm.evaluation.passage import Passage
+from edgelm.evaluation.tasks import Item
+from edgelm.loading import load
+from edgelm.model import LanguageModel
+from edgelm.models.model_files import ModelFiles
+
+Bars = Callable[[str], Callable[..., None] | None]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a model and its baseline are asked. ``settings`` are those of ``load``."""
+
+    files: ModelFiles
+    passage: Passage | None
+    items: Mapping[str, list[Item]]
+    encoded: Mapping[str, list[list[Encoded]]]
+    settings: dict[str, Any]
+    bars: Bars
+
+    @property
+    def context(self) -> int:
+        """The longest input, at most what the model knows."""
+        longest = [len(c.ids) for items in self.encoded.values() for item in items for c in item]
+        window = [] if self.passage is None else [self.passage.ids.shape[1]]
+        return min(self.files.config.max_context, max(longest + window))
+
+    def first(self, windows: int, items: int) -> Work:
+        """The same with at most so many windows and items of each task."""
+        passage = self.passage
+        return replace(
+            self,
+            passage=None if passage is None else replace(passage, ids=passage.ids[:windows]),
+            items={name: own[:items] for name, own in self.items.items()},
+            encoded={name: own[:items] for name, own in self.encoded.items()},
+        )
+
+    def load(self, files: ModelFiles, title: str, **changes: Any) -> LanguageModel:
+        settings = {"context": self.context} | self.settings | changes
+        return load(files, progress=self.bars(title), **settings)
+
+    def planned(self, **changes: Any) -> dict[str, Any]:
+        """The settings that a plan is made of."""
+        settings = {"context": self.context} | self.settings | changes
+        return {name: value for name, value in settings.items() if name != "threads"}
+
+    def facts(self, files: ModelFiles) -> Facts:
+        """What a baseline of ``files`` for this work must say, without results."""
+        decoder, _ = files.assemble("causal-lm")
+        assert decoder.head is not None
+        shape = (0, 0) if self.passage is None else tuple(self.passage.ids.shape)
+        return Facts(
+            files.sha256, tokenizer_sha256(files.tokenizer),
+            None if self.passage is None else self.passage.sha256, (shape[0], shape[1]),
+            files.config.hidden_size, files.config.vocab_size, decoder.head.softcap,
+            {name: {"sha256": _digest(items)} for name, items in self.items.items()},
+        )  # fmt: skip
+
+    def picks(self, lm: LanguageModel, title: str) -> dict[str, Picks]:
+        return {
+            name: pick(lm, items, self.encoded[name], self.bars(f"{title} {name}"))
+            for name, items in self.items.items()
+        }
+
+
+def right(picks: tuple[int, ...], items: list[Item]) -> list[bool]:
+    """Which items were answered as they should be."""
+    return [p == item.gold for p, item in zip(picks, items, strict=True)]
+
+
+def flipped(before: list[bool], after: list[bool]) -> float:
+    """Share of items that are right in one and wrong in the other."""
+    return sum(a != b for a, b in zip(after, before, strict=True)) / len(after)
+
+
+def _digest(items: list[Item]) -> str:
+    return hashlib.sha256(json.dumps([asdict(i) for i in items]).encode()).hexdigest()

@@ -1,0 +1,276 @@
+"""Requests -> token ids -> pieces of text: one loop for one answer or many at once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+
+from edgelm.engine.engine import Engine, RowTokens
+from edgelm.engine.restore_points import RestorePoints
+from edgelm.generation.answer import Answer
+from edgelm.generation.request import Chunk, Request, Result, Stats, collect
+from edgelm.generation.speculation import Speculation
+from edgelm.ops.cache import KVCache
+from edgelm.text.tokenizer import Tokenizer
+
+
+class Batch:
+    """Requests on the rows of a cache: as many at once as there are rows, the others after them.
+
+    Args:
+        held: the ids that each row of the cache holds, kept up to date token by token.
+        points: where rows can go back to. speculation: guesses for an answer that runs alone.
+        end_ids: tokens that end an answer. cancelled: asked before every token.
+        kernels: for the statistics.
+
+    Raises:
+        UsageError, ContextLengthError: a request that cannot be run; none is started then.
+    """
+
+    def __init__(
+        self, engine: Engine, cache: KVCache, held: list[list[int]], points: RestorePoints,
+        speculation: Speculation | None, requests: Sequence[Request], end_ids: frozenset[int],
+        cancelled: Callable[[], bool], kernels: dict[str, str],
+    ) -> None:  # fmt: skip
+        self.engine, self.cache, self.held = engine, cache, held
+        self.points, self.speculation = points, speculation
+        self.end_ids, self.cancelled, self._kernels = end_ids, cancelled, kernels
+        self.answers = [
+            Answer(index, request, request.limit(cache.context, engine.config.vocab_size))
+            for index, request in enumerate(requests)
+        ]
+        self._waiting = list(self.answers)
+        self._running: list[Answer] = []
+        self._guided: Answer | None = None
+
+    def tokens(self) -> Generator[tuple[Answer, int], None, None]:
+        """Each answer's ids as they come, end tokens included: the one generation loop."""
+        while self._fill_rows() and not self.cancelled():
+            guide = self._guide()
+            start = time.perf_counter()
+            guessed = guide.guess(self._running[0]) if guide else []
+            if guide and guessed:
+                yield from self._verify(guide, guessed, start)
+            else:
+                yield from self._step(guide, start)
+
+    def _step(
+        self, guide: Speculation | None, start: float
+    ) -> Generator[tuple[Answer, int], None, None]:
+        """What every running answer has pending, in one step, and the ids that follow."""
+        pieces = list(self._pieces())
+        hidden = self.engine.run(self.cache, [RowTokens(own.row, ids) for own, ids in pieces])
+        ready, at = [], -1
+        for answer, ids in pieces:
+            self.held[answer.row].extend(ids)
+            del answer.pending[: len(ids)]
+            at += len(ids)
+            if not answer.pending:
+                ready.append((answer, at))
+                if answer.in_prompt and answer.request.keep_prefix:
+                    self.points.mark(answer.row, self.held[answer.row])
+        if not ready:
+            return
+        last = [at for _, at in ready]
+        logits, best = self.engine.judge(hidden if len(last) == len(hidden) else hidden[last])
+        if guide:
+            guide.stepped(time.perf_counter() - start)
+        for (answer, _), own, likeliest in zip(ready, logits, best, strict=True):
+            yield answer, answer.choose(own, likeliest, self.end_ids)
+
+    def _guide(self) -> Speculation | None:
+        """Who guesses now: nobody unless one answer runs alone, is in its text and allows it."""
+        answer, guide = self._running[0], self.speculation
+        if guide is None or len(self._running) > 1 or len(answer.pending) != 1:
+            return None
+        if not answer.new_tokens or not guide.serves(answer.request):
+            return None
+        if self._guided is not answer:
+            self._guided = answer
+            guide.begin(answer)
+        return guide
+
+    def _verify(
+        self, guide: Speculation, guessed: list[int], start: float
+    ) -> Generator[tuple[Answer, int], None, None]:
+        """One step over the pending id and guesses after it; the ids as far as guesses are right.
+
+        Each id is chosen from its own logits as in a step of its own. The row is cut back to the
+        pending id first and grows again with every right guess, so that it holds what ``held``
+        says whenever the caller stops.
+        """
+        answer = self._running[0]
+        row, ids = answer.row, [*answer.pending, *guessed]
+        length = self.cache.lengths[row]
+        hidden = self.engine.run(self.cache, [RowTokens(row, ids)])
+        undone = self.cache.truncate(row, length + 1)
+        assert undone, "a ring holds what a step of one chunk overwrote"
+        logits, best = self.engine.judge(hidden)
+        spent = time.perf_counter() - start
+        self.held[row].extend(answer.pending)
+        answer.drafted += len(guessed)
+        right = 0
+        try:
+            for own, likeliest, guess in zip(logits, best, [*guessed, None], strict=True):
+                token = answer.choose(own, likeliest, self.end_ids)
+                agreed = token == guess and answer.finish_reason is None
+                if agreed:
+                    self.cache.advance(row, 1)
+                    self.held[row].append(token)
+                    answer.pending.clear()
+                    answer.accepted += 1
+                    right += 1
+                yield answer, token
+                if not agreed or answer.finish_reason is not None or self.cancelled():
+                    break
+        finally:
+            guide.verified(len(guessed), right, spent)
+
+    def stats(self, index: int) -> Stats:
+        return self.answers[index].stats(self._kernels)
+
+    def _fill_rows(self) -> bool:
+        """Give rows of finished answers to waiting ones; False when nothing is left to run."""
+        self._running = [answer for answer in self._running if answer.finish_reason is None]
+        busy = {answer.row for answer in self._running}
+        free = [row for row in range(self.cache.rows) if row not in busy]
+        for row in free:
+            answer = next((own for own in self._waiting if not self._twin_in_prompt(own)), None)
+            if answer is None:
+                break
+            self._waiting.remove(answer)
+            self._share_prompt(answer.request, row)
+            answer.begin(row, self._keep_prefix(answer.request, row))
+            self._running.append(answer)
+        return bool(self._running)
+
+    def _twin_in_prompt(self, answer: Answer) -> bool:
+        """Whether another answer is about to have run the prompt that this one shares."""
+        if not answer.request.shares_prompt:
+            return False
+        asked = answer.request.prompt_ids
+        return any(o.in_prompt and o.request.prompt_ids == asked for o in self._running)
+
+    def _share_prompt(self, request: Request, row: int) -> None:
+        """Copy the prompt from the row of an earlier answer to the same prompt, if there is one."""
+        if not request.shares_prompt:
+            return
+        for other in self.answers:
+            ran = other.row >= 0 and other.request.prompt_ids == request.prompt_ids
+            if ran and tuple(self.held[other.row][: len(request.prompt_ids)]) == request.prompt_ids:
+                if other.row != row:
+                    self.cache.copy_row(other.row, row)
+                    self.held[row][:] = self.held[other.row]
+                return
+        del self.held[row][:]
+
+    def _pieces(self) -> Iterator[tuple[Answer, list[int]]]:
+        """What each running answer contributes to the next step; single tokens come first."""
+        room = self.engine.plan.chunk
+        for answer in sorted(self._running, key=lambda a: len(a.pending)):
+            ids = answer.pending[:room]
+            room -= len(ids)
+            if ids:
+                yield answer, ids
+
+    def _keep_prefix(self, request: Request, row: int) -> int:
+        """Cut a row to what it shares with the prompt; the last token is always run again."""
+        held, shared = self.held[row], 0
+        if request.keep_prefix or request.shares_prompt:
+            prompt = request.prompt_ids[:-1]
+            while shared < min(len(prompt), len(held)) and prompt[shared] == held[shared]:
+                shared += 1
+        if not self.cache.truncate(row, shared):
+            shared = self.points.go_back(row, held, shared)
+        del held[shared:]
+        return shared
+
+
+def stream_text(batch: Batch, tokenizer: Tokenizer) -> Iterator[tuple[int, Chunk]]:
+    """Pieces of each answer's text as they become final, with the number of its request."""
+    writers = [Writer(answer.request, tokenizer) for answer in batch.answers]
+    for answer, token in batch.tokens():
+        writer = writers[answer.index]
+        text = writer.push(token, token in batch.end_ids)
+        if writer.stops.found:
+            answer.finish_reason = "stop"
+        if answer.finish_reason is not None:
+            yield answer.index, _last_chunk(batch, answer, writer, text)
+        elif text:
+            yield answer.index, Chunk(text, writer.take_ids(), logprobs=answer.take_logprobs())
+    for answer in batch.answers:
+        if answer.finish_reason is None:
+            answer.finish_reason = "cancelled"
+            yield answer.index, _last_chunk(batch, answer, writers[answer.index], "")
+
+
+def whole_answers(batch: Batch, tokenizer: Tokenizer) -> list[Result]:
+    """The answers to all requests of a batch, in their order."""
+    chunks: list[list[Chunk]] = [[] for _ in batch.answers]
+    for index, chunk in stream_text(batch, tokenizer):
+        chunks[index].append(chunk)
+    return [collect(own) for own in chunks]
+
+
+def _last_chunk(batch: Batch, answer: Answer, writer: Writer, text: str) -> Chunk:
+    text += writer.finish()
+    stats = batch.stats(answer.index)
+    return Chunk(text, writer.take_ids(), answer.finish_reason, stats, answer.take_logprobs())
+
+
+class Writer:
+    """Turns one answer's ids into text: whole characters, nothing of a stop string."""
+
+    def __init__(self, request: Request, tokenizer: Tokenizer) -> None:
+        # A completion continues the prompt's text; a chat reply begins a text of its own.
+        self.decoder = tokenizer.stream(continues=not request.keep_prefix)
+        self.stops = StopStrings(request.stop)
+        self._ids: list[int] = []
+
+    def push(self, token: int, ends: bool) -> str:
+        """The text that is certain after a token; an end token has none."""
+        self._ids.append(token)
+        return "" if ends else self.stops.push(self.decoder.push(token))
+
+    def finish(self) -> str:
+        """What was held back, once nothing more comes."""
+        text = "" if self.stops.found else self.stops.push(self.decoder.finish())
+        return text + self.stops.finish()
+
+    def take_ids(self) -> tuple[int, ...]:
+        """The ids since the last call."""
+        ids, self._ids = tuple(self._ids), []
+        return ids
+
+
+class StopStrings:
+    """Holds text back while it could still become a stop string."""
+
+    def __init__(self, stops: tuple[str, ...]) -> None:
+        self.stops = stops
+        self.found = False
+        self._held = ""
+
+    def push(self, text: str) -> str:
+        """The text that is certain now; everything before a stop string once one is found."""
+        self._held += text
+        positions = [at for stop in self.stops if (at := self._held.find(stop)) >= 0]
+        if positions:
+            self.found = True
+            self._held = self._held[: min(positions)]
+            return ""
+        keep = max((_overlap(self._held, stop) for stop in self.stops), default=0)
+        certain = self._held[: len(self._held) - keep]
+        self._held = self._held[len(certain) :]
+        return certain
+
+    def finish(self) -> str:
+        """What was held back, once nothing more comes."""
+        rest, self._held = self._held, ""
+        return rest
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of ``text`` that begins ``stop``."""
+    longest = min(len(stop) - 1, len(text))
+    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)

@@ -1,0 +1,244 @@
+"""A conversation in a file: what its row of the cache holds, its ids and its messages.
+
+The file is safetensors. Its metadata has one entry, ``conversation``: JSON with the keys of
+``Facts``. Tensors are named ``<store>.<number>``: keys, values and (int8) their scales of the
+layers that share a window, [layers, G, slots in use, D or 1], slots as the cache has them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from edgelm.budget.plan import Plan
+from edgelm.config import ModelConfig
+from edgelm.errors import EdgeLMError, ModelFileError, UnsupportedModelError, UsageError
+from edgelm.models.model_files import ModelFiles
+from edgelm.ops.cache import KVCache
+
+FORMAT_VERSION = 1
+_NAMES = {
+    torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int8: "I8",
+}  # fmt: skip
+Messages = Sequence[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a file says of itself.
+
+    ``model``: sha256 of the weights' files; ``scheme``: of each matrix, since keys depend on it.
+    ``ids``: those that the row holds. ``written``: see ``KVCache``.
+    """
+
+    format_version: int
+    model: str
+    scheme: str
+    kv: str
+    written: int
+    ids: list[int]
+    messages: list[dict[str, str]]
+
+
+class SavedConversations:
+    """``save_conversation`` and ``restore_conversation`` of a loaded model."""
+
+    plan: Plan
+    config: ModelConfig
+    _files: ModelFiles
+    _held: list[list[int]]
+    _running: Callable[[], AbstractContextManager[tuple[Any, KVCache]]]
+
+    def save_conversation(self, path: str | Path, messages: Messages = ()) -> None:
+        """Keep what the cache holds of the last conversation in a file, with its messages.
+
+        Raises:
+            UsageError: nothing is held. EdgeLMError: the file cannot be written.
+        """
+        with self._running() as (_, cache):
+            if not self._held[0]:
+                raise UsageError("There is no conversation to save yet; chat first.")
+            facts = replace(
+                self._facts(),
+                ids=self._held[0],
+                written=cache.written(0),
+                messages=[dict(message) for message in messages],
+            )
+            save_row(Path(path), cache, 0, facts)
+
+    def restore_conversation(self, path: str | Path) -> list[dict[str, str]]:
+        """Put a saved conversation back into the cache; its messages, to be continued by ``chat``.
+
+        Raises:
+            ModelFileError, UnsupportedModelError, UsageError: see ``restore_row``; what the cache
+                held is still there then.
+        """
+        with self._running() as (_, cache):
+            try:
+                facts = restore_row(Path(path), cache, 0, self._facts(), self.config.vocab_size)
+            except BaseException:
+                del self._held[0][cache.lengths[0] :]
+                raise
+            self._held[0][:] = facts.ids
+            return facts.messages
+
+    def _facts(self) -> Facts:
+        """What a file of this model says, of a conversation of nothing; reads all its weights."""
+        schemes = [[*product.names, product.scheme] for product in self.plan.products]
+        digest = hashlib.sha256(json.dumps(schemes).encode()).hexdigest()
+        scheme = f"{self.plan.scheme} {digest}"
+        return Facts(FORMAT_VERSION, self._files.sha256, scheme, self.plan.kv, 0, [], [])
+
+
+def save_row(path: Path, cache: KVCache, row: int, facts: Facts) -> None:
+    """Write a row beside ``path``, then rename it: what was there stays until all is written.
+
+    Raises:
+        EdgeLMError: the file cannot be written.
+    """
+    try:
+        with tempfile.NamedTemporaryFile(
+            dir=path.parent, prefix=f"{path.name}.", delete=False
+        ) as file:
+            try:
+                _write(file, facts, cache.row_tensors(row))
+                file.close()
+                os.replace(file.name, path)
+            except BaseException:
+                file.close()
+                os.unlink(file.name)
+                raise
+    except OSError as error:
+        raise EdgeLMError(
+            f"The conversation could not be written to {path}: {error.strerror or error}. What "
+            "the file held before is untouched; name another place, or free some space."
+        ) from error
+
+
+def restore_row(path: Path, cache: KVCache, row: int, wanted: Facts, vocab: int) -> Facts:
+    """Fill a row from a file, after everything that the file says was checked.
+
+    Args:
+        wanted: what a file of the loaded model says, without ids and messages.
+        vocab: how many ids the model has.
+
+    Raises:
+        ModelFileError: the file is missing or damaged.
+        UnsupportedModelError: a newer version wrote it.
+        UsageError: it is another model's, or does not fit this cache.
+    """
+    with _opened(path) as file:
+        facts = _facts(path, file.metadata())
+        _check_model(path, facts, wanted)
+        _check_ids(path, facts, vocab)
+        tensors = cache.row_tensors(row, facts.written)
+        expected = {name: (_NAMES[t.dtype], [*t.shape]) for name, t in tensors.items()}
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        stored = {name: (s.get_dtype(), s.get_shape()) for name, s in slices.items()}
+        if stored != expected or not cache.reaches(len(facts.ids), facts.written):
+            raise UsageError(
+                f"{path} does not fit this cache: it was saved with another context or chunk. Load "
+                "the model with the settings it had then."
+            )
+        cache.truncate(row, 0)
+        for name, tensor in tensors.items():
+            for layer, target in enumerate(tensor):
+                target.copy_(slices[name][layer])
+        cache.rewind(row, len(facts.ids), facts.written)
+    return facts
+
+
+def _write(file: Any, facts: Facts, tensors: dict[str, Tensor]) -> None:
+    entries: dict[str, Any] = {"__metadata__": {"conversation": json.dumps(asdict(facts))}}
+    at = 0
+    for name, tensor in tensors.items():
+        end = at + tensor.numel() * tensor.itemsize
+        shape = [*tensor.shape]
+        entries[name] = {
+            "dtype": _NAMES[tensor.dtype], "shape": shape, "data_offsets": [at, end],
+        }  # fmt: skip
+        at = end
+    header = json.dumps(entries, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    file.write(len(header).to_bytes(8, "little") + header)
+    for tensor in tensors.values():
+        for group in tensor.flatten(0, 1):
+            _write_group(file, group)
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _write_group(file: BinaryIO, group: Tensor) -> None:
+    """The slots of one layer's group, which lie together in the cache."""
+    file.write(group.reshape(-1).view(torch.uint8).cpu().numpy().data)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """The file with its header checked by the safetensors library: sizes, offsets, length."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise ModelFileError(f"{path} is no file: name one that a conversation was saved to.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise ModelFileError(
+            f"{path} is damaged, or no saved conversation ({error}). Nothing was restored."
+        ) from None
+
+
+def _facts(path: Path, metadata: dict[str, str] | None) -> Facts:
+    try:
+        told = json.loads((metadata or {})["conversation"])
+        version = told["format_version"]
+        if isinstance(version, int) and version > FORMAT_VERSION:
+            raise UnsupportedModelError(
+                f"{path} is of format version {version}; this edgelm reads up to "
+                f"{FORMAT_VERSION}. Install a newer edgelm."
+            )
+        messages = [
+            {"role": str(m["role"]), "content": str(m["content"])} for m in told["messages"]
+        ]
+        facts = Facts(**(told | {"messages": messages}))
+        whole = [facts.format_version, facts.written, *facts.ids]
+        if version != FORMAT_VERSION or any(type(number) is not int for number in whole):
+            raise ValueError(f"format_version is {version!r}, or an id is no number")
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise ModelFileError(
+            f"{path} is damaged, or no saved conversation ({type(error).__name__}: {error}). "
+            "Nothing was restored."
+        ) from None
+    return facts
+
+
+def _check_model(path: Path, facts: Facts, wanted: Facts) -> None:
+    for what, theirs, ours in (
+        ("weights", facts.model, wanted.model),
+        ("scheme", facts.scheme, wanted.scheme),
+        ("kv", facts.kv, wanted.kv),
+    ):
+        if theirs != ours:
+            raise UsageError(
+                f"{path} is a conversation with other {what}: {str(theirs)[:16]}, the loaded model "
+                f"has {ours[:16]}. Load the model, quant and kv that it was saved with."
+            )
+
+
+def _check_ids(path: Path, facts: Facts, vocab: int) -> None:
+    if not facts.ids or not all(0 <= token < vocab for token in facts.ids):
+        raise ModelFileError(
+            f"{path} is damaged: its ids are not all in 0-{vocab - 1}, or none. Nothing was "
+            "restored."
+        )

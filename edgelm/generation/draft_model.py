@@ -1,0 +1,174 @@
+"""A small model that guesses for a large one with the same tokens.
+
+Each guess is what the small model would say, drawn with the large one's settings and random
+numbers, so that two models of one mind draw the same token (the rule that keeps the text exact is
+the large model's own draw; see ``speculation``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import Tensor
+
+from edgelm.budget.past_runs import RUNTIME_PARTS
+from edgelm.budget.plan import Ledger, Part, Plan
+from edgelm.engine.engine import Engine, RowTokens
+from edgelm.engine.loader import Loader
+from edgelm.errors import UsageError
+from edgelm.generation.processors import SoFar
+from edgelm.generation.sampling import Sampler, SamplingSettings
+from edgelm.models.model_files import ModelFiles
+from edgelm.planning.settings import KV_DTYPES, Settings
+from edgelm.planning.solver import solve
+from edgelm.progress import Progress
+from edgelm.text.tokenizer import Tokenizer
+
+PREFIX = "draft."
+_PROBES = (
+    "Hello, world!",
+    " two  spaces\n\tand 1234 lines",
+    "naïve café 你好 🙂",
+    "<s></s><|im_end|>",
+)
+
+
+class DraftModel:
+    """A loaded draft model; guesses for one text at a time.
+
+    Args:
+        vocab_size: ids that the large model knows; a guess beyond them ends the guesses.
+    """
+
+    greedy_only = False
+
+    def __init__(
+        self, files: ModelFiles, plan: Plan, method: str, vocab_size: int, ledger: Ledger,
+        progress: Progress | None,
+    ) -> None:  # fmt: skip
+        own = Ledger(plan.parts, 0, 0, plan.device)
+        decoder, names = files.assemble("causal-lm")
+        Loader(decoder, names, plan, own, method, progress).load(keep=True)
+        self._engine = Engine(decoder, files.config, plan, own)
+        self._cache = self._engine.make_cache(1, plan.context, KV_DTYPES[plan.kv], self)
+        ledger.absorb(PREFIX, own)
+        self._vocab_size = vocab_size
+        self._held: list[int] = []
+        self._sure = 0  # ids at the start of ``held`` that this answer's text is known to have
+        self._sample = Sampler(SamplingSettings())
+
+    def begin(self, ids: SoFar, sampling: SamplingSettings) -> None:
+        """Another text: run as much of it as is not held from before."""
+        self._sample, self._sure = Sampler(sampling), 0
+        if self.strength(ids):
+            self._catch_up([*ids.prompt, *ids.new])
+
+    def strength(self, ids: SoFar) -> int:
+        """1 while the text fits the draft's context."""
+        return int(len(ids.prompt) + len(ids.new) < self._engine.plan.context)
+
+    def guess(self, ids: SoFar, count: int) -> list[int]:
+        """Up to ``count`` tokens that the draft would say."""
+        text = [*ids.prompt, *ids.new]
+        count = min(count, self._engine.plan.context - len(text) + 1)
+        hidden = self._catch_up(text)
+        said = SoFar(ids.prompt, list(ids.new))
+        guessed: list[int] = []
+        while True:
+            logits, best = self._engine.judge(hidden[-1:])
+            token = self._sample(logits[0], best[0], said)
+            if token >= self._vocab_size:
+                return guessed
+            guessed.append(token)
+            said.new.append(token)
+            if len(guessed) == count:
+                return guessed
+            hidden = self._run([token])
+
+    def _catch_up(self, text: list[int]) -> Tensor:
+        """Hold the text's ids and no others; hidden states of the last step, its last id's last."""
+        held, shared = self._held, self._sure
+        while shared < min(len(held), len(text) - 1) and held[shared] == text[shared]:
+            shared += 1
+        shared = min(shared, len(text) - 1, self._cache.lengths[0])
+        if not self._cache.truncate(0, shared):
+            shared = 0
+            self._cache.truncate(0, 0)
+        del held[shared:]
+        chunk = self._engine.plan.chunk
+        for start in range(shared, len(text), chunk):
+            hidden = self._run(text[start : start + chunk])
+        self._sure = len(text)
+        return hidden
+
+    def _run(self, ids: list[int]) -> Tensor:
+        hidden = self._engine.run(self._cache, [RowTokens(0, ids)])
+        self._held.extend(ids)
+        return hidden
+
+
+def plan_draft(files: ModelFiles, target: ModelFiles, made: Plan, settings: Settings) -> Plan:
+    """The draft's own plan: one row of the large model's context, in the same schemes.
+
+    Raises:
+        UsageError: the two have other tokens, or the plan has no room for guesses.
+    """
+    if not made.draft_depth:
+        raise UsageError(
+            "A draft model guesses tokens, and this plan guesses none: load a causal-lm with "
+            "draft_depth and chunk above 1, or leave draft out."
+        )
+    check_tokens(files.name, files.tokenizer, target.name, target.tokenizer)
+    context = min(made.context, files.config.max_context)
+    left = max(1, made.budget_bytes - made.steady_peak_bytes + _process_bytes(made))
+    own = replace(
+        settings, context=context, rows=1, chunk=made.chunk, draft_depth=0, budget=left,
+        offload="none",
+    )  # fmt: skip
+    decoder, names = files.assemble("causal-lm")
+    return solve(decoder, files.config, names, own)
+
+
+def with_draft(made: Plan, draft: Plan) -> Plan:
+    """``made`` with the draft's parts, which is loaded last, and without what it replaces."""
+    scratch = "kernel scratch"
+    larger = max(
+        part.bytes for plan in (made, draft) for part in plan.parts if part.name == scratch
+    )
+    parts = [part for part in made.parts if part.name not in ("speculation", scratch)]
+    parts += [
+        Part(PREFIX + part.name, part.bytes, part.where)
+        for part in draft.parts
+        if part.name not in (*RUNTIME_PARTS, scratch)
+    ]
+    where = next(part.where for part in made.parts if part.name == scratch)
+    parts.append(Part(scratch, larger, where))
+    second = made.steady_peak_bytes + draft.load_peak_bytes - _process_bytes(made)
+    both = replace(made, parts=tuple(parts), load_peak_bytes=max(made.load_peak_bytes, second))
+    return replace(both, fits=both.within_budgets)
+
+
+def _process_bytes(made: Plan) -> int:
+    """What both plans count: the process without a model."""
+    return sum(part.bytes for part in made.parts if part.name in RUNTIME_PARTS)
+
+
+def check_tokens(draft: str, theirs: Tokenizer, target: str, ours: Tokenizer) -> None:
+    """Raise UsageError unless both tokenizers write every token and some texts alike."""
+    reason = None
+    if theirs.vocab_size != ours.vocab_size:
+        reason = f"it has {theirs.vocab_size} tokens, not {ours.vocab_size}"
+    else:
+        for index in range(ours.vocab_size):
+            pair = theirs.token_of(index), ours.token_of(index)
+            if pair[0] != pair[1]:
+                reason = f"its token {index} is {pair[0]!r}, not {pair[1]!r}"
+                break
+        for text in _PROBES:
+            if reason is None and theirs.encode(text) != ours.encode(text):
+                reason = f"it writes {text!r} in other tokens"
+    if reason:
+        raise UsageError(
+            f"{draft} cannot guess for {target}: {reason}. A draft model needs the same tokenizer; "
+            "take a smaller model of the same family and release."
+        )

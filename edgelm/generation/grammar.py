@@ -1,0 +1,146 @@
+"""Grammars that an answer must follow: llguidance says which tokens may come next.
+
+A JSON schema becomes a grammar with one way of writing white space (``", "`` and ``": "``, as
+Python's json), because a model that may write white space for ever sometimes does.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from edgelm.errors import UsageError
+from edgelm.generation.processors import NEVER, SoFar
+from edgelm.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
+    from llguidance._lib import JsonCompileOptions
+
+_JSON_STYLE: JsonCompileOptions = {
+    "whitespace_flexible": False,
+    "item_separator": ", ",
+    "key_separator": ": ",
+}
+_TOKENIZERS: WeakKeyDictionary[Tokenizer, LLTokenizer] = WeakKeyDictionary()
+
+
+class Constraint:
+    """A compiled grammar for one tokenizer; every answer starts a Match of its own.
+
+    Raises:
+        UsageError: the grammar or schema is not one, with what the library says of it.
+    """
+
+    def __init__(self, grammar: str, tokenizer: Tokenizer, end_ids: frozenset[int]) -> None:
+        from llguidance import LLMatcher
+
+        self.end_ids = end_ids
+        self._start = LLMatcher(_library_tokenizer(tokenizer), grammar, log_level=0)
+        if self._start.is_error():
+            reason = self._start.get_error().splitlines()[0]
+            raise UsageError(f"The grammar or schema cannot be followed: {reason}")
+
+    @classmethod
+    def parse(
+        cls, schema: Any, grammar: str | None, tokenizer: Tokenizer, end_ids: frozenset[int]
+    ) -> Constraint | None:
+        """Of a JSON schema (a mapping, or its text) or of a Lark grammar; None for neither."""
+        from llguidance import LLMatcher
+
+        if schema is None and grammar is None:
+            return None
+        if schema is not None and grammar is not None:
+            raise UsageError("Both schema and grammar are given; give one of them.")
+        if grammar is not None:
+            return cls(LLMatcher.grammar_from_lark(grammar), tokenizer, end_ids)
+        text = json.dumps(_schema(schema))
+        compiled = LLMatcher.grammar_from_json_schema(text, overrides=_JSON_STYLE)
+        return cls(compiled, tokenizer, end_ids)
+
+    def start(self) -> Match:
+        """A match at the beginning of an answer."""
+        return Match(self._start.deep_copy(), self.end_ids)
+
+
+class Match:
+    """How far one answer has come in its grammar; a logits processor."""
+
+    def __init__(self, matcher: LLMatcher, end_ids: frozenset[int]) -> None:
+        self._matcher, self._end_ids = matcher, end_ids
+
+    def __call__(self, logits: Tensor, ids: SoFar) -> None:
+        bits = torch.frombuffer(bytearray(self._matcher.compute_bitmask()), dtype=torch.uint8)
+        shifts = torch.arange(8, dtype=torch.uint8)
+        allowed = (bits[:, None] >> shifts & 1).bool().flatten()[: len(logits)]
+        wide = allowed.new_zeros(len(logits))  # embeddings may be padded beyond the tokenizer
+        wide[: len(allowed)] = allowed
+        wide[[i for i in self._end_ids if i < len(wide)]] = self._matcher.is_accepting()
+        logits.masked_fill_(~wide.to(logits.device), NEVER)
+
+    def accept(self, token: int) -> bool:
+        """Go on with a chosen token; True when nothing but an end can follow."""
+        if token not in self._end_ids and not self._matcher.consume_token(token):
+            raise UsageError(f"The grammar failed: {self._matcher.get_error()}")
+        return self._matcher.is_stopped()
+
+
+class _Tokens:
+    """What llguidance wants to know of a vocabulary; the last id is an end that no model has."""
+
+    bos_token_id = None
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        size = tokenizer.vocab_size
+        self.special_token_ids = [i for i in range(size) if tokenizer.is_special(i)] + [size]
+        special = set(self.special_token_ids)
+        self.tokens = [
+            b"\xff<|%d|>" % i if i in special else tokenizer.bytes_of(i) for i in range(size + 1)
+        ]
+        self.eos_token_id = size
+        self._tokenizer = tokenizer
+        self._ids = {own: i for i, own in enumerate(self.tokens) if i not in special and own}
+        self._longest = max(map(len, self._ids))
+
+    def __call__(self, text: str) -> list[int]:
+        """Ids that spell exactly the text: the tokenizer's own, unless it put a space before."""
+        data = text.encode()
+        ids = self._tokenizer.encode(text, add_special=False)
+        return ids if b"".join(self.tokens[i] for i in ids) == data else self._greedy(data)
+
+    def _greedy(self, data: bytes) -> list[int]:
+        """The longest token at each place; a byte without a token ends it."""
+        ids: list[int] = []
+        at = 0
+        while at < len(data):
+            lengths = range(min(self._longest, len(data) - at), 0, -1)
+            length = next((n for n in lengths if data[at : at + n] in self._ids), None)
+            if length is None:
+                break
+            ids.append(self._ids[data[at : at + length]])
+            at += length
+        return ids
+
+
+def _library_tokenizer(tokenizer: Tokenizer) -> LLTokenizer:
+    """llguidance's view of a vocabulary, made once: it costs up to a second for a large one."""
+    from llguidance import LLTokenizer, TokenizerWrapper
+
+    if tokenizer not in _TOKENIZERS:
+        _TOKENIZERS[tokenizer] = LLTokenizer(TokenizerWrapper(_Tokens(tokenizer)))
+    return _TOKENIZERS[tokenizer]
+
+
+def _schema(given: Any) -> Mapping[str, Any] | bool:
+    try:
+        schema = json.loads(given) if isinstance(given, str) else given
+    except ValueError as error:
+        raise UsageError(f"The schema is no JSON ({error}).") from error
+    if not isinstance(schema, Mapping | bool):
+        raise UsageError(f"A JSON schema is an object, not {type(schema).__name__}.")
+    return schema

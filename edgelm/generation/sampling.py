@@ -1,0 +1,190 @@
+"""The settings of a sampler and the sampler: processors in order, random numbers by counter.
+
+The same seed and token index always draw the same number, whatever was computed in between.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from edgelm.errors import UsageError
+from edgelm.generation.processors import (
+    NEVER,
+    Banned,
+    CountPenalty,
+    LogitBias,
+    LogitsProcessor,
+    MinP,
+    RepetitionPenalty,
+    SoFar,
+    Temperature,
+    TopK,
+    TopP,
+    Typical,
+)
+from quant import native
+from quant.native.ops import sample
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How the next token is chosen; temperature 0 is greedy, after penalties, biases and bans.
+
+    ``logit_bias`` holds pairs of id and number. ``presence_penalty`` and ``frequency_penalty``
+    count the answer alone, ``repetition_penalty`` the prompt too.
+
+    Raises:
+        UsageError: a value out of its range.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    typical_p: float = 1.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    banned_tokens: tuple[int, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        # Below, logits over the temperature would pass what float32 holds.
+        warm = self.temperature == 0 or 1e-6 <= self.temperature <= 1e6
+        for name, allowed, ok in (
+            ("temperature", "0, or 1e-6 to 1e6", warm),
+            ("top_k", "0 (off) or above", self.top_k >= 0),
+            ("top_p", "above 0 and up to 1", 0 < self.top_p <= 1),
+            ("min_p", "0 (off) up to 1", 0 <= self.min_p <= 1),
+            ("typical_p", "above 0 and up to 1", 0 < self.typical_p <= 1),
+            ("repetition_penalty", "above 0", 0 < self.repetition_penalty < 1e6),
+            ("presence_penalty", "a finite number", math.isfinite(self.presence_penalty)),
+            ("frequency_penalty", "a finite number", math.isfinite(self.frequency_penalty)),
+            ("logit_bias", "numbers below infinity", all(b < math.inf for _, b in self.logit_bias)),
+            ("seed", "0 to 2**64 - 1", 0 <= self.seed < 1 << 64),
+        ):
+            if not ok:
+                raise UsageError(f"{name} is {getattr(self, name)}; allowed: {allowed}.")
+
+    def check_ids(self, vocab_size: int) -> None:
+        """Raise UsageError where a biased or banned id is none of the model's."""
+        for token in (*self.banned_tokens, *(token for token, _ in self.logit_bias)):
+            if not 0 <= token < vocab_size:
+                raise UsageError(
+                    f"logit_bias and banned_tokens name token id {token}; allowed: "
+                    f"0-{vocab_size - 1}."
+                )
+
+    def adjustments(self) -> list[LogitsProcessor]:
+        """What changes the model's opinion, greedy or not: bias, penalties, bans."""
+        chosen: list[LogitsProcessor] = []
+        if self.logit_bias:
+            chosen.append(LogitBias(self.logit_bias))
+        if self.repetition_penalty != 1:
+            chosen.append(RepetitionPenalty(self.repetition_penalty))
+        if self.presence_penalty or self.frequency_penalty:
+            chosen.append(CountPenalty(self.presence_penalty, self.frequency_penalty))
+        if self.banned_tokens:
+            chosen.append(Banned(self.banned_tokens))
+        return chosen
+
+    def filters(self) -> list[LogitsProcessor]:
+        """What shapes the distribution to draw from, in transformers' order."""
+        chosen: list[LogitsProcessor] = []
+        if self.temperature != 1:
+            chosen.append(Temperature(self.temperature))
+        if self.top_k:
+            chosen.append(TopK(self.top_k))
+        if self.top_p < 1:
+            chosen.append(TopP(self.top_p))
+        if self.min_p:
+            chosen.append(MinP(self.min_p))
+        if self.typical_p < 1:
+            chosen.append(Typical(self.typical_p))
+        return chosen
+
+
+@dataclass
+class Sampler:
+    """Chooses the next id of one row; which row does not matter, so batches change nothing.
+
+    Args:
+        constraint: a processor that bans what a grammar does not allow here.
+    """
+
+    settings: SamplingSettings
+    constraint: LogitsProcessor | None = None
+    adjustments: list[LogitsProcessor] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.adjustments = self.settings.adjustments()
+        if self.constraint is not None:
+            self.adjustments.append(self.constraint)
+
+    def __call__(self, logits: Tensor, best: int, ids: SoFar) -> int:
+        """The id after ``ids``; ``logits`` [V] float32 are changed in place.
+
+        Args:
+            best: the id of the largest of ``logits``.
+
+        Raises:
+            UsageError: biases, bans and grammar together leave no token.
+        """
+        if not self.adjustments and self.settings.temperature == 0:
+            return best
+        if logits.device.type == "mps":  # probabilities are float64, which Metal lacks
+            logits = logits.cpu()
+        for process in self.adjustments:
+            process(logits, ids)
+        draw = self._draw_natively if self._is_native(logits) else self._draw
+        token = draw(logits, ids)
+        if token < 0:
+            raise UsageError(
+                "No token is allowed here: logit_bias, banned_tokens and the grammar exclude all. "
+                "Ban less."
+            )
+        return token
+
+    def _is_native(self, logits: Tensor) -> bool:
+        own = self.settings
+        drawn = own.temperature != 0 and own.typical_p == 1
+        return drawn and logits.device.type == "cpu" and native.missing() is None
+
+    def _draw(self, logits: Tensor, ids: SoFar) -> int:
+        """The definition, for any settings; -1 where every logit is -infinity.
+
+        Everything stays where the logits are but the one number that is returned.
+        """
+        likeliest = logits.argmax()
+        none = logits.gather(0, likeliest.view(1)) == NEVER
+        if self.settings.temperature == 0:
+            return int(torch.where(none, -1, likeliest))
+        for process in self.settings.filters():
+            process(logits, ids)
+        cumulative = logits.double().softmax(0).cumsum(0)
+        drawn = cumulative[-1:] * uniform(self.settings.seed, len(ids.new))
+        found = torch.searchsorted(cumulative, drawn, right=True)
+        return int(torch.where(none, -1, found.clamp(max=len(logits) - 1)))
+
+    def _draw_natively(self, logits: Tensor, ids: SoFar) -> int:
+        """The same token without sorting; shares agree to about 1e-6."""
+        own = self.settings
+        return sample(
+            logits, uniform(own.seed, len(ids.new)),
+            temperature=own.temperature, top_k=own.top_k, top_p=own.top_p, min_p=own.min_p,
+        )  # fmt: skip
+
+
+def uniform(seed: int, index: int) -> float:
+    """A number in [0, 1) that depends on nothing but its arguments.
+
+    Philox (Salmon et al. 2011) as numpy has it: key ``seed``, counter ``index``.
+    """
+    from numpy.random import Generator, Philox
+
+    return float(Generator(Philox(key=seed, counter=[0, index, 0, 0])).random())

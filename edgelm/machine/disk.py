@@ -1,0 +1,76 @@
+"""How fast the cache folder's disk is read, measured once and kept there, and what that means."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+
+from edgelm.machine import hardware
+from edgelm.machine.measurements import keep, kept
+
+PROFILE = "disk.json"
+_PROBE_BYTES = 256 << 20
+_BLOCK_BYTES = 16 << 20
+log = logging.getLogger("edgelm")
+
+
+def measure_once(cache: Path) -> None:
+    """Measure unless it was done before; a disk that refuses stays unknown."""
+    if recorded_read_gb_s(cache) is not None:
+        return
+    try:
+        keep(cache / PROFILE, {"read_gb_s": read_gb_s(cache)})
+    except OSError as error:
+        log.info("the disk of %s cannot be measured: %s", cache, error)
+
+
+def recorded_read_gb_s(cache: Path) -> float | None:
+    """What ``measure_once`` kept, or None."""
+    try:
+        return float(kept(cache / PROFILE)["read_gb_s"])
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
+def expected_tok_s(cache: Path, moved_bytes: int, streamed_bytes: int) -> float | None:
+    """Tokens a second of decoding, at most; None until this machine was measured.
+
+    Layers are read from disk while others compute: the slower of disk and memory decides.
+
+    Args:
+        moved_bytes: weights that a token reads. streamed_bytes: how many of them from disk.
+    """
+    memory, disk = hardware.recorded_read_gb_s(cache), recorded_read_gb_s(cache)
+    if streamed_bytes and disk is None:
+        return None
+    seconds = [moved_bytes / memory / 1e9] if memory else []
+    if disk and streamed_bytes:
+        seconds.append(streamed_bytes / disk / 1e9)
+    return 1 / max(seconds) if seconds else None
+
+
+def read_gb_s(folder: Path) -> float:
+    """GB/s at which a new file of ``folder`` is read in order, past the system's cache.
+
+    Where a system cannot be asked to forget a file, the cache is measured with it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"probe.{os.getpid()}"
+    block = bytearray(os.urandom(_BLOCK_BYTES))
+    try:
+        with path.open("w+b", buffering=0) as file:
+            for _ in range(_PROBE_BYTES // _BLOCK_BYTES):
+                file.write(block)
+            os.fsync(file.fileno())
+            if sys.platform == "linux":
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            file.seek(0)
+            start = time.perf_counter()
+            while file.readinto(block):
+                pass
+            return _PROBE_BYTES / (time.perf_counter() - start) / 1e9
+    finally:
+        path.unlink(missing_ok=True)

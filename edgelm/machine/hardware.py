@@ -1,0 +1,175 @@
+"""What this machine has: memory that is really available, cores, and its read bandwidth."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import platform
+import re
+import time
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from edgelm.machine import cgroups
+from edgelm.machine.measurements import keep, kept
+
+PROFILE = "machine.json"
+MEMINFO = Path("/proc/meminfo")
+_INSTRUCTION_SETS = (
+    *("avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16"),
+    *("amx_bf16", "amx_int8", "asimd", "asimddp", "i8mm", "bf16", "sve"),
+)
+log = logging.getLogger("edgelm")
+
+
+def total_memory_bytes() -> int:
+    """Physical memory, or the cgroup's limit where that is less."""
+    import psutil
+
+    physical = int(psutil.virtual_memory().total)
+    return min([physical, *(own.limit_bytes for own in cgroups.limits())])
+
+
+def available_memory_bytes() -> int:
+    """What can still be taken without swapping, cgroup limits included.
+
+    Pages of files count as free unless they are mapped: a model's mapped weights are in use.
+    """
+    import psutil
+
+    free = int(psutil.virtual_memory().available) - _mapped_file_bytes()
+    return max(0, min([free, *(own.limit_bytes - own.used_bytes for own in cgroups.limits())]))
+
+
+def _mapped_file_bytes() -> int:
+    """Pages of files that some process has mapped; 0 where the system does not tell (not Linux)."""
+    try:
+        lines = MEMINFO.read_text().splitlines()
+    except OSError:
+        return 0
+    told = {name: int(rest.split()[0]) << 10 for name, _, rest in (s.partition(":") for s in lines)}
+    return max(0, told["Mapped"] - told["Shmem"])  # shared memory is mapped and never counted free
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process now."""
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
+
+
+def peak_resident_bytes() -> int:
+    """Largest resident memory of this process so far (VmHWM on Linux)."""
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    import resource  # absent on Windows, where /proc is too
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if platform.system() == "Darwin" else peak * 1024
+
+
+def release_freed_memory() -> None:
+    """Give the system back what is freed but still held by the C library (glibc; else nothing)."""
+    trim = _malloc_trim()
+    if trim is not None:
+        trim(0)
+
+
+def bound_kernel_caches() -> None:
+    """Let oneDNN keep few compiled products, before it is asked for the first.
+
+    It compiles one for every number of rows it meets and keeps 1024, as does torch's layer above
+    it: 160 prompts of random lengths took 275 MiB. What the user's environment says goes first.
+    """
+    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.setdefault(name, "32")
+
+
+@cache
+def _malloc_trim() -> Callable[[int], int] | None:
+    if platform.system() != "Linux":
+        return None
+    found: Callable[[int], int] | None = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    return found
+
+
+def default_threads() -> int:
+    """EDGELM_THREADS, else the cores this process may run on."""
+    given = os.environ.get("EDGELM_THREADS", "")
+    if given.isdigit() and int(given) > 0:
+        return int(given)
+    if hasattr(os, "sched_getaffinity"):
+        return min(len(os.sched_getaffinity(0)), torch.get_num_threads())
+    return torch.get_num_threads()
+
+
+def cores() -> int:
+    """Cores of the machine, hyperthreads counted once where that is known."""
+    import psutil
+
+    return int(psutil.cpu_count(logical=False) or os.cpu_count() or 1)
+
+
+def processor_name() -> str:
+    """The processor's name as the system tells it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def read_gb_s(megabytes: int = 256, rounds: int = 5) -> float:
+    """Memory read bandwidth of torch's threads in GB/s: the best of ``rounds`` sums.
+
+    The buffer must exceed the last-level cache for the figure to mean memory.
+    """
+    data = torch.ones(megabytes << 18, dtype=torch.float32)
+    best = 0.0
+    for _ in range(rounds):
+        start = time.perf_counter()
+        data.sum()
+        best = max(best, data.nbytes / (time.perf_counter() - start) / 1e9)
+    return best
+
+
+def record_read_gb_s(folder: Path) -> float:
+    """Measure the read bandwidth and keep it in the cache folder for later plans."""
+    measured = read_gb_s()
+    keep(folder / PROFILE, {"processor": processor_name(), "read_gb_s": measured})
+    return measured
+
+
+def recorded_read_gb_s(folder: Path) -> float | None:
+    """What ``record_read_gb_s`` kept for this processor, or None."""
+    profile = kept(folder / PROFILE)
+    try:
+        return float(profile["read_gb_s"]) if profile["processor"] == processor_name() else None
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
+def cgroup_limit_bytes() -> int | None:
+    """The smallest memory limit a container sets for this process, None without one."""
+    return min((own.limit_bytes for own in cgroups.limits()), default=None)
+
+
+def instruction_sets() -> tuple[str, ...]:
+    """Those of this processor that products with few bits can use; empty where nobody says."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return (torch.backends.cpu.get_cpu_capability(),)
+    line = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
+    present = set(line[1].split()) if line else set()
+    return tuple(name for name in _INSTRUCTION_SETS if name in present)

@@ -1,0 +1,177 @@
+"""ModelFiles: an opened model before anything is loaded. Headers, config, names, tokenizer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgelm.checkpoint import Checkpoint, open_checkpoint
+from edgelm.checkpoint.fresh_head import FreshHead
+from edgelm.checkpoint.packed import PackedCheckpoint
+from edgelm.config import ConfigReader, ModelConfig
+from edgelm.errors import ModelFileError, UsageError
+from edgelm.hub.headers import Skeleton, headers_or_cached
+from edgelm.hub.references import is_local, is_offline, resolve
+from edgelm.models import family_of
+from edgelm.models.decoder import Decoder
+from edgelm.models.heads import head_for
+from edgelm.models.layers import Head
+from edgelm.models.weight_names import WeightNames
+
+if TYPE_CHECKING:
+    from edgelm.text.tokenizer import Tokenizer
+
+logger = logging.getLogger("edgelm")
+_WEIGHTS = {".safetensors", ".bin", ".pt", ".msgpack", ".gguf"}
+
+
+class ModelFiles:
+    """What a checkpoint's headers tell; reading them takes no memory to speak of.
+
+    Args:
+        name: the reference it was opened by, for messages and reports.
+    """
+
+    def __init__(self, name: str, checkpoint: Checkpoint) -> None:
+        self.name = name
+        self.checkpoint = checkpoint
+        self.skeleton: Skeleton | None = None  # held, since its files go when nobody holds it
+        self._family = family_of(checkpoint.config)
+        self.config: ModelConfig = self._family.read_config(checkpoint.config)
+
+    @classmethod
+    def open(
+        cls, model: str | Path, *, revision: str | None = None, offline: bool = False,
+        allow_pickle: bool = False, headers_only: bool = False,
+    ) -> ModelFiles:  # fmt: skip
+        """Find the files of a model reference (see ``hub.resolve``) and read their headers.
+
+        headers_only: of a model on the Hub fetch no weights, so that it can be planned and not
+            loaded.
+
+        Raises:
+            HubError: a Hub model could not be fetched.
+            ModelFileError, UnsupportedModelError: damaged files, or a model not run here.
+        """
+        name, offline = str(model), offline or is_offline()
+        skeleton = None
+        if headers_only and not (is_local(name) or offline):
+            skeleton = headers_or_cached(name, revision)
+        path = skeleton.path if skeleton else resolve(
+            name, revision=revision, offline=offline, allow_pickle=allow_pickle
+        )  # fmt: skip
+        files = cls(name, open_checkpoint(path, allow_pickle=allow_pickle))
+        files.skeleton = skeleton
+        return files
+
+    def assemble(
+        self, task: str, num_labels: int | None = None, problem_type: str | None = None
+    ) -> tuple[Decoder, WeightNames]:
+        """The model's modules with ``task``'s head, still without weights, and where these are.
+
+        Args:
+            num_labels, problem_type: a user's own, see ``load``; a head that the files lack is
+                then a fresh one.
+
+        Raises:
+            UsageError, UnsupportedModelError: the task does not go with the model or the options.
+            ModelFileError: the files lack the head and nobody asked for a fresh one.
+        """
+        head = head_for(self.config, task, self.checkpoint.config, num_labels, problem_type)
+        decoder: Decoder = self._family.build(self.config, head)
+        if head is None or head.tied:
+            return decoder, self._names(self.checkpoint, head)
+        names = self._names(self.checkpoint, head)
+        if not names.has("head"):
+            if num_labels is None:
+                raise ModelFileError(
+                    f"{self.checkpoint.path} has no tensor {head.source}.weight, the head of task "
+                    f"{task!r}. Load a checkpoint that was trained for this task"
+                    + ("." if head.is_language_model else ", or give num_labels= for a fresh head.")
+                )
+            return decoder, self._names(self._with_fresh(head), head)
+        stored = self.checkpoint.info(names.file_name("head")).shape
+        if num_labels not in (None, stored[0]):
+            raise UsageError(
+                f"num_labels is {num_labels}; the head of {self.checkpoint.path} has {stored[0]} "
+                "labels. Leave num_labels out to use it."
+            )
+        return decoder, names
+
+    def assemble_layer(self, index: int) -> tuple[ModelConfig, Decoder, WeightNames]:
+        """Layer ``index`` as a model of this one layer, with the embedding and the final norm."""
+        config = replace(self.config, num_layers=1, windows=(self.config.windows[index],))
+        table, size = self._family.WEIGHTS, config.head_size
+        names = WeightNames(table, self.checkpoint, size, first_layer=index)
+        return config, self._family.build(config, None), names
+
+    def _names(self, checkpoint: Checkpoint, head: Head | None) -> WeightNames:
+        table = self._family.WEIGHTS | ({} if head is None else {"head": head.source})
+        return WeightNames(table, checkpoint, self.config.head_size)
+
+    def _with_fresh(self, head: Head) -> Checkpoint:
+        logger.warning(
+            "%s has no head for task %r; a fresh one with random weights is made, whose results "
+            "mean nothing before it is trained.",
+            self.name,
+            head.task,
+        )
+        shapes: dict[str, tuple[int, ...]] = {
+            f"{head.source}.weight": (head.out_size, head.in_size)
+        }
+        if head.bias:
+            shapes[f"{head.source}.bias"] = (head.out_size,)
+        std = ConfigReader(self.checkpoint.config).number("initializer_range", default=0.02)
+        return FreshHead(self.checkpoint, shapes, std)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of config.json and the weight files, in the order of their names; reads all of them."""
+        path = self.checkpoint.path
+        found = [path] if path.is_file() else sorted(
+            p for p in path.iterdir() if p.suffix in _WEIGHTS or p.name == "config.json"
+        )  # fmt: skip
+        whole = hashlib.sha256()
+        for own in found:
+            with own.open("rb") as file:
+                whole.update(hashlib.file_digest(file, "sha256").digest())
+        return whole.hexdigest()
+
+    @property
+    def source_sha256(self) -> str | None:
+        """``sha256`` of the model that these files were quantized from, None if nobody wrote it."""
+        if isinstance(self.checkpoint, PackedCheckpoint):
+            return self.checkpoint.manifest.source_sha256
+        return None
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer; its family's chat template where the files hold none.
+
+        Raises:
+            ModelFileError: the files hold none.
+        """
+        from edgelm.text.tokenizer import load_tokenizer
+
+        metadata = self.checkpoint.metadata or None
+        template = getattr(self._family, "CHAT_TEMPLATE", None)
+        return load_tokenizer(self.checkpoint.path, metadata, template)
+
+    @cached_property
+    def generation_config(self) -> dict[str, Any]:
+        """The model's own sampling defaults, empty when it has none."""
+        path = self.checkpoint.path / "generation_config.json"
+        if not self.checkpoint.path.is_dir() or not path.exists():
+            return {}
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ModelFileError(f"{path} cannot be read as JSON: {error}.") from error
+        if not isinstance(data, dict):
+            raise ModelFileError(f"{path} holds {type(data).__name__}; expected an object.")
+        return data

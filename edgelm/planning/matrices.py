@@ -1,0 +1,213 @@
+"""What becomes of every weight under a recipe: scheme, kernel and bytes, from headers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from edgelm.budget.plan import Part, ProductPlan
+from edgelm.errors import KernelUnavailableError, UsageError
+from edgelm.models.decoder import Decoder
+from edgelm.models.layers import Embedding, part_names
+from edgelm.models.weight_names import WeightNames
+from edgelm.planning import kernel_choice
+from quant import KernelUnavailable, QuantError, Recipe, Scheme, choose, find
+
+
+@dataclass(frozen=True)
+class WeightPlan:
+    """All matrices of a model, and what they and its vectors weigh.
+
+    ``label`` is the recipe's name, or for a quantized file the scheme that most bytes are in.
+    """
+
+    label: str
+    products: tuple[ProductPlan, ...]
+    parts: tuple[Part, ...]
+    parameters: int
+
+    @property
+    def nbytes(self) -> int:
+        return sum(part.bytes for part in self.parts)
+
+
+@dataclass(frozen=True)
+class WeightPlanner:
+    """Plans the weights of one model; what recipes share is given once.
+
+    ``backend``, ``measured`` and ``exact`` choose kernels, see ``quant.choose``; ``dtype`` is the
+    activations'. ``device`` is where the matrices go.
+    """
+
+    decoder: Decoder
+    names: WeightNames
+    dtype: torch.dtype
+    backend: str
+    measured: kernel_choice.Rankings
+    exact: bool
+    device: str = "cpu"
+
+    def plan(self, recipe: Recipe | None) -> WeightPlan:
+        """Under ``None`` packed files keep their scheme and others get the default recipe.
+
+        Raises:
+            UsageError: the recipe does not go with the shapes.
+            ModelFileError: a weight is missing or has another shape.
+            KernelUnavailableError: the chosen backend cannot run a matrix.
+        """
+        products = tuple(self._products(recipe))
+        parameters = sum(p.shape[0] * p.shape[1] for p in products)
+        label = _label(products, self.names) if recipe is None else str(recipe)
+        parts = tuple(self._parts(products))
+        return WeightPlan(label, products, parts, parameters + self._vector_elements())
+
+    def _products(self, recipe: Recipe | None) -> Iterator[ProductPlan]:
+        """Every stored matrix in loading order: the embedding, the layers, the head."""
+        embed = self.decoder.embed
+        scheme, stored = self._scheme("embed", embed.shape, recipe)
+        yield self._product(["embed"], [embed.shape], scheme, stored, embed)
+        for prefix, projection in self.decoder.projections():
+            if projection is self.decoder.head and embed.tied_to_head:
+                continue
+            named = part_names(prefix, list(projection.parts))
+            runs: list[tuple[list[str], list[tuple[int, int]], Scheme, bool]] = []
+            for name, rows in zip(named, projection.parts.values(), strict=True):
+                shape = (rows, projection.in_size)
+                head = self.decoder.head
+                if head is not None and projection is head and not head.is_language_model:
+                    self.names.info(name, shape)
+                    # Small, and nothing comes after it.
+                    scheme, stored = Scheme.floating(self.dtype), False
+                else:
+                    scheme, stored = self._scheme(name, shape, recipe)
+                if not runs or runs[-1][2:] != (scheme, stored):
+                    runs.append(([], [], scheme, stored))
+                runs[-1][0].append(name)
+                runs[-1][1].append(shape)
+                if projection.bias:
+                    self.names.info(name, (rows,), "bias")
+            for run_names, shapes, scheme, stored in runs:
+                yield self._product(run_names, shapes, scheme, stored)
+
+    def _scheme(
+        self, name: str, shape: tuple[int, int], recipe: Recipe | None
+    ) -> tuple[Scheme, bool]:
+        """(scheme, whether the file's own integers are kept)."""
+        info = self.names.info(name, shape)
+        if info.scheme is not None and (recipe is None or recipe.accepts(name, info.scheme)):
+            return info.scheme, True
+        if recipe is None and info.stays_float:
+            return Scheme.floating(self.dtype), False
+        if recipe is None and info.nearest is not None:
+            return info.nearest, False
+        try:
+            return (recipe or Recipe.parse("int4")).scheme_for(name, shape, self.dtype), False
+        except QuantError as error:
+            raise UsageError(f"quant: {error}") from error
+
+    def _product(
+        self, names: list[str], shapes: list[tuple[int, int]], scheme: Scheme, stored: bool,
+        embed: Embedding | None = None,
+    ) -> ProductPlan:  # fmt: skip
+        shape = (sum(n for n, _ in shapes), shapes[0][1])
+        lookup = embed is not None
+        multiply = embed is None or embed.tied_to_head
+        ranking = kernel_choice.ranking(self.measured, scheme, shape)
+        try:
+            kernel = choose(
+                scheme, shape, self.device, self.backend, lookup, multiply, ranking, self.exact
+            )
+        except KernelUnavailable as error:
+            raise KernelUnavailableError(f"{names[0]}: {error}") from error
+        nbytes = kernel.nbytes(scheme, shape)
+        named, each = tuple(names), tuple(shapes)
+        return ProductPlan(named, each, str(scheme), kernel.name, self.device, nbytes, stored)
+
+    def _parts(self, products: tuple[ProductPlan, ...]) -> Iterator[Part]:
+        groups = {"weights.embed": 0, "weights.attn": 0, "weights.mlp": 0, "weights.head": 0}
+        for product in products:
+            groups[weight_part(product.names[0])] += product.nbytes
+        for name, norm in self.decoder.norms():
+            for vector in norm.vectors:
+                self.names.info(name, (norm.size,), vector)
+        groups["weights.other"] = vector_bytes(self.decoder, self.dtype)
+        where = "host" if self.device == "cpu" else "device"
+        return (Part(name, nbytes, where) for name, nbytes in groups.items() if nbytes)
+
+    def _vector_elements(self) -> int:
+        """Numbers in norms and biases."""
+        biases = sum(rows for _, rows in self.decoder.biases())
+        return biases + sum(len(norm.vectors) * norm.size for _, norm in self.decoder.norms())
+
+
+def vector_bytes(decoder: Decoder, dtype: torch.dtype, layers: range | None = None) -> int:
+    """Bytes of biases in ``dtype`` and norms in float32, of ``layers`` or all.
+
+    Vectors of no layer count as of one behind the last.
+    """
+    behind = len(decoder.layers)
+    found = [(name, rows * dtype.itemsize) for name, rows in decoder.biases()]
+    for name, norm in decoder.norms():
+        found.append((name, len(norm.vectors) * norm.size * torch.float32.itemsize))
+
+    def layer(name: str) -> int:
+        return int(name.split(".")[1]) if name.startswith("layers.") else behind
+
+    return sum(nbytes for name, nbytes in found if layers is None or layer(name) in layers)
+
+
+def weight_part(name: str) -> str:
+    """The plan part that holds the matrix ``name``."""
+    return f"weights.{name.split('.')[2] if '.' in name else name}"
+
+
+def keeps_its_scheme(decoder: Decoder, names: WeightNames) -> bool:
+    """Whether a file comes quantized, so that ``auto`` leaves it as it is."""
+    infos = (names.info(name, shape) for name, shape in decoder.matrices())
+    return any(info.scheme or info.nearest for info in infos)
+
+
+def bytes_per_token(decoder: Decoder, products: tuple[ProductPlan, ...]) -> int:
+    """Weight bytes that one decode step reads: all but an embedding that is only looked up."""
+    return sum(product.nbytes for product in _multiplied(products, decoder.embed.tied_to_head))
+
+
+def moved_bytes(products: tuple[ProductPlan, ...], tied: bool) -> int:
+    """What one decode step moves: the weights it reads, and the floats that the reference makes
+    of codes, written and read again."""
+    made = 0
+    for product in _multiplied(products, tied):
+        if product.kernel == "reference" and not Scheme.parse(product.scheme).is_float:
+            made += 2 * torch.float32.itemsize * product.shape[0] * product.shape[1]
+    return made + sum(product.nbytes for product in _multiplied(products, tied))
+
+
+def kernel_scratch(
+    products: tuple[ProductPlan, ...], tokens: int, rows: int, tied: bool
+) -> int:  # fmt: skip
+    """The largest temporaries of one call. A table gives the codes and values of all tokens; a
+    head is asked for one token of each row."""
+    looked_up = 2 * tokens * products[0].shape[1] * torch.float32.itemsize
+    kinds = {
+        (p.kernel, p.scheme, p.shape, rows if p.names[0] in ("embed", "head") else tokens)
+        for p in _multiplied(products, tied)
+    }
+    sizes = (find(k).scratch_bytes(Scheme.parse(s), shape, m) for k, s, shape, m in kinds)
+    return max(looked_up, *sizes)
+
+
+def _multiplied(products: tuple[ProductPlan, ...], tied: bool) -> Iterator[ProductPlan]:
+    return (product for product in products if tied or product.names != ("embed",))
+
+
+def _label(products: tuple[ProductPlan, ...], names: WeightNames) -> str:
+    """For a quantized file the scheme that most bytes are in."""
+    infos = (names.info(n, s) for p in products for n, s in zip(p.names, p.shapes, strict=True))
+    if not any(info.scheme or info.nearest for info in infos):
+        return "int4"
+    totals: dict[str, int] = {}
+    for product in products:
+        totals[product.scheme] = totals.get(product.scheme, 0) + product.nbytes
+    return max(totals, key=lambda scheme: totals[scheme])

@@ -1,0 +1,258 @@
+"""From headers and one choice of everything to a Plan: every byte of a load, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from edgelm.budget import past_runs
+from edgelm.budget.placement import (
+    STREAM_PART,
+    Places,
+    check_offload,
+    file_groups,
+    is_streamed,
+    place,
+    placed_parts,
+)
+from edgelm.budget.plan import Part, Plan, parse_budget
+from edgelm.config import ModelConfig
+from edgelm.generation.prompt_lookup import PART as SPECULATION_PART
+from edgelm.generation.prompt_lookup import lookup_bytes
+from edgelm.generation.speculation import draft_depth
+from edgelm.hub.references import cache_dir
+from edgelm.layerstore.layer_folder import LayerFolder, worth_keeping
+from edgelm.machine import accelerators, disk, hardware
+from edgelm.machine.transfer import TRANSFER_BYTES
+from edgelm.models.decoder import Decoder
+from edgelm.models.weight_names import WeightNames
+from edgelm.ops.cache_sizes import cache_parts
+from edgelm.ops.native import recorded_tokens, runs_natively, workspaces
+from edgelm.ops.step import workspace_sizes
+from edgelm.ops.triton import serves, workspace_elements
+from edgelm.planning import expected_accuracy, kernel_choice
+from edgelm.planning.host_split import split
+from edgelm.planning.load_peak import load_peak_bytes
+from edgelm.planning.matrices import WeightPlan, WeightPlanner, kernel_scratch, moved_bytes
+from edgelm.planning.settings import Settings, activation_dtype, exact_activations
+from quant import Recipe
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One choice of all that a load leaves open; ``recipe`` None keeps what a file holds."""
+
+    recipe: Recipe | None
+    kv: torch.dtype
+    context: int
+    rows: int
+    chunk: int
+
+
+@dataclass(frozen=True)
+class PlacedWeights:
+    """Weights with some layers on disk: their parts, what is read from there in every step, and
+    the peak of the process while they are loaded."""
+
+    parts: tuple[Part, ...]
+    streamed_bytes: int
+    load_peak_bytes: int
+
+
+@dataclass
+class Planner:
+    """Plans of one model, from headers alone; what candidates share is worked out once.
+
+    Raises:
+        UsageError: a setting is not allowed for this model.
+    """
+
+    decoder: Decoder
+    config: ModelConfig
+    names: WeightNames
+    settings: Settings
+    _weights: dict[Recipe | None, WeightPlan] = field(default_factory=dict)
+    _placed: dict[tuple[Recipe | None, Places], PlacedWeights] = field(default_factory=dict)
+    _ready: dict[Recipe | None, set[str]] = field(default_factory=dict)
+    _scratch: dict[tuple[Recipe | None, int, int], int] = field(default_factory=dict)
+    _for_host: Planner | None = None
+
+    def __post_init__(self) -> None:
+        self.accelerator = accelerators.find(self.settings.device)
+        self.device = "cpu" if self.accelerator is None else self.accelerator.device
+        self.torch_device = accelerators.torch_device(self.device)
+        self._where = "host" if self.accelerator is None else "device"
+        self.dtype = activation_dtype(self.settings, self.config, self.accelerator)
+        check_offload(self.settings.offload, self.device)
+        resident = hardware.resident_bytes()
+        self.runtime_parts = past_runs.runtime_parts(cache_dir(), resident)
+        available = hardware.available_memory_bytes() + resident
+        self.budget_bytes = parse_budget(self.settings.budget, available)
+        self._tied = self.decoder.embed.tied_to_head
+        measured = kernel_choice.rankings(cache_dir(), self.device)
+        self._weight_planner = WeightPlanner(
+            self.decoder,
+            self.names,
+            self.dtype,
+            self.settings.backend,
+            measured,
+            exact_activations(self.settings),
+            self.device,
+        )
+
+    def plan(self, candidate: Candidate) -> Plan:
+        """The plan for one candidate; ``fits`` says whether the budget holds it.
+
+        Raises:
+            UsageError: the recipe does not go with the shapes.
+            ModelFileError: a weight is missing or has another shape.
+            KernelUnavailableError: the chosen backend cannot run a matrix.
+        """
+        made = self._plan(candidate)
+        too_large = made.predicted_device_peak_bytes > made.device_budget_bytes
+        if self.settings.offload != "cpu" or not too_large:
+            return made
+        if self._for_host is None:
+            own = replace(self.settings, device="cpu", dtype="auto", offload="none")
+            self._for_host = Planner(self.decoder, self.config, self.names, own)
+        return split(self, made, self._for_host.plan(candidate))
+
+    def _plan(self, candidate: Candidate) -> Plan:
+        weights = self._weights_of(candidate.recipe)
+        running = self._running_parts(candidate, weights)
+        running_bytes = _host_bytes(running)
+
+        def peak_bytes(places: Places) -> int:
+            placed = self._placed_weights(candidate.recipe, places)
+            return max(placed.load_peak_bytes, _host_bytes(placed.parts) + running_bytes)
+
+        layers, offload = self.config.num_layers, self.settings.offload
+        placement: Places = (self.device,) * layers
+        if self.accelerator is None:
+            placement = place(offload, layers, self.budget_bytes, peak_bytes)
+        placed = self._placed_weights(candidate.recipe, placement)
+        moved = moved_bytes(weights.products, self._tied)
+        made = Plan(
+            fits=False,
+            scheme=weights.label,
+            bits_per_weight=weights.nbytes * 8 / weights.parameters,
+            kv=_name(candidate.kv),
+            dtype=_name(self.dtype),
+            context=candidate.context,
+            rows=candidate.rows,
+            chunk=min(candidate.chunk, candidate.context),
+            draft_depth=self._draft_depth(candidate),
+            placement=placement,
+            budget_bytes=self.budget_bytes,
+            expected_tok_s=self._expected_tok_s(moved, placed.streamed_bytes),
+            parts=(*placed.parts, *running, *self._layout_cache(candidate.recipe, placement)),
+            products=weights.products,
+            load_peak_bytes=placed.load_peak_bytes,
+            expected_kld=self._expected_kld(candidate, weights),
+            moved_bytes_per_token=moved,
+            device=self.device,
+            device_budget_bytes=0 if self.accelerator is None else self.accelerator.free_bytes,
+        )
+        return replace(made, fits=made.within_budgets)
+
+    def _expected_tok_s(self, moved_bytes: int, streamed_bytes: int) -> float | None:
+        """An estimate for the CPU; nobody has measured an accelerator's bandwidth beforehand."""
+        if self.accelerator is not None:
+            return None
+        return disk.expected_tok_s(cache_dir(), moved_bytes, streamed_bytes)
+
+    def _weights_of(self, recipe: Recipe | None) -> WeightPlan:
+        if recipe not in self._weights:
+            self._weights[recipe] = self._weight_planner.plan(recipe)
+        return self._weights[recipe]
+
+    def _placed_weights(self, recipe: Recipe | None, places: Places) -> PlacedWeights:
+        """Layers for the disk are laid out one by one first; then the others are loaded."""
+        if (recipe, places) not in self._placed:
+            weights = self._weights_of(recipe)
+            parts = tuple(placed_parts(weights.parts, weights.products, places))
+            streamed = [p for p in weights.products if is_streamed(p, places)]
+            resident = [p for p in weights.products if not is_streamed(p, places)]
+            runtime = sum(part.bytes for part in self.runtime_parts)
+            buffers = sum(part.bytes for part in parts if part.name == STREAM_PART)
+            buffers += 0 if self.accelerator is None else TRANSFER_BYTES
+            ready = self._ready_of(recipe)
+            peaks = [load_peak_bytes([p], self.names, runtime, ready) for p in streamed]
+            leaves = self.accelerator is not None
+            peaks.append(load_peak_bytes(resident, self.names, runtime + buffers, ready, leaves))
+            self._placed[recipe, places] = PlacedWeights(
+                parts, sum(product.nbytes for product in streamed), max(peaks)
+            )
+        return self._placed[recipe, places]
+
+    def _ready_of(self, recipe: Recipe | None) -> set[str]:
+        """First names of the products that a load will find laid out in the cache folder."""
+        if recipe not in self._ready:
+            products = self._weights_of(recipe).products
+            store = LayerFolder(cache_dir(), self.names, products, self.settings.method)
+            found = store.present(worth_keeping(products, self.names))
+            self._ready[recipe] = {p.names[0] for group in found for p in store.groups[group]}
+        return self._ready[recipe]
+
+    def _layout_cache(self, recipe: Recipe | None, places: Places) -> list[Part]:
+        """What lies in the cache folder beside streamed layers, so that the next start is quick."""
+        products = self._weights_of(recipe).products
+        groups = file_groups(p for p in products if not is_streamed(p, places))
+        kept = groups.keys() & set(worth_keeping(products, self.names))
+        nbytes = sum(p.nbytes for group in kept for p in groups[group])
+        return [Part("layout cache", nbytes, "disk")] if nbytes else []
+
+    def _running_parts(self, candidate: Candidate, weights: WeightPlan) -> list[Part]:
+        """Everything that generating needs besides the weights."""
+        config, context, kv, dtype = self.config, candidate.context, candidate.kv, self.dtype
+        tokens = min(candidate.chunk, context)
+        sizes: dict[str, int] = {}
+        for part, elements, kind in workspace_sizes(config, tokens, context, dtype, kv).values():
+            sizes[part] = sizes.get(part, 0) + elements * kind.itemsize
+        if config.rope is not None:
+            sizes["rope table"] = context * config.rope.rotary_size * dtype.itemsize
+        sizes |= cache_parts(config, candidate.rows, context, tokens, kv)
+        depth = self._draft_depth(candidate)
+        judged = max(candidate.rows, depth + 1)
+        key = (candidate.recipe, tokens, judged)
+        if key not in self._scratch:
+            self._scratch[key] = kernel_scratch(weights.products, tokens, judged, self._tied)
+        sizes["kernel scratch"] = self._scratch[key]
+        if runs_natively(weights.products, dtype):
+            recorded = recorded_tokens(candidate.rows, depth)
+            own = workspaces(config, recorded, tokens, context, weights.products)
+            for part, nbytes in own.items():
+                sizes[part] = sizes.get(part, 0) + nbytes
+        elif self.accelerator is not None and serves(self.torch_device) is None:
+            recorded = recorded_tokens(candidate.rows, depth)
+            elements = workspace_elements(config, recorded, tokens, context)
+            sizes["attention"] += elements * torch.float32.itemsize
+        rings = cache_parts(config, candidate.rows, context, tokens, kv, rings_only=True)
+        sizes["restore points"] = sum(rings.values())
+        sizes["logits"] = judged * self.decoder.outputs * torch.float32.itemsize
+        parts = [Part(name, nbytes, self._where) for name, nbytes in sizes.items() if nbytes]
+        if depth:
+            parts.append(Part(SPECULATION_PART, lookup_bytes(context)))
+        return [*parts, *self.runtime_parts]
+
+    def _draft_depth(self, candidate: Candidate) -> int:
+        if self.accelerator is not None:  # nobody has measured what guesses cost there
+            return 0
+        tokens = min(candidate.chunk, candidate.context)
+        return draft_depth(self.settings.draft_depth, self.decoder, tokens)
+
+    def _expected_kld(self, candidate: Candidate, weights: WeightPlan) -> float | None:
+        """An estimate; None for what a file holds, whose own error nobody can tell."""
+        if candidate.recipe is None:
+            return None
+        return expected_accuracy.expected_kld(weights.label, _name(candidate.kv))
+
+
+def _host_bytes(parts: Iterable[Part]) -> int:
+    return sum(part.bytes for part in parts if part.where == "host")
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

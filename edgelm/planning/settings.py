@@ -1,0 +1,160 @@
+"""Settings: what a user may fix about a load, checked; the solver chooses what is left open."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from edgelm.config import ModelConfig
+from edgelm.errors import ContextLengthError, UsageError
+from edgelm.machine.accelerators import Accelerator
+from edgelm.models.decoder import Decoder
+from quant import CALIBRATED_METHODS, METHODS, QuantError, Recipe
+
+DEFAULT_CONTEXT = 4096
+DEFAULT_CHUNK = 512
+MOST_ROWS = 8  # that are taken unasked: weights are read once for so many answers
+DEFAULT_DRAFT_DEPTH = 15  # with the token before them 16 rows, which small products run well
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+EXACT_ACTIVATIONS = {"float": torch.float32}  # what products do not round; auto may
+KV_DTYPES = DTYPES | {"int8": torch.int8}
+_MOST_DIGITS = 12  # of a number of tokens; beyond it is a slip of the keyboard
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a user may fix about a load; ``auto`` and None leave it to the solver."""
+
+    quant: str | dict[str, object] | Recipe = "auto"
+    method: str = "rtn"
+    kv: str = "auto"
+    backend: str = "auto"
+    activations: str = "auto"
+    device: str = "auto"
+    dtype: str = "auto"
+    context: int | str = "auto"
+    rows: int | str = 1
+    chunk: int | str = "auto"
+    draft_depth: int = DEFAULT_DRAFT_DEPTH
+    budget: str | int | None = None
+    offload: str = "none"
+
+
+def activation_dtype(
+    settings: Settings, config: ModelConfig, accelerator: Accelerator | None = None
+) -> torch.dtype:
+    """The type of activations; UsageError for one that this model or device does not run in.
+
+    Without ``accelerator`` (on the CPU) float32 unless another is given. With one bfloat16; where
+    it has none float16, and float32 for a model that outgrows that.
+    """
+    dtype = _choose(settings.dtype, "dtype", DTYPES) or _usual_dtype(config, accelerator)
+    if dtype == torch.float16 and config.not_in_float16:
+        raise UsageError(
+            f"dtype 'float16' is refused: {config.not_in_float16}; use float32 or bfloat16."
+        )
+    if dtype == torch.float16 and accelerator is None:
+        raise UsageError(
+            "dtype 'float16' is not run on CPUs (no kernel adds up in it); use float32 or bfloat16."
+        )
+    if dtype == torch.bfloat16 and accelerator is not None and not accelerator.bfloat16:
+        raise UsageError(
+            f"dtype 'bfloat16' is not run on {accelerator.name}, which would emulate it; use "
+            f"float32{'' if config.not_in_float16 else ' or float16'}."
+        )
+    return dtype
+
+
+def _usual_dtype(config: ModelConfig, accelerator: Accelerator | None) -> torch.dtype:
+    if accelerator is None:
+        return torch.float32
+    if accelerator.bfloat16:
+        return torch.bfloat16
+    return torch.float32 if config.not_in_float16 else torch.float16
+
+
+def exact_activations(settings: Settings) -> bool:
+    """Whether products must take activations as they are."""
+    return _choose(settings.activations, "activations", EXACT_ACTIVATIONS) is not None
+
+
+def cache_dtype(settings: Settings) -> torch.dtype | None:
+    """The type of keys and values; None is left open."""
+    return _choose(settings.kv, "kv", KV_DTYPES)
+
+
+def _choose(given: str, what: str, allowed: dict[str, torch.dtype]) -> torch.dtype | None:
+    if given == "auto":
+        return None
+    if given not in allowed:
+        raise UsageError(f"{what} {given!r} is not known; allowed: auto, {', '.join(allowed)}.")
+    return allowed[given]
+
+
+def given_context(settings: Settings, config: ModelConfig) -> int | None:
+    """Tokens of prompt and answer; None is left open.
+
+    Raises:
+        UsageError, ContextLengthError: not a number, or beyond what the model can see.
+    """
+    context = _count(settings.context, "context")
+    if context is not None and context > config.max_context and not config.open_ended:
+        raise ContextLengthError(
+            f"A context of {context} tokens is beyond the model's {config.max_context}.",
+            context,
+            config.max_context,
+        )
+    return context
+
+
+def given_chunk(settings: Settings) -> int | None:
+    """Most tokens of a step; None is left open."""
+    return _count(settings.chunk, "chunk")
+
+
+def given_rows(settings: Settings) -> int | None:
+    """Answers made side by side; None is left open."""
+    return _count(settings.rows, "rows")
+
+
+def _count(given: int | str, what: str) -> int | None:
+    """A count above zero, or None for ``auto``."""
+    text = str(given)
+    if text == "auto":
+        return None
+    if not text.removeprefix("-").isdecimal() or len(text) > _MOST_DIGITS:
+        counted = "a count" if what == "rows" else "a count of tokens"
+        raise UsageError(f"{what} {text!r:.40} is not a number; write {counted}, or auto.")
+    if int(text) < 1:
+        raise UsageError(f"{what} is {text}; it must be at least 1.")
+    return int(text)
+
+
+def given_recipe(settings: Settings, decoder: Decoder) -> Recipe | None:
+    """The recipe that the user named; None is left open.
+
+    Raises:
+        UsageError: the method or recipe is not known, or the recipe names what is not there.
+    """
+    if settings.method in CALIBRATED_METHODS:
+        raise UsageError(
+            f"method {settings.method!r} reads a calibration text, which only edgelm quantize "
+            f"does; allowed here: {', '.join(METHODS)}. Or load a folder quantized with it."
+        )
+    if settings.method not in METHODS:
+        raise UsageError(f"method {settings.method!r} is not known; allowed: {', '.join(METHODS)}.")
+    if settings.quant == "auto":
+        return None
+    try:
+        recipe = Recipe.parse(settings.quant)
+    except QuantError as error:
+        raise UsageError(f"quant: {error}") from error
+    named = [name for name, _ in decoder.matrices()]
+    unused = recipe.unused_patterns(["head", *named])
+    if unused:
+        raise UsageError(
+            f"quant: the overrides {', '.join(unused)} name nothing in this model; its matrices "
+            f"are called {', '.join(named[1:8])}, ..., embed, head."
+        )
+    return recipe

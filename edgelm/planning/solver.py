@@ -1,0 +1,260 @@
+"""Solver: of everything that a user left open, the choice that fits and answers best.
+
+Candidates are a product of what is open, each gets its own plan, and one key sorts them: what fits
+comes first, then what needs no layers on disk, the longer context, the more accurate, the faster
+(answers side by side share what a step reads), and last the order of the product. Whatever was not
+taken keeps its reason.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import product
+from typing import Any
+
+import torch
+
+from edgelm.budget.placement import ON_HOST, STREAMED_PART, streamed_layers
+from edgelm.budget.plan import Plan, human
+from edgelm.config import ModelConfig
+from edgelm.errors import KernelUnavailableError, UsageError
+from edgelm.models.decoder import Decoder
+from edgelm.models.weight_names import WeightNames
+from edgelm.planning.expected_accuracy import accuracy_rank, schemes
+from edgelm.planning.matrices import keeps_its_scheme
+from edgelm.planning.planner import Candidate, Planner
+from edgelm.planning.settings import (
+    DEFAULT_CHUNK,
+    DEFAULT_CONTEXT,
+    MOST_ROWS,
+    Settings,
+    cache_dtype,
+    given_chunk,
+    given_context,
+    given_recipe,
+    given_rows,
+)
+from quant import Recipe
+
+SHORTEST_CONTEXT = 512
+SMALLEST_CHUNK = 64
+CACHE_TYPES = (torch.bfloat16, torch.int8)  # behind that of the activations
+
+Rejected = dict[str, Any]
+logger = logging.getLogger("edgelm")
+
+
+def solve(decoder: Decoder, config: ModelConfig, names: WeightNames, settings: Settings) -> Plan:
+    """The best plan for these settings, with the others and their reasons in ``rejected``.
+
+    Where nothing fits it is the smallest, and its ``fits`` says so.
+
+    Raises:
+        UsageError, ContextLengthError: a setting is not allowed for this model.
+        ModelFileError: a weight is missing or has another shape.
+        KernelUnavailableError: the chosen backend cannot run a matrix in any scheme.
+    """
+    planner = Planner(decoder, config, names, settings)
+    best = _solved(planner, config)
+    if best.fits or planner.accelerator is None or settings.device != "auto":
+        return best
+    logger.warning("%s: it is planned for the CPU instead.", shortage(best))
+    return _solved(Planner(decoder, config, names, replace(settings, device="cpu")), config)
+
+
+def _solved(planner: Planner, config: ModelConfig) -> Plan:
+    settings = planner.settings
+    plans: list[Plan] = []
+    failures: dict[Recipe | None, Exception] = {}
+    for candidate in candidates(planner, _contexts(given_context(settings, config), config)):
+        if candidate.recipe in failures:
+            continue
+        try:
+            plans.append(planner.plan(candidate))
+        except (UsageError, KernelUnavailableError) as error:
+            failures[candidate.recipe] = error
+    if not plans:
+        raise next(iter(failures.values()))
+    best, *others = sorted(plans, key=_rank)
+    impossible = [_impossible(recipe, error) for recipe, error in failures.items()]
+    return replace(best, rejected=(*_rejections(best, others), *impossible))
+
+
+def fitting_contexts(
+    decoder: Decoder, config: ModelConfig, names: WeightNames, settings: Settings
+) -> list[Plan]:
+    """The best plan for every scheme and context: contexts rise, schemes lose accuracy.
+
+    Args:
+        settings: as for ``solve``; what they fix is the only row or column.
+    """
+    planner = Planner(decoder, config, names, settings)
+    given = given_context(settings, config)
+    contexts = [given] if given else _doublings(SHORTEST_CONTEXT, config.max_context)
+    found: dict[tuple[int, str], Plan] = {}
+    for candidate in candidates(planner, contexts):
+        try:
+            plan = planner.plan(candidate)
+        except (UsageError, KernelUnavailableError):
+            continue  # a scheme that this model or backend cannot have is no column
+        key = (plan.context, plan.scheme)
+        found[key] = min(found.get(key, plan), plan, key=_rank)
+    return sorted(found.values(), key=lambda plan: (plan.context, plan.expected_kld or 0.0))
+
+
+def candidates(planner: Planner, contexts: list[int]) -> Iterator[Candidate]:
+    """Every choice of what is open; between equals the earlier one is taken, so the chunk that
+    answers a prompt fastest and the widest cache come first."""
+    settings = planner.settings
+    choices = product(
+        _chunks(given_chunk(settings)),
+        _cache_types(cache_dtype(settings), planner.dtype),
+        contexts,
+        _rows(given_rows(settings)),
+        _recipes(given_recipe(settings, planner.decoder), planner),
+    )
+    for chunk, kv, context, rows, recipe in choices:
+        yield Candidate(recipe, kv, context, rows, chunk)
+
+
+def _chunks(given: int | None) -> list[int]:
+    return [given] if given else _halvings(DEFAULT_CHUNK, SMALLEST_CHUNK)
+
+
+def _rows(given: int | None) -> list[int]:
+    return [given] if given else _halvings(MOST_ROWS, 1)
+
+
+def _cache_types(given: torch.dtype | None, dtype: torch.dtype) -> list[torch.dtype]:
+    return [given] if given else list(dict.fromkeys((dtype, *CACHE_TYPES)))
+
+
+def _contexts(given: int | None, config: ModelConfig) -> list[int]:
+    """The model's, at most DEFAULT_CONTEXT; shorter ones serve where that fits in no scheme."""
+    return [given] if given else _halvings(
+        min(config.max_context, DEFAULT_CONTEXT), SHORTEST_CONTEXT
+    )  # fmt: skip
+
+
+def _recipes(given: Recipe | None, planner: Planner) -> list[Recipe | None]:
+    """The recipe that was asked for, else what a quantized file holds, else all measured ones."""
+    if given is not None:
+        return [given]
+    if keeps_its_scheme(planner.decoder, planner.names):
+        return [None]
+    return [Recipe.parse(scheme) for scheme in schemes()]
+
+
+def _doublings(smallest: int, largest: int) -> list[int]:
+    found = [min(smallest, largest)]
+    while found[-1] < largest:
+        found.append(min(2 * found[-1], largest))
+    return found
+
+
+def _halvings(largest: int, smallest: int) -> list[int]:
+    found = [largest]
+    while found[-1] // 2 >= smallest:
+        found.append(found[-1] // 2)
+    return found
+
+
+def _rank(plan: Plan) -> tuple[float, ...]:
+    if not plan.fits:
+        device = plan.predicted_device_peak_bytes
+        return (1, plan.predicted_peak_bytes + device, plan.steady_peak_bytes + device)
+    # Reading from disk is slower than any scheme: where it must be, as little as can be. Every
+    # chunk of a prompt reads it all again, so chunks stay long.
+    streamed = sum(
+        part.bytes
+        for part in plan.parts
+        if part.name == STREAMED_PART
+        or (part.name.startswith("weights.") and part.name.endswith(ON_HOST))
+    )
+    chunk = -plan.chunk if streamed else 0
+    first, accuracy = (0, bool(streamed), -plan.context, chunk), accuracy_rank(plan.expected_kld)
+    return (*first, streamed, accuracy, plan.moved_bytes_per_token / plan.rows)
+
+
+def _rejections(best: Plan, others: list[Plan]) -> Iterator[Rejected]:
+    """Runners-up first; of plans that differ in their chunk only the better one."""
+    shown = {(best.scheme, best.kv, best.context, best.rows)}
+    for plan in others:
+        key = (plan.scheme, plan.kv, plan.context, plan.rows)
+        if key not in shown:
+            shown.add(key)
+            yield _rejected(plan, reason(plan, best))
+
+
+def _rejected(plan: Plan, why: str) -> Rejected:
+    keys = ("scheme", "kv", "context", "rows", "chunk", "fits", "predicted_peak_bytes")
+    estimates = ("expected_kld", "expected_tok_s")
+    return {key: getattr(plan, key) for key in (*keys, *estimates)} | {"reason": why}
+
+
+def _impossible(recipe: Recipe | None, error: Exception) -> Rejected:
+    """A recipe that this model or backend cannot have."""
+    keys = ("kv", "context", "rows", "chunk", "predicted_peak_bytes", "expected_kld")
+    nothing = dict.fromkeys((*keys, "expected_tok_s"))
+    return {"scheme": str(recipe), **nothing, "fits": False, "reason": str(error)}
+
+
+def reason(plan: Plan, best: Plan) -> str:
+    """Why ``best`` was taken and not ``plan``, in words."""
+    if not plan.fits:
+        return shortage(plan)
+    if streamed_layers(plan) and not streamed_layers(best):
+        return "fits, but only with layers on disk"
+    if plan.context < best.context:
+        return f"fits, but a context of {best.context} fits too"
+    if len(streamed_layers(plan)) > len(streamed_layers(best)):
+        return "fits, but with more layers on disk"
+    if accuracy_rank(plan.expected_kld) > accuracy_rank(best.expected_kld):
+        return (
+            f"fits, but is less accurate: expected divergence {_nats(plan)} against {_nats(best)}"
+        )
+    if plan.rows < best.rows:
+        return f"fits, but {best.rows} answers side by side fit too"
+    if plan.moved_bytes_per_token > best.moved_bytes_per_token:
+        return (
+            f"fits, but is slower: {human(plan.moved_bytes_per_token)} a token against "
+            f"{human(best.moved_bytes_per_token)}, and no more accurate"
+        )
+    return "fits, but gains nothing: no more accurate, no faster"
+
+
+def shortage(plan: Plan) -> str:
+    """What a plan lacks of its budget, and in which phase; or of its device's memory."""
+    device, free = plan.predicted_device_peak_bytes, plan.device_budget_bytes
+    if device > free and plan.predicted_peak_bytes <= plan.budget_bytes:
+        return (
+            f"needs {human(device)} on {plan.device}, {human(device - free)} more than the "
+            f"{human(free)} that are free there"
+        )
+    if is_below_runtime(plan):
+        return (
+            f"the budget of {human(plan.budget_bytes)} is less than the "
+            f"{human(_runtime_bytes(plan))} that "
+            "Python and its libraries take before any model"
+        )
+    phase = "loading" if plan.load_peak_bytes > plan.steady_peak_bytes else "generating"
+    over = plan.predicted_peak_bytes - plan.budget_bytes
+    return (
+        f"needs {human(plan.predicted_peak_bytes)} while {phase}, {human(over)} more than the "
+        f"budget of {human(plan.budget_bytes)}"
+    )
+
+
+def is_below_runtime(plan: Plan) -> bool:
+    """Whether the budget is spent before the model comes, so that no choice of it can fit."""
+    return _runtime_bytes(plan) > plan.budget_bytes
+
+
+def _runtime_bytes(plan: Plan) -> int:
+    return next(part.bytes for part in plan.parts if part.name == "runtime")
+
+
+def _nats(plan: Plan) -> str:
+    return "unknown" if plan.expected_kld is None else f"{plan.expected_kld:.4f}"

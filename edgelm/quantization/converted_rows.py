@@ -1,0 +1,53 @@
+"""Rows of a weight as they are to be stored: read, packed by the method, a block at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from edgelm.checkpoint import Checkpoint
+from edgelm.checkpoint.packed_layout import ROW_STEP
+from edgelm.errors import ModelFileError
+from edgelm.quantization.conversion import TABLE_METHOD, Target
+from quant import CALIBRATED_METHODS, PackedWeight, QuantError, Sqnr, pack, pack_calibrated
+
+BLOCK_BYTES = 32 << 20  # rows of a weight are read, packed and written this much at a time
+
+
+def row_blocks(target: Target) -> Iterator[tuple[int, int]]:
+    """Row ranges of about BLOCK_BYTES in float32; a scalar is one row."""
+    rows = target.shape[0] if target.shape else 1
+    row_bytes = 4 * max(1, torch.Size(target.shape[1:]).numel())
+    step = max(1, BLOCK_BYTES // row_bytes // ROW_STEP) * ROW_STEP
+    for start in range(0, rows, step):
+        yield start, min(start + step, rows)
+
+
+def converted_rows(
+    checkpoint: Checkpoint, target: Target, start: int, stop: int, method: str, error: Sqnr,
+    factor: torch.Tensor | None = None,
+) -> PackedWeight | torch.Tensor:  # fmt: skip
+    """Rows [start, stop) of a weight as they are to be stored; what that costs goes to `error`.
+
+    factor: of the weight's inputs, for a calibrated method.
+    """
+    if target.kept:
+        return checkpoint.read_packed(target.name, start, stop)
+    rows = checkpoint.read(target.name, start, stop)
+    if target.scheme is None:
+        if not bool(torch.isfinite(rows).all()):
+            raise _damaged(checkpoint, target.name, "NaN or infinity")
+        return rows.to(target.dtype)
+    try:
+        shape = (rows.shape[0], rows.shape[1])
+        if factor is not None:
+            return pack_calibrated(rows, factor, target.scheme, method, error)
+        own = TABLE_METHOD if method in CALIBRATED_METHODS else method
+        return pack([(0, rows)], shape, target.scheme, own, error=error)[0]
+    except QuantError as problem:
+        raise _damaged(checkpoint, target.name, str(problem)) from problem
+
+
+def _damaged(checkpoint: Checkpoint, name: str, problem: str) -> ModelFileError:
+    return ModelFileError(f"{checkpoint.path}: tensor {name}: {problem}")

@@ -1,0 +1,299 @@
+"""A model as one .gguf file for llama.cpp: the tables of the reader, applied backwards."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from edgelm.checkpoint.gguf_families import FAMILIES, ROPE_FACTORS, Family, RowOrder
+from edgelm.checkpoint.gguf_writer import KINDS, Entry, GGUFTensors, create_gguf, to_blocks
+from edgelm.checkpoint.journal import Journal
+from edgelm.checkpoint.manifest import Manifest
+from edgelm.errors import UnsupportedModelError, UsageError
+from edgelm.models.model_files import ModelFiles
+from edgelm.ops.position import llama3_divisors
+from edgelm.progress import Progress
+from edgelm.quantization.calibration import Calibration, factored
+from edgelm.quantization.conversion import (
+    Conversion,
+    Target,
+    manifest_of,
+    plan_conversion,
+)
+from edgelm.quantization.converted_rows import converted_rows, row_blocks
+from edgelm.quantization.gguf_vocabulary import vocabulary_metadata
+from edgelm.quantization.packed_folder import file_sha256, job_identity, sync_folder
+from edgelm.reports.inspection import licence_of
+from quant import PackedWeight, Sqnr
+
+logger = logging.getLogger("edgelm")
+
+FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+FILE_TYPES = {"Q4_0": 2, "Q4_1": 3, "Q8_0": 7}  # llama.cpp's general.file_type
+RECIPES: dict[str, Any] = {
+    "int4": {
+        "default": ["int4-g32"],
+        "overrides": {"embed": "int8-g32", "head": "int8-g32"},
+    },
+    "int8": "int8-g32",
+}
+"""What the short names mean here, where groups are always of 32."""
+
+
+def plan_gguf(files: ModelFiles, quant: Any, method: str) -> Conversion:
+    """As `plan_conversion`, with the short recipes as GGUF files can hold them."""
+    wanted = "int4" if quant == "auto" else quant
+    known = isinstance(wanted, str) and wanted in RECIPES
+    return plan_conversion(files, RECIPES[wanted] if known else wanted, method)
+
+
+class GGUFExport:
+    """One .gguf file being written.
+
+    Raises:
+        UnsupportedModelError, UsageError: GGUF or llama.cpp has no words for this model or scheme.
+    """
+
+    def __init__(
+        self, files: ModelFiles, out: Path, conversion: Conversion, method: str,
+        calibration: Calibration | None = None,
+    ) -> None:  # fmt: skip
+        self.files, self.out, self.conversion, self.method = files, out, conversion, method
+        self.calibration = calibration
+        self.partial = out.with_name(out.name + ".partial")
+        job = job_identity(files, conversion, method, calibration)
+        self.journal = Journal(out.with_name(out.name + ".partial.journal"), job)
+        self.targets = conversion.targets
+        self.resumed = 0
+        family = FAMILIES.get(files.config.model_type)
+        if family is None:
+            raise UnsupportedModelError(
+                f"{files.name} is a {files.config.model_type} model; GGUF files are written for "
+                f"{', '.join(FAMILIES)}. Give a folder as OUT."
+            )
+        self.family: Family = family
+        self.metadata = model_metadata(files) | vocabulary_metadata(files)
+        self.entries = [self._entry(target) for target in self.targets]
+        self.divisors = self._divisors()
+        kinds = [entry.kind for entry in self.entries if entry.kind in FILE_TYPES]
+        common = max(set(kinds), key=kinds.count, default="")
+        self.metadata["general.file_type"] = FILE_TYPES.get(common, 0)
+
+    @property
+    def nbytes(self) -> int:
+        """Of all tensors."""
+        return sum(entry.nbytes for entry in self.entries)
+
+    def run(self, progress: Progress | None) -> Manifest:
+        """Write beside, read back, rename; what was written, in words."""
+        if self.out.exists():
+            return self._finished_before()
+        self._prepare()
+        tensors = GGUFTensors(self.partial)
+        try:
+            tensors.verify(self._write_tensors(tensors, progress))
+        finally:
+            tensors.close()
+        os.rename(self.partial, self.out)
+        sync_folder(self.out.parent, files=False)
+        manifest = self._manifest()
+        self.journal.remove()
+        return manifest
+
+    def _finished_before(self) -> Manifest:
+        """A run killed after the file got its name leaves a journal and nothing to do."""
+        if self.partial.exists() or not self.journal.read():
+            raise UsageError(
+                f"{self.out} exists and is left as it is. Give another name, or delete it first."
+            )
+        self.resumed = len(self.journal.done)
+        manifest = self._manifest()
+        self.journal.remove()
+        return manifest
+
+    def _prepare(self) -> None:
+        """A file at full length and a journal; those of an interrupted run where they fit."""
+        ours = self.journal.read()
+        if ours and self.journal.done and self.partial.exists():
+            self.resumed = len(self.journal.done)
+            return
+        if self.partial.exists() and not ours:
+            logger.warning("%s is of another job and is begun anew.", self.partial)
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        self.journal.start()
+        try:
+            entries = [*self.entries, *self._rope_entry()]
+            create_gguf(self.partial, self.files.config.model_type, self.metadata, entries)
+        except OSError:  # nothing of worth is in it yet
+            self.partial.unlink(missing_ok=True)
+            self.journal.remove()
+            raise
+
+    def _write_tensors(self, tensors: GGUFTensors, progress: Progress | None) -> dict[str, str]:
+        """What an earlier run had not finished; the sha256 of every tensor."""
+        done, finished = 0, self.journal.done
+        entries = {t.name: entry for t, entry in zip(self.targets, self.entries, strict=True)}
+        for target, factor in factored(self.calibration, self.targets, finished):
+            entry = entries[target.name]
+            if target.name not in finished:
+                error = Sqnr()
+                digest = tensors.write(entry.name, self._tensor(target, entry, error, factor))
+                db = error.db if error.noise else None
+                told = {"tensor": entry.name, "sha256": digest, "error_db": db}
+                self.journal.add(target.name, told)
+            del factor  # before the next layer's Hessians are there
+            done += entry.nbytes
+            if progress:
+                progress(target.name, done, self.nbytes)
+        digests = {entry["tensor"]: entry["sha256"] for entry in self.journal.done.values()}
+        if self.divisors is not None:
+            digests[ROPE_FACTORS] = tensors.write(ROPE_FACTORS, self.divisors.view(torch.uint8))
+        return digests
+
+    def _manifest(self) -> Manifest:
+        errors = {name: entry["error_db"] for name, entry in self.journal.done.items()}
+        sums = {self.out.name: file_sha256(self.out)}
+        return manifest_of(self.files, self.conversion, self.method, errors, self.nbytes, sums)
+
+    def _tensor(self, target: Target, entry: Entry, error: Sqnr, factor: Tensor | None) -> Tensor:
+        """The tensor's bytes, uint8 [rows, row_bytes]; what packing costs goes to `error`."""
+        raw = torch.empty(entry.shape[0], entry.row_bytes, dtype=torch.uint8)
+        for start, stop in row_blocks(target):
+            rows = converted_rows(
+                self.files.checkpoint, target, start, stop, self.method, error, factor
+            )
+            if isinstance(rows, PackedWeight):
+                raw[start:stop] = to_blocks(rows)
+                continue
+            floats = rows.float() + self.family.offset(entry.name)
+            stored = floats.to(FLOATS[entry.kind]).contiguous().view(torch.uint8)
+            raw[start:stop] = stored.view(stop - start, entry.row_bytes)
+        order = self.family.order(entry.name)
+        return raw if order is None else raw[self._permutation(order, len(raw))]
+
+    def _permutation(self, order: RowOrder, rows: int) -> Tensor:
+        """Row i of the file is this row of Hugging Face's tensor."""
+        config = self.files.config
+        own = config.num_kv_heads if order.heads_key.endswith("_kv") else config.num_heads
+        ids = torch.arange(rows)
+        if order.parts > 1:
+            return ids.view(own, order.parts, -1).transpose(0, 1).flatten()
+        return ids.view(own, 2, -1).transpose(1, 2).flatten() if order.pairs else ids
+
+    def _entry(self, target: Target) -> Entry:
+        name = self._gguf_name(target.name)
+        if target.scheme is None:
+            matrix = len(target.shape) == 2
+            kinds = [kind for kind, dtype in FLOATS.items() if dtype == target.dtype and matrix]
+            kind = kinds[0] if kinds else "F32"
+            return Entry(name, kind, target.shape)
+        if target.scheme not in KINDS:
+            allowed = ", ".join(map(str, KINDS))
+            raise UsageError(
+                f"quant: {target.name} would be {target.scheme}, which GGUF has no block for; "
+                f"allowed there: {allowed}, none."
+            )
+        return Entry(name, KINDS[target.scheme], target.shape)
+
+    def _gguf_name(self, hf_name: str) -> str:
+        stem, _, kind = hf_name.rpartition(".")
+        for pattern, theirs in self.family.names.items():
+            for candidate in (theirs, theirs.removeprefix("transformer.")):
+                match = re.fullmatch(re.escape(candidate).replace(r"\*", r"(\d+)"), stem)
+                if match:
+                    layer = match[1] if match.groups() else ""
+                    return f"{pattern.replace('*', layer)}.{kind}"
+        raise UnsupportedModelError(
+            f"{self.files.name}: tensor {hf_name} has no name in GGUF files of "
+            f"{self.files.config.model_type}. Give a folder as OUT."
+        )
+
+    def _rope_entry(self) -> list[Entry]:
+        if self.divisors is None:
+            return []
+        return [Entry(ROPE_FACTORS, "F32", tuple(self.divisors.shape))]
+
+    def _divisors(self) -> Tensor | None:
+        rope = self.files.config.rope
+        if rope is None or rope.rope_type != "llama3":
+            return None
+        return llama3_divisors(rope)
+
+
+def model_metadata(files: ModelFiles) -> dict[str, Any]:
+    """The keys that describe the model, as llama.cpp's converter names them."""
+    config, name = files.config, files.config.model_type
+    if config.keep_normed:
+        raise UnsupportedModelError(
+            "apply_residual_connection_post_layernorm is true, which llama.cpp does not run."
+        )
+    epsilon = "layer_norm_epsilon" if name == "bloom" else "layer_norm_rms_epsilon"
+    keys: dict[str, Any] = {
+        "block_count": config.num_layers,
+        "context_length": config.rope.trained_context if config.rope else config.max_context,
+        "embedding_length": config.hidden_size,
+        "feed_forward_length": config.intermediate_size,
+        "attention.head_count": config.num_heads,
+        "attention.head_count_kv": config.num_kv_heads,
+        f"attention.{epsilon}": config.norm_eps,
+        "vocab_size": config.vocab_size,
+    }
+    if config.rope is not None:
+        keys |= _rope_keys(files) | {
+            "attention.key_length": config.head_size,
+            "attention.value_length": config.head_size,
+        }
+    if name == "gemma2":
+        keys |= _gemma2_keys(files)
+    general = {"general.name": Path(files.name).name, "general.quantization_version": 2}
+    licence = licence_of(files.checkpoint)
+    general |= {} if licence is None else {"general.license": licence}
+    return general | {f"{name}.{key}": value for key, value in keys.items()}
+
+
+def _rope_keys(files: ModelFiles) -> dict[str, Any]:
+    rope = files.config.rope
+    assert rope is not None
+    keys: dict[str, Any] = {
+        "rope.freq_base": float(rope.theta),
+        "rope.dimension_count": rope.rotary_size,
+    }
+    if rope.rope_type in ("default", "llama3"):
+        return keys
+    plain = {"factor", "rope_type", "rope_theta", "original_max_position_embeddings"}
+    if rope.rope_type not in ("linear", "yarn") or set(rope.scaling) - plain:
+        raise UnsupportedModelError(
+            f"rope scaling {rope.rope_type!r} with {', '.join(sorted(rope.scaling))} has no keys "
+            "in GGUF files; linear, llama3 and plain yarn have. Give a folder as OUT."
+        )
+    keys |= {"rope.scaling.type": rope.rope_type}
+    keys |= {"rope.scaling.factor": float(rope.scaling["factor"])}
+    if rope.rope_type == "yarn":
+        original = rope.scaling.get("original_max_position_embeddings", rope.trained_context)
+        keys["rope.scaling.original_context_length"] = int(original)
+    return keys
+
+
+def _gemma2_keys(files: ModelFiles) -> dict[str, Any]:
+    """llama.cpp knows the layers that slide and the query scale by rule, so both must follow it."""
+    config = files.config
+    size = config.hidden_size // config.num_heads if config.num_layers == 46 else config.head_size
+    windows = {window for window in config.windows if window is not None}
+    by_rule = all((w is not None) == (i % 2 == 0) for i, w in enumerate(config.windows))
+    caps = (config.attention_softcap, config.final_softcap)
+    if abs(config.scale - size**-0.5) > 1e-9 or len(windows) != 1 or not by_rule or None in caps:
+        raise UnsupportedModelError(
+            "This Gemma 2's query scale, sliding layers or soft-caps are not the original models', "
+            "and GGUF files have no keys for that. Give a folder as OUT."
+        )
+    return {
+        "attention.sliding_window": windows.pop(),
+        "attn_logit_softcapping": config.attention_softcap,
+        "final_logit_softcapping": config.final_softcap,
+    }

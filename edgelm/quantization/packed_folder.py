@@ -1,0 +1,215 @@
+"""A folder of packed weights being written: streamed, resumable, verified.
+
+Written as OUT.partial with its journal beside it; both carry on after a kill. The folder gets its
+name only when every file was read back, so what is called OUT is whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+
+import torch
+
+from edgelm.budget.plan import human
+from edgelm.checkpoint import file_stamps
+from edgelm.checkpoint.journal import Journal
+from edgelm.checkpoint.manifest import FORMAT_VERSION, MANIFEST, Manifest
+from edgelm.checkpoint.safetensors_writer import (
+    Layout,
+    TensorFiles,
+    index_file,
+    plan_layout,
+    verify_files,
+)
+from edgelm.errors import EdgeLMError, UsageError
+from edgelm.models.model_files import ModelFiles
+from edgelm.progress import Progress
+from edgelm.quantization.calibration import Calibration, factored
+from edgelm.quantization.companions import copy_companions
+from edgelm.quantization.conversion import (
+    Conversion,
+    Target,
+    manifest_of,
+)
+from edgelm.quantization.converted_rows import converted_rows, row_blocks
+from edgelm.version import __version__
+from quant import Sqnr
+
+logger = logging.getLogger("edgelm")
+
+
+class PackedFolder:
+    """One folder being written; `resumed` counts the weights that an earlier run had finished."""
+
+    def __init__(
+        self, files: ModelFiles, out: Path, conversion: Conversion, method: str,
+        calibration: Calibration | None = None,
+    ) -> None:  # fmt: skip
+        self.files, self.out, self.conversion, self.method = files, out, conversion, method
+        self.calibration = calibration
+        self.partial = out.with_name(out.name + ".partial")
+        job = job_identity(files, conversion, method, calibration)
+        self.journal = Journal(out.with_name(out.name + ".partial.journal"), job)
+        scales = conversion.scale_dtype
+        self.layout: Layout = plan_layout([t.specs(scales) for t in conversion.targets])
+        self.resumed = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Of the files with weights."""
+        return self.layout.nbytes
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of all tensors."""
+        return sum(place.nbytes for place in self.layout.places.values())
+
+    def run(self, progress: Progress | None) -> Manifest:
+        """Write, verify, rename; the manifest of what was written."""
+        if self.out.exists():
+            return self._finished_before()
+        self._prepare()
+        self._write_weights(progress)
+        tensors = {t: d for entry in self.journal.done.values() for t, d in entry["sha256"].items()}
+        digests = verify_files(self.partial, self.layout, tensors)
+        manifest = self._write_rest(digests)
+        sync_folder(self.partial)
+        os.rename(self.partial, self.out)
+        sync_folder(self.out.parent, files=False)
+        self.journal.remove()
+        return manifest
+
+    def _finished_before(self) -> Manifest:
+        """A run killed after the folder got its name leaves a journal and nothing to do."""
+        if self.partial.exists() or not self.journal.read():
+            raise UsageError(
+                f"{self.out} exists and is left as it is. Give another name, or delete it first."
+            )
+        self.resumed = len(self.journal.done)
+        self.journal.remove()
+        return Manifest.read(self.out / MANIFEST)
+
+    def _prepare(self) -> None:
+        """Files at full length and a journal; those of an interrupted run where they fit."""
+        sizes = {p.name: p.stat().st_size for p in self.partial.glob("*")}
+        ours = self.journal.read()
+        if ours and self.layout.sizes.items() <= sizes.items():
+            self.resumed = len(self.journal.done)
+            return
+        if self.partial.exists():
+            if not ours:
+                logger.warning("%s is of another job and is begun anew.", self.partial)
+            shutil.rmtree(self.partial)
+        free = shutil.disk_usage(_existing(self.out.parent)).free
+        if free < self.layout.nbytes:
+            raise EdgeLMError(
+                f"{self.out} needs {human(self.layout.nbytes)} and its disk has {human(free)} "
+                "free. Free some space, or give a place on another disk."
+            )
+        self.partial.mkdir(parents=True)
+        self.journal.start()
+        try:
+            TensorFiles.create(self.partial, self.layout)
+        except OSError:  # nothing of worth is in them yet
+            shutil.rmtree(self.partial)
+            self.journal.remove()
+            raise
+
+    def _write_weights(self, progress: Progress | None) -> None:
+        scales = self.conversion.scale_dtype
+        total, done = self.weight_bytes, 0
+        files = TensorFiles(self.partial, self.layout)
+        try:
+            targets, finished = self.conversion.targets, self.journal.done
+            for target, factor in factored(self.calibration, targets, finished):
+                names = list(target.specs(scales))
+                if target.name not in finished:
+                    error = Sqnr()
+                    self._write(target, files, error, factor)
+                    db = error.db if error.noise else None
+                    entry = {"error_db": db, "sha256": files.finish(names)}
+                    self.journal.add(target.name, entry)
+                del factor  # before the next layer's Hessians are there
+                done += sum(self.layout.places[name].nbytes for name in names)
+                if progress:
+                    progress(target.name, done, total)
+            files.sync()
+        finally:
+            files.close()
+
+    def _write(
+        self, target: Target, files: TensorFiles, error: Sqnr, factor: torch.Tensor | None
+    ) -> None:
+        """One weight, a block of rows at a time."""
+        for start, stop in row_blocks(target):
+            rows = converted_rows(
+                self.files.checkpoint, target, start, stop, self.method, error, factor
+            )
+            if isinstance(rows, torch.Tensor):
+                files.write(target.name, start, rows)
+                continue
+            for name, row, part in target.stored(rows, start, self.conversion.scale_dtype):
+                files.write(name, row, part)
+        if target.scheme is not None:
+            for name, part in target.constants().items():
+                files.write(name, 0, part)
+
+    def _write_rest(self, digests: dict[str, str]) -> Manifest:
+        """Everything but weights; the manifest last."""
+        config = dict(self.files.checkpoint.config)
+        if self.conversion.settings is not None:
+            config["quantization_config"] = self.conversion.settings
+        (self.partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+        index_file(self.partial, self.layout)
+        copy_companions(self.files, self.partial)
+        names = sorted(path.name for path in self.partial.iterdir() if path.name != MANIFEST)
+        sums = {name: digests.get(name) or file_sha256(self.partial / name) for name in names}
+        errors = {name: entry["error_db"] for name, entry in self.journal.done.items()}
+        manifest = manifest_of(
+            self.files, self.conversion, self.method, errors, self.weight_bytes, sums
+        )
+        text = json.dumps(manifest.to_dict(), indent=1, ensure_ascii=False) + "\n"
+        (self.partial / MANIFEST).write_text(text, "utf-8")
+        return manifest
+
+
+def job_identity(
+    files: ModelFiles, conversion: Conversion, method: str, calibration: Calibration | None
+) -> str:
+    """Changes with the input's files, the settings, the tokens of calibration and the format."""
+    stamps = file_stamps(files.checkpoint.path)
+    told = [FORMAT_VERSION, __version__, stamps, method, repr(conversion)]
+    told += [calibration.identity] if calibration else []
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+
+
+def _existing(folder: Path) -> Path:
+    return folder if folder.exists() else _existing(folder.parent)
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync_file(path: Path) -> None:
+    """The file's content is on the disk when this returns."""
+    with path.open("r+b") as file:  # some systems refuse to sync what is open for reading only
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path, files: bool = True) -> None:
+    """The folder's entries, and its files' content, are on the disk when this returns."""
+    for path in folder.iterdir() if files else ():
+        sync_file(path)
+    if os.name == "posix":  # elsewhere a folder cannot be opened
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

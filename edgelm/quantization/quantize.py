@@ -1,0 +1,155 @@
+"""``quantize``: a model into a folder of packed weights or a .gguf file, in little memory."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgelm.checkpoint.manifest import Manifest
+from edgelm.checkpoint.safetensors_writer import disk_errors
+from edgelm.errors import UsageError
+from edgelm.machine import hardware
+from edgelm.models.model_files import ModelFiles
+from edgelm.progress import Progress
+from edgelm.quantization.calibration import Calibration, CalibrationText
+from edgelm.quantization.conversion import Conversion, plan_conversion
+from edgelm.quantization.gguf_export import GGUFExport, plan_gguf
+from edgelm.quantization.packed_folder import PackedFolder
+from quant import CALIBRATED_METHODS
+
+logger = logging.getLogger("edgelm")
+
+OVERHEAD_BYTES = 260 << 20  # with what a command imports beside torch: 300 MiB
+Announce = Callable[[dict[str, int]], None]
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What ``quantize`` wrote. Peaks are of the whole process; ``resumed`` counts weights that an
+    interrupted run had finished. ``promised_parts`` are the promised peak's, in bytes by name.
+    ``calibration``: the text, sequences and tokens of each, None for a method without.
+    ``peer_note`` says why transformers cannot load the folder."""
+
+    path: str
+    manifest: Manifest
+    nbytes: int
+    resumed: int
+    promised_peak_bytes: int
+    promised_parts: dict[str, int]
+    peak_rss_bytes: int
+    peer_note: str
+    calibration: dict[str, Any] | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able data."""
+        return {**vars(self), "manifest": self.manifest.to_dict()}
+
+
+def quantize(
+    model: str | Path | ModelFiles, out: str | Path, *, quant: Any = "int4", method: str = "rtn",
+    calibration: str | Path | None = None, revision: str | None = None, offline: bool = False,
+    progress: Progress | None = None, announce: Announce | None = None,
+) -> Quantized:  # fmt: skip
+    """Write a model as a folder of packed weights, or, where ``out`` ends in .gguf, for llama.cpp.
+
+    An interrupted call leaves OUT.partial; the same call goes on where it stopped and ends with
+    the same bytes.
+
+    Args:
+        quant, method: as for ``load``. A file's own integers stay where the recipe accepts them.
+            Method ``gptq`` is one more: it runs a text through the original layers, and takes
+            minutes for every billion weights.
+        calibration: a UTF-8 text file for ``gptq``; None means the text that the package brings.
+        progress: called with (weight, bytes done, bytes in all).
+        announce: called with the parts of the promised peak of memory, in bytes by name, before
+            any work.
+
+    Raises:
+        UsageError: OUT exists, another process is writing it, or the recipe, method or
+            calibration text is wrong.
+        DoesNotFitError: memory for one layer in float32, which ``gptq`` needs, is not there.
+        ModelFileError: a weight is damaged, or does not read back as written.
+        EdgeLMError: the disk is full or refuses.
+    """
+    runtime = hardware.resident_bytes()
+    files = model if isinstance(model, ModelFiles) else ModelFiles.open(
+        model, revision=revision, offline=offline
+    )  # fmt: skip
+    job: PackedFolder | GGUFExport
+    if Path(out).suffix.lower() == ".gguf":
+        conversion = plan_gguf(files, quant, method)
+        calibrated = _calibration(files, conversion, method, calibration)
+        job = GGUFExport(files, Path(out), conversion, method, calibrated)
+    else:
+        conversion = plan_conversion(files, quant, method)
+        calibrated = _calibration(files, conversion, method, calibration)
+        job = PackedFolder(files, Path(out), conversion, method, calibrated)
+    promise = _promise(files, runtime, calibrated)
+    if announce:
+        announce(promise)
+    with disk_errors(job.out), _alone(job.out):
+        manifest = job.run(progress)
+    note = job.conversion.peer_note if isinstance(job, PackedFolder) else ""
+    if note:
+        logger.warning("%s: %s.", job.out, note)
+    peak = hardware.peak_resident_bytes()
+    return Quantized(
+        str(job.out), manifest, job.nbytes, job.resumed, sum(promise.values()), promise, peak, note,
+        calibrated.text.to_dict() if calibrated else None,
+    )  # fmt: skip
+
+
+def _calibration(
+    files: ModelFiles, conversion: Conversion, method: str, path: str | Path | None
+) -> Calibration | None:
+    """What the method has to know of the layers' inputs, if it is one that asks."""
+    if method not in CALIBRATED_METHODS:
+        if path is not None:
+            raise UsageError(
+                f"calibration is {str(path)!r}, and method {method!r} looks at weights alone; "
+                f"leave it out, or choose {', '.join(CALIBRATED_METHODS)}."
+            )
+        return None
+    text = CalibrationText.read(path, files.tokenizer, files.config.max_context)
+    return Calibration(files, text, conversion.targets)
+
+
+def _promise(files: ModelFiles, runtime: int, calibration: Calibration | None) -> dict[str, int]:
+    """Bytes by name; ``runtime``: what the process took before. The sum is its peak at most."""
+    checkpoint = files.checkpoint
+    largest = max(checkpoint.info(name).nbytes for name in checkpoint.names())
+    promise = {
+        "runtime": runtime,
+        "twice the largest tensor as stored": 2 * largest,
+        "packing and writing": OVERHEAD_BYTES,
+    }
+    if calibration is not None:
+        promise["tokenizer and text"] = max(0, hardware.resident_bytes() - runtime)
+        promise |= calibration.parts
+    return promise
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Keep other processes away from OUT; a killed one's lock is free. The file goes at the end."""
+    from filelock import FileLock, Timeout
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(out.with_name(out.name + ".partial.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UsageError(
+            f"another process is writing {out}. Wait until it is done, or give another name."
+        ) from None
+    try:
+        yield
+    finally:
+        if os.name == "posix":  # while it is held: filelock sees that what it opened is gone
+            Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()

@@ -1,0 +1,247 @@
+"""What a model's files hold and what a plan makes of them, from headers alone."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from math import prod
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from edgelm.budget.plan import Plan
+from edgelm.checkpoint import Checkpoint
+from edgelm.checkpoint.manifest import FORMAT_VERSION
+from edgelm.checkpoint.packed import PackedCheckpoint
+from edgelm.config import ModelConfig
+from edgelm.errors import EdgeLMError
+from edgelm.models.model_files import ModelFiles
+
+HEAD = "lm_head.weight"  # in every family; a tied model may store it a second time
+_FRONT_MATTER_LICENCE = re.compile(r"\A---\n(?:.*\n)*?license:\s*(\S+)\s*\n(?:.*\n)*?---", re.M)
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One tensor of the file: dtype as the file has it, bytes with scales."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class StoredType:
+    """All tensors of one dtype."""
+
+    dtype: str
+    tensors: int
+    parameters: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Change:
+    """Matrices that loading with default settings converts or quantizes again.
+
+    ``stored`` is the file's type, ``loaded`` the scheme in memory; ``names`` are the file's.
+    """
+
+    stored: str
+    loaded: str
+    parameters: int
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Loading:
+    """What ``load`` with default settings would do. ``kept`` counts the matrices whose integers
+    stay as the file has them; ``error`` says why the files cannot be loaded, None if they can."""
+
+    kept: int = 0
+    changes: tuple[Change, ...] = ()
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """``tokenizer`` holds its facts, or ``error`` where the files have none.
+
+    ``limits``: context in tokens, rope, window, vocabulary and the like.
+    ``certificate``: format version, recipe, method and accuracy of a folder that ``quantize``
+    wrote, else None.
+    """
+
+    model: str
+    path: str
+    format: str
+    licence: str | None
+    config: dict[str, Any]
+    parameters: int
+    nbytes: int
+    bits_per_weight: float
+    types: tuple[StoredType, ...]
+    tokenizer: dict[str, Any]
+    limits: dict[str, Any]
+    certificate: dict[str, Any] | None
+    loading: Loading
+    tensors: tuple[StoredTensor, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def inspect_files(files: ModelFiles) -> Inspection:
+    """Tensors, numbers, tokenizer and licence of an opened model."""
+    checkpoint = files.checkpoint
+    infos = ((name, checkpoint.info(name)) for name in checkpoint.names())
+    tensors = tuple(StoredTensor(name, i.shape, i.dtype, i.nbytes) for name, i in infos)
+    parameters = sum(prod(tensor.shape) for tensor in tensors)
+    nbytes = sum(tensor.nbytes for tensor in tensors)
+    return Inspection(
+        model=files.name,
+        path=str(checkpoint.path),
+        format=checkpoint.format,
+        licence=licence_of(checkpoint),
+        config=asdict(files.config),
+        parameters=parameters,
+        nbytes=nbytes,
+        bits_per_weight=nbytes * 8 / parameters if parameters else 0.0,
+        types=_types(tensors),
+        tokenizer=_tokenizer(files),
+        limits=_limits(files.config),
+        certificate=_certificate(checkpoint),
+        loading=_loading(files),
+        tensors=tensors,
+    )
+
+
+def _types(tensors: Iterable[StoredTensor]) -> tuple[StoredType, ...]:
+    by_dtype: dict[str, list[StoredTensor]] = {}
+    for tensor in tensors:
+        by_dtype.setdefault(tensor.dtype, []).append(tensor)
+    return tuple(
+        StoredType(dtype, len(own), sum(prod(t.shape) for t in own), sum(t.nbytes for t in own))
+        for dtype, own in by_dtype.items()
+    )
+
+
+def _tokenizer(files: ModelFiles) -> dict[str, Any]:
+    try:
+        tokenizer = files.tokenizer
+    except EdgeLMError as error:
+        return {"error": str(error)}
+    return {
+        "vocab_size": tokenizer.vocab_size,
+        "bos_id": tokenizer.bos_id,
+        "eos_ids": sorted(tokenizer.eos_ids),
+        "pad_id": tokenizer.pad_id,
+        "add_bos": tokenizer.add_bos,
+        "chat_template": tokenizer.chat_template is not None,
+    }
+
+
+def _limits(config: ModelConfig) -> dict[str, Any]:
+    """What a prompt or a setting may not go beyond; ``windows`` counts layers by window."""
+    rope = config.rope
+    windows = Counter(window for window in config.windows if window is not None)
+    return {
+        "context": config.max_context,
+        "beyond_context": config.open_ended,
+        "rope": None if rope is None else rope.rope_type,
+        "rope_theta": None if rope is None else rope.theta,
+        "trained_context": None if rope is None else rope.trained_context,
+        "windows": {str(window): layers for window, layers in windows.items()},
+        "vocabulary": config.vocab_size,
+        "not_in_float16": config.not_in_float16 or None,
+    }
+
+
+def _loading(files: ModelFiles) -> Loading:
+    """From the plan that ``load`` would make; a model without a language head is loaded bare."""
+    from edgelm.planning.settings import Settings
+    from edgelm.planning.solver import solve
+
+    checkpoint = files.checkpoint
+    try:
+        has_head = files.config.tied or HEAD in checkpoint.names()
+        decoder, names = files.assemble("causal-lm" if has_head else "base")
+        plan = solve(decoder, files.config, names, Settings())
+    except EdgeLMError as error:
+        return Loading(error=str(error))
+    kept = 0
+    changes: dict[tuple[str, str], dict[str, int]] = {}
+    for product in plan.products:
+        if product.stored:
+            kept += len(product.names)
+            continue
+        for name, shape in zip(product.names, product.shapes, strict=True):
+            stored = names.info(name, shape).dtype
+            if stored != product.scheme:
+                found = changes.setdefault((stored, product.scheme), {})
+                file_name = names.file_name(name)
+                found[file_name] = found.get(file_name, 0) + prod(shape)
+    converted = tuple(
+        Change(stored, loaded, sum(found.values()), tuple(found))
+        for (stored, loaded), found in changes.items()
+    )
+    return Loading(kept, converted)
+
+
+def _certificate(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    if not isinstance(checkpoint, PackedCheckpoint):
+        return None
+    manifest = checkpoint.manifest
+    errors = [m.error_db for m in manifest.modules.values() if m.error_db is not None]
+    return {
+        "format_version": FORMAT_VERSION,
+        "writer": manifest.writer,
+        "recipe": manifest.recipe,
+        "method": manifest.method,
+        "matrices": len(manifest.modules),
+        "lowest_error_db": min(errors, default=None),
+        "mean_error_db": fmean(errors) if errors else None,
+    }
+
+
+def licence_of(checkpoint: Checkpoint) -> str | None:
+    """What the metadata says, else a model card's front matter, else a licence file's name."""
+    if isinstance(checkpoint, PackedCheckpoint) and checkpoint.manifest.licence:
+        return checkpoint.manifest.licence
+    told = checkpoint.metadata.get("general.license")
+    if told or not checkpoint.path.is_dir():
+        return str(told) if told else None
+    card = checkpoint.path / "README.md"
+    if card.is_file():
+        found = _FRONT_MATTER_LICENCE.search(_beginning(card))
+        if found:
+            return found[1]
+    return next((path.name for path in sorted(checkpoint.path.glob("LICEN[CS]E*"))), None)
+
+
+def _beginning(path: Path) -> str:
+    with path.open(encoding="utf-8", errors="replace") as file:
+        return file.read(1 << 14)
+
+
+@dataclass(frozen=True)
+class TensorClass:
+    """Matrices of one kind (embed, attn, mlp, head) that share scheme and kernel."""
+
+    name: str
+    scheme: str
+    kernel: str
+    count: int
+    nbytes: int
+
+
+def tensor_classes(plan: Plan) -> list[TensorClass]:
+    """Every product of a plan, grouped; in loading order."""
+    groups: dict[tuple[str, str, str], list[int]] = {}
+    for product in plan.products:
+        key = (product.kind, product.scheme, product.kernel)
+        groups.setdefault(key, []).append(product.nbytes)
+    return [TensorClass(*key, len(sizes), sum(sizes)) for key, sizes in groups.items()]

@@ -1,0 +1,102 @@
+"""Chat templates: messages -> the text a model was trained on.
+
+A template is a program that came with somebody's model file: ``sandbox`` runs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from edgelm.errors import EdgeLMError, ModelFileError, UsageError
+
+
+def render(
+    template: str | None,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    bos: str | None,
+    eos: str | None,
+    add_generation_prompt: bool = True,
+    **extra: Any,
+) -> str:
+    """The prompt text of a conversation.
+
+    messages: mappings with ``role`` and ``content``, oldest first. bos, eos: the tokens' text,
+    None where the model has none. extra: whatever else the template reads (``tools=`` ...).
+    Encode the result with ``add_special=False, parse_special=True``: the template writes BOS.
+    Where the template refuses a system message, the first user message takes it in, as Gemma's
+    authors do it: its text, an empty line, the user's text.
+
+    Raises UsageError for messages that do not fit, or when there is no template; ModelFileError for
+    a template that is broken, reaches out of its sandbox, or exceeds the sandbox's limits.
+    """
+    if not template:
+        raise UsageError(
+            "This model has no chat template. Use generate with a prompt you write yourself, "
+            "or put a chat_template.jinja into the model's folder."
+        )
+    _check(messages)
+    tokens = {"bos_token": bos, "eos_token": eos}
+    variables = {
+        "messages": list(messages),
+        "tools": None,
+        "documents": None,
+        "add_generation_prompt": add_generation_prompt,
+        **{name: token for name, token in tokens.items() if token is not None},
+        **extra,
+    }
+    try:
+        return _run(template, variables)
+    except UsageError:
+        if (folded := _folded(messages)) is None:
+            raise
+    return _run(template, variables | {"messages": folded})
+
+
+def _folded(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]] | None:
+    """The system message inside the user message after it; None where they are not texts."""
+    if [message["role"] for message in messages[:2]] != ["system", "user"]:
+        return None
+    system, user = (message.get("content") for message in messages[:2])
+    if not (isinstance(system, str) and isinstance(user, str)):
+        return None
+    return [{**messages[1], "content": f"{system}\n\n{user}"}, *messages[2:]]
+
+
+def _run(template: str, variables: dict[str, Any]) -> str:
+    from jinja2 import TemplateSyntaxError
+    from jinja2.exceptions import SecurityError
+
+    from edgelm.text import sandbox
+
+    try:
+        return sandbox.run(template, variables)
+    except EdgeLMError:
+        raise
+    except TemplateSyntaxError as error:
+        raise ModelFileError(
+            f"The chat template does not parse: line {error.lineno}: {error.message}. "
+            "Put a corrected chat_template.jinja into the model's folder."
+        ) from error
+    except SecurityError as error:
+        raise ModelFileError(
+            f"The chat template was stopped: {error}. Templates may only turn messages into text; "
+            "do not trust this model file."
+        ) from error
+    except Exception as error:  # a template can raise whatever Python raises: it is a program
+        raise UsageError(
+            f"The chat template cannot render these messages ({type(error).__name__}: {error}). "
+            "Check their roles and contents."
+        ) from error
+
+
+def _check(messages: Sequence[Mapping[str, Any]]) -> None:
+    if not messages:
+        raise UsageError("A chat needs at least one message, e.g. {'role': 'user', 'content': …}.")
+    for i, message in enumerate(messages):
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+            raise UsageError(
+                f"Message {i} is {message!r:.80}; each must be a mapping with 'role' and "
+                "'content', e.g. {'role': 'user', 'content': 'Hello!'}."
+            )

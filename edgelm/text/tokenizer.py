@@ -1,0 +1,305 @@
+"""Text <-> token ids, and ids -> text token by token.
+
+``load_tokenizer`` gathers from a model's files what generation needs to know: which ids begin and
+end a text, the chat template, whether BOS is put in front.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, overload
+
+from edgelm.errors import ModelFileError, UsageError
+from edgelm.text.gguf_tokenizer import read_vocabulary
+from edgelm.text.tokenizer_config import (
+    added_tokens,
+    chat_template,
+    checked_template,
+    read_object,
+    space_scheme,
+    token_ids,
+    token_name,
+)
+from edgelm.text.vocabulary import SPACE, SentencePieceVocabulary, TokenizersVocabulary, Vocabulary
+
+# Tokens that end a turn; they stop generation where the model's own chat template writes them.
+END_OF_TURN = (
+    "<|im_end|>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<end_of_turn>",
+    "<|end|>",
+    "<|end_of_turn|>",
+    "<|eot|>",
+)
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """What a model's files say about the ends of its texts."""
+
+    bos_id: int | None = None
+    eos_id: int | None = None  # the tokenizer's own, which templates write
+    eos_ids: frozenset[int] = frozenset()  # all that end a text
+    pad_id: int | None = None
+    prefix: tuple[int, ...] = ()  # ids put before a text ...
+    suffix: tuple[int, ...] = ()  # ... and behind it
+    chat_template: str | None = None
+
+
+class Tokenizer:
+    """Encodes text to ids and decodes ids to text, whichever library the files ask for."""
+
+    def __init__(self, vocabulary: Vocabulary, special: SpecialTokens) -> None:
+        self._vocabulary = vocabulary
+        self._special = special
+        self.vocab_size = vocabulary.size
+        self.bos_id = special.bos_id
+        self.eos_id = special.eos_id
+        self.eos_ids = special.eos_ids | _end_of_turn_ids(vocabulary, special.chat_template)
+        self.pad_id = special.pad_id
+        self.chat_template = special.chat_template
+        self.add_bos = special.bos_id is not None and special.bos_id in special.prefix
+        self.add_eos = special.eos_id is not None and special.eos_id in special.suffix
+
+    def encode(
+        self, text: str, *, add_special: bool = True, parse_special: bool = False
+    ) -> list[int]:
+        """Token ids of a text.
+
+        add_special puts BOS (and whatever else the model's files ask for) around it, but never a
+        second BOS. parse_special reads special tokens written in the text, as a rendered chat
+        template needs it; without it they are plain text, so that a user cannot forge a turn.
+        """
+        if not isinstance(text, str):
+            raise UsageError(f"A text must be a str, not {type(text).__name__}.")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UsageError(
+                f"The text holds half a surrogate pair at position {error.start}, which no "
+                "tokenizer can read. Decode the input as UTF-8 first."
+            ) from error
+        ids = self._vocabulary.encode(text, parse_special)
+        if not add_special:
+            return ids
+        prefix = list(self._special.prefix)
+        if ids[: len(prefix)] == prefix:
+            prefix = []
+        return [*prefix, *ids, *self._special.suffix]
+
+    @overload
+    def decode(
+        self, ids: Iterable[int], *, skip_special: bool = True, continues: bool = False
+    ) -> str: ...
+
+    @overload
+    def decode(
+        self, ids: Sequence[Sequence[int]], *, skip_special: bool = True, continues: bool = False
+    ) -> list[str]: ...
+
+    def decode(
+        self, ids: Iterable[Any], *, skip_special: bool = True, continues: bool = False
+    ) -> str | list[str]:
+        """Text of the ids; bytes that are no UTF-8 become U+FFFD. A list of rows gives a list.
+
+        Where the encoder puts a space before a text it is taken away again, unless the ids
+        continue a text that was there before. Spaces before punctuation stay: files that ask for
+        ``clean_up_tokenization_spaces`` mean WordPiece, and transformers ignores it too.
+        """
+        ids = list(ids)
+        if ids and isinstance(ids[0], Sequence):
+            return [self.decode(row, skip_special=skip_special, continues=continues) for row in ids]
+        stream = self.stream(skip_special=skip_special, continues=continues)
+        return "".join(map(stream.push, ids)) + stream.finish()
+
+    def stream(self, *, skip_special: bool = True, continues: bool = False) -> DecodeStream:
+        """A decoder that takes ids one by one; see ``decode`` for the arguments."""
+        return DecodeStream(self._vocabulary, skip_special, continues)
+
+    def spans(self, text: str, ids: Sequence[int]) -> list[tuple[int, int]] | None:
+        """Characters [start, stop) of the text that each of its ids (without BOS) stands for.
+
+        A character of several ids belongs to all of them. White space may have been added,
+        squeezed or replaced. None where the ids do not spell the text otherwise: the tokenizer
+        normalized it, or has no token for a part.
+        """
+        owners = [index for index, char in enumerate(text) for _ in char.encode()] + [len(text)]
+        data, at, found = text.encode(), 0, []
+        for token_id in ids:
+            piece = self._vocabulary.bytes_of(token_id)
+            if not data.startswith(piece, at):
+                piece = piece.lstrip()
+                while data[at : at + 1].isspace():
+                    at += 1
+            if not data.startswith(piece, at):
+                return None
+            stop = owners[at + len(piece) - 1] + 1 if piece else owners[at]
+            found.append((owners[at], stop))
+            at += len(piece)
+        return None if data[at:].strip() else found
+
+    def save(self, folder: Path) -> None:
+        """Write it as files that ``load_tokenizer`` and transformers read."""
+        self._vocabulary.save(folder)
+        ids = {"bos": self.bos_id, "eos": self.eos_id, "pad": self.pad_id}
+        told: dict[str, Any] = {
+            f"{key}_token": self.token_of(i) for key, i in ids.items() if i is not None
+        }
+        told |= {"add_bos_token": self.add_bos, "add_eos_token": self.add_eos}
+        if self.chat_template is not None:
+            told["chat_template"] = self.chat_template
+        text = json.dumps(told, indent=2, ensure_ascii=False) + "\n"
+        (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
+
+    def token_of(self, token_id: int | None) -> str | None:
+        """The token as the vocabulary writes it (chat templates want BOS and EOS so)."""
+        return None if token_id is None else self._vocabulary.name_of(token_id)
+
+    def is_special(self, token_id: int) -> bool:
+        """Whether the token steers the model rather than stands for text."""
+        return self._vocabulary.is_special(token_id)
+
+    def bytes_of(self, token_id: int) -> bytes:
+        """UTF-8 (perhaps only a part of a character) that the token stands for."""
+        return self._vocabulary.bytes_of(token_id)
+
+
+class DecodeStream:
+    """Ids in, text out, only whole UTF-8 characters; all the text together equals ``decode``."""
+
+    def __init__(self, vocabulary: Vocabulary, skip_special: bool, continues: bool) -> None:
+        self._vocabulary = vocabulary
+        self._skip_special = skip_special
+        self._strip = vocabulary.strips_first_space and not continues
+        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, token_id: int) -> str:
+        """The text that became whole with this id, '' while a character is incomplete.
+
+        An id beyond the vocabulary stands for nothing (models pad their embeddings); a negative
+        one raises UsageError.
+        """
+        if token_id < 0:
+            raise UsageError(f"Token id {token_id} is negative; ids start at 0.")
+        if token_id >= self._vocabulary.size:
+            return ""
+        if self._skip_special and self._vocabulary.is_special(token_id):
+            return ""
+        data = self._vocabulary.bytes_of(token_id)
+        if self._strip and self._vocabulary.name_of(token_id).startswith(SPACE):
+            data = data.removeprefix(b" ")
+        self._strip = False
+        return self._utf8.decode(data)
+
+    def finish(self) -> str:
+        """What is left: U+FFFD if the ids ended inside a character, else ''."""
+        return self._utf8.decode(b"", final=True)
+
+
+def load_tokenizer(
+    path: Path, metadata: Mapping[str, Any] | None = None, default_template: str | None = None
+) -> Tokenizer:
+    """The tokenizer of a model: a folder in Hugging Face layout, or a GGUF file's metadata.
+
+    In a folder ``tokenizer.json`` goes before ``tokenizer.model``. default_template: the chat
+    template where the files hold none. Raises ModelFileError when there is no tokenizer or a file
+    is damaged, UnsupportedModelError for a tokenizer of an unknown kind.
+    """
+    read = _from_folder(Path(path)) if metadata is None else _from_metadata(metadata)
+    vocabulary, special = read
+    template = special.chat_template or default_template
+    return Tokenizer(vocabulary, replace(special, chat_template=template))
+
+
+def _from_metadata(metadata: Mapping[str, Any]) -> tuple[Vocabulary, SpecialTokens]:
+    vocabulary, bos_by_default = read_vocabulary(metadata)
+
+    def token_id(key: str) -> int | None:
+        found = token_ids(metadata.get(f"tokenizer.ggml.{key}_token_id"), f"tokenizer.ggml.{key}")
+        if found and not 0 <= found[0] < vocabulary.size:
+            raise ModelFileError(
+                f"tokenizer.ggml.{key}_token_id is {found[0]}, but the file holds "
+                f"{vocabulary.size} tokens. Fetch the GGUF file again."
+            )
+        return found[0] if found else None
+
+    bos, eos = token_id("bos"), token_id("eos")
+    add_bos = bool(metadata.get("tokenizer.ggml.add_bos_token", bos_by_default))
+    add_eos = bool(metadata.get("tokenizer.ggml.add_eos_token", False))
+    ends = (eos, token_id("eot"), token_id("eom"))
+    special = SpecialTokens(
+        bos_id=bos,
+        eos_id=eos,
+        eos_ids=frozenset(i for i in ends if i is not None),
+        pad_id=token_id("padding"),
+        prefix=(bos,) if add_bos and bos is not None else (),
+        suffix=(eos,) if add_eos and eos is not None else (),
+        chat_template=checked_template(
+            metadata.get("tokenizer.chat_template"), "tokenizer.chat_template"
+        ),
+    )
+    return vocabulary, special
+
+
+def _from_folder(folder: Path) -> tuple[Vocabulary, SpecialTokens]:
+    config = read_object(folder / "special_tokens_map.json")
+    config |= read_object(folder / "tokenizer_config.json")
+    named = {
+        key: token_name(config.get(f"{key}_token"), f"{key}_token")
+        for key in ("bos", "eos", "pad", "unk")
+    }
+    vocabulary = _folder_vocabulary(folder, config, [n for n in named.values() if n])
+    model = read_object(folder / "config.json")
+    generation = read_object(folder / "generation_config.json")
+
+    def token_id(key: str) -> int | None:
+        name = named[key]
+        by_name = vocabulary.id_of(name) if name is not None else None
+        own: int | None = getattr(vocabulary, f"{key}_id")
+        told = token_ids(model.get(f"{key}_token_id"), f"config.json's {key}_token_id")
+        return next((i for i in (by_name, own, *told) if i is not None), None)
+
+    bos, eos = token_id("bos"), token_id("eos")
+    ends = [i for i in (eos,) if i is not None]
+    for source, origin in ((model, "config.json"), (generation, "generation_config.json")):
+        ends += token_ids(source.get("eos_token_id"), f"{origin}'s eos_token_id")
+    prefix, suffix = vocabulary.prefix, vocabulary.suffix
+    if bos is not None and "add_bos_token" in config:
+        prefix = (bos,) if config["add_bos_token"] else tuple(i for i in prefix if i != bos)
+    if eos is not None and "add_eos_token" in config:
+        suffix = (eos,) if config["add_eos_token"] else tuple(i for i in suffix if i != eos)
+    special = SpecialTokens(
+        bos_id=bos,
+        eos_id=eos,
+        eos_ids=frozenset(ends),
+        pad_id=token_id("pad"),
+        prefix=prefix,
+        suffix=suffix,
+        chat_template=chat_template(folder, config),
+    )
+    return vocabulary, special
+
+
+def _folder_vocabulary(folder: Path, config: dict[str, Any], named: list[str]) -> Vocabulary:
+    if (folder / "tokenizer.json").is_file():
+        vocabulary = TokenizersVocabulary.from_file(folder / "tokenizer.json")
+        vocabulary.mark_special(named)
+        return vocabulary
+    if (folder / "tokenizer.model").is_file():
+        return SentencePieceVocabulary.from_file(
+            folder / "tokenizer.model", added_tokens(config), space_scheme(config)
+        )
+    raise ModelFileError(
+        f"{folder} holds no tokenizer: tokenizer.json or tokenizer.model is needed. "
+        "Copy it from the model's page into the folder."
+    )
+
+
+def _end_of_turn_ids(vocabulary: Vocabulary, template: str | None) -> frozenset[int]:
+    named = (vocabulary.id_of(token) for token in END_OF_TURN if template and token in template)
+    return frozenset(i for i in named if i is not None and vocabulary.is_special(i))
