@@ -49,9 +49,9 @@ class NeverRight:
 def main() -> int:
     with edgelm.load("demo", context=2048, threads=1) as lm:
         rows = [compare(lm, name, prompt) for name, prompt in prompts(lm).items()]
-        made = lm._speculation
+        made = lm._session.speculation
         assert made is not None
-        lm._speculation = Speculation(NeverRight(made.drafter), made.depth)
+        lm._session.speculation = Speculation(NeverRight(made.drafter), made.depth)
         rows.append(compare(lm, "question, never right", prompts(lm)["question"]))
         plan = lm.plan
     read_gb_s = hardware.read_gb_s()

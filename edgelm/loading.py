@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,16 @@ import torch
 
 from edgelm.budget.admission import memory_reported
 from edgelm.budget.placement import streamed_layers
-from edgelm.budget.plan import Plan, human_speed
+from edgelm.budget.plan import Plan
+from edgelm.budget.units import human_speed
 from edgelm.errors import DoesNotFitError, HubError, UsageError
-from edgelm.generation.draft_model import plan_draft, with_draft
 from edgelm.hub.references import cache_dir, is_local, resolve
 from edgelm.machine import accelerators, disk, hardware
 from edgelm.model import LanguageModel
-from edgelm.models.decoder import Decoder
+from edgelm.models.assembled import Assembled
 from edgelm.models.model_files import ModelFiles
-from edgelm.models.weight_names import WeightNames
 from edgelm.planning import kernel_choice
+from edgelm.planning.draft import plan_draft, with_draft
 from edgelm.planning.settings import Settings
 from edgelm.planning.solver import fitting_contexts, is_below_runtime, shortage, solve
 from edgelm.progress import Progress
@@ -38,8 +39,8 @@ def plan(
     """What ``load`` with the same arguments would do and take, from headers alone."""
     files = _open(model, revision, offline, allow_pickle, headers_only=True)
     drafting = None if draft is None else _open(draft, None, offline, allow_pickle)
-    decoder, names = files.assemble(task, num_labels, problem_type)
-    return _solved(files, decoder, names, _settings(settings), drafting)[0]
+    assembled = files.assemble(task, num_labels, problem_type)
+    return _solved(files, assembled, _settings(settings), drafting)[0]
 
 
 def plan_table(model: str | Path | ModelFiles, **settings: Any) -> list[Plan]:
@@ -49,8 +50,7 @@ def plan_table(model: str | Path | ModelFiles, **settings: Any) -> list[Plan]:
         model, settings: as for ``plan``.
     """
     files = _open(model, None, False, False, headers_only=True)
-    decoder, names = files.assemble("causal-lm")
-    return fitting_contexts(decoder, files.config, names, _settings(settings))
+    return fitting_contexts(files.assemble("causal-lm"), _settings(settings))
 
 
 def load(
@@ -82,41 +82,61 @@ def load(
         DoesNotFitError: the plan exceeds the budget; it is carried along.
         EdgeLMError: files, settings or kernels that do not go together.
     """
-    files = open_fitting(
-        model, task=task, num_labels=num_labels, problem_type=problem_type, revision=revision,
-        offline=offline, allow_pickle=allow_pickle, **settings,
-    )  # fmt: skip
-    use_threads(threads)
-    chosen = _settings(settings)
-    decoder, names = files.assemble(task, num_labels, problem_type)
-    drafting = None if draft is None else _open(draft, None, offline, allow_pickle)
-    made, guessing = _fitting_plan(files, decoder, names, chosen, drafting)
-    _warn_of_streaming(made)
-    if chosen.backend == "auto":
-        kernel_choice.warn_of_slow(made.products, decoder.embed.tied_to_head)
-    draft_files = None if drafting is None or guessing is None else (drafting, guessing)
-    with accelerators.current(made.device), memory_reported(made):
-        kernel_choice.tune(made, cache_dir(), progress)
-        return LanguageModel(files, decoder, names, made, chosen.method, progress, draft_files)
+    return prepare(
+        model, task=task, num_labels=num_labels, problem_type=problem_type, draft=draft,
+        threads=threads, revision=revision, offline=offline, allow_pickle=allow_pickle, **settings,
+    ).load(progress)  # fmt: skip
 
 
-def open_fitting(
+@dataclass(frozen=True)
+class Prepared:
+    """A model that is here and planned, and fits: what is left is to load it.
+
+    Attributes:
+        plan: of the model and its draft. draft: the draft's files and its share of the plan.
+    """
+
+    files: ModelFiles
+    model: Assembled
+    plan: Plan
+    backend: str
+    draft: tuple[ModelFiles, Plan] | None
+
+    def load(self, progress: Progress | None = None) -> LanguageModel:
+        """Weights, cache and buffers as planned; once."""
+        _warn_of_streaming(self.plan)
+        if self.backend == "auto":
+            kernel_choice.warn_of_slow(self.plan.products, self.model.decoder.embed.tied_to_head)
+        with accelerators.current(self.plan.device), memory_reported(self.plan):
+            kernel_choice.tune(self.plan, cache_dir(), progress)
+            return LanguageModel.load(self.files, self.model, self.plan, progress, self.draft)
+
+
+def prepare(
     model: str | Path | ModelFiles, *, task: str = "causal-lm", num_labels: int | None = None,
-    problem_type: str | None = None, revision: str | None = None, offline: bool = False,
+    problem_type: str | None = None, draft: str | Path | ModelFiles | None = None,
+    threads: int | None = None, revision: str | None = None, offline: bool = False,
     allow_pickle: bool = False, **settings: Any,
-) -> ModelFiles:  # fmt: skip
-    """The files of a model. Those of a Hub model that does not fit are not even fetched.
+) -> Prepared:  # fmt: skip
+    """Open and plan a model, once. One on the Hub that does not fit is not even fetched.
 
     Args: as for ``load``.
 
     Raises:
-        DoesNotFitError: headers alone tell that the plan exceeds the budget.
+        DoesNotFitError: the plan exceeds the budget; it is carried along.
     """
-    if not isinstance(model, ModelFiles) and not (offline or _is_here(str(model), revision)):
-        ahead = _open(model, revision, offline, allow_pickle, headers_only=True)
-        decoder, names = ahead.assemble(task, num_labels, problem_type)
-        _fitting_plan(ahead, decoder, names, _settings(settings))
-    return _open(model, revision, offline, allow_pickle)
+    headers = not isinstance(model, ModelFiles) and not (offline or _is_here(str(model), revision))
+    files = _open(model, revision, offline, allow_pickle, headers_only=headers)
+    use_threads(threads)
+    chosen = _settings(settings)
+    assembled = files.assemble(task, num_labels, problem_type)
+    drafting = None if draft is None else _open(draft, None, offline, allow_pickle)
+    plan, own = _fitting_plan(files, assembled, chosen, drafting)
+    if headers:  # the plan stands: what the headers said is what the files hold
+        files = _open(model, revision, offline, allow_pickle)
+        assembled = files.assemble(task, num_labels, problem_type)
+    guessing = None if drafting is None or own is None else (drafting, own)
+    return Prepared(files, assembled, plan, chosen.backend, guessing)
 
 
 def _is_here(reference: str, revision: str | None) -> bool:
@@ -128,10 +148,9 @@ def _is_here(reference: str, revision: str | None) -> bool:
 
 
 def _fitting_plan(
-    files: ModelFiles, decoder: Decoder, names: WeightNames, chosen: Settings,
-    drafting: ModelFiles | None = None,
-) -> tuple[Plan, Plan | None]:  # fmt: skip
-    made, draft = _solved(files, decoder, names, chosen, drafting)
+    files: ModelFiles, assembled: Assembled, chosen: Settings, drafting: ModelFiles | None
+) -> tuple[Plan, Plan | None]:
+    made, draft = _solved(files, assembled, chosen, drafting)
     if not made.fits:
         raise DoesNotFitError(
             f"{files.name} does not fit: {shortage(made)}. {_remedy(made, chosen)}", made
@@ -152,13 +171,12 @@ def _remedy(made: Plan, settings: Settings) -> str:
 
 
 def _solved(
-    files: ModelFiles, decoder: Decoder, names: WeightNames, chosen: Settings,
-    drafting: ModelFiles | None,
-) -> tuple[Plan, Plan | None]:  # fmt: skip
+    files: ModelFiles, assembled: Assembled, chosen: Settings, drafting: ModelFiles | None
+) -> tuple[Plan, Plan | None]:
     """The plan of everything, and the draft model's own share of it."""
     if chosen.offload == "disk":
         disk.measure_once(cache_dir())
-    made = solve(decoder, files.config, names, chosen)
+    made = solve(assembled, chosen, drafted=drafting is not None)
     if drafting is None:
         return made, None
     draft = plan_draft(drafting, files, made, chosen)

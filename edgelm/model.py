@@ -5,15 +5,18 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from edgelm.asynchronous import AsyncForms
 from edgelm.budget.admission import memory_reported, require_memory
+from edgelm.budget.dtypes import KV_DTYPES
+from edgelm.budget.ledger import Ledger
 from edgelm.budget.past_runs import Watch
 from edgelm.budget.placement import host_layers
-from edgelm.budget.plan import Ledger, Plan
+from edgelm.budget.plan import Plan
 from edgelm.call_lock import Turn
 from edgelm.engine.engine import Engine
 from edgelm.engine.loader import Loader, warn_of_requantizing
@@ -21,69 +24,78 @@ from edgelm.engine.restore_points import RestorePoints
 from edgelm.errors import EdgeLMError, UsageError
 from edgelm.generation.batch import Batch, stream_text, whole_answers
 from edgelm.generation.beams import BeamSearch, beam_result, check_kept
-from edgelm.generation.conversation import SavedConversations
+from edgelm.generation.conversation import facts_of, restore_conversation, save_conversation
 from edgelm.generation.draft_model import DraftModel
 from edgelm.generation.options import build_request, options_of, samples, sampling_defaults
 from edgelm.generation.prompt_lookup import PromptLookup
 from edgelm.generation.request import Chunk, Request, Result, collect
-from edgelm.generation.speculation import Drafter, Speculation, rows_stand_alone
+from edgelm.generation.session import Session
+from edgelm.generation.speculation import Drafter, Speculation
 from edgelm.hub.references import cache_dir
 from edgelm.machine import accelerators
-from edgelm.models.decoder import Decoder
+from edgelm.models.assembled import Assembled
 from edgelm.models.model_files import ModelFiles
-from edgelm.models.weight_names import WeightNames
 from edgelm.ops.cache import KVCache
 from edgelm.ops.cache_sizes import cache_parts
-from edgelm.planning.settings import KV_DTYPES
 from edgelm.progress import Progress
 from edgelm.tasks.forward import Output, forward
 from edgelm.tasks.predict import predict
 from edgelm.tasks.scoring import log_likelihoods
 from edgelm.text.chat_template import render
 from edgelm.text.tokenizer import Tokenizer
+from quant import Report
 
 Prompt = str | Sequence[int]
 Messages = Sequence[dict[str, str]]
 
 
-class LanguageModel(AsyncForms, SavedConversations):
+class LanguageModel(AsyncForms):
     """A model in memory. One call at a time: other threads wait for it.
 
-    Close it (or use ``with``) to free its weights, caches and buffers.
+    ``edgelm.load`` makes it. Close it (or use ``with``) to free its weights, caches and buffers.
     """
 
     def __init__(
-        self, files: ModelFiles, decoder: Decoder, names: WeightNames, made: Plan, method: str,
-        progress: Progress | None, draft: tuple[ModelFiles, Plan] | None = None,
+        self, files: ModelFiles, plan: Plan, ledger: Ledger, report: Report, session: Session,
+        closing: Sequence[Callable[[], None]] = (),
     ) -> None:  # fmt: skip
-        self.plan = made
+        """Of parts that are loaded already; ``closing`` is called when the model is closed."""
+        self.plan, self.ledger, self.report = plan, ledger, report
         self.config = files.config
         self.name = files.name
-        self._watch = Watch(cache_dir(), self.name, made)
-        self.ledger = Ledger.of(made)
         self._files = files
-        self._owner = object()
-        loader = Loader(decoder, names, made, self.ledger, method, progress)
-        self.report = loader.load(keep=True)
-        self._stream = loader.stream
-        warn_of_requantizing(self.report)
-        require_memory(made)
-        self._engine: Engine | None = Engine(decoder, files.config, made, self.ledger)
-        self._cache: KVCache | None = self._engine.make_cache(
-            made.rows, made.context, KV_DTYPES[made.kv], self._owner
-        )
-        self._held: list[list[int]] = [[] for _ in range(made.rows)]
-        self._points: RestorePoints | None = RestorePoints(
-            files.config, self._cache, self.ledger.empty
-        )
-        self._speculation: Speculation | None = None
-        if made.draft_depth and (draft or rows_stand_alone(made)):
-            drafter: Drafter = (
-                PromptLookup(made.context, self.ledger.empty) if draft is None
-                else DraftModel(*draft, method, files.config.vocab_size, self.ledger, progress)
-            )  # fmt: skip
-            self._speculation = Speculation(drafter, made.draft_depth)
+        self._session: Session | None = session
+        self._closing = closing
         self._turn = Turn()
+
+    @classmethod
+    def load(
+        cls, files: ModelFiles, model: Assembled, plan: Plan, progress: Progress | None = None,
+        draft: tuple[ModelFiles, Plan] | None = None,
+    ) -> LanguageModel:  # fmt: skip
+        """Weights, cache and buffers as planned.
+
+        Args:
+            files: of ``model``. draft: a smaller model's files and its own share of the plan.
+        """
+        watch = Watch(cache_dir(), files.name, plan)
+        ledger = Ledger.of(plan)
+        loader = Loader(model, plan, ledger, progress)
+        report = loader.load(keep=True)
+        warn_of_requantizing(report)
+        require_memory(plan)
+        engine = Engine(model, plan, ledger)
+        cache = engine.make_cache(plan.rows, plan.context, KV_DTYPES[plan.kv])
+        session = Session(engine, cache, RestorePoints(model.config, cache, ledger.empty))
+        if plan.execution.drafter == "lookup":
+            drafter: Drafter = PromptLookup(plan.context, ledger.empty)
+            session.speculation = Speculation(drafter, plan.draft_depth)
+        elif plan.execution.drafter == "model":
+            assert draft is not None
+            drafter = DraftModel(*draft, model.config.vocab_size, ledger, progress)
+            session.speculation = Speculation(drafter, plan.draft_depth)
+        streams = [] if loader.stream is None else [loader.stream.close]
+        return cls(files, plan, ledger, report, session, [watch.end, *streams])
 
     # text
 
@@ -177,39 +189,32 @@ class LanguageModel(AsyncForms, SavedConversations):
         cancelled: Callable[[], bool] = bool,
     ) -> Iterator[Batch]:  # fmt: skip
         """Requests in ids, without text: nothing but ``end_ids`` and their limits end them."""
-        with self._answering(cancelled) as (engine, cache):
-            assert self._points is not None
+        with self._answering(cancelled) as session:
 
             def ended() -> bool:
-                return self._engine is None or cancelled()
+                return self._session is None or cancelled()
 
-            yield Batch(
-                engine, cache, self._held, self._points, self._speculation, requests, end_ids,
-                ended, self.kernels,
-            )  # fmt: skip
+            yield Batch(session, requests, end_ids, ended)
 
     def _beam_answers(
         self, request: Request, beams: int, length_penalty: float, cancelled: Callable[[], bool]
     ) -> list[Result]:
-        with self._answering(cancelled) as (engine, cache):
-            search = BeamSearch(
-                engine, cache, self._held, request, beams, length_penalty, self.end_ids
-            )
+        with self._answering(cancelled) as session:
+            search = BeamSearch(session, request, beams, length_penalty, self.end_ids)
             found = search.run(cancelled)
-            return [beam_result(search, beam, self.tokenizer, self.kernels) for beam in found]
+            return [beam_result(search, beam, self.tokenizer) for beam in found]
 
     @contextmanager
-    def _answering(self, cancelled: Callable[[], bool]) -> Iterator[tuple[Engine, KVCache]]:
-        """The engine for answers; what the rows hold is forgotten where a step broke off."""
-        with self._running(cancelled) as (engine, cache):
-            engine.require_language_model("Generating")
+    def _answering(self, cancelled: Callable[[], bool]) -> Iterator[Session]:
+        """The session for answers; what the rows hold is forgotten where a step broke off."""
+        with self._running(cancelled) as session:
+            session.engine.require_language_model("Generating")
             try:
-                yield engine, cache
+                yield session
             except GeneratorExit:  # between two steps: what the rows hold is known
                 raise
             except BaseException:  # perhaps within a step, which leaves its rows half written
-                for ids in self._held:
-                    ids.clear()
+                session.forget_rows()
                 raise
 
     @property
@@ -226,7 +231,8 @@ class LanguageModel(AsyncForms, SavedConversations):
 
         Without ``cache`` a temporary one of the batch's size is used.
         """
-        with self._running() as (engine, _):
+        with self._running() as session:
+            engine = session.engine
             if cache is not None:
                 return forward(engine, cache, input_ids=input_ids, **options)
             given = input_ids if input_ids is not None else options.get("inputs_embeds")
@@ -238,7 +244,7 @@ class LanguageModel(AsyncForms, SavedConversations):
 
     def predict(self, inputs: Any) -> Any:
         """What the head of a classifier says of texts; see ``prediction.predict``."""
-        return predict(self, self._open_engine().decoder.head, inputs)
+        return predict(self, self._open_session().engine.decoder.head, inputs)
 
     def score(self, prompt: str, continuation: str) -> float:
         """Log-likelihood (natural) of ``continuation`` after ``prompt``."""
@@ -248,8 +254,8 @@ class LanguageModel(AsyncForms, SavedConversations):
 
     def log_likelihoods(self, ids: Sequence[int]) -> Tensor:
         """Natural log-likelihood of each id after the first given those before: [T - 1] float32."""
-        with self._running() as (engine, _):
-            return log_likelihoods(engine, self.new_cache(1, len(ids)), ids)
+        with self._running() as session:
+            return log_likelihoods(session.engine, self.new_cache(1, len(ids)), ids)
 
     def new_cache(
         self, rows: int = 1, context: int | None = None, kv: str | None = None
@@ -267,14 +273,36 @@ class LanguageModel(AsyncForms, SavedConversations):
                 f"{', '.join(KV_DTYPES)}."
             )
         dtype = KV_DTYPES[kv]
-        engine, held = self._open_engine(), host_layers(self.plan)
-        parts = cache_parts(self.config, rows, context, self.plan.chunk, dtype, on_host=held)
+        engine, plan = self._open_session().engine, self.plan
+        parts = cache_parts(
+            self.config, rows, context, plan.chunk, dtype, place=plan.place,
+            on_host=host_layers(plan),
+        )  # fmt: skip
         with memory_reported(self.plan, engine.forget):
-            return self.ledger.lend(
-                parts, lambda: engine.make_cache(rows, context, dtype, self._owner)
-            )
+            return self.ledger.lend(parts, lambda: engine.make_cache(rows, context, dtype))
 
     # state
+
+    def save_conversation(self, path: str | Path, messages: Messages = ()) -> None:
+        """Keep what the cache holds of the last conversation in a file, with its messages.
+
+        Raises:
+            UsageError: nothing is held. EdgeLMError: the file cannot be written.
+        """
+        with self._running() as session:
+            facts = facts_of(self.plan, self._files.sha256)
+            save_conversation(Path(path), session, facts, messages)
+
+    def restore_conversation(self, path: str | Path) -> list[dict[str, str]]:
+        """Put a saved conversation back into the cache; its messages, to be continued by ``chat``.
+
+        Raises:
+            ModelFileError, UnsupportedModelError, UsageError: the file is damaged, newer, or of
+                another model or cache; what the cache held is still there then.
+        """
+        with self._running() as session:
+            facts = facts_of(self.plan, self._files.sha256)
+            return restore_conversation(Path(path), session, facts)
 
     @property
     def kernels(self) -> dict[str, str]:
@@ -287,11 +315,10 @@ class LanguageModel(AsyncForms, SavedConversations):
         Waits for other threads' calls; an answer half read in this thread is given up.
         """
         with self._turn.end():
-            if self._engine is not None:
-                self._watch.end()
-            self._engine = self._cache = self._points = self._speculation = None
-            if self._stream is not None:
-                self._stream.close()
+            if self._session is not None:
+                self._session = None
+                for close in self._closing:
+                    close()
 
     def __enter__(self) -> LanguageModel:
         return self
@@ -306,15 +333,15 @@ class LanguageModel(AsyncForms, SavedConversations):
         )
 
     @contextmanager
-    def _running(self, cancelled: Callable[[], bool] = bool) -> Iterator[tuple[Engine, KVCache]]:
-        """The engine for one call; other threads wait, this thread must not nest calls."""
+    def _running(self, cancelled: Callable[[], bool] = bool) -> Iterator[Session]:
+        """The session for one call; other threads wait, this thread must not nest calls."""
         with self._turn.take(cancelled):
-            engine = self._open_engine()
-            assert self._cache is not None
-            with accelerators.current(self.plan.device), memory_reported(self.plan, engine.forget):
-                yield engine, self._cache
+            session = self._open_session()
+            forget = session.engine.forget
+            with accelerators.current(self.plan.device), memory_reported(self.plan, forget):
+                yield session
 
-    def _open_engine(self) -> Engine:
-        if self._engine is None:
+    def _open_session(self) -> Session:
+        if self._session is None:
             raise EdgeLMError("The model is closed; load it again.")
-        return self._engine
+        return self._session

@@ -63,8 +63,7 @@ def read_weights(path: Path) -> None:
 
 
 def plan(files: ModelFiles) -> None:
-    decoder, names = files.assemble("causal-lm")
-    solve(decoder, files.config, names, Settings(context=16))
+    solve(files.assemble("causal-lm"), Settings(context=16))
 
 
 def _read_tensors(checkpoint: Checkpoint) -> None:

@@ -16,13 +16,14 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import edgelm
-from edgelm.budget.plan import Ledger, Part
+from edgelm.budget.ledger import Ledger
+from edgelm.budget.parts import Part
 from edgelm.engine.engine import Engine, Recording, RowTokens
 from edgelm.machine import accelerators
 from edgelm.machine.accelerators import Accelerator
 from edgelm.machine.transfer import Transfer
 from edgelm.models.attention import Attention
-from edgelm.models.decoder import Decoder
+from edgelm.models.assembled import Assembled
 from edgelm.models.model_files import ModelFiles
 from edgelm.ops import reference
 from edgelm.ops.position import Alibi
@@ -213,9 +214,10 @@ def test_a_model_on_the_card_answers_as_planned(assets: Path, card: None, family
         assert taken == {name: planned[name] for name in taken}
 
 
-def fake_decoder(files: ModelFiles, device: str) -> Decoder:
+def fake_model(files: ModelFiles, device: str) -> Assembled:
     """A family's decoder over fake weights on the device."""
-    decoder, _ = files.assemble("causal-lm")
+    model = files.assemble("causal-lm")
+    decoder = model.decoder
     floats = Scheme.floating(torch.bfloat16)
 
     def packed(shape: tuple[int, int], scheme: Scheme) -> PackedWeight:
@@ -233,7 +235,7 @@ def fake_decoder(files: ModelFiles, device: str) -> Decoder:
             setattr(norm, vector, torch.empty(norm.size, device=device))
     for layer in decoder.layers:
         layer.attn.move(torch.device(device))
-    return decoder
+    return model
 
 
 @pytest.mark.parametrize("kv", ["bfloat16", "int8"])
@@ -250,13 +252,12 @@ def test_nothing_of_a_step_is_made_on_another_device(
     places = {"cpu": torch.device("cpu"), "cuda:0": torch.device("lazy:0")}
     monkeypatch.setattr(accelerators, "torch_device", places.__getitem__)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        decoder = fake_decoder(files, "lazy:0")
-        engine = Engine(decoder, files.config, plan, Ledger.of(plan))
-        cache = engine.make_cache(2, 64, getattr(torch, kv), None)
+        engine = Engine(fake_model(files, "lazy:0"), plan, Ledger.of(plan))
+        cache = engine.make_cache(2, 64, getattr(torch, kv))
         prompt, more = torch.arange(5), torch.arange(3)
         for batch in ([RowTokens(0, prompt)], [RowTokens(0, more), RowTokens(1, prompt)]):
-            assert engine.run(cache, batch).device.type == "lazy"
-        hidden = engine.run(cache, [RowTokens(1, more)], Recording([], []))
+            assert engine.run(cache, batch).states.device.type == "lazy"
+        hidden = engine.run(cache, [RowTokens(1, more)], Recording([], [])).states
         logits = engine.logits(hidden[-1:])
         assert logits.device.type == "lazy" and logits.dtype == torch.float32
     if isinstance(decoder.layers[0].attn.position, Alibi):
@@ -319,7 +320,7 @@ def test_running_out_of_memory_within_an_answer(
         monkeypatch.setattr(reference, "attend", failing)
         with pytest.raises(edgelm.DoesNotFitError, match=r"cuda:0 ran out of memory: .* planned"):
             lm.generate(prompt, max_new_tokens=8, temperature=0.0)
-        assert released == ["cuda:0"] and not any(lm._held)
+        assert released == ["cuda:0"] and not any(lm._session.held)
         again = lm.generate(prompt, max_new_tokens=8, temperature=0.0)
         assert again.token_ids == expected
         assert before == (

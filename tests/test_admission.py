@@ -16,7 +16,8 @@ from test_hub_server import Hub, server  # noqa: F401  (a fixture)
 
 import edgelm
 from edgelm.budget import past_runs
-from edgelm.budget.plan import Ledger, Part
+from edgelm.budget.ledger import Ledger
+from edgelm.budget.parts import Part
 from edgelm.hub.references import cache_dir
 from edgelm.machine import cgroups, hardware
 from edgelm.planning.load_peak import load_peak_bytes
@@ -249,7 +250,7 @@ def test_the_load_peak_is_that_of_its_worst_moment(tiny_llama: Callable[..., Pat
     """A head that comes last is made beside all other weights; an embedding beside none."""
     files: Any = edgelm.models.model_files.ModelFiles.open(tiny_llama(vocab_size=64000))
     plan = edgelm.plan(files, quant="none", context=32)
-    names = files.assemble("causal-lm")[1]
+    names = files.assemble("causal-lm").names
     embed, *layers, head = plan.products
     alone = load_peak_bytes([embed], names, 0)
     assert embed.nbytes < alone < embed.nbytes + (50 << 20)

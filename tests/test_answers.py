@@ -32,13 +32,13 @@ def test_n_answers_share_one_prompt(
     with edgelm.load(assets / "nano" / name, quant="none", context=160, chunk=16, rows=3) as lm:
         options: dict[str, Any] = {"max_new_tokens": 12, "temperature": 0.9}
         alone = [lm.generate(PROMPT, seed=40 + index, **options) for index in range(5)]
-        original = lm._engine.run
+        original = lm._session.engine.run
 
         def counted(cache: Any, batch: Any) -> Any:
             sizes.append(sum(len(entry.tokens) for entry in batch))
             return original(cache, batch)
 
-        monkeypatch.setattr(lm._engine, "run", counted)
+        monkeypatch.setattr(lm._session.engine, "run", counted)
         together = lm.generate(PROMPT, n=5, seed=40, **options)
     prompt = together[0].stats.prompt_tokens
     print(f"{prompt} tokens of prompt, {sum(sizes)} run for 5 answers of 12")
@@ -114,9 +114,9 @@ def search(lm: Any, prompt: list[int], width: int, penalty: float, end: int) -> 
     from edgelm.generation.beams import BeamSearch
     from edgelm.generation.request import Request
 
-    with lm._running() as (engine, cache):
+    with lm._running() as session:
         request = Request(tuple(prompt), max_new_tokens=10)
-        return BeamSearch(engine, cache, lm._held, request, width, penalty, frozenset([end])).run()
+        return BeamSearch(session, request, width, penalty, frozenset([end])).run()
 
 
 def test_beams_give_results(lm: edgelm.LanguageModel) -> None:

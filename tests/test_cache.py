@@ -63,8 +63,8 @@ def test_random_chunks_truncations_and_restores(
 
 
 def _step(lm: edgelm.LanguageModel, cache: edgelm.KVCache, row: int, new: torch.Tensor):
-    engine = lm._engine
-    hidden = engine.run(cache, [edgelm.engine.engine.RowTokens(row, new)])
+    engine = lm._session.engine
+    hidden = engine.run(cache, [edgelm.engine.engine.RowTokens(row, new)]).states
     return engine.logits(hidden, torch.empty(len(new), lm.config.vocab_size))
 
 

@@ -45,7 +45,7 @@ def whole_models_inputs(folder: Path, ids: torch.Tensor) -> dict[str, torch.Tens
     """X^T X [K, K] float64 of every matrix, by its canonical name, in the whole model."""
     sums: dict[str, torch.Tensor] = {}
     with edgelm.load(folder, quant="none", dtype="float32", context=WINDOW, chunk=WINDOW) as lm:
-        decoder = lm._open_engine().decoder
+        decoder = lm._session.engine.decoder
         for path, module in decoder.named_modules():
             if not isinstance(module, Projection) or module is decoder.head:
                 continue

@@ -51,11 +51,13 @@ def test_a_conversation_goes_on_in_another_process(
     with edgelm.load(**settings, chunk=CHUNK) as lm:
         turn(lm, PROMPT[::-1], 40, keep_prefix=True)
         assert lm.restore_conversation(path) == MESSAGES
-        assert lm._cache.lengths == [len(held)]
+        assert lm._session.cache.lengths == [len(held)]
         answer, prefilled = turn(lm, [*held, 70], 20, keep_prefix=True)
         assert (answer, prefilled) == (expected, 1)
-        print(f"{path.stat().st_size} bytes for {len(held)} tokens, cache {lm._cache.nbytes}")
-        assert path.stat().st_size < lm._cache.nbytes
+        print(
+            f"{path.stat().st_size} bytes for {len(held)} tokens, cache {lm._session.cache.nbytes}"
+        )
+        assert path.stat().st_size < lm._session.cache.nbytes
         again = path.with_name("again")
         lm.restore_conversation(path)
         lm.save_conversation(again, MESSAGES)

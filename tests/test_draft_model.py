@@ -25,7 +25,7 @@ def lm(assets: Path, request: pytest.FixtureRequest) -> Iterator[edgelm.Language
     """A model and its draft; Gemma 2's window of 64 is shorter than the texts."""
     target, draft = (assets / "nano" / name for name in request.param.split())
     with load_exact(target, draft=draft, context=CONTEXT, chunk=20) as model:
-        model._speculation = Keen(model._speculation.drafter, 6)
+        model._session.speculation = Keen(model._session.speculation.drafter, 6)
         yield model
 
 
@@ -53,7 +53,7 @@ def test_the_text_stays(lm: edgelm.LanguageModel) -> None:
 
 def test_a_draft_runs_only_what_is_new(lm: edgelm.LanguageModel) -> None:
     """Its cache follows the text: after a guess at most the tokens that it did not say itself."""
-    draft, sizes = lm._speculation.drafter, []
+    draft, sizes = lm._session.speculation.drafter, []
     original = draft._engine.run
 
     def counted(cache: Any, batch: Any) -> Any:
@@ -83,7 +83,7 @@ def test_both_are_in_the_plan(assets: Path) -> None:
         taken = dict(lm.ledger.taken)
         named = [{p.name: p.bytes for p in plan.parts} for plan in (lm.plan, both)]
         assert named[0] | {"runtime": 0} == named[1] | {"runtime": 0}
-        engine = lm._speculation.drafter._engine
+        engine = lm._session.speculation.drafter._engine
         buffers = {b.data_ptr(): b.nbytes for b in engine.decoder.buffers() if b is not None}
     assert taken == {name: planned[name] for name in taken}
     assert set(planned) - set(taken) <= {"runtime", "kernel scratch"}
@@ -105,10 +105,10 @@ def test_a_short_draft_stops_guessing(assets: Path, tmp_path: Path) -> None:
     at = config.index(known) + len(known)
     (folder / "config.json").write_text(config[:at] + "40" + config[config.index(",", at) :])
     with load_exact(assets / "nano" / "llama", draft=folder, context=100) as lm:
-        lm._speculation = Keen(lm._speculation.drafter, 6)
+        lm._session.speculation = Keen(lm._session.speculation.drafter, 6)
         plain = lm.generate(PROMPT, max_new_tokens=60, speculate="off")
         guessed = lm.generate(PROMPT, max_new_tokens=60)
-        assert lm._speculation.drafter._cache.context == 40
+        assert lm._session.speculation.drafter._cache.context == 40
         long = lm.generate(list(range(5, 65)), max_new_tokens=5)
     assert guessed.token_ids == plain.token_ids
     assert 5 < guessed.stats.drafted_tokens < 40 and long.stats.drafted_tokens == 0

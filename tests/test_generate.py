@@ -47,13 +47,13 @@ def test_the_loop_equals_forward(lm: edgelm.LanguageModel) -> None:
 
 def test_a_chunk_is_filled(lm: edgelm.LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """A prompt runs in as few steps as the plan's chunk of 16 allows."""
-    sizes, original = [], lm._engine.run
+    sizes, original = [], lm._session.engine.run
 
     def counted(cache, batch):
         sizes.append(sum(len(entry.tokens) for entry in batch))
         return original(cache, batch)
 
-    monkeypatch.setattr(lm._engine, "run", counted)
+    monkeypatch.setattr(lm._session.engine, "run", counted)
     lm.generate([5] * 40, max_new_tokens=3)
     assert sizes == [16, 16, 8, 1, 1]
 
@@ -165,7 +165,7 @@ def test_an_interrupt_leaves_the_model_usable(
     lm: edgelm.LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = lm.generate(PROMPT, max_new_tokens=12)
-    original, calls = lm._engine.run, 0
+    original, calls = lm._session.engine.run, 0
 
     def interrupted(*arguments, **options):
         nonlocal calls
@@ -174,7 +174,7 @@ def test_an_interrupt_leaves_the_model_usable(
             raise KeyboardInterrupt
         return original(*arguments, **options)
 
-    monkeypatch.setattr(lm._engine, "run", interrupted)
+    monkeypatch.setattr(lm._session.engine, "run", interrupted)
     with pytest.raises(KeyboardInterrupt):
         lm.generate(PROMPT, max_new_tokens=12)
     assert lm.generate(PROMPT, max_new_tokens=12).token_ids == expected.token_ids

@@ -45,7 +45,7 @@ def test_captured_steps_say_what_eager_ones_say(assets: Path, family: str, kv: s
     with edgelm.load(
         assets / "nano" / family, device="cuda", quant="int4-g32", kv=kv, context=128
     ) as lm:
-        engine = lm._open_engine()
+        engine = lm._session.engine
         assert isinstance(engine._recorded, GraphedSteps)
         prompt = list(range(5, 25))
         replayed = lm.generate(prompt, max_new_tokens=80, temperature=0.0).token_ids

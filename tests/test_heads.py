@@ -208,7 +208,7 @@ def test_labels_of_a_config(tmp_path: Path) -> None:
     def labels(**changes: Any) -> tuple[str, ...]:
         (folder / "config.json").write_text(json.dumps(config | changes))
         with load_exact(folder, task=head) as lm:
-            return lm._engine.decoder.head.labels
+            return lm._session.engine.decoder.head.labels
 
     assert labels() == ("no", "yes")
     assert labels(id2label=None, label2id={"b": 1, "a": 0}) == ("a", "b")
@@ -242,7 +242,7 @@ def test_a_fresh_head(
         with lm:
             out = lm.forward(tokens, attention_mask=mask, output_hidden_states=True)
             found.append(out.start_logits if out.logits is None else out.logits)
-            matrix = lm._engine.decoder.head
+            matrix = lm._session.engine.decoder.head
             size = matrix.in_size
             weight = matrix(torch.eye(size), torch.empty(size, matrix.out_size), reference_ops)
     assert torch.equal(*found)

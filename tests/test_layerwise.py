@@ -71,7 +71,7 @@ def test_choices_are_as_likely_as_in_the_whole_model(
     with edgelm.load(folder, context=work.context, **EXACT) as lm:
         scorer = Scorer(lm, encoded)
         expected = [scorer.log_likelihoods(item) for item in encoded]
-        head = lm._engine.decoder.head if lm._engine else None
+        head = lm._session.engine.decoder.head if lm._session.engine else None
     assert head is not None
     sizes = (files.config.hidden_size, files.config.vocab_size)
     with writing(tmp_path / "own.baseline") as file, torch.inference_mode():

@@ -46,15 +46,15 @@ class Steps:
     def __init__(self, lm: edgelm.LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
         self.count = 0
         self.then: dict[int, Any] = {}
-        assert lm._engine is not None
-        original = lm._engine.run
+        assert lm._session.engine is not None
+        original = lm._session.engine.run
 
         def counted(*arguments: Any, **options: Any) -> Any:
             self.count += 1
             self.then.get(self.count, bool)()
             return original(*arguments, **options)
 
-        monkeypatch.setattr(lm._engine, "run", counted)
+        monkeypatch.setattr(lm._session.engine, "run", counted)
 
 
 def test_cancelled_within_one_token_under_load(

@@ -10,7 +10,9 @@ import pytest
 import torch
 
 import edgelm
-from edgelm.budget.plan import Ledger, Part, parse_budget
+from edgelm.budget.ledger import Ledger
+from edgelm.budget.parts import Part
+from edgelm.budget.units import parse_budget
 from edgelm.checkpoint.safetensors_files import SafetensorsCheckpoint
 
 
@@ -25,7 +27,9 @@ def test_what_is_taken_is_what_was_planned(tmp_path: Path, quant: str, tied: boo
     with edgelm.load(folder, quant=quant, kv=kv, context=50, chunk=16) as lm:
         planned = {p.name: p.bytes for p in lm.plan.parts}
         taken = dict(lm.ledger.taken)
-        buffers = {b.data_ptr(): b.nbytes for b in lm._engine.decoder.buffers() if b is not None}
+        buffers = {
+            b.data_ptr(): b.nbytes for b in lm._session.engine.decoder.buffers() if b is not None
+        }
     assert taken == {name: planned[name] for name in taken}
     assert set(planned) - set(taken) <= {"runtime", "kernel scratch"}
     weights = sum(nbytes for name, nbytes in taken.items() if name.startswith("weights."))

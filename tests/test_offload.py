@@ -116,7 +116,7 @@ def test_the_plan_names_what_streaming_takes(nano: Path) -> None:
         assert taken == {n: b for n, b in lm.ledger.planned.items() if n in taken}
         assert names - set(taken) == {"runtime", "kernel scratch"}
         buffers = {b.data_ptr() for layer in streamed_layers(lm.plan)
-                   for b in lm._engine.decoder.layers[layer].attn.buffers()}  # fmt: skip
+                   for b in lm._session.engine.decoder.layers[layer].attn.buffers()}  # fmt: skip
     print(f"{len(streamed_layers(plan))} of {len(plan.placement)} layers, {len(buffers)} addresses")
 
 
@@ -368,7 +368,7 @@ def test_a_step_that_broke_off_is_forgotten(
 ) -> None:
     """The next step begins at the first layer again, wherever the reader was."""
     expected = streaming.generate(PROMPT, max_new_tokens=6, temperature=0.0).token_ids
-    layers = streaming._engine.decoder.layers
+    layers = streaming._session.engine.decoder.layers
     for index in range(len(layers)):
         with monkeypatch.context() as patched:
 

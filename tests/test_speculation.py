@@ -62,8 +62,8 @@ class Keen(Speculation):
 
 def knowing(lm: edgelm.LanguageModel, right: tuple[int, ...], seed: int = 0) -> Keen:
     """Let the model's next answers be guessed by somebody who knows ``right``."""
-    lm._speculation = Keen(Knowing(right, seed), lm.plan.draft_depth)
-    return lm._speculation
+    lm._session.speculation = Keen(Knowing(right, seed), lm.plan.draft_depth)
+    return lm._session.speculation
 
 
 def first_fork(ours: tuple[int, ...], theirs: tuple[int, ...]) -> int | None:
@@ -113,9 +113,9 @@ def own_speculation(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
         return
     model = request.getfixturevalue("lm")
-    kept = model._speculation
+    kept = model._session.speculation
     yield
-    model._speculation = kept
+    model._session.speculation = kept
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -136,7 +136,9 @@ def test_every_family_says_what_plain_steps_say(
             ids, stats = answer(lm, prompt, count)
             forks += check_same(lm, prompt, right, ids)
             drafted, accepted = drafted + stats.drafted_tokens, accepted + stats.accepted_tokens
-            assert lm._held[0] == [*prompt, *ids[:-1]] and lm._cache.lengths == [held]
+            assert lm._session.held[0] == [*prompt, *ids[:-1]] and lm._session.cache.lengths == [
+                held
+            ]
             longer = [*prompt, *ids, 7]
             kept, stats = answer(lm, longer, 8, keep_prefix=True, speculate="off")
             assert stats.kept_tokens == held
@@ -149,7 +151,7 @@ def test_every_family_says_what_plain_steps_say(
 def test_text_is_looked_up(assets: Path, name: str) -> None:
     """A prompt that repeats itself, the model's own guesses: some right, all harmless."""
     with load_exact(assets / "nano" / name, context=256, chunk=32) as lm:
-        lm._speculation = Keen(lm._speculation.drafter, lm.plan.draft_depth)
+        lm._session.speculation = Keen(lm._session.speculation.drafter, lm.plan.draft_depth)
         prompt = lm.encode((PROMPT + ". ") * 4)
         plain = lm.generate(prompt, max_new_tokens=90, speculate="off")
         guessed = lm.generate(prompt, max_new_tokens=90)
@@ -165,13 +167,13 @@ def test_steps_are_saved(lm: edgelm.LanguageModel, monkeypatch: pytest.MonkeyPat
     right = lm.generate(PROMPT, max_new_tokens=80, speculate="off")
     guide = knowing(lm, right.token_ids)
     guide.drafter.guess = lambda ids, count: list(right.token_ids[len(ids.new) :][:count])
-    sizes, original = [], lm._engine.run
+    sizes, original = [], lm._session.engine.run
 
     def counted(cache: Any, batch: Any) -> Any:
         sizes.append(sum(len(entry.tokens) for entry in batch))
         return original(cache, batch)
 
-    monkeypatch.setattr(lm._engine, "run", counted)
+    monkeypatch.setattr(lm._session.engine, "run", counted)
     out = lm.generate(right_prompt := lm.encode(PROMPT), max_new_tokens=80)
     assert out.token_ids == right.token_ids
     assert sizes[-5:] == [16, 16, 16, 16, 15] and sum(sizes[:-5]) == len(right_prompt)
@@ -217,7 +219,7 @@ def test_an_end_token_among_right_guesses_ends(lm: edgelm.LanguageModel) -> None
         ids = [token for _, token in batch.tokens()]
         assert batch.answers[0].finish_reason == "stop"
     assert tuple(ids) == free[: first + 1]
-    assert lm._held[0] == [*request.prompt_ids, *free[:first]]
+    assert lm._session.held[0] == [*request.prompt_ids, *free[:first]]
 
 
 def test_cancelled_among_right_guesses(lm: edgelm.LanguageModel) -> None:
@@ -235,21 +237,23 @@ def test_cancelled_among_right_guesses(lm: edgelm.LanguageModel) -> None:
                 elif len(ids) == 5:
                     event.set()
         assert tuple(ids) == free[:5]
-        assert len(lm._held[0]) == lm._cache.lengths[0] == len(lm.encode(PROMPT)) + 5
+        assert (
+            len(lm._session.held[0]) == lm._session.cache.lengths[0] == len(lm.encode(PROMPT)) + 5
+        )
     longer = [*lm.encode(PROMPT), *free[:9]]
     kept = lm.generate(longer, max_new_tokens=9, keep_prefix=True, speculate="off")
     assert kept.token_ids == free[9:18] and kept.stats.kept_tokens == len(longer) - 4
 
 
 def test_drawn_answers_and_batches_are_not_guessed(lm: edgelm.LanguageModel, assets: Path) -> None:
-    lm._speculation = Keen(lm._speculation.drafter, lm.plan.draft_depth)
+    lm._session.speculation = Keen(lm._session.speculation.drafter, lm.plan.draft_depth)
     prompt = (PROMPT + ". ") * 3
     assert lm.generate(prompt, max_new_tokens=20).stats.drafted_tokens
     drawn = lm.generate(prompt, max_new_tokens=20, temperature=0.5, seed=1)
     assert not drawn.stats.drafted_tokens
     settings = {"quant": "none", "context": 128, "chunk": 24, "rows": 2}
     with edgelm.load(assets / "nano" / "llama", **settings) as both:
-        both._speculation = Keen(both._speculation.drafter, both.plan.draft_depth)
+        both._session.speculation = Keen(both._session.speculation.drafter, both.plan.draft_depth)
         options: dict[str, Any] = {"max_new_tokens": [20, 38]}
         found = both.generate([prompt, prompt], **options)
         plain = both.generate([prompt, prompt], speculate="off", **options)

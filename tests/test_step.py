@@ -50,10 +50,10 @@ WIDE = {
 def decode_step(lm: edgelm.LanguageModel) -> Allocations:
     cache = lm.new_cache(context=32)
     lm.forward(torch.tensor([[5, 6, 7, 8, 9]]), cache=cache)
-    engine = lm._engine
+    engine = lm._session.engine
     tokens = edgelm.engine.engine.RowTokens(0, torch.tensor([7]))
     with Allocations() as seen, torch.inference_mode():
-        engine.logits(engine.run(cache, [tokens]))
+        engine.logits(engine.run(cache, [tokens]).states)
     return seen
 
 
@@ -74,10 +74,12 @@ def test_steps_reuse_the_same_buffers(tmp_path: Path) -> None:
     _, folder = oracle.llama(tmp_path)
     with oracle.load_exact(folder, context=32) as lm:
         cache = lm.new_cache(context=32)
-        engine = lm._engine
+        engine = lm._session.engine
         addresses = set()
         for token in (4, 5, 6, 7):
-            hidden = engine.run(cache, [edgelm.engine.engine.RowTokens(0, torch.tensor([token]))])
+            hidden = engine.run(
+                cache, [edgelm.engine.engine.RowTokens(0, torch.tensor([token]))]
+            ).states
             addresses.add((hidden.data_ptr(), engine.logits(hidden).data_ptr()))
         assert len(addresses) == 1
 

@@ -35,7 +35,7 @@ def ids_of(rows: int) -> torch.Tensor:
 
 def step(lm: edgelm.LanguageModel, cache: KVCache, ids: torch.Tensor) -> torch.Tensor:
     """Logits [B, V] after one more token of each row, as the generation loop gets them."""
-    engine = lm._open_engine()
+    engine = lm._session.engine
     hidden = engine.run(cache, [RowTokens(row, own.tolist()) for row, own in enumerate(ids)])
     return engine.judge(hidden)[0].clone()
 
@@ -119,7 +119,10 @@ def test_numbers_of_a_replayed_step_are_checked(assets: Path, replays: list[int]
         for _ in range(2):
             step(lm, cache, ids)
         assert replays
-        last, layer = lm._engine.decoder.norm, lm._engine.decoder.layers[1].attn_norm
+        last, layer = (
+            lm._session.engine.decoder.norm,
+            lm._session.engine.decoder.layers[1].attn_norm,
+        )
         before = last.weight.clone()
         last.weight.fill_(1e38)  # finite hidden states whose products are not
         with pytest.raises(edgelm.NonFiniteError, match="head"):

@@ -20,7 +20,7 @@ from torch import Tensor
 import edgelm
 from edgelm.config import RopeParameters
 from edgelm.engine.cuda_graphs import GraphedSteps
-from edgelm.engine.engine import Engine, RowTokens
+from edgelm.engine.engine import Engine, Hidden, RowTokens
 from edgelm.errors import NonFiniteError
 from edgelm.ops import reference
 from edgelm.ops.cache import KVCache
@@ -328,7 +328,7 @@ class _Rounds:
 
     def _step(self, ids: Tensor) -> Tensor:
         batch = [RowTokens(row, own) for row, own in enumerate(ids)]
-        hidden = self.engine.run(self.cache, batch)
+        hidden = self.engine.run(self.cache, batch).states
         return hidden.clone().view(*ids.shape, -1)
 
 
@@ -341,7 +341,7 @@ def test_families_give_the_reference_s_states(assets: Path, family: str, kv: str
     ids = torch.randint(5, 400, (2, 39), generator=torch.Generator().manual_seed(2))
     own = {"quant": "none", "backend": "reference", "context": 60, "chunk": 36, "rows": 2}
     with edgelm.load(assets / "nano" / family, kv=kv, device="cpu", **own) as lm:
-        engine = lm._open_engine()
+        engine = lm._session.engine
         expected = _Rounds(engine, lm.new_cache(2, 60)).run(ids, 18, 36)
         engine.ops = TritonOps(torch.empty(workspace_elements(lm.config, 2, 36, 60)), 2)
         found = _Rounds(engine, lm.new_cache(2, 60)).run(ids, 18, 36)
@@ -386,7 +386,7 @@ def test_captured_steps_say_what_steps_of_their_own_say(assets: Path, family: st
     """Two rows of different lengths; then one row with a guess behind its token."""
     own = {"quant": "none", "backend": "reference", "context": 60, "chunk": 40, "rows": 2}
     with edgelm.load(assets / "nano" / family, device="cpu", **own) as lm:
-        engine, most = lm._open_engine(), 2
+        engine, most = lm._session.engine, 2
         ops = TritonOps(torch.empty(workspace_elements(lm.config, most, 40, 60)), most)
         engine.ops = ops
 
@@ -397,7 +397,7 @@ def test_captured_steps_say_what_steps_of_their_own_say(assets: Path, family: st
                 hidden = engine.run(cache, [RowTokens(row, ids) for row, ids in batch])
                 logits, best = engine.judge(hidden)
                 assert best == logits.argmax(-1).tolist()
-                found += [hidden.clone(), logits.clone()]
+                found += [hidden.states.clone(), logits.clone()]
             counts.append([len(own) for own in steps._steps.values()])
             return found
 
@@ -410,10 +410,10 @@ def test_captured_steps_say_what_steps_of_their_own_say(assets: Path, family: st
         found = answers()
         assert counts == [[], [1]] and len(steps._heads) == 1
         assert all(torch.equal(*pair) for pair in zip(expected, found, strict=True))
-        hidden = engine.workspace.buffers(2).normed
-        hidden[1, 0] = torch.nan
+        states = engine.workspace.buffers(2).normed
+        states[1, 0] = torch.nan
         with pytest.raises(NonFiniteError, match="final norm"):
-            engine.judge(hidden)
+            engine.judge(Hidden(states, recorded=True))
         steps.forget()
         assert not steps._heads and not steps._steps
 

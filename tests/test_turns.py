@@ -31,21 +31,21 @@ def turn(
     lm: edgelm.LanguageModel, ids: list[int], count: int = 10, **options: Any
 ) -> tuple[list[int], int]:
     """An answer's ids, and how many tokens of its prompt were run."""
-    assert lm._engine is not None
-    original, run = lm._engine.run, 0
+    assert lm._session.engine is not None
+    original, run = lm._session.engine.run, 0
 
     def counted(cache: Any, batch: Any) -> Any:
         nonlocal run
         run += sum(len(entry.tokens) for entry in batch)
         return original(cache, batch)
 
-    lm._engine.run = counted  # type: ignore[method-assign]
+    lm._session.engine.run = counted  # type: ignore[method-assign]
     try:
         with lm.batch([Request(tuple(ids), count, speculate="off", **options)], frozenset()) as own:
             answer = [token for _, token in own.tokens()]
             stats = own.stats(0)
     finally:
-        del lm._engine.run
+        del lm._session.engine.run
     prefilled = run - (count - 1)
     assert prefilled == stats.prompt_tokens - stats.kept_tokens
     return answer, prefilled
@@ -87,7 +87,7 @@ def test_a_point_knows_what_was_undone_before_it(lm: edgelm.LanguageModel) -> No
     turn(lm, cut, 90, keep_prefix=True)
     follow = [*cut[:-14], *OTHER[:20]]
     kept, prefilled = turn(lm, follow, keep_prefix=True)
-    assert prefilled == (len(follow) if lm._cache.rings else 20)
+    assert prefilled == (len(follow) if lm._session.cache.rings else 20)
     assert kept == turn(lm, follow)[0]
 
 
@@ -97,7 +97,7 @@ def test_a_point_of_another_text_is_not_used(lm: edgelm.LanguageModel) -> None:
     turn(lm, [*FIRST[:100], *OTHER], 90)
     follow = [*FIRST[:100], *OTHER[:20], *NEXT]
     kept, prefilled = turn(lm, follow, keep_prefix=True)
-    rings = lm._cache.rings
+    rings = lm._session.cache.rings
     assert prefilled == (len(follow) if rings else len(NEXT))
     assert kept == turn(lm, follow)[0]
 

@@ -171,8 +171,8 @@ def test_gemma_rows_equal_their_text_alone(lm: edgelm.LanguageModel, data: st.Da
             new = data.draw(st.lists(st.integers(3, 200), min_size=1, max_size=5), "new")
             if len(texts[row]) + len(new) > CONTEXT:
                 continue
-            hidden = lm._engine.run(cache, [RowTokens(row, torch.tensor(new))])
-            out = lm._engine.logits(hidden, torch.empty(len(new), lm.config.vocab_size))
+            hidden = lm._session.engine.run(cache, [RowTokens(row, torch.tensor(new))]).states
+            out = lm._session.engine.logits(hidden, torch.empty(len(new), lm.config.vocab_size))
             texts[row] = texts[row] + new
             alone = lm.forward(torch.tensor([texts[row]])).logits[0, -len(new) :]
             assert oracle.share_of_range(out, alone) < oracle.RANGE_BOUND

@@ -53,7 +53,7 @@ class EdgeLM:
             "bits_per_weight": round(plan.bits_per_weight, 3),
             "weight_bytes": plan.weight_bytes,
             "cache_bytes": cache_bytes,
-            "bytes_per_token": bytes_per_token(files.assemble("causal-lm")[0], plan.products),
+            "bytes_per_token": bytes_per_token(files.assemble("causal-lm").decoder, plan.products),
         }
 
     def turn(self, prompt: int, steps: int, seed: int) -> tuple[float, float]:

@@ -252,9 +252,9 @@ def products_per_token(shape: str) -> int | None:
     if shape == "demo":
         from edgelm.models.model_files import ModelFiles
 
-        decoder = ModelFiles.open("demo").assemble("causal-lm")[0]
+        decoder = ModelFiles.open("demo").assemble("causal-lm").decoder
     else:
-        decoder = random_model(shape_config(shape), "none").assemble("causal-lm")[0]
+        decoder = random_model(shape_config(shape), "none").assemble("causal-lm").decoder
     return sum(n * k for name, (n, k) in decoder.matrices() if name not in ("embed", "head"))
 
 

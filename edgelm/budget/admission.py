@@ -7,7 +7,8 @@ from contextlib import contextmanager
 
 import torch
 
-from edgelm.budget.plan import Plan, human
+from edgelm.budget.plan import Plan
+from edgelm.budget.units import human
 from edgelm.errors import DoesNotFitError
 from edgelm.machine import accelerators, hardware
 

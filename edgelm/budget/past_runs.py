@@ -12,7 +12,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from edgelm.budget.plan import Part, Plan
+from edgelm.budget.parts import Part, PartName
+from edgelm.budget.plan import Plan
 from edgelm.machine import hardware
 from edgelm.machine.measurements import keep, kept
 from edgelm.version import __version__
@@ -20,8 +21,6 @@ from edgelm.version import __version__
 KEPT = "runs.json"
 KEPT_RUNS = 32
 GROWTH_BYTES = 40 << 20  # up to 38 MiB were measured on Linux with one thread
-LEARNED = "runtime, learned"
-RUNTIME_PARTS = ("runtime", LEARNED)
 _OTHERS_BYTES = 256 << 20  # so much above a plan is somebody else's memory in the same process
 
 
@@ -47,7 +46,7 @@ class Run:
 
 def record(folder: Path, model: str, plan: Plan, peak_bytes: int) -> None:
     """Keep a run, unless its peak is beyond what the plan can be blamed for."""
-    learned = sum(part.bytes for part in plan.parts if part.name == LEARNED)
+    learned = sum(part.bytes for part in plan.parts if part.name == PartName.RUNTIME_LEARNED)
     predicted = plan.predicted_peak_bytes - learned
     ended = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     run = Run(model, plan.scheme, predicted, peak_bytes, __version__, ended)
@@ -77,8 +76,9 @@ def recorded(folder: Path) -> tuple[Run, ...]:
 
 def runtime_parts(folder: Path, resident_bytes: int) -> list[Part]:
     """What the process takes beside its tensors, of which it holds ``resident_bytes`` now."""
-    runtime, learned = Part("runtime", resident_bytes + GROWTH_BYTES), correction_bytes(folder)
-    return [runtime, Part(LEARNED, learned)] if learned else [runtime]
+    runtime = Part(PartName.RUNTIME, resident_bytes + GROWTH_BYTES)
+    learned = correction_bytes(folder)
+    return [runtime, Part(PartName.RUNTIME_LEARNED, learned)] if learned else [runtime]
 
 
 def correction_bytes(folder: Path) -> int:

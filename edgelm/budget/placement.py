@@ -5,26 +5,25 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 
-from edgelm.budget.plan import Part, Plan, ProductPlan
+from edgelm.budget.parts import Part, PartName
+from edgelm.budget.plan import MatrixPlan, Plan
 from edgelm.errors import UsageError
 
 OFFLOADS = ("none", "cpu", "disk")
 ALIGNMENT = 64  # bytes: where tensors begin in a buffer, as torch's own memory does
 BUFFERS = 2  # one layer is computed while the other is read
-STREAM_PART = "streaming buffers"  # of the plan
-ON_HOST = ", on the cpu"  # names of plan parts: what the host has beside an accelerator
-STREAMED_PART = "weights.streamed"  # on the disk
-Places = tuple[str, ...]
+Placement = tuple[str, ...]
+"""``disk`` or a device for each layer."""
 _TENSORS = 3  # at most so many make up a matrix in any kernel's layout
 
 
 def place(
-    offload: str, layers: int, budget_bytes: int, peak_bytes: Callable[[Places], int]
-) -> Places:
+    offload: str, layers: int, budget_bytes: int, peak_bytes: Callable[[Placement], int]
+) -> Placement:
     """``cpu`` or ``disk`` for each layer: as few on disk as the budget asks for.
 
     Args:
-        peak_bytes: what the whole process takes with the layers in such places.
+        peak_bytes: what the whole process takes with the layers placed so.
 
     Returns:
         All on the disk where not even that fits.
@@ -57,7 +56,7 @@ def check_offload(offload: str, device: str) -> None:
     )
 
 
-def _spread(count: int, layers: int) -> Places:
+def _spread(count: int, layers: int) -> Placement:
     """``count`` streamed layers far apart: the resident ones between them are time to read."""
     return tuple(
         "disk" if (index + 1) * count // layers > index * count // layers else "cpu"
@@ -66,31 +65,25 @@ def _spread(count: int, layers: int) -> Places:
 
 
 def placed_parts(
-    parts: Sequence[Part], products: Sequence[ProductPlan], places: Places
+    parts: Sequence[Part], products: Sequence[MatrixPlan], placement: Placement
 ) -> list[Part]:  # fmt: skip
     """``parts`` with streamed weights counted as the disk's, and the buffers they are read into."""
-    streamed = [product for product in products if is_streamed(product, places)]
+    streamed = [product for product in products if is_streamed(product, placement)]
     if not streamed:
         return list(parts)
     left = {part.name: part.bytes for part in parts}
     for product in streamed:
-        left[f"weights.{product.kind}"] -= product.nbytes
+        left[product.name.part] -= product.nbytes
     found = [Part(name, nbytes) for name, nbytes in left.items() if nbytes]
-    found.append(Part(STREAMED_PART, sum(p.nbytes for p in streamed), "disk"))
-    found.append(Part(STREAM_PART, BUFFERS * buffer_bytes(streamed)))
+    found.append(Part(PartName.STREAMED, sum(p.nbytes for p in streamed), "disk"))
+    found.append(Part(PartName.STREAM_BUFFERS, BUFFERS * buffer_bytes(streamed)))
     return found
 
 
-def layer_of(product: ProductPlan) -> int | None:
-    """The layer that a matrix belongs to; None for embedding and head."""
-    first = product.names[0].split(".")
-    return int(first[1]) if first[0] == "layers" else None
-
-
-def is_streamed(product: ProductPlan, places: Places) -> bool:
+def is_streamed(product: MatrixPlan, placement: Placement) -> bool:
     """Whether a matrix belongs to a layer that is read from disk in every step."""
-    layer = layer_of(product)
-    return layer is not None and places[layer] == "disk"
+    layer = product.name.layer
+    return layer is not None and placement[layer] == "disk"
 
 
 def streamed_layers(plan: Plan) -> list[int]:
@@ -103,20 +96,21 @@ def host_layers(plan: Plan) -> int:
     return 0 if plan.device == "cpu" else plan.placement.count("cpu")
 
 
-def file_groups(products: Iterable[ProductPlan]) -> dict[str, list[ProductPlan]]:
+def file_groups(products: Iterable[MatrixPlan]) -> dict[str, list[MatrixPlan]]:
     """Matrices that share a file in the cache: a layer's (``layers.3``), ``embed``, ``head``."""
-    groups: dict[str, list[ProductPlan]] = {}
+    groups: dict[str, list[MatrixPlan]] = {}
     for product in products:
-        groups.setdefault(".".join(product.names[0].split(".")[:2]), []).append(product)
+        groups.setdefault(product.name.file_group, []).append(product)
     return groups
 
 
-def buffer_bytes(products: Sequence[ProductPlan]) -> int:
+def buffer_bytes(products: Sequence[MatrixPlan]) -> int:
     """Bytes that hold any one layer of ``products``, its tensors aligned."""
     sizes: dict[int | None, int] = {}
     for product in products:
         room = aligned(product.nbytes) + _TENSORS * ALIGNMENT
-        sizes[layer_of(product)] = sizes.get(layer_of(product), 0) + room
+        layer = product.name.layer
+        sizes[layer] = sizes.get(layer, 0) + room
     return max(sizes.values())
 
 

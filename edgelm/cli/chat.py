@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from edgelm.cli import console
-from edgelm.cli.opening import load_for_text, open_files
+from edgelm.cli.opening import load_for_text
 from edgelm.cli.options import (
     GuessOptions,
     LoadOptions,
@@ -31,8 +31,7 @@ def chat(
     guess: GuessOptions, run: RunOptions, output: OutputOptions,
 ) -> None:  # fmt: skip
     """Talk with MODEL; /reset starts anew, /save FILE and /load FILE keep it, /exit ends it."""
-    files = open_files(model, source, output, load)
-    with load_for_text(files, load, guess, run, output, chat=True) as lm:
+    with load_for_text(model, source, load, guess, run, output, chat=True) as lm:
         talk = _Talk(lm, sampling.request(run) | guess.request(), output)
         for line in _lines(output):
             if line == "/exit":

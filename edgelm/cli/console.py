@@ -12,7 +12,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from edgelm.budget.plan import Plan, human
+from edgelm.budget.plan import Plan
+from edgelm.budget.units import human
 from edgelm.cli.options import OutputOptions
 from edgelm.errors import ContextLengthError, DoesNotFitError, EdgeLMError
 from edgelm.generation.request import Chunk, Result, Stats, collect

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from edgelm.budget.plan import human
+from edgelm.budget.units import human
 from edgelm.cli import console
 from edgelm.cli.options import OutputOptions
 from edgelm.machine.accelerators import Accelerator

@@ -11,7 +11,7 @@ from rich.table import Table
 
 import edgelm
 from edgelm.cli import console
-from edgelm.cli.opening import open_files
+from edgelm.cli.opening import open_fitting
 from edgelm.cli.options import LoadOptions, Model, OutputOptions, RunOptions, SourceOptions
 from edgelm.errors import UsageError
 from edgelm.evaluation.divergence import TextScore
@@ -39,7 +39,7 @@ def eval_(
 ) -> None:  # fmt: skip
     """Measure accuracy against the unquantized weights."""
     tasks = _task_files(task or [])
-    files = open_files(model, source, output, load)
+    files = open_fitting(model, source, output, load)
     with console.progress_bars(output) as bar:
         found = edgelm.evaluate(
             files, text=text, tasks=tasks, limit=limit, window=window, baseline=baseline,

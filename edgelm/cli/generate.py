@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from edgelm.cli import console
-from edgelm.cli.opening import load_for_text, open_files
+from edgelm.cli.opening import load_for_text
 from edgelm.cli.options import (
     GuessOptions,
     LoadOptions,
@@ -39,9 +39,8 @@ def generate(
     if (prompt is None) == (file is None):
         raise UsageError("Give either a PROMPT or --file, one of them.")
     prompts = [prompt] if prompt is not None else _lines(file)
-    files = open_files(model, source, output, load)
     rows = max(min(len(prompts) * n, MOST_ROWS), beams)
-    with load_for_text(files, load, guess, run, output, rows=rows) as lm:
+    with load_for_text(model, source, load, guess, run, output, rows=rows) as lm:
         options = sampling.request(run) | guess.request() | {"logprobs": logprobs}
         if prompt is None or n > 1 or beams > 1:
             found = lm.generate(prompts, n=n, beams=beams, **options)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from edgelm.budget.plan import human
+from edgelm.budget.units import human
 from edgelm.cli import console
 from edgelm.cli.opening import open_files
 from edgelm.cli.options import Model, OutputOptions, SourceOptions

@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from edgelm.cli.console import progress_bars, set_verbosity, waiting
 from edgelm.cli.options import GuessOptions, LoadOptions, OutputOptions, RunOptions, SourceOptions
 from edgelm.errors import UsageError
-from edgelm.loading import load, open_fitting
+from edgelm.loading import prepare
 from edgelm.model import LanguageModel
 from edgelm.models.model_files import ModelFiles
 from edgelm.reports.benchmark import random_model
@@ -15,20 +15,27 @@ from edgelm.text.chat_template import render
 
 
 def open_files(
-    model: str, source: SourceOptions, output: OutputOptions, load: LoadOptions | None = None,
-    *, headers_only: bool = False,
-) -> ModelFiles:  # fmt: skip
+    model: str, source: SourceOptions, output: OutputOptions, *, headers_only: bool = False
+) -> ModelFiles:
     """Headers of a model; ``demo`` is fetched the first time.
 
-    ``headers_only``: see ``ModelFiles.open``. ``load``: what does not fit so is not fetched.
+    ``headers_only``: see ``ModelFiles.open``.
     """
     set_verbosity(output)
     if model != "demo":
-        if load is not None:
-            return open_fitting(model, **asdict(source), **load.settings())
         return ModelFiles.open(model, headers_only=headers_only, **asdict(source))
     with waiting("opening the demo model (98 MB, fetched once)", output):
         return ModelFiles.open(model, **asdict(source))
+
+
+def open_fitting(
+    model: str, source: SourceOptions, output: OutputOptions, load: LoadOptions
+) -> ModelFiles:
+    """As ``open_files``; a model that does not fit so is not fetched."""
+    if model == "demo":
+        return open_files(model, source, output)
+    set_verbosity(output)
+    return prepare(model, **asdict(source), **load.settings()).files
 
 
 def open_headers_or_shape(
@@ -53,7 +60,7 @@ def open_files_or_shape(
 ) -> tuple[ModelFiles, LoadOptions]:  # fmt: skip
     """Headers of a model, or a shape whose random weights come in the scheme asked for."""
     if shape is None and model is not None:
-        return open_files(model, source, output, options), options
+        return open_fitting(model, source, output, options), options
     _refuse_both(model, shape)
     set_verbosity(output)
     if options.quant == "auto":
@@ -62,17 +69,19 @@ def open_files_or_shape(
 
 
 def load_for_text(
-    files: ModelFiles, options: LoadOptions, guess: GuessOptions, run: RunOptions,
+    model: str, source: SourceOptions, options: LoadOptions, guess: GuessOptions, run: RunOptions,
     output: OutputOptions, *, chat: bool = False, rows: int = 1,
 ) -> LanguageModel:  # fmt: skip
     """Weights, after the tokenizer (and for ``chat`` the template) proved to be there.
 
     ``rows`` answers are made side by side.
     """
-    template = files.tokenizer.chat_template
+    set_verbosity(output)
+    files = open_files(model, source, output) if model == "demo" else model
+    settings = options.settings() | guess.settings() | {"rows": rows}
+    prepared = prepare(files, threads=run.threads, **asdict(source), **settings)
+    template = prepared.files.tokenizer.chat_template
     if chat:
         render(template, [{"role": "user", "content": "Hello!"}], bos="", eos="")
     with progress_bars(output) as bar:
-        progress = bar(f"loading {files.name}")
-        settings = options.settings() | guess.settings() | {"rows": rows}
-        return load(files, threads=run.threads, progress=progress, **settings)
+        return prepared.load(bar(f"loading {prepared.files.name}"))

@@ -10,7 +10,8 @@ from rich.table import Table
 
 import edgelm
 from edgelm.budget.placement import streamed_layers
-from edgelm.budget.plan import Plan, human, human_speed
+from edgelm.budget.plan import Plan
+from edgelm.budget.units import human, human_speed
 from edgelm.cli import console
 from edgelm.cli.opening import open_headers_or_shape
 from edgelm.cli.options import (

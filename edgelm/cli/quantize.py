@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 import edgelm
-from edgelm.budget.plan import human
+from edgelm.budget.units import human
 from edgelm.cli import console
 from edgelm.cli.opening import open_files
 from edgelm.cli.options import Model, OutputOptions, SourceOptions

@@ -15,35 +15,11 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from edgelm.budget.plan import Plan
-from edgelm.engine.tapes import Places, write_places
+from edgelm.engine.steps import Places, write_places
 from edgelm.errors import NonFiniteError
 from edgelm.models.layers import Head, all_finite
 from edgelm.ops.cache import KVCache
 from edgelm.ops.triton import TritonOps
-
-_CAPTURABLE = ("triton.", "torch.mm", "torch.int4tile", "reference")
-
-
-class Steps(Protocol):
-    """Steps that are recorded once and run again without their Python: tapes or graphs."""
-
-    most: int
-
-    def admits(self, cache: KVCache, tokens: Iterable[list[int] | Tensor]) -> bool:
-        """Whether a step of these tokens, by row, can be recorded."""
-
-    def run(
-        self, cache: KVCache, rows: Sequence[tuple[int, list[int]]],
-        decode: Callable[..., Tensor],
-    ) -> tuple[Tensor, bool]:  # fmt: skip
-        """(hidden states [M, N] after a step, False where one is known not to be finite)."""
-
-    def judge(self, head: Head, hidden: Tensor, room: Tensor) -> tuple[Tensor, list[int]]:
-        """(logits [M, V], index of the largest one of each token or -1 where one is not finite)."""
-
-    def forget(self) -> None:
-        """Drop all records."""
 
 
 class Captured(Protocol):
@@ -76,11 +52,6 @@ class CudaGraphs:
             out = work()
         graph.replay()
         return graph.replay, out
-
-
-def can_be_captured(plan: Plan) -> bool:
-    """Whether no product of a plan asks the host for anything while it runs."""
-    return all(product.kernel.startswith(_CAPTURABLE) for product in plan.products)
 
 
 class GraphedSteps:

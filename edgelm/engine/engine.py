@@ -9,30 +9,25 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from edgelm.budget.placement import host_layers, streamed_layers
-from edgelm.budget.plan import Ledger, Plan
-from edgelm.config import ModelConfig
-from edgelm.engine.cuda_graphs import GraphedSteps, Steps, can_be_captured
+from edgelm.budget.dtypes import DTYPES, KV_DTYPES
+from edgelm.budget.ledger import Ledger
+from edgelm.budget.parts import PartName
+from edgelm.budget.placement import host_layers
+from edgelm.budget.plan import Plan, judged_tokens
+from edgelm.engine.cuda_graphs import GraphedSteps
 from edgelm.engine.host_layers import HostLayers
-from edgelm.engine.tapes import Places, RecordedSteps
+from edgelm.engine.steps import Places, Steps
+from edgelm.engine.tapes import RecordedSteps
 from edgelm.errors import NonFiniteError, UsageError
 from edgelm.machine import accelerators
-from edgelm.models.decoder import Decoder
+from edgelm.models.assembled import Assembled
 from edgelm.models.layers import all_finite
 from edgelm.ops import reference
 from edgelm.ops.cache import KVCache, LayerStore
-from edgelm.ops.native import (
-    RECORDED_PART,
-    NativeOps,
-    holds_natively,
-    recorded_tokens,
-    runs_natively,
-    workspaces,
-)
+from edgelm.ops.native import NativeOps, holds_natively, workspaces
 from edgelm.ops.position import Angles
 from edgelm.ops.step import Seen, Segment, Step, Workspace, rope_table, widened_elements
-from edgelm.ops.triton import TritonOps, serves, workspace_elements
-from edgelm.planning.settings import DTYPES, KV_DTYPES
+from edgelm.ops.triton import TritonOps, workspace_elements
 
 if TYPE_CHECKING:
     from edgelm.ops import Ops
@@ -62,50 +57,71 @@ class Recording:
     attentions: list[list[Tensor]] | None = None
 
 
+@dataclass(frozen=True)
+class Hidden:
+    """What a step leaves: hidden states [M, N] after the final norm, rows one after another.
+
+    They lie in a buffer that the next step overwrites. ``recorded``: by a step that was recorded,
+    so that its head may be replayed too.
+    """
+
+    states: Tensor
+    recorded: bool
+
+
 class Engine:
     """One decoder with its buffers; a step is at most ``plan.chunk`` tokens over all rows."""
 
-    def __init__(self, decoder: Decoder, config: ModelConfig, plan: Plan, ledger: Ledger) -> None:
-        self.decoder, self.config, self.plan = decoder, config, plan
+    def __init__(self, model: Assembled, plan: Plan, ledger: Ledger) -> None:
+        self.decoder, self.config, self.plan = model.decoder, model.config, plan
+        config = model.config
         self.dtype = DTYPES[plan.dtype]
         self._ledger = ledger
+        self._owner = object()  # of caches and snapshots, which may outlive the engine
         self.device = accelerators.torch_device(plan.device)
-        self.ops: Ops = reference
         self._recorded: Steps | None = None
-        if runs_natively(plan.products, self.dtype):
-            most = recorded_tokens(plan.rows, plan.draft_depth)
-            sizes = workspaces(config, most, plan.chunk, plan.context, plan.products)
-            taken = {part: ledger.empty(part, (n,), torch.uint8) for part, n in sizes.items()}
-            self.ops = NativeOps(taken["attention"])
-            if not streamed_layers(plan):
-                self._recorded = RecordedSteps(most, taken["attention"], taken[RECORDED_PART])
-        elif plan.device != "cpu" and serves(self.device) is None:
-            most = recorded_tokens(plan.rows, plan.draft_depth)
-            room = workspace_elements(config, most, plan.chunk, plan.context)
-            self.ops = TritonOps(ledger.empty("attention", (room,), torch.float32), most)
-            if can_be_captured(plan) and not host_layers(plan):
-                self._recorded = GraphedSteps(most, self.ops, self.device)
+        self.ops = self._operations()
         self.workspace = Workspace(
             config, plan.chunk, plan.context, self.dtype, KV_DTYPES[plan.kv], ledger.empty
         )
-        self._host = HostLayers(decoder, config, plan, ledger) if host_layers(plan) else None
+        self._host = HostLayers(model, plan, ledger) if host_layers(plan) else None
         self._rope_table = rope_table(config, plan.context, self.dtype, ledger.empty)
         self._positions = torch.arange(plan.context, device=self.device)
         self._distances = torch.arange(1.0 - plan.context, 1.0, device=self.device)
-        judged = max(plan.rows, plan.draft_depth + 1)
-        self._logits = ledger.empty("logits", (judged, decoder.outputs), torch.float32)
+        judged = judged_tokens(plan.rows, plan.draft_depth)
+        self._logits = ledger.empty(PartName.LOGITS, (judged, self.decoder.outputs), torch.float32)
 
-    def make_cache(self, rows: int, context: int, dtype: torch.dtype, owner: object) -> KVCache:
+    def _operations(self) -> Ops:
+        """The operations that the plan names, their workspaces, and records of decode steps."""
+        plan, execution, take = self.plan, self.plan.execution, self._ledger.empty
+        tokens = execution.decode_tokens
+        if execution.ops == "native":
+            sizes = workspaces(self.config, execution, plan.chunk, plan.context, plan.products)
+            taken = {part: take(part, (size,), torch.uint8) for part, size in sizes.items()}
+            attention = taken[PartName.ATTENTION]
+            if execution.recorded:
+                products = taken[PartName.RECORDED_STEP]
+                self._recorded = RecordedSteps(tokens, attention, products)
+            return NativeOps(attention)
+        if execution.ops == "triton":
+            room = workspace_elements(self.config, tokens, plan.chunk, plan.context)
+            ops = TritonOps(take(PartName.ATTENTION, (room,), torch.float32), tokens)
+            if execution.recorded:
+                self._recorded = GraphedSteps(tokens, ops, self.device)
+            return ops
+        return reference
+
+    def make_cache(self, rows: int, context: int, dtype: torch.dtype) -> KVCache:
         """A cache within the plan, and the scratch that its dtype needs."""
         scratch = self.workspace.scratch
         if dtype != torch.float32 and scratch.widened is None:
             elements = widened_elements(self.config, self.plan.context)
-            self._ledger.extend({"attention": elements * torch.float32.itemsize})
-            scratch.widened = self._ledger.empty("attention", (elements,), torch.float32)
+            self._ledger.extend({PartName.ATTENTION: elements * torch.float32.itemsize})
+            scratch.widened = self._ledger.empty(PartName.ATTENTION, (elements,), torch.float32)
         chunk = self.plan.chunk
         ledger = self._ledger
         return KVCache(
-            self.config, rows, context, chunk, dtype, ledger.empty, owner, ledger.lend,
+            self.config, rows, context, chunk, dtype, ledger.empty, self._owner, ledger.lend,
             host_layers(self.plan),
         )  # fmt: skip
 
@@ -126,10 +142,8 @@ class Engine:
 
     def run(
         self, cache: KVCache, batch: Sequence[RowTokens], recording: Recording | None = None
-    ) -> Tensor:
-        """One step: hidden states [M, N] after the final norm, rows one after another.
-
-        The result lies in a buffer that the next step overwrites.
+    ) -> Hidden:
+        """One step.
 
         Raises:
             ContextLengthError: a row has no room left. Nothing is changed then.
@@ -137,7 +151,8 @@ class Engine:
         """
         for entry in batch:
             cache.check_room(entry.row, len(entry.tokens))
-        if recording is None and self._is_recorded(cache, batch):
+        recorded = recording is None and self._is_recorded(cache, batch)
+        if recorded:
             out, finite = self._replay(cache, batch)
         else:
             out = self._run_eagerly(cache, batch, recording or Recording())
@@ -147,7 +162,7 @@ class Engine:
             raise NonFiniteError("The final norm produced NaN or infinity.")
         for entry in batch:
             cache.advance(entry.row, len(entry.tokens))
-        return out
+        return Hidden(out, recorded)
 
     @torch.inference_mode()
     def _run_eagerly(
@@ -179,19 +194,25 @@ class Engine:
         rows = [(e.row, e.tokens) for e in batch if isinstance(e.tokens, list)]
         return self._recorded.run(cache, rows, decode)
 
-    def judge(self, hidden: Tensor) -> tuple[Tensor, list[int]]:
-        """(logits [M, V], the likeliest id of each) of hidden states [M, N], M as in ``logits``.
+    def judge(
+        self, hidden: Hidden, tokens: Sequence[int] | None = None
+    ) -> tuple[Tensor, list[int]]:
+        """(logits [M, V], the likeliest id of each) of some of a step's tokens, M as in ``logits``.
+
+        Args:
+            tokens: indices of those that are asked for; None: all.
 
         Raises:
             NonFiniteError: a logit is NaN or infinite.
         """
-        head = self.decoder.head
+        head, states = self.decoder.head, hidden.states
         assert head is not None
-        is_whole_step = hidden.data_ptr() == self.workspace.buffers(1).normed.data_ptr()
-        if self._recorded is None or not is_whole_step or len(hidden) > self._recorded.most:
-            logits = self.logits(hidden)
+        whole = tokens is None or len(tokens) == len(states)
+        if not whole or not hidden.recorded:
+            logits = self.logits(states if whole else states[list(tokens or ())])
             return logits, logits.argmax(-1).tolist()
-        logits, best = self._recorded.judge(head, hidden, self._logits)
+        assert self._recorded is not None
+        logits, best = self._recorded.judge(head, states, self._logits)
         if min(best) < 0:
             raise NonFiniteError(_DAMAGED_HEAD)
         return logits, best
@@ -225,7 +246,9 @@ class Engine:
             length, position = len(entry.tokens), cache.lengths[entry.row]
             seen = []
             for number, store in enumerate(cache.stores if ops is reference else ()):
-                if store.suffix:  # the host's come last, and its operations make no masks
+                if (
+                    store.where == "host"
+                ):  # beside an accelerator: they come last, and its operations make no masks
                     break
                 slots[number] += store.flat_slots(entry.row, position, length)
                 seen.append(self._seen(store, position, length, masked))

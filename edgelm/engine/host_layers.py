@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from edgelm.budget.placement import ON_HOST, host_layers
-from edgelm.budget.plan import Ledger, Plan
-from edgelm.config import ModelConfig
-from edgelm.models.decoder import Decoder
+from edgelm.budget.dtypes import KV_DTYPES
+from edgelm.budget.ledger import Ledger
+from edgelm.budget.parts import PartName
+from edgelm.budget.placement import host_layers
+from edgelm.budget.plan import Plan
+from edgelm.models.assembled import Assembled
 from edgelm.ops.cache import KVCache
-from edgelm.ops.native import NativeOps, recorded_tokens, workspaces
+from edgelm.ops.native import NativeOps, workspaces
 from edgelm.ops.position import Angles
 from edgelm.ops.step import Step, Workspace, rope_table
-from edgelm.planning.settings import KV_DTYPES
 
 
 class HostLayers:
@@ -26,21 +28,19 @@ class HostLayers:
     first of them, and back after the last.
     """
 
-    def __init__(self, decoder: Decoder, config: ModelConfig, plan: Plan, ledger: Ledger) -> None:
-        def take(part: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-            return ledger.empty(part + ON_HOST, shape, dtype)
-
+    def __init__(self, model: Assembled, plan: Plan, ledger: Ledger) -> None:
+        take, config = partial(ledger.empty, where="host"), model.config
         products = [product for product in plan.products if product.device == "cpu"]
-        most = recorded_tokens(plan.rows, plan.draft_depth)
-        sizes = workspaces(config, most, plan.chunk, plan.context, products)
-        self._ops = NativeOps(take("attention", (sizes["attention"],), torch.uint8))
+        sizes = workspaces(config, plan.execution, plan.chunk, plan.context, products)
+        room = (sizes[PartName.ATTENTION],)
+        self._ops = NativeOps(take(PartName.ATTENTION, room, torch.uint8))
         kv = KV_DTYPES[plan.kv]
         self._workspace = Workspace(config, plan.chunk, plan.context, torch.float32, kv, take)
         self._table = rope_table(config, plan.context, torch.float32, take)
         self._outside: Tensor | None = None
         self._count = host_layers(plan)
         for index in range(self._count):
-            layer = decoder.layers[index]
+            layer = model.decoder.layers[index]
             layer.register_forward_pre_hook(self._enter(index))
             layer.register_forward_hook(self._leave(index))
 

@@ -9,16 +9,19 @@ import torch
 from torch import Tensor
 
 from edgelm.budget.admission import require_memory
+from edgelm.budget.dtypes import DTYPES
+from edgelm.budget.ledger import Ledger
+from edgelm.budget.parts import PartName, Where
 from edgelm.budget.placement import (
     BUFFERS,
-    ON_HOST,
-    STREAM_PART,
     buffer_bytes,
     host_layers,
     is_streamed,
     streamed_layers,
 )
-from edgelm.budget.plan import Ledger, Plan, ProductPlan
+from edgelm.budget.plan import MatrixPlan, Plan
+from edgelm.budget.units import BLOCK_BYTES
+from edgelm.budget.weight_name import WeightName, layer_group
 from edgelm.errors import ModelFileError
 from edgelm.hub.references import cache_dir
 from edgelm.layerstore.layer_file import Prepared
@@ -26,13 +29,9 @@ from edgelm.layerstore.layer_folder import LayerFolder, worth_keeping
 from edgelm.layerstore.layer_stream import LayerStream
 from edgelm.machine import hardware
 from edgelm.machine.transfer import Transfer
+from edgelm.models.assembled import Assembled
 from edgelm.models.attention import Attention
-from edgelm.models.decoder import Decoder
 from edgelm.models.layers import part_names
-from edgelm.models.weight_names import WeightNames
-from edgelm.planning.load_peak import READ_BLOCK_BYTES
-from edgelm.planning.matrices import weight_part
-from edgelm.planning.settings import DTYPES
 from edgelm.progress import Progress
 from quant import (
     ModuleReport,
@@ -60,11 +59,10 @@ class Loader:
     """
 
     def __init__(
-        self, decoder: Decoder, names: WeightNames, plan: Plan, ledger: Ledger, method: str,
-        progress: Progress | None,
-    ) -> None:  # fmt: skip
-        self.decoder, self.names, self.plan, self.ledger = decoder, names, plan, ledger
-        self.method = method
+        self, model: Assembled, plan: Plan, ledger: Ledger, progress: Progress | None
+    ) -> None:
+        self.decoder, self.names, self.plan, self.ledger = model.decoder, model.names, plan, ledger
+        self.method = plan.execution.method
         self.progress = progress
         self.dtype = DTYPES[plan.dtype]
         self.report = Report()
@@ -120,7 +118,7 @@ class Loader:
 
         Where that fails, the matrices not yet made are made as if nothing were kept.
         """
-        streamed = {f"layers.{layer}" for layer in streamed_layers(self.plan)}
+        streamed = {layer_group(layer) for layer in streamed_layers(self.plan)}
         worth = worth_keeping(self.plan.products, self.names)
         groups = [group for group in worth if group not in streamed]
         if not groups:
@@ -138,7 +136,7 @@ class Loader:
         if missing:
             store.write(missing, self._prepare_and_hold)
 
-    def _prepare_and_hold(self, product: ProductPlan) -> Prepared:
+    def _prepare_and_hold(self, product: MatrixPlan) -> Prepared:
         """A product for its file, and for this load."""
         name, tensors, modules = self._prepare(product)
         self._ready[name] = dict(self._sent(product, tensors)), modules  # the file empties its own
@@ -150,12 +148,12 @@ class Loader:
         layers = streamed_layers(self.plan)
         if not layers:
             return
-        groups = [f"layers.{layer}" for layer in layers]
+        groups = [layer_group(layer) for layer in layers]
         store = LayerFolder(cache_dir(), self.names, self.plan.products, self.method)
         products = store.groups
         files = store.open(groups, self._prepare, lambda group: self._tell(*products[group]))
         size = buffer_bytes([p for group in groups for p in products[group]])
-        buffers = self.ledger.empty(STREAM_PART, (BUFFERS, size), torch.uint8)
+        buffers = self.ledger.empty(PartName.STREAM_BUFFERS, (BUFFERS, size), torch.uint8)
         self.stream = LayerStream(files, buffers)
         for position, (layer, file) in enumerate(zip(layers, files, strict=True)):
             self.stream.attach(position, self.decoder.layers[layer])
@@ -164,7 +162,7 @@ class Loader:
                 views = file.views(name, self.stream.buffer(position))
                 self._ready[name] = views, file.modules(name)
 
-    def _prepare(self, product: ProductPlan) -> Prepared:
+    def _prepare(self, product: MatrixPlan) -> Prepared:
         """A product for its layer's file; what is reported of it is kept there."""
         before = len(self.report.modules)
         tensors = self._prepared(product)
@@ -172,13 +170,13 @@ class Loader:
         del self.report.modules[before:]
         return product.names[0], tensors, modules
 
-    def _tell(self, *products: ProductPlan) -> None:
+    def _tell(self, *products: MatrixPlan) -> None:
         for product in products:
             self._done_bytes += product.nbytes
             if self.progress:
                 self.progress(product.names[0], self._done_bytes, self.plan.weight_bytes)
 
-    def _layout(self, product: ProductPlan) -> tuple[dict[str, Tensor], Scheme, tuple[int, int]]:
+    def _layout(self, product: MatrixPlan) -> tuple[dict[str, Tensor], Scheme, tuple[int, int]]:
         """A product in its kernel's layout: held by us, mapped, or where the stream brings it."""
         name = product.names[0]
         if name in self._ready:
@@ -189,21 +187,22 @@ class Loader:
             self._tell(product)
         tensors = self._sent(product, tensors)
         if not is_streamed(product, self.plan.placement):
-            suffix = ON_HOST if self._stays(name) else ""
-            self.ledger.hold(weight_part(name) + suffix, *tensors.values())
+            where: Where = "host" if product.device == "cpu" else "device"
+            self.ledger.hold(product.name.part, *tensors.values(), where=where)
         return tensors, Scheme.parse(product.scheme), product.shape
 
     def _stays(self, name: str) -> bool:
         """Whether a canonical name belongs to a layer of the host beside an accelerator."""
-        return name.startswith("layers.") and int(name.split(".")[1]) < host_layers(self.plan)
+        layer = WeightName.parse(name).layer
+        return layer is not None and layer < host_layers(self.plan)
 
-    def _sent(self, product: ProductPlan, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _sent(self, product: MatrixPlan, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Tensors where the plan wants them; those that are there stay as they are."""
         if product.device == "cpu":
             return tensors
         return {name: self._send(tensor) for name, tensor in tensors.items()}
 
-    def _prepared(self, product: ProductPlan) -> dict[str, Tensor]:
+    def _prepared(self, product: MatrixPlan) -> dict[str, Tensor]:
         """A product's parts packed one below the other, in its kernel's layout.
 
         Raises:
@@ -225,7 +224,7 @@ class Loader:
         hardware.release_freed_memory()
         return tensors
 
-    def _pack(self, product: ProductPlan, index: int, scheme: Scheme) -> PackedWeight:
+    def _pack(self, product: MatrixPlan, index: int, scheme: Scheme) -> PackedWeight:
         name, shape = product.names[index], product.shapes[index]
         file_name = self.names.file_name(name)
         error_db, note = None, ""
@@ -254,7 +253,7 @@ class Loader:
 
     def _blocks(self, name: str, shape: tuple[int, int]) -> Iterator[tuple[int, Tensor]]:
         """Row blocks of a tensor, so that an embedding of a gigabyte is never whole in float."""
-        step = max(1, READ_BLOCK_BYTES // (shape[1] * torch.float32.itemsize))
+        step = max(1, BLOCK_BYTES // (shape[1] * torch.float32.itemsize))
         for start in range(0, shape[0], step):
             stop = min(start + step, shape[0])
             yield start, self.names.read(name, start, stop)
@@ -275,15 +274,15 @@ class Loader:
                 f"{self.names.checkpoint.path}: tensor {self.names.file_name(name, kind)} holds "
                 "NaN or infinity; the file is damaged: fetch it again."
             )
-        stays = self._stays(name)
-        vector = vector if stays else self._send(vector)
-        self.ledger.hold("weights.other" + (ON_HOST if stays else ""), vector)
+        where: Where = "host" if self._stays(name) else self.plan.place
+        vector = self._send(vector) if where == "device" else vector
+        self.ledger.hold(PartName.VECTORS, vector, where=where)
         self.report.other_bytes += vector.nbytes
         self.report.other_elements += vector.numel()
         return vector
 
 
-def _part_bytes(product: ProductPlan, index: int, scheme: Scheme) -> int:
+def _part_bytes(product: MatrixPlan, index: int, scheme: Scheme) -> int:
     """What a part adds to a fused product: kernels that lay rows in panels pad only the last."""
 
     def nbytes(count: int) -> int:

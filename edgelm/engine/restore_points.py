@@ -12,23 +12,24 @@ from collections.abc import Sequence
 
 import torch
 
-from edgelm.budget.placement import ON_HOST
+from edgelm.budget.ledger import Take
+from edgelm.budget.parts import PartName, Where
 from edgelm.config import ModelConfig
-from edgelm.ops.cache import KVCache, LayerStore, Take
-
-PART = "restore points"
+from edgelm.ops.cache import KVCache, LayerStore
 
 
 class RestorePoints:
     """One point for each row of a cache; takes nothing where no ring ever goes round.
 
     Args:
-        take: the Ledger's way to get memory (part, shape, dtype).
+        take: the Ledger's way to get memory.
     """
 
     def __init__(self, config: ModelConfig, cache: KVCache, take: Take) -> None:
-        def take_here(part: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-            return take(PART + (ON_HOST if part.endswith(ON_HOST) else ""), shape, dtype)
+        def take_here(
+            part: PartName, shape: tuple[int, ...], dtype: torch.dtype, where: Where | None = None
+        ) -> torch.Tensor:
+            return take(PartName.RESTORE_POINTS, shape, dtype, where)
 
         self._cache = cache
         self._copies = [
@@ -42,7 +43,7 @@ class RestorePoints:
                     cache.dtype,
                     take_here,
                     ring.layers,
-                    ring.suffix,
+                    ring.where,
                 ),
             )
             for ring in cache.rings

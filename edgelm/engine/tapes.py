@@ -6,38 +6,15 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from edgelm.engine.steps import Places, write_places
 from edgelm.models.layers import Head
 from edgelm.ops.cache import KVCache
 from edgelm.ops.native import NativeOps, holds_natively
 from quant import native
 from quant.native.tape import Tape
-
-
-@dataclass(frozen=True)
-class Places:
-    """Ids, rows and positions of a step's tokens, [M] int64 each, in memory that stays."""
-
-    ids: Tensor
-    rows: Tensor
-    positions: Tensor
-
-
-def write_places(
-    places: NDArray[np.int64], cache: KVCache, rows: Sequence[tuple[int, list[int]]]
-) -> int:
-    """Fill ``places`` [3, most] as ``Places`` orders them; how many tokens they are."""
-    ids, own_rows, positions = places
-    at = 0
-    for row, own in rows:
-        for offset, token in enumerate(own, cache.lengths[row]):
-            ids[at], own_rows[at], positions[at] = token, row, offset
-            at += 1
-    return at
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from edgelm.budget.units import BLOCK_BYTES
 from edgelm.errors import ModelFileError, UsageError
 from edgelm.evaluation.rows import Rows
 from edgelm.models.model_files import ModelFiles
@@ -26,7 +27,6 @@ from edgelm.ops.reference import softcap_
 from edgelm.text.tokenizer import Tokenizer
 
 MAGIC = b"EDGELMB2"
-HEAD_BLOCK_BYTES = 32 << 20
 
 
 @dataclass(frozen=True)
@@ -117,15 +117,15 @@ class Baseline:
 
     def write_head(self, files: ModelFiles) -> None:
         """The head's matrix [V, N] out of the model's files, block by block."""
-        decoder, names = files.assemble("causal-lm")
-        name = "embed" if decoder.embed.tied_to_head else "head"
+        model = files.assemble("causal-lm")
+        name = "embed" if model.decoder.embed.tied_to_head else "head"
         for start, stop in _blocks(self.facts.vocab_size, self.facts.hidden_size):
-            self._head.write(start, names.read(name, start, stop))
+            self._head.write(start, model.names.read(name, start, stop))
 
 
 def _blocks(rows: int, width: int) -> Iterator[tuple[int, int]]:
-    """The head's rows in blocks of HEAD_BLOCK_BYTES."""
-    step = max(1, HEAD_BLOCK_BYTES // (4 * width))
+    """The head's rows in blocks of BLOCK_BYTES."""
+    step = max(1, BLOCK_BYTES // (4 * width))
     for start in range(0, rows, step):
         yield start, min(start + step, rows)
 

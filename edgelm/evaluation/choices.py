@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from edgelm.budget.parts import PartName
 from edgelm.evaluation.tasks import Item
 from edgelm.model import LanguageModel
 from edgelm.ops.cache import KVCache
@@ -76,12 +77,12 @@ class Scorer:
         context = lm.plan.context
         widest = max(len(tail) for item in items for tail in split_item(item, context)[1])
         self._logits_bytes = 2 * rows * widest * lm.config.vocab_size * 4
-        lm.ledger.extend({"evaluation": self._logits_bytes})
+        lm.ledger.extend({PartName.EVALUATION: self._logits_bytes})
         self._caches = [lm.new_cache(1), lm.new_cache(rows)]
 
     def close(self) -> None:
         self._caches.clear()
-        self._lm.ledger.extend({"evaluation": -self._logits_bytes})
+        self._lm.ledger.extend({PartName.EVALUATION: -self._logits_bytes})
 
     @torch.inference_mode()
     def log_likelihoods(self, item: list[Encoded]) -> list[float]:

@@ -12,13 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from edgelm.budget.parts import PartName
+from edgelm.budget.units import BLOCK_BYTES
 from edgelm.evaluation.baseline import Baseline
 from edgelm.evaluation.passage import Passage
 from edgelm.model import LanguageModel
 from edgelm.progress import Count
-
-BLOCK_BYTES = 32 << 20
-"""Of the smallest block of logits, and of one of the baseline's head."""
 
 Logits = Callable[[int, int], Tensor]
 """From a passage's token and a count on: logits [count, V] float32. Called in their order."""
@@ -68,12 +67,12 @@ def score_text(
         assert logits is not None
         return logits[0]
 
-    lm.ledger.extend({"evaluation": needed})
+    lm.ledger.extend({PartName.EVALUATION: needed})
     try:
         theirs = None if baseline is None else baseline.logits
         return compare(passage, block, mine, theirs, progress)
     finally:
-        lm.ledger.extend({"evaluation": -needed})
+        lm.ledger.extend({PartName.EVALUATION: -needed})
 
 
 def working_bytes(vocab_size: int, block: int) -> int:

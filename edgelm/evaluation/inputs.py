@@ -58,7 +58,7 @@ class Work:
 
     def facts(self, files: ModelFiles) -> Facts:
         """What a baseline of ``files`` for this work must say, without results."""
-        decoder, _ = files.assemble("causal-lm")
+        decoder = files.assemble("causal-lm").decoder
         assert decoder.head is not None
         shape = (0, 0) if self.passage is None else tuple(self.passage.ids.shape)
         return Facts(

@@ -13,21 +13,23 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from edgelm.budget.past_runs import RUNTIME_PARTS
-from edgelm.budget.plan import Ledger, Part, Plan, human
-from edgelm.config import ModelConfig
+from edgelm.budget.dtypes import KV_DTYPES
+from edgelm.budget.ledger import Ledger
+from edgelm.budget.parts import KV_CACHE, PROCESS, Part, PartName
+from edgelm.budget.plan import Plan
+from edgelm.budget.units import human
 from edgelm.engine.engine import Engine, RowTokens
 from edgelm.engine.loader import Loader
 from edgelm.errors import DoesNotFitError, NonFiniteError
 from edgelm.evaluation.rows import Rows
+from edgelm.models.assembled import Assembled
 from edgelm.models.decoder import Decoder
 from edgelm.models.layers import Embedding
 from edgelm.models.model_files import ModelFiles
 from edgelm.models.weight_names import WeightNames
-from edgelm.ops.cache import SNAPSHOTS
 from edgelm.ops.step import Step
 from edgelm.planning.load_peak import load_peak_bytes
-from edgelm.planning.settings import KV_DTYPES, Settings
+from edgelm.planning.settings import Settings
 from edgelm.planning.solver import solve
 
 if TYPE_CHECKING:
@@ -122,14 +124,14 @@ def _run_layer(
 ) -> None:  # fmt: skip
     """Load one layer and take every stretch through it; nothing of it is left afterwards."""
     engine = layer_engine(files, index, settings)
-    cache = engine.make_cache(1, engine.plan.context, KV_DTYPES[engine.plan.kv], engine)
+    cache = engine.make_cache(1, engine.plan.context, KV_DTYPES[engine.plan.kv])
     place = 0
 
     def run(ids: Tensor) -> None:
         nonlocal place
         for piece in ids.split(BLOCK_TOKENS) if len(ids) else ():
             given = rows.read(place, len(piece)) if index else piece
-            rows.write(place, engine.run(cache, [RowTokens(0, given)]))
+            rows.write(place, engine.run(cache, [RowTokens(0, given)]).states)
             place += len(piece)
 
     for number, stretch in enumerate(stretches):
@@ -149,8 +151,8 @@ def layer_engine(files: ModelFiles, index: int, settings: Settings) -> Engine:
     Raises:
         DoesNotFitError: it exceeds the budget; its plan is carried along.
     """
-    config, decoder, names = _layer(files, index)
-    plan = _plan(decoder, config, names, settings)
+    layer = _layer(files, index)
+    plan = _plan(layer, settings)
     if not plan.fits:
         raise DoesNotFitError(
             f"One layer of {files.name} without quantization needs "
@@ -160,34 +162,33 @@ def layer_engine(files: ModelFiles, index: int, settings: Settings) -> Engine:
             plan,
         )
     ledger = Ledger.of(plan)
-    Loader(decoder, names, plan, ledger, settings.method, None).load()
-    return Engine(decoder, config, plan, ledger)
+    Loader(layer, plan, ledger, None).load()
+    return Engine(layer, plan, ledger)
 
 
 def layer_bytes(files: ModelFiles, index: int, settings: Settings) -> int:
     """What loading and running layer ``index`` takes at most beside the process, from headers."""
-    config, decoder, names = _layer(files, index)
-    plan = _plan(decoder, config, names, settings)
-    runtime = sum(part.bytes for part in plan.parts if part.name in RUNTIME_PARTS)
+    plan = _plan(_layer(files, index), settings)
+    runtime = sum(part.bytes for part in plan.parts if part.name in PROCESS)
     return plan.predicted_peak_bytes - runtime
 
 
-def _layer(files: ModelFiles, index: int) -> tuple[ModelConfig, LayerAlone, WeightNames]:
-    config, one, names = files.assemble_layer(index)
+def _layer(files: ModelFiles, index: int) -> Assembled:
+    one = files.assemble_layer(index)
     last = index == files.config.num_layers - 1
-    return config, LayerAlone(one, names, first=index == 0, last=last), names
+    return replace(one, decoder=LayerAlone(one.decoder, one.names, first=index == 0, last=last))
 
 
-def _plan(decoder: Decoder, config: ModelConfig, names: WeightNames, settings: Settings) -> Plan:
+def _plan(layer: Assembled, settings: Settings) -> Plan:
     """The plan of a model of one layer, less its embedding, which stays in the file."""
-    whole = solve(decoder, config, names, settings)
+    whole = solve(layer, settings)
     products = tuple(p for p in whole.products if p.names != ("embed",))
-    held = sum(p.bytes for p in whole.parts if p.name.startswith("kv cache."))
-    states = Part("hidden states", 4 * BLOCK_TOKENS * config.hidden_size * 4)
-    shared = Part(SNAPSHOTS, held)  # a row that tails begin with
-    parts = (*(p for p in whole.parts if p.name != "weights.embed"), states, shared)
+    held = sum(p.bytes for p in whole.parts if p.name in KV_CACHE)
+    states = Part(PartName.HIDDEN_STATES, 4 * BLOCK_TOKENS * layer.config.hidden_size * 4)
+    shared = Part(PartName.SNAPSHOTS, held)  # a row that tails begin with
+    parts = (*(p for p in whole.parts if p.name != PartName.EMBED), states, shared)
     plan = replace(whole, products=products, parts=parts)
-    runtime = sum(p.bytes for p in parts if p.name in RUNTIME_PARTS)
-    load_peak = load_peak_bytes(products, names, runtime)
+    runtime = sum(p.bytes for p in parts if p.name in PROCESS)
+    load_peak = load_peak_bytes(products, layer.names, runtime)
     fits = max(load_peak, plan.steady_peak_bytes) <= plan.budget_bytes
     return replace(plan, fits=fits, load_peak_bytes=load_peak)

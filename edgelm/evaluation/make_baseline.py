@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edgelm.budget.plan import parse_budget
+from edgelm.budget.units import BLOCK_BYTES, parse_budget
 from edgelm.evaluation.baseline import Baseline, Facts, write_footer, writing
 from edgelm.evaluation.choices import Encoded, picks_of, split_item
-from edgelm.evaluation.divergence import BLOCK_BYTES, block_tokens, compare
+from edgelm.evaluation.divergence import block_tokens, compare
 from edgelm.evaluation.inputs import Work, flipped, right
 from edgelm.evaluation.layerwise import Stretch, write_hidden
 from edgelm.evaluation.rows import Rows

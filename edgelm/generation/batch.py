@@ -5,12 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 
-from edgelm.engine.engine import Engine, RowTokens
-from edgelm.engine.restore_points import RestorePoints
+from edgelm.engine.engine import RowTokens
 from edgelm.generation.answer import Answer
 from edgelm.generation.request import Chunk, Request, Result, Stats, collect
+from edgelm.generation.session import Session
 from edgelm.generation.speculation import Speculation
-from edgelm.ops.cache import KVCache
 from edgelm.text.tokenizer import Tokenizer
 
 
@@ -18,25 +17,22 @@ class Batch:
     """Requests on the rows of a cache: as many at once as there are rows, the others after them.
 
     Args:
-        held: the ids that each row of the cache holds, kept up to date token by token.
-        points: where rows can go back to. speculation: guesses for an answer that runs alone.
         end_ids: tokens that end an answer. cancelled: asked before every token.
-        kernels: for the statistics.
 
     Raises:
         UsageError, ContextLengthError: a request that cannot be run; none is started then.
     """
 
     def __init__(
-        self, engine: Engine, cache: KVCache, held: list[list[int]], points: RestorePoints,
-        speculation: Speculation | None, requests: Sequence[Request], end_ids: frozenset[int],
-        cancelled: Callable[[], bool], kernels: dict[str, str],
+        self, session: Session, requests: Sequence[Request], end_ids: frozenset[int],
+        cancelled: Callable[[], bool],
     ) -> None:  # fmt: skip
-        self.engine, self.cache, self.held = engine, cache, held
-        self.points, self.speculation = points, speculation
-        self.end_ids, self.cancelled, self._kernels = end_ids, cancelled, kernels
+        self.engine, self.cache, self.held = session.engine, session.cache, session.held
+        self.points, self.speculation = session.points, session.speculation
+        self.end_ids, self.cancelled = end_ids, cancelled
+        context, vocab_size = self.cache.context, self.engine.config.vocab_size
         self.answers = [
-            Answer(index, request, request.limit(cache.context, engine.config.vocab_size))
+            Answer(index, request, request.limit(context, vocab_size))
             for index, request in enumerate(requests)
         ]
         self._waiting = list(self.answers)
@@ -71,8 +67,7 @@ class Batch:
                     self.points.mark(answer.row, self.held[answer.row])
         if not ready:
             return
-        last = [at for _, at in ready]
-        logits, best = self.engine.judge(hidden if len(last) == len(hidden) else hidden[last])
+        logits, best = self.engine.judge(hidden, [at for _, at in ready])
         if guide:
             guide.stepped(time.perf_counter() - start)
         for (answer, _), own, likeliest in zip(ready, logits, best, strict=True):
@@ -127,7 +122,7 @@ class Batch:
             guide.verified(len(guessed), right, spent)
 
     def stats(self, index: int) -> Stats:
-        return self.answers[index].stats(self._kernels)
+        return self.answers[index].stats(self.engine.plan.kernels)
 
     def _fill_rows(self) -> bool:
         """Give rows of finished answers to waiting ones; False when nothing is left to run."""

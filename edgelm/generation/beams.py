@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from edgelm.engine.engine import Engine, RowTokens
+from edgelm.engine.engine import RowTokens
 from edgelm.errors import UsageError
 from edgelm.generation.processors import SoFar
 from edgelm.generation.request import Request, Result, Stats
-from edgelm.ops.cache import KVCache
+from edgelm.generation.session import Session
 from edgelm.text.tokenizer import Tokenizer
 
 
@@ -46,13 +46,13 @@ class BeamSearch:
     """
 
     def __init__(
-        self, engine: Engine, cache: KVCache, held: list[list[int]], request: Request, width: int,
-        length_penalty: float, end_ids: frozenset[int],
+        self, session: Session, request: Request, width: int, length_penalty: float,
+        end_ids: frozenset[int],
     ) -> None:  # fmt: skip
-        _check(request, width, min(cache.rows, engine.plan.chunk))
-        self.engine, self.cache, self.held = engine, cache, held
+        self.engine, self.cache, self.held = session.engine, session.cache, session.held
+        _check(request, width, min(self.cache.rows, self.engine.plan.chunk))
         self.request, self.width, self.end_ids = request, width, end_ids
-        self.limit = request.limit(cache.context, engine.config.vocab_size)
+        self.limit = request.limit(self.cache.context, self.engine.config.vocab_size)
         self._penalty = length_penalty
         self._adjustments = request.sampling.adjustments()
         self._finished: list[Beam] = []
@@ -73,7 +73,7 @@ class BeamSearch:
         cut = [Beam(b.row, b.ids, self._scaled(b), "cancelled") for b in running]
         return self._best([*self._finished, *cut])
 
-    def stats(self, beam: Beam, kernels: dict[str, str]) -> Stats:
+    def stats(self, beam: Beam) -> Stats:
         """Of the search, with the beam's own count of tokens."""
         return Stats(
             prompt_tokens=len(self.request.prompt_ids),
@@ -82,7 +82,7 @@ class BeamSearch:
             prefill_s=self._first - self._start,
             decode_s=time.perf_counter() - self._first,
             seed=self.request.sampling.seed,
-            kernels=kernels,
+            kernels=self.engine.plan.kernels,
         )
 
     def _prefill(self, cancelled: Callable[[], bool]) -> Tensor | None:
@@ -95,14 +95,14 @@ class BeamSearch:
             if cancelled():
                 return None
             piece = prompt[start : start + chunk]
-            hidden = self.engine.run(self.cache, [RowTokens(0, list(piece))])
+            hidden = self.engine.run(self.cache, [RowTokens(0, list(piece))]).states
             self.held[0].extend(piece)
         return self.engine.logits(hidden[-1:])
 
     def _step(self, running: list[Beam]) -> Tensor:
         """Run each beam's newest id on its row; logits [beams, V]."""
         entries = [RowTokens(beam.row, [beam.ids[-1]]) for beam in running]
-        hidden = self.engine.run(self.cache, entries)
+        hidden = self.engine.run(self.cache, entries).states
         for beam in running:
             self.held[beam.row].append(beam.ids[-1])
         return self.engine.logits(hidden)
@@ -172,13 +172,11 @@ class BeamSearch:
         return sorted(beams, key=lambda beam: -beam.score)[: self.width]
 
 
-def beam_result(
-    search: BeamSearch, beam: Beam, tokenizer: Tokenizer, kernels: dict[str, str]
-) -> Result:
+def beam_result(search: BeamSearch, beam: Beam, tokenizer: Tokenizer) -> Result:
     """A finished beam as an answer with its text and score."""
     assert beam.finish_reason is not None
     text = tokenizer.decode(beam.ids, continues=not search.request.keep_prefix)
-    stats = search.stats(beam, kernels)
+    stats = search.stats(beam)
     return Result(text, beam.ids, beam.finish_reason, stats, score=beam.score)
 
 

@@ -11,8 +11,8 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,9 +21,8 @@ import torch
 from torch import Tensor
 
 from edgelm.budget.plan import Plan
-from edgelm.config import ModelConfig
 from edgelm.errors import EdgeLMError, ModelFileError, UnsupportedModelError, UsageError
-from edgelm.models.model_files import ModelFiles
+from edgelm.generation.session import Session
 from edgelm.ops.cache import KVCache
 
 FORMAT_VERSION = 1
@@ -50,54 +49,52 @@ class Facts:
     messages: list[dict[str, str]]
 
 
-class SavedConversations:
-    """``save_conversation`` and ``restore_conversation`` of a loaded model."""
+def facts_of(plan: Plan, sha256: str) -> Facts:
+    """What a file of a loaded model says, of a conversation of nothing.
 
-    plan: Plan
-    config: ModelConfig
-    _files: ModelFiles
-    _held: list[list[int]]
-    _running: Callable[[], AbstractContextManager[tuple[Any, KVCache]]]
+    Args:
+        sha256: of the weights' files.
+    """
+    schemes = [[*product.names, product.scheme] for product in plan.products]
+    digest = hashlib.sha256(json.dumps(schemes).encode()).hexdigest()
+    return Facts(FORMAT_VERSION, sha256, f"{plan.scheme} {digest}", plan.kv, 0, [], [])
 
-    def save_conversation(self, path: str | Path, messages: Messages = ()) -> None:
-        """Keep what the cache holds of the last conversation in a file, with its messages.
 
-        Raises:
-            UsageError: nothing is held. EdgeLMError: the file cannot be written.
-        """
-        with self._running() as (_, cache):
-            if not self._held[0]:
-                raise UsageError("There is no conversation to save yet; chat first.")
-            facts = replace(
-                self._facts(),
-                ids=self._held[0],
-                written=cache.written(0),
-                messages=[dict(message) for message in messages],
-            )
-            save_row(Path(path), cache, 0, facts)
+def save_conversation(path: Path, session: Session, facts: Facts, messages: Messages) -> None:
+    """Keep what the cache's first row holds in a file, with its messages.
 
-    def restore_conversation(self, path: str | Path) -> list[dict[str, str]]:
-        """Put a saved conversation back into the cache; its messages, to be continued by ``chat``.
+    Args:
+        facts: see ``facts_of``.
 
-        Raises:
-            ModelFileError, UnsupportedModelError, UsageError: see ``restore_row``; what the cache
-                held is still there then.
-        """
-        with self._running() as (_, cache):
-            try:
-                facts = restore_row(Path(path), cache, 0, self._facts(), self.config.vocab_size)
-            except BaseException:
-                del self._held[0][cache.lengths[0] :]
-                raise
-            self._held[0][:] = facts.ids
-            return facts.messages
+    Raises:
+        UsageError: nothing is held. EdgeLMError: the file cannot be written.
+    """
+    if not session.held[0]:
+        raise UsageError("There is no conversation to save yet; chat first.")
+    facts = replace(
+        facts,
+        ids=session.held[0],
+        written=session.cache.written(0),
+        messages=[dict(message) for message in messages],
+    )
+    save_row(path, session.cache, 0, facts)
 
-    def _facts(self) -> Facts:
-        """What a file of this model says, of a conversation of nothing; reads all its weights."""
-        schemes = [[*product.names, product.scheme] for product in self.plan.products]
-        digest = hashlib.sha256(json.dumps(schemes).encode()).hexdigest()
-        scheme = f"{self.plan.scheme} {digest}"
-        return Facts(FORMAT_VERSION, self._files.sha256, scheme, self.plan.kv, 0, [], [])
+
+def restore_conversation(path: Path, session: Session, facts: Facts) -> list[dict[str, str]]:
+    """Put a saved conversation back into the cache's first row; its messages.
+
+    Raises:
+        ModelFileError, UnsupportedModelError, UsageError: see ``restore_row``; what the cache held
+            is still there then.
+    """
+    cache, held = session.cache, session.held[0]
+    try:
+        found = restore_row(path, cache, 0, facts, session.engine.config.vocab_size)
+    except BaseException:
+        del held[cache.lengths[0] :]
+        raise
+    held[:] = found.ids
+    return found.messages
 
 
 def save_row(path: Path, cache: KVCache, row: int, facts: Facts) -> None:

@@ -7,20 +7,15 @@ the large model's own draw; see ``speculation``).
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-from torch import Tensor
-
-from edgelm.budget.past_runs import RUNTIME_PARTS
-from edgelm.budget.plan import Ledger, Part, Plan
-from edgelm.engine.engine import Engine, RowTokens
+from edgelm.budget.dtypes import KV_DTYPES
+from edgelm.budget.ledger import Ledger
+from edgelm.budget.plan import Plan
+from edgelm.engine.engine import Engine, Hidden, RowTokens
 from edgelm.engine.loader import Loader
 from edgelm.errors import UsageError
 from edgelm.generation.processors import SoFar
 from edgelm.generation.sampling import Sampler, SamplingSettings
 from edgelm.models.model_files import ModelFiles
-from edgelm.planning.settings import KV_DTYPES, Settings
-from edgelm.planning.solver import solve
 from edgelm.progress import Progress
 from edgelm.text.tokenizer import Tokenizer
 
@@ -43,14 +38,14 @@ class DraftModel:
     greedy_only = False
 
     def __init__(
-        self, files: ModelFiles, plan: Plan, method: str, vocab_size: int, ledger: Ledger,
+        self, files: ModelFiles, plan: Plan, vocab_size: int, ledger: Ledger,
         progress: Progress | None,
     ) -> None:  # fmt: skip
         own = Ledger(plan.parts, 0, 0, plan.device)
-        decoder, names = files.assemble("causal-lm")
-        Loader(decoder, names, plan, own, method, progress).load(keep=True)
-        self._engine = Engine(decoder, files.config, plan, own)
-        self._cache = self._engine.make_cache(1, plan.context, KV_DTYPES[plan.kv], self)
+        model = files.assemble("causal-lm")
+        Loader(model, plan, own, progress).load(keep=True)
+        self._engine = Engine(model, plan, own)
+        self._cache = self._engine.make_cache(1, plan.context, KV_DTYPES[plan.kv])
         ledger.absorb(PREFIX, own)
         self._vocab_size = vocab_size
         self._held: list[int] = []
@@ -75,7 +70,7 @@ class DraftModel:
         said = SoFar(ids.prompt, list(ids.new))
         guessed: list[int] = []
         while True:
-            logits, best = self._engine.judge(hidden[-1:])
+            logits, best = self._engine.judge(hidden, [len(hidden.states) - 1])
             token = self._sample(logits[0], best[0], said)
             if token >= self._vocab_size:
                 return guessed
@@ -85,7 +80,7 @@ class DraftModel:
                 return guessed
             hidden = self._run([token])
 
-    def _catch_up(self, text: list[int]) -> Tensor:
+    def _catch_up(self, text: list[int]) -> Hidden:
         """Hold the text's ids and no others; hidden states of the last step, its last id's last."""
         held, shared = self._held, self._sure
         while shared < min(len(held), len(text) - 1) and held[shared] == text[shared]:
@@ -101,56 +96,10 @@ class DraftModel:
         self._sure = len(text)
         return hidden
 
-    def _run(self, ids: list[int]) -> Tensor:
+    def _run(self, ids: list[int]) -> Hidden:
         hidden = self._engine.run(self._cache, [RowTokens(0, ids)])
         self._held.extend(ids)
         return hidden
-
-
-def plan_draft(files: ModelFiles, target: ModelFiles, made: Plan, settings: Settings) -> Plan:
-    """The draft's own plan: one row of the large model's context, in the same schemes.
-
-    Raises:
-        UsageError: the two have other tokens, or the plan has no room for guesses.
-    """
-    if not made.draft_depth:
-        raise UsageError(
-            "A draft model guesses tokens, and this plan guesses none: load a causal-lm with "
-            "draft_depth and chunk above 1, or leave draft out."
-        )
-    check_tokens(files.name, files.tokenizer, target.name, target.tokenizer)
-    context = min(made.context, files.config.max_context)
-    left = max(1, made.budget_bytes - made.steady_peak_bytes + _process_bytes(made))
-    own = replace(
-        settings, context=context, rows=1, chunk=made.chunk, draft_depth=0, budget=left,
-        offload="none",
-    )  # fmt: skip
-    decoder, names = files.assemble("causal-lm")
-    return solve(decoder, files.config, names, own)
-
-
-def with_draft(made: Plan, draft: Plan) -> Plan:
-    """``made`` with the draft's parts, which is loaded last, and without what it replaces."""
-    scratch = "kernel scratch"
-    larger = max(
-        part.bytes for plan in (made, draft) for part in plan.parts if part.name == scratch
-    )
-    parts = [part for part in made.parts if part.name not in ("speculation", scratch)]
-    parts += [
-        Part(PREFIX + part.name, part.bytes, part.where)
-        for part in draft.parts
-        if part.name not in (*RUNTIME_PARTS, scratch)
-    ]
-    where = next(part.where for part in made.parts if part.name == scratch)
-    parts.append(Part(scratch, larger, where))
-    second = made.steady_peak_bytes + draft.load_peak_bytes - _process_bytes(made)
-    both = replace(made, parts=tuple(parts), load_peak_bytes=max(made.load_peak_bytes, second))
-    return replace(both, fits=both.within_budgets)
-
-
-def _process_bytes(made: Plan) -> int:
-    """What both plans count: the process without a model."""
-    return sum(part.bytes for part in made.parts if part.name in RUNTIME_PARTS)
 
 
 def check_tokens(draft: str, theirs: Tokenizer, target: str, ours: Tokenizer) -> None:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from edgelm.budget.ledger import Take
+from edgelm.budget.parts import PartName
 from edgelm.generation.processors import SoFar
 from edgelm.generation.sampling import SamplingSettings
-from edgelm.ops.cache import Take
 
-PART = "speculation"
 _SHORTEST = 2  # tokens that must agree; one alone says nothing
 _LONGEST = 12  # from there on a longer match is no more certain
 
@@ -28,7 +28,7 @@ class PromptLookup:
     greedy_only = True  # where answers are drawn, a guess is right too rarely to look for it
 
     def __init__(self, context: int, take: Take) -> None:
-        self._ids = take(PART, (context,), torch.int32).numpy()
+        self._ids = take(PartName.SPECULATION, (context,), torch.int32).numpy()
         self._count = 0
         self._prompt = 0
         self._next = 0

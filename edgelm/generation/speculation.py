@@ -12,13 +12,10 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from edgelm.budget.plan import Plan
-from edgelm.errors import UsageError
 from edgelm.generation.answer import Answer
 from edgelm.generation.processors import SoFar
 from edgelm.generation.request import Request
 from edgelm.generation.sampling import SamplingSettings
-from edgelm.models.decoder import Decoder
 
 _EARNED = 0.01  # of a plain step: what guesses may lose of it in the long run
 _START = 0.5  # steps that may be lost before anything was earned, and are carried between answers
@@ -27,16 +24,6 @@ _GUESSED_COST = 0.15  # of a guessed token, in steps, until it was measured
 _WEIGHT = 0.25  # of a new measurement
 _FORGET = 0.95  # of what is known about guesses, with each new one
 _PRIOR_WEIGHT = 2.0
-
-
-def rows_stand_alone(plan: Plan) -> bool:
-    """Whether a token among guesses gets what it would get alone, up to float32's last bits.
-
-    Other libraries' products of few bits round activations otherwise for one row than for many:
-    guesses, whose number follows the clock, would change greedy texts from run to run.
-    """
-    alike = ("native.", "reference", "torch.mm")
-    return all(product.kernel.startswith(alike) for product in plan.products)
 
 
 class Drafter(Protocol):
@@ -140,16 +127,3 @@ class Speculation:
         prior = kind / (kind + 2)
         right = self._right.get(kind, 0.0) + _PRIOR_WEIGHT * prior
         return right / (right + self._wrong.get(kind, 0.0) + _PRIOR_WEIGHT * (1 - prior))
-
-
-def draft_depth(asked: int, decoder: Decoder, tokens: int) -> int:
-    """The most tokens guessed ahead: a step of ``tokens`` holds them and the one before them.
-
-    Raises:
-        UsageError: fewer than none.
-    """
-    if asked < 0:
-        raise UsageError(f"draft_depth is {asked}; allowed: 0 (no guesses) or above.")
-    if decoder.head is None or not decoder.head.is_language_model:
-        return 0
-    return min(asked, tokens - 1)

@@ -20,7 +20,8 @@ from pathlib import Path
 import torch
 
 from edgelm.budget.placement import file_groups
-from edgelm.budget.plan import ProductPlan, human
+from edgelm.budget.plan import MatrixPlan
+from edgelm.budget.units import human
 from edgelm.checkpoint import file_stamps
 from edgelm.errors import EdgeLMError
 from edgelm.layerstore.layer_file import DamagedLayerError, LayerFile, Prepared, write_layer
@@ -35,14 +36,14 @@ PAYS_BYTES = 64 << 20  # less is laid out in a moment, at every start
 _FREE_SHARE = 10  # files that nobody asked for leave a tenth of the disk free
 _FORMAT = 2
 logger = logging.getLogger("edgelm")
-Prepare = Callable[[ProductPlan], Prepared]
+Prepare = Callable[[MatrixPlan], Prepared]
 
 
 class LayerFolder:
     """The layer files of one model under one recipe, one choice of kernels and one machine."""
 
     def __init__(
-        self, cache: Path, names: WeightNames, products: Sequence[ProductPlan], method: str
+        self, cache: Path, names: WeightNames, products: Sequence[MatrixPlan], method: str
     ) -> None:
         self.groups = file_groups(products)
         self.job = _job(names, products, method)
@@ -169,7 +170,7 @@ def clear_layers(cache: Path) -> None:
         (cache / FOLDER).rmdir()
 
 
-def worth_keeping(products: Sequence[ProductPlan], names: WeightNames) -> list[str]:
+def worth_keeping(products: Sequence[MatrixPlan], names: WeightNames) -> list[str]:
     """The files of a model that a later start gains by; none where too little is quantized.
 
     Floats alone are copied as fast as a file is written, and weights that are in no file have no
@@ -202,7 +203,7 @@ def _folder_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.iterdir())
 
 
-def _job(names: WeightNames, products: Sequence[ProductPlan], method: str) -> str:
+def _job(names: WeightNames, products: Sequence[MatrixPlan], method: str) -> str:
     """Changes with the model's files, the recipe, the kernels, and what their layouts depend on."""
     library = native.path()
     machine = (hardware.processor_name(), torch.backends.cpu.get_cpu_capability())

@@ -18,6 +18,7 @@ from edgelm.errors import ModelFileError, UsageError
 from edgelm.hub.headers import Skeleton, headers_or_cached
 from edgelm.hub.references import is_local, is_offline, resolve
 from edgelm.models import family_of
+from edgelm.models.assembled import Assembled
 from edgelm.models.decoder import Decoder
 from edgelm.models.heads import head_for
 from edgelm.models.layers import Head
@@ -71,7 +72,7 @@ class ModelFiles:
 
     def assemble(
         self, task: str, num_labels: int | None = None, problem_type: str | None = None
-    ) -> tuple[Decoder, WeightNames]:
+    ) -> Assembled:
         """The model's modules with ``task``'s head, still without weights, and where these are.
 
         Args:
@@ -85,7 +86,7 @@ class ModelFiles:
         head = head_for(self.config, task, self.checkpoint.config, num_labels, problem_type)
         decoder: Decoder = self._family.build(self.config, head)
         if head is None or head.tied:
-            return decoder, self._names(self.checkpoint, head)
+            return Assembled(self.name, self.config, decoder, self._names(self.checkpoint, head))
         names = self._names(self.checkpoint, head)
         if not names.has("head"):
             if num_labels is None:
@@ -94,21 +95,22 @@ class ModelFiles:
                     f"{task!r}. Load a checkpoint that was trained for this task"
                     + ("." if head.is_language_model else ", or give num_labels= for a fresh head.")
                 )
-            return decoder, self._names(self._with_fresh(head), head)
+            fresh = self._names(self._with_fresh(head), head)
+            return Assembled(self.name, self.config, decoder, fresh)
         stored = self.checkpoint.info(names.file_name("head")).shape
         if num_labels not in (None, stored[0]):
             raise UsageError(
                 f"num_labels is {num_labels}; the head of {self.checkpoint.path} has {stored[0]} "
                 "labels. Leave num_labels out to use it."
             )
-        return decoder, names
+        return Assembled(self.name, self.config, decoder, names)
 
-    def assemble_layer(self, index: int) -> tuple[ModelConfig, Decoder, WeightNames]:
+    def assemble_layer(self, index: int) -> Assembled:
         """Layer ``index`` as a model of this one layer, with the embedding and the final norm."""
         config = replace(self.config, num_layers=1, windows=(self.config.windows[index],))
         table, size = self._family.WEIGHTS, config.head_size
         names = WeightNames(table, self.checkpoint, size, first_layer=index)
-        return config, self._family.build(config, None), names
+        return Assembled(self.name, config, self._family.build(config, None), names)
 
     def _names(self, checkpoint: Checkpoint, head: Head | None) -> WeightNames:
         table = self._family.WEIGHTS | ({} if head is None else {"head": head.source})

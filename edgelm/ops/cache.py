@@ -13,40 +13,41 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from edgelm.budget.ledger import Take
+from edgelm.budget.parts import PartName, Where
 from edgelm.config import ModelConfig
 from edgelm.errors import ContextLengthError, UsageError
-from edgelm.ops.cache_sizes import SCALE_DTYPE, cache_part, ring_slots, shares
+from edgelm.ops.cache_sizes import SCALE_DTYPE, cache_part, placed_layers, ring_slots
 from edgelm.ops.reference import Stored
 
-Take = Callable[[str, tuple[int, ...], torch.dtype], Tensor]
-Lend = Callable[[Mapping[str, int], Callable[[], "Snapshot"]], "Snapshot"]
-SNAPSHOTS = "snapshots"  # a plan part
+Lend = Callable[[Mapping[PartName, int], Callable[[], "Snapshot"]], "Snapshot"]
 
 
 class LayerStore:
     """Memory of the layers that share a window: [layers, rows, G, slots, D].
 
     Args:
-        among: the layers that may belong to it; None: all. suffix: of its plan part's name.
+        among: the layers that may belong to it; None: all.
+        where: its place in a plan that has such parts on the host and on the device.
     """
 
     def __init__(
         self, config: ModelConfig, window: int | None, rows: int, slots: int, dtype: torch.dtype,
-        take: Take, among: Sequence[int] | None = None, suffix: str = "",
+        take: Take, among: Sequence[int] | None = None, where: Where | None = None,
     ) -> None:  # fmt: skip
-        self.window, self.slots, self.suffix = window, slots, suffix
+        self.window, self.slots, self.where = window, slots, where
         among = range(len(config.windows)) if among is None else among
         self.layers = [index for index in among if config.windows[index] == window]
         shape = (len(self.layers), rows, config.num_kv_heads, slots, config.head_size)
-        part = cache_part(window) + suffix
-        self.memory = [take(part, shape, dtype) for _ in range(2)]
+        part = cache_part(window)
+        self.memory = [take(part, shape, dtype, where) for _ in range(2)]
         self.scales: list[Tensor] = []
         if dtype == torch.int8:
-            self.scales = [take(part, (*shape[:-1], 1), SCALE_DTYPE) for _ in range(2)]
+            self.scales = [take(part, (*shape[:-1], 1), SCALE_DTYPE, where) for _ in range(2)]
 
     @property
     def tensors(self) -> list[Tensor]:
-        """Everything it holds, each [layers, rows, slots, ...]."""
+        """Everything it holds, each [layers, rows, G, slots, ...]."""
         return [*self.memory, *self.scales]
 
     def flat_slots(self, row: int, start: int, count: int) -> list[int]:
@@ -101,7 +102,7 @@ class KVCache:
 
     Args:
         chunk: the most tokens that one step writes into a row.
-        take: the Ledger's way to get memory (part, shape, dtype).
+        take: the Ledger's way to get memory.
         owner: the loaded model; another model's snapshots are refused by it.
         lend: the Ledger's way to get memory beyond the plan, for snapshots.
         on_host: how many of the first layers lie on the CPU beside an accelerator.
@@ -115,9 +116,9 @@ class KVCache:
         self._owner, self._take, self._lend = owner, take, lend
         self.stores = [
             LayerStore(
-                config, window, rows, ring_slots(window, context, chunk), dtype, take, among, suffix
+                config, window, rows, ring_slots(window, context, chunk), dtype, take, among, where
             )
-            for among, suffix in shares(config, on_host)
+            for among, where in placed_layers(config, on_host)
             for window in dict.fromkeys(config.windows[layer] for layer in among)
         ]
         self._place = {
@@ -261,12 +262,14 @@ class KVCache:
 
         def copied() -> Snapshot:
             copies = {
-                name: self._take(SNAPSHOTS, (*tensor.shape,), tensor.dtype).copy_(tensor)
+                name: self._take(PartName.SNAPSHOTS, (*tensor.shape,), tensor.dtype).copy_(tensor)
                 for name, tensor in held.items()
             }
             return Snapshot(self._owner, self._lengths[row], self.written(row), self.dtype, copies)
 
-        return self._lend({SNAPSHOTS: sum(tensor.nbytes for tensor in held.values())}, copied)
+        return self._lend(
+            {PartName.SNAPSHOTS: sum(tensor.nbytes for tensor in held.values())}, copied
+        )
 
     def copy_row(self, source: int, target: int) -> None:
         """Make row ``target`` hold what row ``source`` holds."""

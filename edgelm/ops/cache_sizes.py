@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from edgelm.budget.placement import ON_HOST
+from edgelm.budget.parts import PartName, Share, Where
 from edgelm.config import ModelConfig
 
 SCALE_DTYPE = torch.bfloat16  # range matters more than digits: codes are rounded to the scale
@@ -19,34 +19,38 @@ def ring_slots(window: int | None, context: int, chunk: int) -> int:
     return context if window is None else min(context, window + chunk - 1)
 
 
-def cache_part(window: int | None) -> str:
+def cache_part(window: int | None) -> PartName:
     """The plan part of the layers with such a window: those that see everything, and the others."""
-    return "kv cache.full" if window is None else "kv cache.window"
+    return PartName.KV_FULL if window is None else PartName.KV_WINDOW
 
 
 def cache_parts(
     config: ModelConfig, rows: int, context: int, chunk: int, dtype: torch.dtype,
-    *, rings_only: bool = False, on_host: int = 0,
-) -> dict[str, int]:  # fmt: skip
+    *, rings_only: bool = False, place: Where = "host", on_host: int = 0,
+) -> dict[Share, int]:  # fmt: skip
     """Bytes of keys and values by plan part, int8 scales included: what ``KVCache`` takes.
 
-    ``rings_only`` counts the layers whose rings are smaller than the context; the first ``on_host``
-    layers, which lie on the CPU beside an accelerator, have parts of their own.
+    Args:
+        rings_only: count the layers whose rings are smaller than the context.
+        place: where they lie, but for the first ``on_host`` layers, which lie on the CPU.
     """
     per_slot = 2 * config.num_kv_heads * config.head_size * dtype.itemsize
     if dtype == torch.int8:
         per_slot += 2 * config.num_kv_heads * SCALE_DTYPE.itemsize
-    found: dict[str, int] = {}
+    found: dict[Share, int] = {}
     for layer, window in enumerate(config.windows):
         slots = ring_slots(window, context, chunk)
         if slots < context or not rings_only:
-            part = cache_part(window) + (ON_HOST if layer < on_host else "")
-            found[part] = found.get(part, 0) + rows * slots * per_slot
+            share = Share(cache_part(window), "host" if layer < on_host else place)
+            found[share] = found.get(share, 0) + rows * slots * per_slot
     return found
 
 
-def shares(config: ModelConfig, on_host: int) -> list[tuple[range, str]]:
-    """Layers and the suffix of their plan parts: the device's, and the host's if it has some."""
+def placed_layers(config: ModelConfig, on_host: int) -> list[tuple[range, Where | None]]:
+    """Layers and where their caches lie: where the plan has them (None), and beside an accelerator
+    the first ``on_host`` on the host."""
     layers = len(config.windows)
-    found = [(range(on_host, layers), ""), (range(on_host), ON_HOST)]
-    return [(among, suffix) for among, suffix in found if among]
+    found: list[tuple[range, Where | None]] = [
+        (range(on_host, layers), None), (range(on_host), "host"),
+    ]  # fmt: skip
+    return [(among, where) for among, where in found if among]

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from edgelm.budget.plan import ProductPlan
+from edgelm.budget.parts import PartName
+from edgelm.budget.plan import Execution, MatrixPlan
 from edgelm.config import ModelConfig
 from edgelm.ops.cache_sizes import ring_slots
 from edgelm.ops.position import Rope
@@ -28,17 +29,8 @@ from quant.native.ops import Call, LayerCache
 if TYPE_CHECKING:
     from edgelm.ops.step import Step
 
-RECORDED_PART = "recorded step"
-MOST_RECORDED = 16
-"""Tokens of a recorded step, at most."""
 
-
-def recorded_tokens(rows: int, draft_depth: int) -> int:
-    """Tokens of the largest step that is recorded: one a row, or guesses behind one."""
-    return min(max(rows, draft_depth + 1), MOST_RECORDED)
-
-
-def runs_natively(products: Iterable[ProductPlan], dtype: torch.dtype) -> bool:
+def runs_natively(products: Iterable[MatrixPlan], dtype: torch.dtype) -> bool:
     """Whether every operation of a step has a native version; any table may be looked up first."""
     return dtype == torch.float32 and all(
         p.kernel.startswith("native.") for p in products if p.kind != "embed"
@@ -51,19 +43,21 @@ def holds_natively(dtype: torch.dtype) -> bool:
 
 
 def workspaces(
-    config: ModelConfig, recorded: int, chunk: int, context: int, products: Iterable[ProductPlan]
-) -> dict[str, int]:
+    config: ModelConfig, execution: Execution, chunk: int, context: int,
+    products: Iterable[MatrixPlan],
+) -> dict[PartName, int]:  # fmt: skip
     """Bytes by plan part: the workspace of attention, and that of products of recorded steps."""
     slots = max(ring_slots(window, context, chunk) for window in config.windows)
     shape = (slots, config.num_kv_heads, config.head_size)
-    return {
-        "attention": ops.attention_bytes(chunk, config.num_heads, shape),
-        RECORDED_PART: max(
-            calls.workspace_bytes(Scheme.parse(p.scheme), p.shape, recorded, _exact(p.kernel))
+    sizes = {PartName.ATTENTION: ops.attention_bytes(chunk, config.num_heads, shape)}
+    if execution.recorded:
+        tokens = execution.decode_tokens
+        sizes[PartName.RECORDED_STEP] = max(
+            calls.workspace_bytes(Scheme.parse(p.scheme), p.shape, tokens, _exact(p.kernel))
             for p in products
             if p.kernel.startswith("native.")
-        ),
-    }
+        )
+    return sizes
 
 
 class NativeOps:

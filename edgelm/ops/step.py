@@ -6,13 +6,15 @@ Lengths and positions live here and in the cache, outside the layers.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from edgelm.budget.ledger import Take
+from edgelm.budget.parts import PartName
+from edgelm.budget.plan import MOST_DECODE_TOKENS
 from edgelm.config import ModelConfig
 from edgelm.ops.position import Angles, Rope
 from edgelm.ops.reference import AttentionScratch
@@ -22,8 +24,6 @@ if TYPE_CHECKING:
     from edgelm.ops.cache import KVCache
 
 _QUERY_TILE = 64  # queries scored at once: bounds the score buffer, not the result
-
-Take = Callable[[str, tuple[int, ...], torch.dtype], Tensor]
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ class Workspace:
         heads = self.config.num_heads + self.config.num_kv_heads
         views["rotated"] = views["rotated"].view(count, heads, self.config.head_size)
         buffers = Buffers(**views, statistics=self._memory["statistics"])
-        if count <= 16:
+        if count <= MOST_DECODE_TOKENS:
             self._buffers[count] = buffers
         return buffers
 
@@ -161,20 +161,20 @@ def _widths(config: ModelConfig) -> dict[str, int]:
 
 def workspace_sizes(
     config: ModelConfig, tokens: int, context: int, dtype: torch.dtype, kv: torch.dtype
-) -> dict[str, tuple[str, int, torch.dtype]]:
+) -> dict[str, tuple[PartName, int, torch.dtype]]:
     """Name -> (plan part, elements, dtype) of every buffer: the plan and the engine both add up."""
-    sizes = {k: ("activations", tokens * w, dtype) for k, w in _widths(config).items()}
+    sizes = {k: (PartName.ACTIVATIONS, tokens * w, dtype) for k, w in _widths(config).items()}
     heads = config.num_heads + config.num_kv_heads
-    sizes["statistics"] = ("activations", 2 * tokens * heads, torch.float32)
+    sizes["statistics"] = (PartName.ACTIVATIONS, 2 * tokens * heads, torch.float32)
     pairs = config.rope.rotary_size // 2 if config.rope else 0
-    sizes["angles"] = ("activations", 2 * tokens * pairs, dtype)
+    sizes["angles"] = (PartName.ACTIVATIONS, 2 * tokens * pairs, dtype)
     tile = min(_QUERY_TILE, tokens)
     scores = AttentionScratch.elements(tile, config.num_heads, context, config.head_size)
-    sizes["scores"] = ("attention", scores, torch.float32)
+    sizes["scores"] = (PartName.ATTENTION, scores, torch.float32)
     masks = tokens * context * len(set(config.windows))
-    sizes["masks"] = ("attention", masks, torch.float32)
+    sizes["masks"] = (PartName.ATTENTION, masks, torch.float32)
     if kv != torch.float32:
-        sizes["widened"] = ("attention", widened_elements(config, context), torch.float32)
+        sizes["widened"] = (PartName.ATTENTION, widened_elements(config, context), torch.float32)
     return sizes
 
 
@@ -188,6 +188,6 @@ def rope_table(config: ModelConfig, context: int, dtype: torch.dtype, take: Take
     if config.rope is None:
         return None
     rope = Rope(config.rope)
-    table = take("rope table", rope.table_shape(context), dtype)
+    table = take(PartName.ROPE_TABLE, rope.table_shape(context), dtype)
     rope.fill_table(table)
     return table

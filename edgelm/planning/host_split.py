@@ -7,34 +7,39 @@ twice: the hidden states to the host and back. Layers of the host run natively, 
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 
-from edgelm.budget.placement import ON_HOST, layer_of
-from edgelm.budget.plan import Part, Plan, ProductPlan
-from edgelm.engine.restore_points import PART as RESTORE_POINTS
+from edgelm.budget.dtypes import KV_DTYPES
+from edgelm.budget.parts import KV_CACHE, WEIGHTS, Part, PartName, Share, Where
+from edgelm.budget.plan import MatrixPlan, Plan
 from edgelm.errors import UsageError
 from edgelm.machine.transfer import TRANSFER_BYTES
+from edgelm.models.assembled import Assembled
 from edgelm.ops.cache_sizes import cache_parts
-from edgelm.ops.native import holds_natively, runs_natively
+from edgelm.ops.native import holds_natively
 from edgelm.planning.load_peak import load_peak_bytes
-from edgelm.planning.matrices import vector_bytes, weight_part
-from edgelm.planning.settings import KV_DTYPES
+from edgelm.planning.matrices import vector_bytes
 
-if TYPE_CHECKING:
-    from edgelm.planning.planner import Planner
+_PER_LAYER = WEIGHTS | KV_CACHE | {PartName.RESTORE_POINTS}
+_HOST_SHARE = frozenset(
+    {
+        *(PartName.ACTIVATIONS, PartName.ATTENTION, PartName.ROPE_TABLE),
+        PartName.KERNEL_SCRATCH,
+    }
+)
 
-_PER_LAYER = ("weights.", "kv cache.", RESTORE_POINTS)
-_HOST_SHARE = ("activations", "attention", "rope table", "kernel scratch")
 
-
-def split(planner: Planner, on_device: Plan, on_host: Plan) -> Plan:
+def split(
+    model: Assembled, dtype: torch.dtype, runtime_bytes: int, on_device: Plan, on_host: Plan
+) -> Plan:
     """As few layers on the host as the device's memory asks for.
 
     Args:
+        dtype: of activations on the device. runtime_bytes: of the process without a model.
         on_device, on_host: plans of the whole model there, otherwise alike.
 
     Returns:
@@ -43,9 +48,7 @@ def split(planner: Planner, on_device: Plan, on_host: Plan) -> Plan:
     Raises:
         UsageError: the host cannot run its share natively.
     """
-    if not runs_natively(on_host.products, torch.float32) or not holds_natively(
-        KV_DTYPES[on_device.kv]
-    ):
+    if on_host.execution.ops != "native" or not holds_natively(KV_DTYPES[on_device.kv]):
         raise UsageError(
             "offload 'cpu' runs layers natively: it needs the native library, a native backend for "
             "every matrix, and kv float32, bfloat16 or int8. Use offload='none' or device='cpu'."
@@ -53,74 +56,68 @@ def split(planner: Planner, on_device: Plan, on_host: Plan) -> Plan:
     layers = len(on_device.placement)
 
     def fits(count: int) -> bool:
-        parts = _parts(planner, on_device, on_host, count)
+        parts = _parts(model, dtype, on_device, on_host, count)
         return _total(parts, "device") <= on_device.device_budget_bytes
 
     count = min(1 + bisect_left(range(1, layers + 1), True, key=fits), layers)
-    parts = tuple(_parts(planner, on_device, on_host, count))
     products = tuple(_products(on_device, on_host, count))
-    made = replace(
+    plan = replace(
         on_device,
         placement=("cpu",) * count + on_device.placement[count:],
-        parts=parts,
+        parts=tuple(_parts(model, dtype, on_device, on_host, count)),
         products=products,
-        load_peak_bytes=_load_peak_bytes(planner, products),
-        draft_depth=0,
+        # A step that crosses to the host and back is not one graph.
+        execution=replace(on_device.execution, recorded=False),
+        load_peak_bytes=_load_peak_bytes(model, runtime_bytes, products),
     )
-    return replace(made, fits=made.within_budgets)
+    return replace(plan, fits=plan.within_budgets)
 
 
-def _products(on_device: Plan, on_host: Plan, count: int) -> Iterator[ProductPlan]:
+def _products(on_device: Plan, on_host: Plan, count: int) -> Iterator[MatrixPlan]:
     """In loading order: the embedding, the host's layers, the others, the head."""
 
-    def in_host_s_layer(product: ProductPlan) -> bool:
-        layer = layer_of(product)
+    def stays(product: MatrixPlan) -> bool:
+        layer = product.name.layer
         return layer is not None and layer < count
 
     yield from (p for p in on_device.products if p.kind == "embed")
-    yield from (p for p in on_host.products if in_host_s_layer(p))
-    yield from (p for p in on_device.products if p.kind != "embed" and not in_host_s_layer(p))
+    yield from (p for p in on_host.products if stays(p))
+    yield from (p for p in on_device.products if p.kind != "embed" and not stays(p))
 
 
-def _parts(planner: Planner, on_device: Plan, on_host: Plan, count: int) -> Iterator[Part]:
-    sizes: dict[tuple[str, str], int] = {}
+def _parts(
+    model: Assembled, dtype: torch.dtype, on_device: Plan, on_host: Plan, count: int
+) -> Iterator[Part]:
+    sizes: Counter[Share] = Counter()
     for product in _products(on_device, on_host, count):
-        suffix, where = (ON_HOST, "host") if product.device == "cpu" else ("", "device")
-        key = (weight_part(product.names[0]) + suffix, where)
-        sizes[key] = sizes.get(key, 0) + product.nbytes
-    total, kv = len(on_device.placement), KV_DTYPES[on_device.kv]
-    for where, suffix, dtype, layers in (
-        ("device", "", planner.dtype, range(count, total + 1)),  # with vectors of no layer
-        ("host", ON_HOST, torch.float32, range(count)),
-    ):
-        sizes["weights.other" + suffix, where] = vector_bytes(planner.decoder, dtype, layers)
-    given = (planner.config, on_device.rows, on_device.context, on_device.chunk, kv)
-    for name, nbytes in cache_parts(*given, on_host=count).items():
-        sizes[name, "host" if name.endswith(ON_HOST) else "device"] = nbytes
-    for name, nbytes in cache_parts(*given, rings_only=True, on_host=count).items():
-        suffix, where = (ON_HOST, "host") if name.endswith(ON_HOST) else ("", "device")
-        key = (RESTORE_POINTS + suffix, where)
-        sizes[key] = sizes.get(key, 0) + nbytes
-    yield from (Part(name, nbytes, where) for (name, where), nbytes in sizes.items() if nbytes)
-    for part in on_device.parts:
-        if not part.name.startswith(_PER_LAYER):
-            yield part
-    for part in on_host.parts:
-        if part.name in _HOST_SHARE:
-            yield Part(part.name + ON_HOST, part.bytes)
+        where: Where = "host" if product.device == "cpu" else "device"
+        sizes[Share(product.name.part, where)] += product.nbytes
+    behind = len(on_device.placement)  # where vectors of no layer count
+    vectors = Share(PartName.VECTORS, "device"), Share(PartName.VECTORS, "host")
+    sizes[vectors[0]] = vector_bytes(model.decoder, dtype, range(count, behind + 1))
+    sizes[vectors[1]] = vector_bytes(model.decoder, torch.float32, range(count))
+    kv = KV_DTYPES[on_device.kv]
+    caches = (model.config, on_device.rows, on_device.context, on_device.chunk, kv)
+    sizes.update(cache_parts(*caches, place="device", on_host=count))
+    rings = cache_parts(*caches, rings_only=True, place="device", on_host=count)
+    for share, nbytes in rings.items():
+        sizes[Share(PartName.RESTORE_POINTS, share.where)] += nbytes
+    yield from (Part(share.name, nbytes, share.where) for share, nbytes in sizes.items() if nbytes)
+    yield from (part for part in on_device.parts if part.name not in _PER_LAYER)
+    yield from (part for part in on_host.parts if part.name in _HOST_SHARE)
 
 
-def _load_peak_bytes(planner: Planner, products: Iterable[ProductPlan]) -> int:
+def _load_peak_bytes(model: Assembled, runtime_bytes: int, products: Iterable[MatrixPlan]) -> int:
     """The host's layers are made and stay; the others are made one by one beside them."""
-    runtime = TRANSFER_BYTES + sum(part.bytes for part in planner.runtime_parts)
+    runtime = TRANSFER_BYTES + runtime_bytes
     staying = [p for p in products if p.device == "cpu"]
     leaving = [p for p in products if p.device != "cpu"]
     beside = runtime + sum(product.nbytes for product in staying)
     return max(
-        load_peak_bytes(staying, planner.names, runtime),
-        load_peak_bytes(leaving, planner.names, beside, leaves=True),
+        load_peak_bytes(staying, model.names, runtime),
+        load_peak_bytes(leaving, model.names, beside, leaves=True),
     )
 
 
-def _total(parts: Iterable[Part], where: str) -> int:
+def _total(parts: Iterable[Part], where: Where) -> int:
     return sum(part.bytes for part in parts if part.where == where)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from edgelm.budget.plan import Plan, ProductPlan
+from edgelm.budget.plan import MatrixPlan, Plan
 from edgelm.errors import KernelUnavailableError
 from edgelm.machine import accelerators, hardware
 from edgelm.machine.measurements import keep, kept
@@ -75,7 +75,7 @@ def tune(plan: Plan, folder: Path, progress: Progress | None) -> None:
     cases = {
         tuning.Case(Scheme.parse(p.scheme), p.shape, rows, DTYPES[plan.dtype])
         for p in own
-        for rows in ((1,) if p.kind in ("embed", "head") else (1, plan.chunk))
+        for rows in ((1,) if p.name.layer is None else (1, plan.chunk))
     }
     in_order = sorted(cases, key=lambda case: case.key)
     device = accelerators.torch_device(plan.device)
@@ -89,7 +89,7 @@ def tune(plan: Plan, folder: Path, progress: Progress | None) -> None:
     accelerators.release(plan.device)
 
 
-def warn_of_slow(products: tuple[ProductPlan, ...], tied: bool) -> None:
+def warn_of_slow(products: tuple[MatrixPlan, ...], tied: bool) -> None:
     """Say which packed matrices the reference multiplies: right, but slow."""
     slow = [
         p

@@ -7,17 +7,17 @@ from collections.abc import Collection, Sequence
 import torch
 
 from edgelm.budget.placement import file_groups
-from edgelm.budget.plan import ProductPlan
+from edgelm.budget.plan import MatrixPlan
+from edgelm.budget.units import BLOCK_BYTES
 from edgelm.models.weight_names import WeightNames
 from quant import Scheme, find
 
-READ_BLOCK_BYTES = 32 << 20  # a big tensor is read and quantized this much at a time, in float32
 _PACKING_BYTES = 12 << 20  # temporaries of packing one block of quant.convert, by any method
 _PIECES_BYTES = 48 << 20  # of a packed matrix being taken apart: a piece, its codes, their copy
 
 
 def load_peak_bytes(
-    products: Sequence[ProductPlan], names: WeightNames, runtime_bytes: int,
+    products: Sequence[MatrixPlan], names: WeightNames, runtime_bytes: int,
     ready: Collection[str] = (), leaves: bool = False,
 ) -> int:  # fmt: skip
     """Bytes of the whole process at the worst moment of reading ``products`` in their order.
@@ -39,7 +39,7 @@ def load_peak_bytes(
     return max(peak, held)
 
 
-def _making_bytes(product: ProductPlan, names: WeightNames) -> int:
+def _making_bytes(product: MatrixPlan, names: WeightNames) -> int:
     """The canonical form, and the larger of reading into it and laying it out for the kernel."""
     scheme = Scheme.parse(product.scheme)
     parts = zip(product.names, product.shapes, strict=True)
@@ -49,7 +49,7 @@ def _making_bytes(product: ProductPlan, names: WeightNames) -> int:
 
 
 def _reading_bytes(
-    product: ProductPlan, scheme: Scheme, name: str, shape: tuple[int, int], names: WeightNames
+    product: MatrixPlan, scheme: Scheme, name: str, shape: tuple[int, int], names: WeightNames
 ) -> int:
     """A part of a fused product is packed by itself and then copied."""
     own = scheme.nbytes(shape) if len(product.names) > 1 else 0
@@ -57,7 +57,7 @@ def _reading_bytes(
         return own + min(_PIECES_BYTES, 2 * scheme.nbytes(shape))
     info = names.info(name, shape)
     dtype = getattr(torch, info.dtype, torch.float32)  # blocks of integers are read as float32
-    step = max(1, READ_BLOCK_BYTES // (shape[1] * torch.float32.itemsize))
+    step = max(1, BLOCK_BYTES // (shape[1] * torch.float32.itemsize))
     block = min(step, shape[0]) * shape[1] * dtype.itemsize
     copies = 1 if info.shape == shape else 2  # rows that lie apart are read one by one, then joined
     return own + copies * block + _PACKING_BYTES

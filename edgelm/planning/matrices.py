@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
-from edgelm.budget.plan import Part, ProductPlan
+from edgelm.budget.parts import Part, PartName, Where
+from edgelm.budget.plan import MatrixPlan
+from edgelm.budget.weight_name import WeightName
 from edgelm.errors import KernelUnavailableError, UsageError
 from edgelm.models.decoder import Decoder
 from edgelm.models.layers import Embedding, part_names
@@ -24,7 +26,7 @@ class WeightPlan:
     """
 
     label: str
-    products: tuple[ProductPlan, ...]
+    products: tuple[MatrixPlan, ...]
     parts: tuple[Part, ...]
     parameters: int
 
@@ -63,7 +65,7 @@ class WeightPlanner:
         parts = tuple(self._parts(products))
         return WeightPlan(label, products, parts, parameters + self._vector_elements())
 
-    def _products(self, recipe: Recipe | None) -> Iterator[ProductPlan]:
+    def _products(self, recipe: Recipe | None) -> Iterator[MatrixPlan]:
         """Every stored matrix in loading order: the embedding, the layers, the head."""
         embed = self.decoder.embed
         scheme, stored = self._scheme("embed", embed.shape, recipe)
@@ -110,7 +112,7 @@ class WeightPlanner:
     def _product(
         self, names: list[str], shapes: list[tuple[int, int]], scheme: Scheme, stored: bool,
         embed: Embedding | None = None,
-    ) -> ProductPlan:  # fmt: skip
+    ) -> MatrixPlan:  # fmt: skip
         shape = (sum(n for n, _ in shapes), shapes[0][1])
         lookup = embed is not None
         multiply = embed is None or embed.tied_to_head
@@ -123,17 +125,19 @@ class WeightPlanner:
             raise KernelUnavailableError(f"{names[0]}: {error}") from error
         nbytes = kernel.nbytes(scheme, shape)
         named, each = tuple(names), tuple(shapes)
-        return ProductPlan(named, each, str(scheme), kernel.name, self.device, nbytes, stored)
+        return MatrixPlan(named, each, str(scheme), kernel.name, self.device, nbytes, stored)
 
-    def _parts(self, products: tuple[ProductPlan, ...]) -> Iterator[Part]:
-        groups = {"weights.embed": 0, "weights.attn": 0, "weights.mlp": 0, "weights.head": 0}
+    def _parts(self, products: tuple[MatrixPlan, ...]) -> Iterator[Part]:
+        groups = dict.fromkeys(
+            (PartName.EMBED, PartName.ATTENTION_WEIGHTS, PartName.MLP, PartName.HEAD), 0
+        )
         for product in products:
-            groups[weight_part(product.names[0])] += product.nbytes
+            groups[product.name.part] += product.nbytes
         for name, norm in self.decoder.norms():
             for vector in norm.vectors:
                 self.names.info(name, (norm.size,), vector)
-        groups["weights.other"] = vector_bytes(self.decoder, self.dtype)
-        where = "host" if self.device == "cpu" else "device"
+        groups[PartName.VECTORS] = vector_bytes(self.decoder, self.dtype)
+        where: Where = "host" if self.device == "cpu" else "device"
         return (Part(name, nbytes, where) for name, nbytes in groups.items() if nbytes)
 
     def _vector_elements(self) -> int:
@@ -153,14 +157,10 @@ def vector_bytes(decoder: Decoder, dtype: torch.dtype, layers: range | None = No
         found.append((name, len(norm.vectors) * norm.size * torch.float32.itemsize))
 
     def layer(name: str) -> int:
-        return int(name.split(".")[1]) if name.startswith("layers.") else behind
+        own = WeightName.parse(name).layer
+        return behind if own is None else own
 
     return sum(nbytes for name, nbytes in found if layers is None or layer(name) in layers)
-
-
-def weight_part(name: str) -> str:
-    """The plan part that holds the matrix ``name``."""
-    return f"weights.{name.split('.')[2] if '.' in name else name}"
 
 
 def keeps_its_scheme(decoder: Decoder, names: WeightNames) -> bool:
@@ -169,12 +169,12 @@ def keeps_its_scheme(decoder: Decoder, names: WeightNames) -> bool:
     return any(info.scheme or info.nearest for info in infos)
 
 
-def bytes_per_token(decoder: Decoder, products: tuple[ProductPlan, ...]) -> int:
+def bytes_per_token(decoder: Decoder, products: tuple[MatrixPlan, ...]) -> int:
     """Weight bytes that one decode step reads: all but an embedding that is only looked up."""
     return sum(product.nbytes for product in _multiplied(products, decoder.embed.tied_to_head))
 
 
-def moved_bytes(products: tuple[ProductPlan, ...], tied: bool) -> int:
+def moved_bytes(products: tuple[MatrixPlan, ...], tied: bool) -> int:
     """What one decode step moves: the weights it reads, and the floats that the reference makes
     of codes, written and read again."""
     made = 0
@@ -185,24 +185,24 @@ def moved_bytes(products: tuple[ProductPlan, ...], tied: bool) -> int:
 
 
 def kernel_scratch(
-    products: tuple[ProductPlan, ...], tokens: int, rows: int, tied: bool
+    products: tuple[MatrixPlan, ...], tokens: int, rows: int, tied: bool
 ) -> int:  # fmt: skip
     """The largest temporaries of one call. A table gives the codes and values of all tokens; a
     head is asked for one token of each row."""
     looked_up = 2 * tokens * products[0].shape[1] * torch.float32.itemsize
     kinds = {
-        (p.kernel, p.scheme, p.shape, rows if p.names[0] in ("embed", "head") else tokens)
+        (p.kernel, p.scheme, p.shape, rows if p.name.layer is None else tokens)
         for p in _multiplied(products, tied)
     }
     sizes = (find(k).scratch_bytes(Scheme.parse(s), shape, m) for k, s, shape, m in kinds)
     return max(looked_up, *sizes)
 
 
-def _multiplied(products: tuple[ProductPlan, ...], tied: bool) -> Iterator[ProductPlan]:
+def _multiplied(products: tuple[MatrixPlan, ...], tied: bool) -> Iterator[MatrixPlan]:
     return (product for product in products if tied or product.names != ("embed",))
 
 
-def _label(products: tuple[ProductPlan, ...], names: WeightNames) -> str:
+def _label(products: tuple[MatrixPlan, ...], names: WeightNames) -> str:
     """For a quantized file the scheme that most bytes are in."""
     infos = (names.info(n, s) for p in products for n, s in zip(p.names, p.shapes, strict=True))
     if not any(info.scheme or info.nearest for info in infos):

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from edgelm.budget.dtypes import DTYPES, KV_DTYPES
+from edgelm.budget.plan import MOST_DECODE_TOKENS
 from edgelm.config import ModelConfig
 from edgelm.errors import ContextLengthError, UsageError
 from edgelm.machine.accelerators import Accelerator
@@ -15,10 +17,8 @@ from quant import CALIBRATED_METHODS, METHODS, QuantError, Recipe
 DEFAULT_CONTEXT = 4096
 DEFAULT_CHUNK = 512
 MOST_ROWS = 8  # that are taken unasked: weights are read once for so many answers
-DEFAULT_DRAFT_DEPTH = 15  # with the token before them 16 rows, which small products run well
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DEFAULT_DRAFT_DEPTH = MOST_DECODE_TOKENS - 1  # behind the token before them
 EXACT_ACTIVATIONS = {"float": torch.float32}  # what products do not round; auto may
-KV_DTYPES = DTYPES | {"int8": torch.int8}
 _MOST_DIGITS = 12  # of a number of tokens; beyond it is a slip of the keyboard
 
 

@@ -1,27 +1,26 @@
 """Solver: of everything that a user left open, the choice that fits and answers best.
 
-Candidates are a product of what is open, each gets its own plan, and one key sorts them: what fits
-comes first, then what needs no layers on disk, the longer context, the more accurate, the faster
-(answers side by side share what a step reads), and last the order of the product. Whatever was not
-taken keeps its reason.
+Candidates are a product of what is open, and each gets its own plan. What fits comes first, then
+``CRITERIA`` decide, and last the order of the product. Whatever was not taken keeps its reason,
+which is the first criterion by which it lost.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
 import torch
 
-from edgelm.budget.placement import ON_HOST, STREAMED_PART, streamed_layers
-from edgelm.budget.plan import Plan, human
+from edgelm.budget.parts import WEIGHTS, PartName
+from edgelm.budget.plan import Plan
+from edgelm.budget.units import human
 from edgelm.config import ModelConfig
 from edgelm.errors import KernelUnavailableError, UsageError
-from edgelm.models.decoder import Decoder
-from edgelm.models.weight_names import WeightNames
+from edgelm.models.assembled import Assembled
 from edgelm.planning.expected_accuracy import accuracy_rank, schemes
 from edgelm.planning.matrices import keeps_its_scheme
 from edgelm.planning.planner import Candidate, Planner
@@ -46,26 +45,29 @@ Rejected = dict[str, Any]
 logger = logging.getLogger("edgelm")
 
 
-def solve(decoder: Decoder, config: ModelConfig, names: WeightNames, settings: Settings) -> Plan:
+def solve(model: Assembled, settings: Settings, drafted: bool = False) -> Plan:
     """The best plan for these settings, with the others and their reasons in ``rejected``.
 
     Where nothing fits it is the smallest, and its ``fits`` says so.
+
+    Args:
+        drafted: a smaller model will guess tokens ahead.
 
     Raises:
         UsageError, ContextLengthError: a setting is not allowed for this model.
         ModelFileError: a weight is missing or has another shape.
         KernelUnavailableError: the chosen backend cannot run a matrix in any scheme.
     """
-    planner = Planner(decoder, config, names, settings)
-    best = _solved(planner, config)
+    planner = Planner(model, settings, drafted)
+    best = _solved(planner)
     if best.fits or planner.accelerator is None or settings.device != "auto":
         return best
     logger.warning("%s: it is planned for the CPU instead.", shortage(best))
-    return _solved(Planner(decoder, config, names, replace(settings, device="cpu")), config)
+    return _solved(Planner(model, replace(settings, device="cpu"), drafted))
 
 
-def _solved(planner: Planner, config: ModelConfig) -> Plan:
-    settings = planner.settings
+def _solved(planner: Planner) -> Plan:
+    settings, config = planner.settings, planner.model.config
     plans: list[Plan] = []
     failures: dict[Recipe | None, Exception] = {}
     for candidate in candidates(planner, _contexts(given_context(settings, config), config)):
@@ -82,15 +84,13 @@ def _solved(planner: Planner, config: ModelConfig) -> Plan:
     return replace(best, rejected=(*_rejections(best, others), *impossible))
 
 
-def fitting_contexts(
-    decoder: Decoder, config: ModelConfig, names: WeightNames, settings: Settings
-) -> list[Plan]:
+def fitting_contexts(model: Assembled, settings: Settings) -> list[Plan]:
     """The best plan for every scheme and context: contexts rise, schemes lose accuracy.
 
     Args:
         settings: as for ``solve``; what they fix is the only row or column.
     """
-    planner = Planner(decoder, config, names, settings)
+    planner, config = Planner(model, settings), model.config
     given = given_context(settings, config)
     contexts = [given] if given else _doublings(SHORTEST_CONTEXT, config.max_context)
     found: dict[tuple[int, str], Plan] = {}
@@ -113,7 +113,7 @@ def candidates(planner: Planner, contexts: list[int]) -> Iterator[Candidate]:
         _cache_types(cache_dtype(settings), planner.dtype),
         contexts,
         _rows(given_rows(settings)),
-        _recipes(given_recipe(settings, planner.decoder), planner),
+        _recipes(given_recipe(settings, planner.model.decoder), planner),
     )
     for chunk, kv, context, rows, recipe in choices:
         yield Candidate(recipe, kv, context, rows, chunk)
@@ -142,7 +142,7 @@ def _recipes(given: Recipe | None, planner: Planner) -> list[Recipe | None]:
     """The recipe that was asked for, else what a quantized file holds, else all measured ones."""
     if given is not None:
         return [given]
-    if keeps_its_scheme(planner.decoder, planner.names):
+    if keeps_its_scheme(planner.model.decoder, planner.model.names):
         return [None]
     return [Recipe.parse(scheme) for scheme in schemes()]
 
@@ -161,21 +161,72 @@ def _halvings(largest: int, smallest: int) -> list[int]:
     return found
 
 
-def _rank(plan: Plan) -> tuple[float, ...]:
-    if not plan.fits:
-        device = plan.predicted_device_peak_bytes
-        return (1, plan.predicted_peak_bytes + device, plan.steady_peak_bytes + device)
-    # Reading from disk is slower than any scheme: where it must be, as little as can be. Every
-    # chunk of a prompt reads it all again, so chunks stay long.
-    streamed = sum(
-        part.bytes
-        for part in plan.parts
-        if part.name == STREAMED_PART
-        or (part.name.startswith("weights.") and part.name.endswith(ON_HOST))
+@dataclass(frozen=True)
+class Criterion:
+    """One thing by which plans that fit are compared.
+
+    Attributes:
+        key: the smaller the better. reason: why a plan lost to the best one by it.
+    """
+
+    key: Callable[[Plan], float]
+    reason: Callable[[Plan, Plan], str]
+
+
+def _away_bytes(plan: Plan) -> int:
+    """Weights that are not where the plan computes: on disk, or on the host beside a device."""
+    return sum(
+        part.bytes for part in plan.parts if part.name in WEIGHTS and part.where != plan.place
     )
-    chunk = -plan.chunk if streamed else 0
-    first, accuracy = (0, bool(streamed), -plan.context, chunk), accuracy_rank(plan.expected_kld)
-    return (*first, streamed, accuracy, plan.moved_bytes_per_token / plan.rows)
+
+
+def _slower(plan: Plan, best: Plan) -> str:
+    if plan.rows < best.rows:
+        return f"fits, but {best.rows} answers side by side fit too"
+    return (
+        f"fits, but is slower: {human(plan.moved_bytes_per_token)} a token against "
+        f"{human(best.moved_bytes_per_token)}, and no more accurate"
+    )
+
+
+def _where(plan: Plan) -> str:
+    return "on disk" if plan.device == "cpu" else "on the CPU"
+
+
+# Reading from disk is slower than any scheme: where it must be, as little as can be, and every
+# chunk of a prompt reads it all again. Answers side by side share what a step reads.
+CRITERIA = (
+    Criterion(
+        lambda plan: _away_bytes(plan) > 0,
+        lambda plan, _: f"fits, but only with layers {_where(plan)}",
+    ),
+    Criterion(
+        lambda plan: -plan.context,
+        lambda _, best: f"fits, but a context of {best.context} fits too",
+    ),
+    Criterion(
+        lambda plan: -plan.chunk if _away_bytes(plan) else 0,
+        lambda plan, best: (
+            f"fits, but reads the layers {_where(plan)} for every {plan.chunk} tokens of a prompt, "
+            f"not every {best.chunk}"
+        ),
+    ),
+    Criterion(_away_bytes, lambda plan, _: f"fits, but with more layers {_where(plan)}"),
+    Criterion(
+        lambda plan: accuracy_rank(plan.expected_kld),
+        lambda plan, best: (
+            f"fits, but is less accurate: expected divergence {_nats(plan)} against {_nats(best)}"
+        ),
+    ),
+    Criterion(lambda plan: plan.moved_bytes_per_token / plan.rows, _slower),
+)
+
+
+def _rank(plan: Plan) -> tuple[float, ...]:
+    if plan.fits:
+        return (0, *(criterion.key(plan) for criterion in CRITERIA))
+    device = plan.predicted_device_peak_bytes
+    return (1, plan.predicted_peak_bytes + device, plan.steady_peak_bytes + device)
 
 
 def _rejections(best: Plan, others: list[Plan]) -> Iterator[Rejected]:
@@ -205,23 +256,9 @@ def reason(plan: Plan, best: Plan) -> str:
     """Why ``best`` was taken and not ``plan``, in words."""
     if not plan.fits:
         return shortage(plan)
-    if streamed_layers(plan) and not streamed_layers(best):
-        return "fits, but only with layers on disk"
-    if plan.context < best.context:
-        return f"fits, but a context of {best.context} fits too"
-    if len(streamed_layers(plan)) > len(streamed_layers(best)):
-        return "fits, but with more layers on disk"
-    if accuracy_rank(plan.expected_kld) > accuracy_rank(best.expected_kld):
-        return (
-            f"fits, but is less accurate: expected divergence {_nats(plan)} against {_nats(best)}"
-        )
-    if plan.rows < best.rows:
-        return f"fits, but {best.rows} answers side by side fit too"
-    if plan.moved_bytes_per_token > best.moved_bytes_per_token:
-        return (
-            f"fits, but is slower: {human(plan.moved_bytes_per_token)} a token against "
-            f"{human(best.moved_bytes_per_token)}, and no more accurate"
-        )
+    for criterion in CRITERIA:
+        if criterion.key(plan) > criterion.key(best):
+            return criterion.reason(plan, best)
     return "fits, but gains nothing: no more accurate, no faster"
 
 
@@ -253,7 +290,7 @@ def is_below_runtime(plan: Plan) -> bool:
 
 
 def _runtime_bytes(plan: Plan) -> int:
-    return next(part.bytes for part in plan.parts if part.name == "runtime")
+    return next(part.bytes for part in plan.parts if part.name == PartName.RUNTIME)
 
 
 def _nats(plan: Plan) -> str:

@@ -167,15 +167,15 @@ class Calibration:
 
     def _inputs(self, index: int) -> tuple[Inputs, ...]:
         """The projections of a layer that hold matrices to be packed."""
-        _, decoder, names = self.files.assemble_layer(index)
+        layer = self.files.assemble_layer(index)
         packed = {t.name: t for t in self._targets if t.scheme is not None and not t.kept}
         found = []
-        for path, projection in decoder.named_modules():
+        for path, projection in layer.decoder.named_modules():
             if not isinstance(projection, Projection):
                 continue
             prefix = path.rpartition(".")[0]
             parts = part_names(prefix, list(projection.parts))
-            stored = dict.fromkeys(names.file_name(part) for part in parts)
+            stored = dict.fromkeys(layer.names.file_name(part) for part in parts)
             targets = tuple(packed[name] for name in stored if name in packed)
             if targets:
                 found.append(Inputs(path, projection.in_size, targets))
@@ -197,10 +197,10 @@ class Calibration:
             ) from error
 
     def _run(self, engine: Engine, index: int, hidden: Tensor) -> None:
-        cache = engine.make_cache(1, engine.plan.context, KV_DTYPES[engine.plan.kv], engine)
+        cache = engine.make_cache(1, engine.plan.context, KV_DTYPES[engine.plan.kv])
         for ids, rows in zip(self.text.ids, hidden.split(self.text.ids.shape[1]), strict=True):
             cache.truncate(0, 0)
-            rows.copy_(engine.run(cache, [RowTokens(0, rows if index else ids)]))
+            rows.copy_(engine.run(cache, [RowTokens(0, rows if index else ids)]).states)
 
     def _factor(self, own: Inputs, hessian: Hessian | None) -> Tensor | None:
         hardware.release_freed_memory()  # of the layer

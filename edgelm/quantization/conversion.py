@@ -156,9 +156,10 @@ def _fits_bitsandbytes(targets: tuple[Target, ...]) -> bool:
 def _matrices(files: ModelFiles, recipe: Recipe) -> dict[str, Target]:
     """The matrices that a recipe speaks of, by the file's names."""
     has_head = files.config.tied or HEAD in files.checkpoint.names()
-    decoder, names = files.assemble("causal-lm" if has_head else "base")
+    model = files.assemble("causal-lm" if has_head else "base")
+    names = model.names
     parts: dict[str, list[tuple[str, tuple[int, int]]]] = {}
-    for name, shape in decoder.matrices():
+    for name, shape in model.decoder.matrices():
         names.info(name, shape)
         parts.setdefault(names.file_name(name), []).append((name, shape))
     known = ["head", *(name for own in parts.values() for name, _ in own)]

@@ -6,13 +6,12 @@ from collections.abc import Iterator
 
 import torch
 
+from edgelm.budget.units import BLOCK_BYTES
 from edgelm.checkpoint import Checkpoint
 from edgelm.checkpoint.packed_layout import ROW_STEP
 from edgelm.errors import ModelFileError
 from edgelm.quantization.conversion import TABLE_METHOD, Target
 from quant import CALIBRATED_METHODS, PackedWeight, QuantError, Sqnr, pack, pack_calibrated
-
-BLOCK_BYTES = 32 << 20  # rows of a weight are read, packed and written this much at a time
 
 
 def row_blocks(target: Target) -> Iterator[tuple[int, int]]:

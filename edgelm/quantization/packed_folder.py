@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from edgelm.budget.plan import human
+from edgelm.budget.units import human
 from edgelm.checkpoint import file_stamps
 from edgelm.checkpoint.journal import Journal
 from edgelm.checkpoint.manifest import FORMAT_VERSION, MANIFEST, Manifest

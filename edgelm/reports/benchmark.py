@@ -108,7 +108,7 @@ def measure(
     on_cuda = lm.plan.device.startswith("cuda")
     read_gb_s = accelerators.copy_gb_s(lm.plan.device) if on_cuda else hardware.read_gb_s()
     decode_tok_s = median(stats.decode_tok_s for stats in rounds[1:])
-    token_bytes = bytes_per_token(files.assemble("causal-lm")[0], lm.plan.products)
+    token_bytes = bytes_per_token(files.assemble("causal-lm").decoder, lm.plan.products)
     return Measurement(
         model=files.name,
         scheme=lm.plan.scheme,

@@ -18,6 +18,8 @@ from edgelm.checkpoint.packed import PackedCheckpoint
 from edgelm.config import ModelConfig
 from edgelm.errors import EdgeLMError
 from edgelm.models.model_files import ModelFiles
+from edgelm.planning.settings import Settings
+from edgelm.planning.solver import solve
 
 HEAD = "lm_head.weight"  # in every family; a tied model may store it a second time
 _FRONT_MATTER_LICENCE = re.compile(r"\A---\n(?:.*\n)*?license:\s*(\S+)\s*\n(?:.*\n)*?---", re.M)
@@ -162,14 +164,11 @@ def _limits(config: ModelConfig) -> dict[str, Any]:
 
 def _loading(files: ModelFiles) -> Loading:
     """From the plan that ``load`` would make; a model without a language head is loaded bare."""
-    from edgelm.planning.settings import Settings
-    from edgelm.planning.solver import solve
-
     checkpoint = files.checkpoint
     try:
         has_head = files.config.tied or HEAD in checkpoint.names()
-        decoder, names = files.assemble("causal-lm" if has_head else "base")
-        plan = solve(decoder, files.config, names, Settings())
+        model = files.assemble("causal-lm" if has_head else "base")
+        plan = solve(model, Settings())
     except EdgeLMError as error:
         return Loading(error=str(error))
     kept = 0
@@ -179,10 +178,10 @@ def _loading(files: ModelFiles) -> Loading:
             kept += len(product.names)
             continue
         for name, shape in zip(product.names, product.shapes, strict=True):
-            stored = names.info(name, shape).dtype
+            stored = model.names.info(name, shape).dtype
             if stored != product.scheme:
                 found = changes.setdefault((stored, product.scheme), {})
-                file_name = names.file_name(name)
+                file_name = model.names.file_name(name)
                 found[file_name] = found.get(file_name, 0) + prod(shape)
     converted = tuple(
         Change(stored, loaded, sum(found.values()), tuple(found))

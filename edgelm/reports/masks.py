@@ -14,6 +14,7 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
+from edgelm.budget.parts import PartName, Where
 from edgelm.config import ModelConfig
 from edgelm.errors import ContextLengthError, UsageError
 from edgelm.ops.cache import KVCache, LayerStore
@@ -106,7 +107,9 @@ def mask_of_layer(masks: Sequence[LayerMask], layer: int) -> LayerMask:
     raise UsageError(f"layer {layer} does not exist; this model has layers 0 to {count - 1}.")
 
 
-def _no_memory(part: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+def _no_memory(
+    part: PartName, shape: tuple[int, ...], dtype: torch.dtype, where: Where | None = None
+) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 

@@ -154,7 +154,7 @@ class _Assembly:
         recording = Recording(
             hidden_states=[] if self.hidden else None, attentions=[] if self.attentions else None
         )
-        out = self.engine.run(self.cache, [entry for entry, _ in entries], recording)
+        out = self.engine.run(self.cache, [entry for entry, _ in entries], recording).states
         start = 0
         for index, (entry, columns) in enumerate(entries):
             part = slice(start, start + len(entry.tokens))

@@ -26,7 +26,7 @@ def log_likelihoods(engine: Engine, cache: KVCache, ids: Sequence[int]) -> Tenso
     found = []
     for start in range(0, len(ids) - 1, engine.plan.chunk):
         piece = tokens[start : start + engine.plan.chunk]
-        hidden = engine.run(cache, [RowTokens(0, piece)])
+        hidden = engine.run(cache, [RowTokens(0, piece)]).states
         wanted = tokens[start + 1 : start + 1 + len(piece)]
         out = torch.empty(len(wanted), engine.config.vocab_size, device=engine.device)
         logits = engine.logits(hidden[: len(wanted)], out)
