@@ -252,7 +252,8 @@ def test_nothing_of_a_step_is_made_on_another_device(
     places = {"cpu": torch.device("cpu"), "cuda:0": torch.device("lazy:0")}
     monkeypatch.setattr(accelerators, "torch_device", places.__getitem__)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        engine = Engine(fake_model(files, "lazy:0"), plan, Ledger.of(plan))
+        model = fake_model(files, "lazy:0")
+        engine = Engine(model, plan, Ledger.of(plan))
         cache = engine.make_cache(2, 64, getattr(torch, kv))
         prompt, more = torch.arange(5), torch.arange(3)
         for batch in ([RowTokens(0, prompt)], [RowTokens(0, more), RowTokens(1, prompt)]):
@@ -260,7 +261,7 @@ def test_nothing_of_a_step_is_made_on_another_device(
         hidden = engine.run(cache, [RowTokens(1, more)], Recording([], [])).states
         logits = engine.logits(hidden[-1:])
         assert logits.device.type == "lazy" and logits.dtype == torch.float32
-    if isinstance(decoder.layers[0].attn.position, Alibi):
+    if isinstance(model.decoder.layers[0].attn.position, Alibi):
         assert decoder.layers[0].attn.scoring.slopes.device.type == "lazy"
 
 

@@ -8,6 +8,7 @@ recorded and what guesses ahead. Everything else obeys.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 from edgelm.budget.parts import WEIGHTS, Part, Where
@@ -38,7 +39,7 @@ class MatrixPlan:
         """[N, K] of the fused matrix."""
         return (sum(n for n, _ in self.shapes), self.shapes[0][1])
 
-    @property
+    @cached_property
     def name(self) -> WeightName:
         """Of the first part; the others differ in nothing that it tells."""
         return WeightName.parse(self.names[0])
