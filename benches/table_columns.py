@@ -32,6 +32,8 @@ def ratio(row: Row) -> str:
         return "not measured"
     if "ratio" not in row:
         return ""
+    if len(row["pairs"]) == 1:
+        return f"**{row['ratio']:.2f}x** (one round)"
     return f"**{row['ratio']:.2f}x** ({min(row['pairs']):.2f}–{max(row['pairs']):.2f})"
 
 

@@ -82,7 +82,8 @@ def demo_weights(scheme: str) -> str:
     """How a scheme came by the demo's weights, which are 4-bit blocks in its file."""
     if scheme == "none":
         return "Q4_1 as floats"
-    return "its own Q4_1" if scheme in ("int4", "int4-g32-zfloat") else "re-quantized from Q4_1"
+    own = ("int4", "int4-g32-zfloat", "Q4_1")
+    return "its own Q4_1" if scheme in own else "re-quantized from Q4_1"
 
 
 def accuracy() -> list[Row]:
@@ -120,11 +121,10 @@ def case_facts(row: Row) -> Row:
     case = CASES[row["case"]]
     work = " and ".join(f"{prompt} + {steps}" for prompt, steps in case.turns)
     kind = str(row.get("type", ""))
-    if case.shape != "demo":
-        return {"model": f"{case.shape} shape, random", "work": work, "weights": kind}
-    ours = row["engine"].startswith("edgelm")
-    told = {"bf16": "Q4_1 as bfloat16"}.get(kind, "re-quantized from Q4_1")
-    told = demo_weights(kind) if ours else told
+    shape = DEMO if case.shape == "demo" else case.shape
+    if case.shape != "demo" or row["engine"].startswith("transformers"):
+        return {"model": f"{shape} shape, random", "work": work, "weights": kind}
+    told = demo_weights(kind)
     return {"model": DEMO, "work": work, "weights": f"{kind}: {told}" if kind else ""}
 
 

@@ -62,6 +62,8 @@ def test_weights_that_were_quantized_twice_are_marked() -> None:
     weights = {row["engine"]: row["weights"] for row in peers}
     assert weights["edgelm, native"] == "int4-g32-zfloat: its own Q4_1"
     assert weights["llama.cpp"] == "Q4_0: re-quantized from Q4_1"
+    models = {row["engine"]: row["model"] for row in peers}
+    assert models["transformers, bfloat16"] == f"{table_rows.DEMO} shape, random"
 
 
 @pytest.mark.smoke

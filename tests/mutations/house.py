@@ -60,8 +60,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "tables: weights quantized twice are marked",
         "benches/table_rows.py",
-        'told = {"bf16": "Q4_1 as bfloat16"}.get(kind, "re-quantized from Q4_1")',
-        'told = {"bf16": "Q4_1 as bfloat16"}.get(kind, "its own Q4_1")',
+        'return "its own Q4_1" if scheme in own else',
+        'return "its own Q4_1" if scheme else',
         (f"{TABLES}::test_weights_that_were_quantized_twice_are_marked",),
     ),
     Mutation(
