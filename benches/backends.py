@@ -1,4 +1,4 @@
-"""One row per backend for the README: speed, bandwidth, memory and perplexity of the demo model.
+"""One row per backend for RESULTS.md: speed, bandwidth, memory and perplexity of the demo model.
 
     python benches/backends.py [TEXT]     writes results/backends.json
 

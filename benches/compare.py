@@ -5,7 +5,7 @@
     python benches/compare.py decode-int4-1b resident --rounds 3
     python benches/compare.py --list
 
-Writes results/compare.json, from which tables.py renders the README. A case that is there already
+Writes results/compare.json, from which tables.py renders its tables. A case that is there already
 is not run again unless it is named, so that a run that was stopped goes on where it was (delete the
 file to begin anew). Models of random weights are written to --files DIR and stay there; without it
 they lie in a temporary folder that must hold 35 GB.

@@ -1,4 +1,4 @@
-"""The rules of the house that no linter knows: arrows, weight of imports, sizes, README."""
+"""The rules of the house that no linter knows: arrows, weight of imports, sizes, documents."""
 
 from __future__ import annotations
 
@@ -19,11 +19,21 @@ import pytest
 from mutations import MUTATIONS
 
 ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCUMENTS = {
+    name: (ROOT / name).read_text(encoding="utf-8")
+    for name in ("README.md", "CHANGELOG.md", "SECURITY.md", "benches/RESULTS.md")
+}
+README = DOCUMENTS["README.md"]
 
 FILE_LINES = 320  # aim: 250
 FUNCTION_LINES = 55  # aim: 35; without its docstring
 IMPORT_S = 0.3
+README_BYTES = 10_000
+README_SECTIONS = [
+    *("An 8B in 6 GiB", "Results", "Install", "Five commands", "Python", "Choosing a scheme"),
+    *("Families and formats", "Budgets", "Limits", "Read on"),
+]
+CHANGES = {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}  # keepachangelog.com
 HEAVY = {
     *("accelerate", "bitsandbytes", "gguf", "huggingface_hub", "jinja2", "llguidance"),
     *("psutil", "pydantic"),
@@ -159,16 +169,17 @@ def fenced(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 
 
-def readme_commands() -> list[list[str]]:
-    """Every ``edgelm …`` of the README, in code blocks and between backticks, as words."""
+def shown_commands() -> list[list[str]]:
+    """Every ``edgelm …`` of the documents, in code blocks and between backticks, as words."""
     lines = [line for block in fenced("bash") for line in block.splitlines()]
-    lines += re.findall(r"`(edgelm [^`]*)`", README)
+    for document in DOCUMENTS.values():
+        lines += re.findall(r"`(edgelm [^`]*)`", document)
     found = dict.fromkeys(line for line in lines if line.startswith("edgelm "))
     return [shlex.split(line)[1:] for line in found]
 
 
-@pytest.mark.parametrize("words", readme_commands(), ids=" ".join)
-def test_readme_commands_exist(
+@pytest.mark.parametrize("words", shown_commands(), ids=" ".join)
+def test_shown_commands_exist(
     words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from edgelm.cli.main import main
@@ -195,6 +206,37 @@ def test_readme_python_uses_public_names() -> None:
 
 
 @pytest.mark.smoke
+def test_readme_is_short_and_in_its_order() -> None:
+    size = len(README.encode())
+    print(f"README.md: {size} bytes")
+    assert size <= README_BYTES
+    assert re.findall(r"^## (.*)$", README, re.MULTILINE) == README_SECTIONS
+
+
+@pytest.mark.smoke
+def test_links_between_files_lead_somewhere() -> None:
+    broken = []
+    for name, document in DOCUMENTS.items():
+        headings = re.findall(r"^#+ (.*)$", document, re.MULTILINE)
+        anchors = {heading.lower().replace(" ", "-") for heading in headings}
+        for target in re.findall(r"\]\(([^)\s]+)\)", document):
+            if target.startswith("https://"):
+                continue
+            path, _, anchor = target.partition("#")
+            leads = (ROOT / name).parent.joinpath(path).exists() if path else anchor in anchors
+            broken += [] if leads else [f"{name}: {target}"]
+    assert not broken
+
+
+@pytest.mark.smoke
+def test_changelog_has_the_usual_headings() -> None:
+    changes = DOCUMENTS["CHANGELOG.md"]
+    assert "\n## [Unreleased]\n" in changes
+    found = re.findall(r"^### (.*)$", changes, re.MULTILINE)
+    assert found and not set(found) - CHANGES
+
+
+@pytest.mark.smoke
 def test_mutations_apply_and_name_their_tests() -> None:
     """A patch whose text has moved would otherwise be noticed only after the long run."""
     wrong = []
@@ -212,6 +254,6 @@ def test_mutations_apply_and_name_their_tests() -> None:
 
 
 @pytest.mark.smoke
-def test_readme_tables_come_from_results() -> None:
+def test_measured_tables_come_from_results() -> None:
     tables = runpy.run_path(str(ROOT / "benches" / "tables.py"))
     assert tables["main"](["--check"]) == 0
