@@ -5,11 +5,11 @@
 
 Both are measured in turns, in pairs that begin with either one alternately; a turn is a process of
 its own that runs ``edgelm bench`` outside any checkout. Each side has its own cache folder and one
-turn before the first pair, which fetches the demo and lays out weights. A ratio is how many times
-better the turn after was than the one before in the same pair, above 1 is faster; what is told is
-the median of the pairs, with the lowest and the highest, and the machine's read bandwidth (GB/s).
-Ends with 1 where decode or prefill of a model is below the floor. --write keeps the rows in
-results/before_after.json.
+short turn before the first pair, which fetches the demo and lays out its weights. A ratio is how
+many times better the turn after was than the one before in the same pair: above 1 is faster. What
+is told is the median of the pairs, with the lowest and the highest, and the machine's read
+bandwidth (GB/s). Ends with 1 where decode or prefill of a model is below the floor. --write keeps
+the rows in results/before_after.json. Seven pairs take some twenty minutes on two idle cores.
 """
 
 from __future__ import annotations
@@ -88,7 +88,10 @@ def main() -> int:
     for row in rows:
         print(line(row))
     if options.write:
-        command = f"python benches/before_after.py BEFORE --rounds {options.rounds}"
+        command = (
+            f"python benches/before_after.py BEFORE --rounds {options.rounds} "
+            f"--repeat {options.repeat} --models {','.join(options.models)}"
+        )
         store("before_after", command, rows, before=options.commit, floor=options.floor)
     slower = [row for row in rows if row["metric"] in BOUNDED and row["ratio"] < options.floor]
     for row in slower:
@@ -121,18 +124,14 @@ def parsed() -> argparse.Namespace:
 def pairs(sides: dict[str, Side], model: str, options: argparse.Namespace) -> list[dict[str, Told]]:
     """What ``edgelm bench`` told of each side, for each round."""
     source = [model] if model == "demo" else ["--shape", model]
-    arguments = (
-        *("-m", "edgelm", "bench", *source, "--json", "--quiet", "--quant", "int4"),
-        *("--prompt-tokens", "512", "--decode-tokens", "64", "--context", "1024"),
-    )
+    bench = ("-m", "edgelm", "bench", *source, "--json", "--quiet", "--quant", "int4")
+    bench = (*bench, "--context", "1024", "--prompt-tokens")
     for side in sides.values():
-        side.run(*arguments, "--repeat", "1")
+        side.run(*bench, "16", "--decode-tokens", "1", "--repeat", "1")
+    arguments = (*bench, "512", "--decode-tokens", "64", "--repeat", str(options.repeat))
     found = []
     for round_ in range(options.rounds):
-        told = {
-            name: json.loads(sides[name].run(*arguments, "--repeat", str(options.repeat)))
-            for name in order(SIDES, round_)
-        }
+        told = {name: json.loads(sides[name].run(*arguments)) for name in order(SIDES, round_)}
         differing = [key for key in SAME if told["before"][key] != told["after"][key]]
         if differing:
             sys.exit(f"{model}: before and after differ in {', '.join(differing)}: {told}")
