@@ -9,7 +9,7 @@ short turn before the first pair, which fetches the demo and lays out its weight
 many times better the turn after was than the one before in the same pair: above 1 is faster. What
 is told is the median of the pairs, with the lowest and the highest, and the machine's read
 bandwidth (GB/s). Ends with 1 where decode or prefill of a model is below the floor. --write keeps
-the rows in results/before_after.json. Seven pairs take some twenty minutes on two idle cores.
+the rows in results/before_after.json.
 """
 
 from __future__ import annotations

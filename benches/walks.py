@@ -97,7 +97,8 @@ def surveyed(checkout: Path, model: Path) -> Told:
 
 
 def has_native_library(checkout: Path) -> bool:
-    return any(checkout.glob("quant/native/**/edgelm_native.*"))
+    found = checkout.glob("quant/native/**/*edgelm_native.*")
+    return any(path.suffix in (".so", ".dylib", ".dll") for path in found)
 
 
 def sources(files: dict[str, Path]) -> Told:
