@@ -24,7 +24,7 @@ from typing import Any
 from results_file import RESULTS, store, stored_rows
 
 import edgelm
-from edgelm import hardware
+from edgelm.machine import hardware
 
 EXAMPLE = ("plan", "--shape", "llama-3-8b", "--budget", "6GiB")
 COLUMNS = 116  # of the terminal that the example's output is made for
