@@ -12,6 +12,7 @@ import torch
 from edgelm.budget.admission import memory_reported
 from edgelm.budget.placement import streamed_layers
 from edgelm.budget.plan import Plan, human_speed
+from edgelm.budget.shortage import is_below_runtime, shortage
 from edgelm.errors import DoesNotFitError, HubError, UsageError
 from edgelm.generation.draft_model import plan_draft, with_draft
 from edgelm.hub.references import cache_dir, is_local, resolve
@@ -22,7 +23,7 @@ from edgelm.models.model_files import ModelFiles
 from edgelm.models.weight_names import WeightNames
 from edgelm.planning import kernel_choice
 from edgelm.planning.settings import Settings
-from edgelm.planning.solver import fitting_contexts, is_below_runtime, shortage, solve
+from edgelm.planning.solver import fitting_contexts, solve
 from edgelm.progress import Progress
 
 logger = logging.getLogger("edgelm")

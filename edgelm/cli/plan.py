@@ -11,6 +11,7 @@ from rich.table import Table
 import edgelm
 from edgelm.budget.placement import streamed_layers
 from edgelm.budget.plan import Plan, human, human_speed
+from edgelm.budget.shortage import shortage
 from edgelm.cli import console
 from edgelm.cli.opening import open_headers_or_shape
 from edgelm.cli.options import (
@@ -25,7 +26,6 @@ from edgelm.errors import DoesNotFitError
 from edgelm.hub.references import cache_dir
 from edgelm.loading import plan_table
 from edgelm.machine import hardware
-from edgelm.planning.solver import shortage
 from edgelm.reports.inspection import tensor_classes
 
 Contexts = Annotated[

@@ -30,7 +30,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "plan: what is said where the runtime alone is too much",
-        "edgelm/planning/solver.py",
+        "edgelm/budget/shortage.py",
         "return _runtime_bytes(plan) > plan.budget_bytes",
         "return False",
         ("tests/test_refusals.py::test_nothing_is_taken_for_what_is_refused",),
