@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,13 +18,11 @@ from edgelm.engine.engine import Engine
 from edgelm.engine.loader import Loader, warn_of_requantizing
 from edgelm.engine.restore_points import RestorePoints
 from edgelm.errors import EdgeLMError, UsageError
-from edgelm.generation.batch import Batch, stream_text, whole_answers
-from edgelm.generation.beams import BeamSearch, beam_result, check_kept
+from edgelm.generation.batch import Batch
 from edgelm.generation.conversation import SavedConversations
 from edgelm.generation.draft_model import DraftModel
-from edgelm.generation.options import build_request, options_of, samples, sampling_defaults
 from edgelm.generation.prompt_lookup import PromptLookup
-from edgelm.generation.request import Chunk, Request, Result, collect
+from edgelm.generation.request import Request
 from edgelm.generation.speculation import Drafter, Speculation, rows_stand_alone
 from edgelm.hub.references import cache_dir
 from edgelm.machine import accelerators
@@ -39,11 +36,6 @@ from edgelm.progress import Progress
 from edgelm.tasks.forward import Output, forward
 from edgelm.tasks.predict import predict
 from edgelm.tasks.scoring import log_likelihoods
-from edgelm.text.chat_template import render
-from edgelm.text.tokenizer import Tokenizer
-
-Prompt = str | Sequence[int]
-Messages = Sequence[dict[str, str]]
 
 
 class LanguageModel(AsyncForms, SavedConversations):
@@ -85,91 +77,7 @@ class LanguageModel(AsyncForms, SavedConversations):
             self._speculation = Speculation(drafter, made.draft_depth)
         self._turn = Turn()
 
-    # text
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        return self._files.tokenizer
-
-    def encode(self, text: str) -> list[int]:
-        """Token ids of a text, with BOS where the model expects it."""
-        return self.tokenizer.encode(text)
-
-    def decode(self, ids: Any) -> Any:
-        """Text of token ids, without special tokens; a list of rows gives a list of texts."""
-        return self.tokenizer.decode(ids)
-
-    def generate(
-        self, prompt: Any, *, n: int = 1, beams: int = 1, length_penalty: float = 1.0,
-        stop_event: threading.Event | None = None, **options: Any,
-    ) -> Any:  # fmt: skip
-        """Answer a prompt (text or ids), or each prompt of a list of texts.
-
-        Prompts of a list share the rows that the model was loaded with; each gets what it would
-        get alone.
-
-        Args:
-            n: answers to each prompt, which runs once; answer i is drawn with ``seed`` + i.
-            beams: above 1 the width of a beam search, which gives the n best answers.
-            options: see ``options.build_request``; for a list of texts ``max_new_tokens``,
-                ``seed``, ``temperature``, ``schema`` and ``grammar`` may be lists too.
-            stop_event: cancels.
-
-        Returns:
-            A Result (n above 1: a list of n); for a list of texts a list of these.
-        """
-        many = isinstance(prompt, list | tuple) and bool(prompt) and isinstance(prompt[0], str)
-        prompts = prompt if many else [prompt]
-        cancelled = stop_event.is_set if stop_event else bool
-        if beams > 1:
-            options = {"temperature": 0.0} | options
-        asked = [
-            self.request(own, **options_of(options, index, len(prompts)))
-            for index, own in enumerate(prompts)
-        ]
-        if beams > 1:
-            check_kept(n, beams)
-            found = [self._beam_answers(r, beams, length_penalty, cancelled)[:n] for r in asked]
-        else:
-            requests = [sample for request in asked for sample in samples(request, n)]
-            with self.batch(requests, self.end_ids, cancelled) as batch:
-                answers = whole_answers(batch, self.tokenizer)
-            found = [answers[at : at + n] for at in range(0, len(answers), n)]
-        results = found if n > 1 else [own[0] for own in found]
-        return results if many else results[0]
-
-    def stream(
-        self, prompt: Prompt, *, stop_event: threading.Event | None = None, **options: Any
-    ) -> Generator[Chunk, None, None]:
-        """The answer piece by piece. Closing it, or setting ``stop_event``, cancels it."""
-        request = self.request(prompt, **options)
-        cancelled = stop_event.is_set if stop_event else bool
-        with self.batch([request], self.end_ids, cancelled) as batch:
-            for _, chunk in stream_text(batch, self.tokenizer):
-                yield chunk
-
-    def chat(self, messages: Messages, **options: Any) -> Result:
-        """Answer a conversation: messages with ``role`` and ``content``."""
-        return collect(self.stream_chat(messages, **options))
-
-    def stream_chat(self, messages: Messages, **options: Any) -> Generator[Chunk, None, None]:
-        """As ``chat``, piece by piece; what the cache holds of earlier turns is not run again."""
-        yield from self.stream(self.chat_ids(messages), keep_prefix=True, **options)
-
-    def chat_ids(self, messages: Messages) -> list[int]:
-        """Ids of a conversation in the model's own template, ready to be answered."""
-        tokenizer = self.tokenizer
-        bos, eos = tokenizer.token_of(tokenizer.bos_id), tokenizer.token_of(tokenizer.eos_id)
-        text = render(tokenizer.chat_template, messages, bos=bos, eos=eos)
-        return tokenizer.encode(text, add_special=False, parse_special=True)
-
-    def request(self, prompt: Prompt, **options: Any) -> Request:
-        """A Request with the model's own defaults; see ``options.build_request``."""
-        return build_request(self, prompt, **options)
-
-    def sampling_defaults(self) -> dict[str, Any]:
-        """What the model's generation_config asks for; see ``options.sampling_defaults``."""
-        return sampling_defaults(self._files.generation_config)
+    # text: see TextCalls
 
     @contextmanager
     def batch(
@@ -188,16 +96,6 @@ class LanguageModel(AsyncForms, SavedConversations):
                 ended, self.kernels,
             )  # fmt: skip
 
-    def _beam_answers(
-        self, request: Request, beams: int, length_penalty: float, cancelled: Callable[[], bool]
-    ) -> list[Result]:
-        with self._answering(cancelled) as (engine, cache):
-            search = BeamSearch(
-                engine, cache, self._held, request, beams, length_penalty, self.end_ids
-            )
-            found = search.run(cancelled)
-            return [beam_result(search, beam, self.tokenizer, self.kernels) for beam in found]
-
     @contextmanager
     def _answering(self, cancelled: Callable[[], bool]) -> Iterator[tuple[Engine, KVCache]]:
         """The engine for answers; what the rows hold is forgotten where a step broke off."""
@@ -211,11 +109,6 @@ class LanguageModel(AsyncForms, SavedConversations):
                 for ids in self._held:
                     ids.clear()
                 raise
-
-    @property
-    def end_ids(self) -> frozenset[int]:
-        """Every id that ends an answer: of the config, the tokenizer and the chat template."""
-        return self.tokenizer.eos_ids | frozenset(self.config.eos_ids)
 
     # numbers
 

@@ -25,8 +25,8 @@ def demo(source: SourceOptions, load: LoadOptions, run: RunOptions, output: Outp
         if not output.json:
             print(console.plan_line(lm.plan))
             print(f"> {QUESTION}")
-        asked = {"max_new_tokens": 64, "temperature": 0.0, "seed": run.seed}
-        chunks = lm.stream_chat([{"role": "user", "content": QUESTION}], **asked)
+        asked = [{"role": "user", "content": QUESTION}]
+        chunks = lm.stream_chat(asked, max_new_tokens=64, temperature=0.0, seed=run.seed)
         answer = console.say(chunks, output)
         if output.json:
             console.print_json(answer.to_dict() | {"plan": lm.plan.to_dict()})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -19,6 +19,8 @@ from edgelm.cli.options import (
     SourceOptions,
 )
 from edgelm.errors import UsageError
+from edgelm.generation.request import Result
+from edgelm.model import LanguageModel
 from edgelm.planning.settings import MOST_ROWS
 
 Prompt = Annotated[str | None, typer.Argument(help="The text to continue.")]
@@ -44,9 +46,8 @@ def generate(
     with load_for_text(files, load, guess, run, output, rows=rows) as lm:
         options = sampling.request(run) | guess.request() | {"logprobs": logprobs}
         if prompt is None or n > 1 or beams > 1:
-            found = lm.generate(prompts, n=n, beams=beams, **options)
             lines = [line for line in prompts for _ in range(n)]
-            answers = [answer for own in found for answer in own] if n > 1 else found
+            answers = _answers(lm, prompts, n, options | {"beams": beams})
             if output.json:
                 console.print_json({"results": [answer.to_dict() for answer in answers]})
             else:
@@ -57,6 +58,15 @@ def generate(
         if output.json:
             console.print_json(answer.to_dict())
         console.note(console.statistics_line(lm.plan, answer.stats), output)
+
+
+def _answers(
+    lm: LanguageModel, prompts: list[str], n: int, options: dict[str, Any]
+) -> list[Result]:
+    """n answers to each prompt, one prompt after the other."""
+    if n == 1:
+        return lm.generate(prompts, **options)
+    return [answer for own in lm.generate(prompts, n=n, **options) for answer in own]
 
 
 def _lines(file: Path | None) -> list[str]:
