@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 import torch
 
@@ -22,7 +22,7 @@ from edgelm.models.decoder import Decoder
 from edgelm.models.model_files import ModelFiles
 from edgelm.models.weight_names import WeightNames
 from edgelm.planning import kernel_choice
-from edgelm.planning.settings import Settings
+from edgelm.planning.settings import LoadSettings, Settings, read_settings
 from edgelm.planning.solver import fitting_contexts, solve
 from edgelm.progress import Progress
 
@@ -34,16 +34,16 @@ def plan(
     model: str | Path | ModelFiles, *, task: str = "causal-lm", num_labels: int | None = None,
     problem_type: str | None = None, draft: str | Path | ModelFiles | None = None,
     revision: str | None = None, offline: bool = False, allow_pickle: bool = False,
-    **settings: Any,
+    **settings: Unpack[LoadSettings],
 ) -> Plan:  # fmt: skip
     """What ``load`` with the same arguments would do and take, from headers alone."""
     files = _open(model, revision, offline, allow_pickle, headers_only=True)
     drafting = None if draft is None else _open(draft, None, offline, allow_pickle)
     decoder, names = files.assemble(task, num_labels, problem_type)
-    return _solved(files, decoder, names, _settings(settings), drafting)[0]
+    return _solved(files, decoder, names, read_settings(settings), drafting)[0]
 
 
-def plan_table(model: str | Path | ModelFiles, **settings: Any) -> list[Plan]:
+def plan_table(model: str | Path | ModelFiles, **settings: Unpack[LoadSettings]) -> list[Plan]:
     """What fits: a plan for every scheme and context that ``settings`` leave open.
 
     Args:
@@ -51,14 +51,14 @@ def plan_table(model: str | Path | ModelFiles, **settings: Any) -> list[Plan]:
     """
     files = _open(model, None, False, False, headers_only=True)
     decoder, names = files.assemble("causal-lm")
-    return fitting_contexts(decoder, files.config, names, _settings(settings))
+    return fitting_contexts(decoder, files.config, names, read_settings(settings))
 
 
 def load(
     model: str | Path | ModelFiles, *, task: str = "causal-lm", num_labels: int | None = None,
     problem_type: str | None = None, draft: str | Path | ModelFiles | None = None,
     threads: int | None = None, revision: str | None = None, offline: bool = False,
-    allow_pickle: bool = False, progress: Progress | None = None, **settings: Any,
+    allow_pickle: bool = False, progress: Progress | None = None, **settings: Unpack[LoadSettings],
 ) -> LanguageModel:  # fmt: skip
     """Load a model as planned.
 
@@ -74,10 +74,7 @@ def load(
         threads: cores to use; None means EDGELM_THREADS, else all.
         allow_pickle: open pytorch_model*.bin where a model has nothing else.
         progress: called with (matrix name, bytes done, bytes in all).
-        settings: the fields of ``settings.Settings``: quant, method, kv, backend, activations,
-            device, dtype, context, rows, chunk, draft_depth, budget, offload (``disk``: layers
-            that the budget has no room for are read from disk in every step; ``cpu``: layers that
-            an accelerator has no room for stay on the CPU).
+        settings: those of ``LoadSettings``.
 
     Raises:
         DoesNotFitError: the plan exceeds the budget; it is carried along.
@@ -88,7 +85,7 @@ def load(
         offline=offline, allow_pickle=allow_pickle, **settings,
     )  # fmt: skip
     use_threads(threads)
-    chosen = _settings(settings)
+    chosen = read_settings(settings)
     decoder, names = files.assemble(task, num_labels, problem_type)
     drafting = None if draft is None else _open(draft, None, offline, allow_pickle)
     made, guessing = _fitting_plan(files, decoder, names, chosen, drafting)
@@ -104,7 +101,7 @@ def load(
 def open_fitting(
     model: str | Path | ModelFiles, *, task: str = "causal-lm", num_labels: int | None = None,
     problem_type: str | None = None, revision: str | None = None, offline: bool = False,
-    allow_pickle: bool = False, **settings: Any,
+    allow_pickle: bool = False, **settings: Unpack[LoadSettings],
 ) -> ModelFiles:  # fmt: skip
     """The files of a model. Those of a Hub model that does not fit are not even fetched.
 
@@ -116,7 +113,7 @@ def open_fitting(
     if not isinstance(model, ModelFiles) and not (offline or _is_here(str(model), revision)):
         ahead = _open(model, revision, offline, allow_pickle, headers_only=True)
         decoder, names = ahead.assemble(task, num_labels, problem_type)
-        _fitting_plan(ahead, decoder, names, _settings(settings))
+        _fitting_plan(ahead, decoder, names, read_settings(settings))
     return _open(model, revision, offline, allow_pickle)
 
 
@@ -193,14 +190,6 @@ def _open(
         allow_pickle=allow_pickle,
         headers_only=headers_only,
     )
-
-
-def _settings(given: dict[str, Any]) -> Settings:
-    known = Settings.__dataclass_fields__
-    for name in given:
-        if name not in known:
-            raise UsageError(f"{name!r} is not a setting; allowed: {', '.join(known)}.")
-    return Settings(**given)
 
 
 def use_threads(given: int | None) -> None:

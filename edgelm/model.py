@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn, Unpack, overload
 
 from torch import Tensor
 
@@ -34,7 +34,8 @@ from edgelm.ops.cache_sizes import cache_parts
 from edgelm.planning.settings import KV_DTYPES
 from edgelm.progress import Progress
 from edgelm.tasks.forward import Output, forward
-from edgelm.tasks.predict import predict
+from edgelm.tasks.forward_options import ForwardOptions
+from edgelm.tasks.predict import Answer, Labels, predict
 from edgelm.tasks.scoring import log_likelihoods
 
 
@@ -113,24 +114,37 @@ class LanguageModel(AsyncForms, SavedConversations):
     # numbers
 
     def forward(
-        self, input_ids: Tensor | None = None, *, cache: KVCache | None = None, **options: Any
-    ) -> Output:
-        """Logits (or hidden states) of a batch; see ``forward.forward`` for the options.
+        self, input_ids: Tensor | None = None, *, cache: KVCache | None = None,
+        **options: Unpack[ForwardOptions],
+    ) -> Output:  # fmt: skip
+        """Logits (or hidden states) of a batch; the options are those of ``ForwardOptions``.
 
         Without ``cache`` a temporary one of the batch's size is used.
         """
         with self._running() as (engine, _):
             if cache is not None:
-                return forward(engine, cache, input_ids=input_ids, **options)
+                return forward(engine, cache, input_ids, **options)
             given = input_ids if input_ids is not None else options.get("inputs_embeds")
             if given is None or given.dim() < 2:
                 raise UsageError("Give input_ids [B, T] or inputs_embeds [B, T, N].")
             rows, context = given.shape[:2]
             temporary = self.new_cache(rows, context)
-            return forward(engine, temporary, input_ids=input_ids, **options)
+            return forward(engine, temporary, input_ids, **options)
 
+    @overload
+    def predict(self, inputs: str) -> Labels: ...
+    @overload
+    def predict(self, inputs: tuple[str, str]) -> Answer: ...
+    @overload
+    def predict(self, inputs: list[str]) -> list[Labels]: ...
+    @overload
+    def predict(self, inputs: list[tuple[str, str]]) -> list[Answer]: ...
     def predict(self, inputs: Any) -> Any:
-        """What the head of a classifier says of texts; see ``prediction.predict``."""
+        """What the head of a classifier says of a text, or of each text of a list.
+
+        A question-answering head takes pairs (question, context) in place of texts. See
+        ``tasks.predict``.
+        """
         return predict(self, self._open_engine().decoder.head, inputs)
 
     def score(self, prompt: str, continuation: str) -> float:
@@ -192,7 +206,7 @@ class LanguageModel(AsyncForms, SavedConversations):
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self) -> NoReturn:
         raise TypeError(
             "A loaded model cannot be pickled: its memory belongs to this process. Load it again "
             "in the other process from the same reference."

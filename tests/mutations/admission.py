@@ -45,7 +45,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "admission: what does not fit is not fetched",
         "edgelm/loading.py",
-        "        _fitting_plan(ahead, decoder, names, _settings(settings))\n",
+        "        _fitting_plan(ahead, decoder, names, read_settings(settings))\n",
         "",
         (f"{ADMISSION}test_a_hub_model_that_does_not_fit_is_not_fetched",),
     ),
