@@ -9,6 +9,7 @@ from typing import Any, NoReturn, Unpack, overload
 from torch import Tensor
 
 from edgelm.asynchronous import AsyncForms
+from edgelm.budget import plan_view
 from edgelm.budget.admission import memory_reported, require_memory
 from edgelm.budget.past_runs import Watch
 from edgelm.budget.placement import host_layers
@@ -205,6 +206,17 @@ class LanguageModel(AsyncForms, SavedConversations):
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    def __repr__(self) -> str:
+        closed = " (closed)" if self._engine is None else ""
+        return f"<LanguageModel {self.name}{closed}: {plan_view.summary(self.plan)}>"
+
+    def __str__(self) -> str:
+        """The plan that it was loaded by, as ``edgelm plan`` prints it."""
+        return plan_view.text(self.plan, self.name)
+
+    def _repr_html_(self) -> str:
+        return plan_view.html(self.plan, self.name)
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
