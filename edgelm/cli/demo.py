@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from edgelm.cli import console
 from edgelm.cli.opening import load_for_text, open_files
 from edgelm.cli.options import (
@@ -19,7 +17,7 @@ QUESTION = "What is the capital of France?"
 
 def demo(source: SourceOptions, load: LoadOptions, run: RunOptions, output: OutputOptions) -> None:
     """Ask the demo model for the capital of France, in int4 unless told otherwise."""
-    options = replace(load, quant="int4") if load.quant == "auto" else load
+    options = load.or_quant("int4")
     files = open_files("demo", source, output)
     with load_for_text(files, options, GuessOptions(), run, output, chat=True) as lm:
         if not output.json:

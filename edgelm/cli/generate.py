@@ -10,6 +10,9 @@ import typer
 from edgelm.cli import console
 from edgelm.cli.opening import load_for_text, open_files
 from edgelm.cli.options import (
+    OUTPUT,
+    SAMPLING,
+    SOURCE,
     GuessOptions,
     LoadOptions,
     Model,
@@ -17,19 +20,25 @@ from edgelm.cli.options import (
     RunOptions,
     SamplingOptions,
     SourceOptions,
+    flag,
 )
 from edgelm.errors import UsageError
+from edgelm.generation.option_table import GenerateOptions
 from edgelm.generation.request import Result
 from edgelm.model import LanguageModel
 from edgelm.planning.settings import MOST_ROWS
 
 Prompt = Annotated[str | None, typer.Argument(help="The text to continue.")]
-File = Annotated[Path | None, typer.Option(help="A text file with one prompt a line.")]
-Answers = Annotated[int, typer.Option("-n", help="So many answers to each prompt.")]
-Beams = Annotated[int, typer.Option(help="Above 1: a beam search of this width.")]
-Logprobs = Annotated[
-    int | None, typer.Option(help="With --json: log-probabilities of so many likeliest tokens.")
+File = Annotated[
+    Path | None, typer.Option(help="A text file with one prompt per line.", rich_help_panel=SOURCE)
 ]
+Answers = Annotated[
+    int, typer.Option("-n", help="Number of answers per prompt.", rich_help_panel=SAMPLING)
+]
+Beams = Annotated[
+    int, typer.Option(help="Beam search of this width (above 1).", rich_help_panel=SAMPLING)
+]
+Logprobs = Annotated[int | None, flag(GenerateOptions, "logprobs", OUTPUT)]
 
 
 def generate(

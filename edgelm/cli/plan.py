@@ -13,22 +13,29 @@ from edgelm.budget.plan import Plan, human
 from edgelm.cli import console
 from edgelm.cli.opening import open_headers_or_shape
 from edgelm.cli.options import (
+    LOADING,
+    OUTPUT,
     Draft,
     LoadOptions,
     ModelIfNoShape,
     OutputOptions,
     Shape,
     SourceOptions,
+    flag,
 )
 from edgelm.errors import DoesNotFitError
 from edgelm.hub.references import cache_dir
 from edgelm.loading import plan_table
 from edgelm.machine import hardware
+from edgelm.planning.settings import LoadSettings
 
 Contexts = Annotated[
-    bool, typer.Option("--table", help="Contexts against schemes: what fits, and what it takes.")
+    bool,
+    typer.Option(
+        "--table", help="Show which contexts fit in which schemes.", rich_help_panel=OUTPUT
+    ),
 ]
-Rows = Annotated[str, typer.Option(help="Answers made side by side, or auto.")]
+Rows = Annotated[str, flag(LoadSettings, "rows", LOADING)]
 
 
 def plan(
@@ -36,7 +43,7 @@ def plan(
     model: ModelIfNoShape = None, shape: Shape = None, table: Contexts = False,
     draft: Draft = None, rows: Rows = "1",
 ) -> int:  # fmt: skip
-    """Say what MODEL would take, from headers alone; exit code 3 when nothing fits."""
+    """Show the memory MODEL would need (reads headers only); exit code 3 when nothing fits."""
     files = open_headers_or_shape(model, shape, source, output)
     if hardware.recorded_read_gb_s(cache_dir()) is None:
         hardware.record_read_gb_s(cache_dir())

@@ -133,7 +133,7 @@ class GenerateOptions(TypedDict, total=False):
     schema: Annotated[
         Schema | Sequence[Schema | None] | None,
         Option(
-            "A JSON schema that the answer follows; on the command line a file that holds it.",
+            "Make the answer follow this JSON schema (command line: a file that holds it).",
             per_prompt=True,
             flag=Path,
         ),
@@ -141,7 +141,7 @@ class GenerateOptions(TypedDict, total=False):
     grammar: Annotated[
         str | Sequence[str | None] | None,
         Option(
-            "A Lark grammar that the answer follows; on the command line a file that holds it.",
+            "Make the answer follow this Lark grammar (command line: a file that holds it).",
             per_prompt=True,
             flag=Path,
         ),
