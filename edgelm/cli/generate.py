@@ -54,7 +54,7 @@ def generate(
     rows = max(min(len(prompts) * n, MOST_ROWS), beams)
     with load_for_text(files, load, guess, run, output, rows=rows) as lm:
         options = sampling.request(run) | guess.request() | {"logprobs": logprobs}
-        if prompt is None or n > 1 or beams > 1:
+        if prompt is None or n != 1 or beams > 1:
             lines = [line for line in prompts for _ in range(n)]
             answers = _answers(lm, prompts, n, options | {"beams": beams})
             if output.json:
