@@ -102,6 +102,7 @@ FOREIGN = {
     "eos_token_id": "use stop='text'",
     "streamer": "call stream()",
     "n_ctx": "did you mean context? That is an option of load().",
+    "max_seq_len": "did you mean context? That is an option of load().",
     "quant": "is an option of load()",
     "labels": "is an option of forward()",
     "colour": "allowed: max_new_tokens, temperature, ",

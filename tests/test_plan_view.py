@@ -20,7 +20,9 @@ def plan(assets: Path) -> edgelm.Plan:
     return edgelm.plan(assets / "nano" / "llama", budget="2GiB", context=96)
 
 
-def test_a_plan_prints_in_a_page(plan: edgelm.Plan) -> None:
+def test_a_plan_prints_in_a_page(plan: edgelm.Plan, assets: Path) -> None:
+    open_rows = edgelm.plan(assets / "nano" / "llama", rows="auto")
+    assert len(open_rows.rejected) > 30 and len(str(open_rows)) < 6000
     text = str(plan)
     print(text)
     assert len(text) < 6000 and max(map(len, text.splitlines())) <= 120
