@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import edgelm
-from edgelm import hardware
+from edgelm.machine import hardware
 
 RESULTS = Path(__file__).resolve().parent / "results"
 _LIBRARIES = ("torch", "numpy")
