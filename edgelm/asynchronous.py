@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, Callable, Generator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Literal, TypeVar, Unpack, overload
 
+from edgelm.generation.option_table import GenerateOptions
 from edgelm.generation.request import Chunk, Result
+from edgelm.generation.text_calls import Answers, Messages, Prompt, Prompts, TextCalls
+
+T = TypeVar("T")
 
 
-class AsyncForms:
+class AsyncForms(TextCalls):
     """``agenerate``, ``achat`` and ``astream`` over the blocking calls of the same names.
 
     The event loop goes on meanwhile. Cancelling the task, or closing the stream, cancels the
@@ -21,23 +25,45 @@ class AsyncForms:
     end or close it before it awaits another call on the same model.
     """
 
-    generate: Callable[..., Any]
-    chat: Callable[..., Result]
-    stream: Callable[..., Generator[Chunk, None, None]]
-
-    async def agenerate(self, prompt: Any, **options: Any) -> Any:
+    @overload
+    async def agenerate(  # type: ignore[overload-overlap]
+        self, prompt: Prompt, *, n: Literal[1] = 1, beams: int = 1, length_penalty: float = 1.0,
+        stop_event: threading.Event | None = None, **options: Unpack[GenerateOptions],
+    ) -> Result: ...  # fmt: skip
+    @overload
+    async def agenerate(  # type: ignore[overload-overlap]
+        self, prompt: Prompts, *, n: Literal[1] = 1, beams: int = 1, length_penalty: float = 1.0,
+        stop_event: threading.Event | None = None, **options: Unpack[GenerateOptions],
+    ) -> list[Result]: ...  # fmt: skip
+    @overload
+    async def agenerate(
+        self, prompt: Prompt, *, n: int, beams: int = 1, length_penalty: float = 1.0,
+        stop_event: threading.Event | None = None, **options: Unpack[GenerateOptions],
+    ) -> list[Result]: ...  # fmt: skip
+    @overload
+    async def agenerate(
+        self, prompt: Prompts, *, n: int, beams: int = 1, length_penalty: float = 1.0,
+        stop_event: threading.Event | None = None, **options: Unpack[GenerateOptions],
+    ) -> list[list[Result]]: ...  # fmt: skip
+    async def agenerate(self, prompt: Prompt | Prompts, **options: Any) -> Answers:
         """As ``generate``."""
         return await _call(self.generate, prompt, options)
 
-    async def achat(self, messages: Any, **options: Any) -> Result:
+    async def achat(
+        self, messages: Messages, *, stop_event: threading.Event | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> Result:  # fmt: skip
         """As ``chat``."""
-        answer: Result = await _call(self.chat, messages, options)
-        return answer
+        return await _call(self.chat, messages, {"stop_event": stop_event, **options})
 
-    async def astream(self, prompt: Any, **options: Any) -> AsyncGenerator[Chunk, None]:
+    async def astream(
+        self, prompt: Prompt, *, stop_event: threading.Event | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> AsyncGenerator[Chunk, None]:  # fmt: skip
         """As ``stream``; nothing is generated ahead of what is read."""
-        with _worker(options) as run:
-            chunks = self.stream(prompt, **options)
+        stop = _Stop(stop_event)
+        with _worker(stop) as run:
+            chunks = self.stream(prompt, stop_event=stop, **options)
             try:
                 while (chunk := await run(next, chunks, None)) is not None:
                     yield chunk
@@ -57,9 +83,8 @@ class _Stop(threading.Event):
 
 
 @contextmanager
-def _worker(options: dict[str, Any]) -> Iterator[Callable[..., asyncio.Future[Any]]]:
-    """One thread that runs calls in order; at the end ``options["stop_event"]`` is set."""
-    stop = options["stop_event"] = _Stop(options.get("stop_event"))
+def _worker(stop: _Stop) -> Iterator[Callable[..., asyncio.Future[Any]]]:
+    """One thread that runs calls in order; at the end ``stop`` is set."""
     thread = ThreadPoolExecutor(1, "edgelm")
     try:
         yield partial(asyncio.get_running_loop().run_in_executor, thread)
@@ -68,6 +93,8 @@ def _worker(options: dict[str, Any]) -> Iterator[Callable[..., asyncio.Future[An
         thread.shutdown(wait=False)
 
 
-async def _call(function: Callable[..., Any], given: Any, options: dict[str, Any]) -> Any:
-    with _worker(options) as run:
-        return await run(partial(function, given, **options))
+async def _call(function: Callable[..., T], given: object, options: Mapping[str, Any]) -> T:
+    stop = _Stop(options.get("stop_event"))
+    with _worker(stop) as run:
+        answer: T = await run(partial(function, given, **{**options, "stop_event": stop}))
+        return answer

@@ -6,13 +6,14 @@ import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 import torch
 
 from edgelm.budget.admission import memory_reported
 from edgelm.budget.placement import streamed_layers
 from edgelm.budget.plan import Plan
+from edgelm.budget.shortage import is_below_runtime, shortage
 from edgelm.budget.units import human_speed
 from edgelm.errors import DoesNotFitError, HubError, UsageError
 from edgelm.hub.references import cache_dir, is_local, resolve
@@ -22,8 +23,8 @@ from edgelm.models.assembled import Assembled
 from edgelm.models.model_files import ModelFiles
 from edgelm.planning import kernel_choice
 from edgelm.planning.draft import plan_draft, with_draft
-from edgelm.planning.settings import Settings
-from edgelm.planning.solver import fitting_contexts, is_below_runtime, shortage, solve
+from edgelm.planning.settings import LoadSettings, Settings, read_settings
+from edgelm.planning.solver import fitting_contexts, solve
 from edgelm.progress import Progress
 
 logger = logging.getLogger("edgelm")
@@ -34,30 +35,30 @@ def plan(
     model: str | Path | ModelFiles, *, task: str = "causal-lm", num_labels: int | None = None,
     problem_type: str | None = None, draft: str | Path | ModelFiles | None = None,
     revision: str | None = None, offline: bool = False, allow_pickle: bool = False,
-    **settings: Any,
+    **settings: Unpack[LoadSettings],
 ) -> Plan:  # fmt: skip
     """What ``load`` with the same arguments would do and take, from headers alone."""
     files = _open(model, revision, offline, allow_pickle, headers_only=True)
     drafting = None if draft is None else _open(draft, None, offline, allow_pickle)
     assembled = files.assemble(task, num_labels, problem_type)
-    return _solved(files, assembled, _settings(settings), drafting)[0]
+    return _solved(files, assembled, read_settings(settings), drafting)[0]
 
 
-def plan_table(model: str | Path | ModelFiles, **settings: Any) -> list[Plan]:
+def plan_table(model: str | Path | ModelFiles, **settings: Unpack[LoadSettings]) -> list[Plan]:
     """What fits: a plan for every scheme and context that ``settings`` leave open.
 
     Args:
         model, settings: as for ``plan``.
     """
     files = _open(model, None, False, False, headers_only=True)
-    return fitting_contexts(files.assemble("causal-lm"), _settings(settings))
+    return fitting_contexts(files.assemble("causal-lm"), read_settings(settings))
 
 
 def load(
     model: str | Path | ModelFiles, *, task: str = "causal-lm", num_labels: int | None = None,
     problem_type: str | None = None, draft: str | Path | ModelFiles | None = None,
     threads: int | None = None, revision: str | None = None, offline: bool = False,
-    allow_pickle: bool = False, progress: Progress | None = None, **settings: Any,
+    allow_pickle: bool = False, progress: Progress | None = None, **settings: Unpack[LoadSettings],
 ) -> LanguageModel:  # fmt: skip
     """Load a model as planned.
 
@@ -73,10 +74,7 @@ def load(
         threads: cores to use; None means EDGELM_THREADS, else all.
         allow_pickle: open pytorch_model*.bin where a model has nothing else.
         progress: called with (matrix name, bytes done, bytes in all).
-        settings: the fields of ``settings.Settings``: quant, method, kv, backend, activations,
-            device, dtype, context, rows, chunk, draft_depth, budget, offload (``disk``: layers
-            that the budget has no room for are read from disk in every step; ``cpu``: layers that
-            an accelerator has no room for stay on the CPU).
+        settings: those of ``LoadSettings``.
 
     Raises:
         DoesNotFitError: the plan exceeds the budget; it is carried along.
@@ -116,7 +114,7 @@ def prepare(
     model: str | Path | ModelFiles, *, task: str = "causal-lm", num_labels: int | None = None,
     problem_type: str | None = None, draft: str | Path | ModelFiles | None = None,
     threads: int | None = None, revision: str | None = None, offline: bool = False,
-    allow_pickle: bool = False, **settings: Any,
+    allow_pickle: bool = False, **settings: Unpack[LoadSettings],
 ) -> Prepared:  # fmt: skip
     """Open and plan a model, once. One on the Hub that does not fit is not even fetched.
 
@@ -128,7 +126,7 @@ def prepare(
     headers = not isinstance(model, ModelFiles) and not (offline or _is_here(str(model), revision))
     files = _open(model, revision, offline, allow_pickle, headers_only=headers)
     use_threads(threads)
-    chosen = _settings(settings)
+    chosen = read_settings(settings)
     assembled = files.assemble(task, num_labels, problem_type)
     drafting = None if draft is None else _open(draft, None, offline, allow_pickle)
     plan, own = _fitting_plan(files, assembled, chosen, drafting)
@@ -210,14 +208,6 @@ def _open(
         allow_pickle=allow_pickle,
         headers_only=headers_only,
     )
-
-
-def _settings(given: dict[str, Any]) -> Settings:
-    known = Settings.__dataclass_fields__
-    for name in given:
-        if name not in known:
-            raise UsageError(f"{name!r} is not a setting; allowed: {', '.join(known)}.")
-    return Settings(**given)
 
 
 def use_threads(given: int | None) -> None:

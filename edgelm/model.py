@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, Unpack, overload
 
 from torch import Tensor
 
 from edgelm.asynchronous import AsyncForms
+from edgelm.budget import plan_view
 from edgelm.budget.admission import memory_reported, require_memory
 from edgelm.budget.dtypes import KV_DTYPES
 from edgelm.budget.ledger import Ledger
@@ -22,15 +22,16 @@ from edgelm.engine.engine import Engine
 from edgelm.engine.loader import Loader, warn_of_requantizing
 from edgelm.engine.restore_points import RestorePoints
 from edgelm.errors import EdgeLMError, UsageError
-from edgelm.generation.batch import Batch, stream_text, whole_answers
-from edgelm.generation.beams import BeamSearch, beam_result, check_kept
+from edgelm.generation.batch import Batch
+from edgelm.generation.beams import BeamSearch, beam_result
 from edgelm.generation.conversation import facts_of, restore_conversation, save_conversation
 from edgelm.generation.draft_model import DraftModel
-from edgelm.generation.options import build_request, options_of, samples, sampling_defaults
+from edgelm.generation.options import sampling_defaults
 from edgelm.generation.prompt_lookup import PromptLookup
-from edgelm.generation.request import Chunk, Request, Result, collect
+from edgelm.generation.request import Request, Result
 from edgelm.generation.session import Session
 from edgelm.generation.speculation import Drafter, Speculation
+from edgelm.generation.text_calls import Messages
 from edgelm.hub.references import cache_dir
 from edgelm.machine import accelerators
 from edgelm.models.assembled import Assembled
@@ -39,14 +40,11 @@ from edgelm.ops.cache import KVCache
 from edgelm.ops.cache_sizes import cache_parts
 from edgelm.progress import Progress
 from edgelm.tasks.forward import Output, forward
-from edgelm.tasks.predict import predict
+from edgelm.tasks.forward_options import ForwardOptions
+from edgelm.tasks.predict import Answer, Labels, predict
 from edgelm.tasks.scoring import log_likelihoods
-from edgelm.text.chat_template import render
 from edgelm.text.tokenizer import Tokenizer
 from quant import Report
-
-Prompt = str | Sequence[int]
-Messages = Sequence[dict[str, str]]
 
 
 class LanguageModel(AsyncForms):
@@ -97,87 +95,11 @@ class LanguageModel(AsyncForms):
         streams = [] if loader.stream is None else [loader.stream.close]
         return cls(files, plan, ledger, report, session, [watch.end, *streams])
 
-    # text
+    # text: see TextCalls
 
     @property
     def tokenizer(self) -> Tokenizer:
         return self._files.tokenizer
-
-    def encode(self, text: str) -> list[int]:
-        """Token ids of a text, with BOS where the model expects it."""
-        return self.tokenizer.encode(text)
-
-    def decode(self, ids: Any) -> Any:
-        """Text of token ids, without special tokens; a list of rows gives a list of texts."""
-        return self.tokenizer.decode(ids)
-
-    def generate(
-        self, prompt: Any, *, n: int = 1, beams: int = 1, length_penalty: float = 1.0,
-        stop_event: threading.Event | None = None, **options: Any,
-    ) -> Any:  # fmt: skip
-        """Answer a prompt (text or ids), or each prompt of a list of texts.
-
-        Prompts of a list share the rows that the model was loaded with; each gets what it would
-        get alone.
-
-        Args:
-            n: answers to each prompt, which runs once; answer i is drawn with ``seed`` + i.
-            beams: above 1 the width of a beam search, which gives the n best answers.
-            options: see ``options.build_request``; for a list of texts ``max_new_tokens``,
-                ``seed``, ``temperature``, ``schema`` and ``grammar`` may be lists too.
-            stop_event: cancels.
-
-        Returns:
-            A Result (n above 1: a list of n); for a list of texts a list of these.
-        """
-        many = isinstance(prompt, list | tuple) and bool(prompt) and isinstance(prompt[0], str)
-        prompts = prompt if many else [prompt]
-        cancelled = stop_event.is_set if stop_event else bool
-        if beams > 1:
-            options = {"temperature": 0.0} | options
-        asked = [
-            self.request(own, **options_of(options, index, len(prompts)))
-            for index, own in enumerate(prompts)
-        ]
-        if beams > 1:
-            check_kept(n, beams)
-            found = [self._beam_answers(r, beams, length_penalty, cancelled)[:n] for r in asked]
-        else:
-            requests = [sample for request in asked for sample in samples(request, n)]
-            with self.batch(requests, self.end_ids, cancelled) as batch:
-                answers = whole_answers(batch, self.tokenizer)
-            found = [answers[at : at + n] for at in range(0, len(answers), n)]
-        results = found if n > 1 else [own[0] for own in found]
-        return results if many else results[0]
-
-    def stream(
-        self, prompt: Prompt, *, stop_event: threading.Event | None = None, **options: Any
-    ) -> Generator[Chunk, None, None]:
-        """The answer piece by piece. Closing it, or setting ``stop_event``, cancels it."""
-        request = self.request(prompt, **options)
-        cancelled = stop_event.is_set if stop_event else bool
-        with self.batch([request], self.end_ids, cancelled) as batch:
-            for _, chunk in stream_text(batch, self.tokenizer):
-                yield chunk
-
-    def chat(self, messages: Messages, **options: Any) -> Result:
-        """Answer a conversation: messages with ``role`` and ``content``."""
-        return collect(self.stream_chat(messages, **options))
-
-    def stream_chat(self, messages: Messages, **options: Any) -> Generator[Chunk, None, None]:
-        """As ``chat``, piece by piece; what the cache holds of earlier turns is not run again."""
-        yield from self.stream(self.chat_ids(messages), keep_prefix=True, **options)
-
-    def chat_ids(self, messages: Messages) -> list[int]:
-        """Ids of a conversation in the model's own template, ready to be answered."""
-        tokenizer = self.tokenizer
-        bos, eos = tokenizer.token_of(tokenizer.bos_id), tokenizer.token_of(tokenizer.eos_id)
-        text = render(tokenizer.chat_template, messages, bos=bos, eos=eos)
-        return tokenizer.encode(text, add_special=False, parse_special=True)
-
-    def request(self, prompt: Prompt, **options: Any) -> Request:
-        """A Request with the model's own defaults; see ``options.build_request``."""
-        return build_request(self, prompt, **options)
 
     def sampling_defaults(self) -> dict[str, Any]:
         """What the model's generation_config asks for; see ``options.sampling_defaults``."""
@@ -196,9 +118,11 @@ class LanguageModel(AsyncForms):
 
             yield Batch(session, requests, end_ids, ended)
 
-    def _beam_answers(
-        self, request: Request, beams: int, length_penalty: float, cancelled: Callable[[], bool]
-    ) -> list[Result]:
+    def beam_search(
+        self, request: Request, beams: int, length_penalty: float = 1.0,
+        cancelled: Callable[[], bool] = bool,
+    ) -> list[Result]:  # fmt: skip
+        """The answers of a beam search, best first."""
         with self._answering(cancelled) as session:
             search = BeamSearch(session, request, beams, length_penalty, self.end_ids)
             found = search.run(cancelled)
@@ -217,33 +141,41 @@ class LanguageModel(AsyncForms):
                 session.forget_rows()
                 raise
 
-    @property
-    def end_ids(self) -> frozenset[int]:
-        """Every id that ends an answer: of the config, the tokenizer and the chat template."""
-        return self.tokenizer.eos_ids | frozenset(self.config.eos_ids)
-
     # numbers
 
     def forward(
-        self, input_ids: Tensor | None = None, *, cache: KVCache | None = None, **options: Any
-    ) -> Output:
-        """Logits (or hidden states) of a batch; see ``forward.forward`` for the options.
+        self, input_ids: Tensor | None = None, *, cache: KVCache | None = None,
+        **options: Unpack[ForwardOptions],
+    ) -> Output:  # fmt: skip
+        """Logits (or hidden states) of a batch; the options are those of ``ForwardOptions``.
 
         Without ``cache`` a temporary one of the batch's size is used.
         """
         with self._running() as session:
             engine = session.engine
             if cache is not None:
-                return forward(engine, cache, input_ids=input_ids, **options)
+                return forward(engine, cache, input_ids, **options)
             given = input_ids if input_ids is not None else options.get("inputs_embeds")
             if given is None or given.dim() < 2:
                 raise UsageError("Give input_ids [B, T] or inputs_embeds [B, T, N].")
             rows, context = given.shape[:2]
             temporary = self.new_cache(rows, context)
-            return forward(engine, temporary, input_ids=input_ids, **options)
+            return forward(engine, temporary, input_ids, **options)
 
+    @overload
+    def predict(self, inputs: str) -> Labels: ...
+    @overload
+    def predict(self, inputs: tuple[str, str]) -> Answer: ...
+    @overload
+    def predict(self, inputs: list[str]) -> list[Labels]: ...
+    @overload
+    def predict(self, inputs: list[tuple[str, str]]) -> list[Answer]: ...
     def predict(self, inputs: Any) -> Any:
-        """What the head of a classifier says of texts; see ``prediction.predict``."""
+        """What the head of a classifier says of a text, or of each text of a list.
+
+        A question-answering head takes pairs (question, context) in place of texts. See
+        ``tasks.predict``.
+        """
         return predict(self, self._open_session().engine.decoder.head, inputs)
 
     def score(self, prompt: str, continuation: str) -> float:
@@ -326,7 +258,18 @@ class LanguageModel(AsyncForms):
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def __reduce__(self) -> Any:
+    def __repr__(self) -> str:
+        closed = " (closed)" if self._session is None else ""
+        return f"<LanguageModel {self.name}{closed}: {plan_view.summary(self.plan)}>"
+
+    def __str__(self) -> str:
+        """The plan that it was loaded by, as ``edgelm plan`` prints it."""
+        return plan_view.text(self.plan, self.name)
+
+    def _repr_html_(self) -> str:
+        return plan_view.html(self.plan, self.name)
+
+    def __reduce__(self) -> NoReturn:
         raise TypeError(
             "A loaded model cannot be pickled: its memory belongs to this process. Load it again "
             "in the other process from the same reference."

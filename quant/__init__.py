@@ -1,7 +1,7 @@
 """Weights in few bits and products over them: tensors, modules and devices, no models."""
 
 from .backends import BACKENDS, Kernel, choose, find
-from .convert import ModuleReport, Report, pack, pack_calibrated
+from .convert import pack, pack_calibrated
 from .errors import KernelUnavailable, QuantError
 from .groupwise import dequantize, quantize
 from .hessian import Hessian
@@ -10,6 +10,7 @@ from .methods import CALIBRATED_METHODS, METHODS
 from .metrics import Sqnr, sqnr_db
 from .packing import PackedWeight
 from .recipe import Recipe
+from .report import ModuleReport, Report
 from .scheme import Scheme
 
 __all__ = [

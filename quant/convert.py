@@ -1,11 +1,9 @@
-"""From float rows to packed matrices, a block at a time, and the report of what was done."""
+"""From float rows to packed matrices, a block at a time."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -88,47 +86,3 @@ def _store(block: Tensor, stored: PackedWeight, scheme: Scheme, method: str) -> 
     stored.qweight.copy_(block)
     if not bool(torch.isfinite(stored.qweight).all()):
         raise QuantError(f"weights hold NaN, infinite numbers or numbers beyond {scheme}")
-
-
-@dataclass(frozen=True)
-class ModuleReport:
-    """What became of one matrix. nbytes: as the kernel holds it; note: why, when not as asked."""
-
-    name: str
-    scheme: Scheme
-    shape: tuple[int, int]
-    nbytes: int
-    error_db: float | None
-    kernel: str
-    note: str = ""
-
-
-@dataclass
-class Report:
-    """Every matrix of a model, in loading order; other tensors (norms, biases) as one sum."""
-
-    modules: list[ModuleReport] = field(default_factory=list)
-    other_bytes: int = 0
-    other_elements: int = 0
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of everything the report counts."""
-        return sum(module.nbytes for module in self.modules) + self.other_bytes
-
-    @property
-    def bits_per_weight(self) -> float:
-        """Bytes of all tensors, scales and other tensors included, x 8 / parameters."""
-        parameters = sum(math.prod(module.shape) for module in self.modules) + self.other_elements
-        return self.nbytes * 8 / parameters if parameters else 0.0
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-able data: bits_per_weight, nbytes and one entry per module."""
-        modules = [
-            {**asdict(m), "scheme": str(m.scheme), "shape": [*m.shape]} for m in self.modules
-        ]
-        return {
-            "bits_per_weight": self.bits_per_weight,
-            "nbytes": self.nbytes,
-            "modules": modules,
-        }

@@ -22,8 +22,8 @@ from edgelm.engine.engine import Engine, Recording, RowTokens
 from edgelm.machine import accelerators
 from edgelm.machine.accelerators import Accelerator
 from edgelm.machine.transfer import Transfer
-from edgelm.models.attention import Attention
 from edgelm.models.assembled import Assembled
+from edgelm.models.attention import Attention
 from edgelm.models.model_files import ModelFiles
 from edgelm.ops import reference
 from edgelm.ops.position import Alibi
@@ -262,7 +262,7 @@ def test_nothing_of_a_step_is_made_on_another_device(
         logits = engine.logits(hidden[-1:])
         assert logits.device.type == "lazy" and logits.dtype == torch.float32
     if isinstance(model.decoder.layers[0].attn.position, Alibi):
-        assert decoder.layers[0].attn.scoring.slopes.device.type == "lazy"
+        assert model.decoder.layers[0].attn.scoring.slopes.device.type == "lazy"
 
 
 def test_transfers_go_through_buffers_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:

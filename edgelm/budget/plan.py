@@ -167,3 +167,19 @@ class Plan:
         ):
             data[name] = getattr(self, name)
         return data
+
+    def __repr__(self) -> str:
+        from edgelm.budget import plan_view
+
+        return f"<Plan: {plan_view.summary(self)}>"
+
+    def __str__(self) -> str:
+        """As ``edgelm plan`` prints it."""
+        from edgelm.budget import plan_view
+
+        return plan_view.text(self)
+
+    def _repr_html_(self) -> str:
+        from edgelm.budget import plan_view
+
+        return plan_view.html(self)

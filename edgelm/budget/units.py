@@ -7,6 +7,7 @@ import re
 from edgelm.errors import UsageError
 
 _UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40}
+_UNITS |= {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}  # as in 6G
 _UNITS |= {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 _LARGEST_BUDGET = 1 << 60
 BLOCK_BYTES = 32 << 20

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from edgelm.cli import console
 from edgelm.cli.opening import load_for_text
 from edgelm.cli.options import (
@@ -19,14 +17,14 @@ QUESTION = "What is the capital of France?"
 
 def demo(source: SourceOptions, load: LoadOptions, run: RunOptions, output: OutputOptions) -> None:
     """Ask the demo model for the capital of France, in int4 unless told otherwise."""
-    options = replace(load, quant="int4") if load.quant == "auto" else load
+    options = load.or_quant("int4")
     guess = GuessOptions()
     with load_for_text("demo", source, options, guess, run, output, chat=True) as lm:
         if not output.json:
             print(console.plan_line(lm.plan))
             print(f"> {QUESTION}")
-        asked = {"max_new_tokens": 64, "temperature": 0.0, "seed": run.seed}
-        chunks = lm.stream_chat([{"role": "user", "content": QUESTION}], **asked)
+        asked = [{"role": "user", "content": QUESTION}]
+        chunks = lm.stream_chat(asked, max_new_tokens=64, temperature=0.0, seed=run.seed)
         answer = console.say(chunks, output)
         if output.json:
             console.print_json(answer.to_dict() | {"plan": lm.plan.to_dict()})

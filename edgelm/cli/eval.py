@@ -22,8 +22,10 @@ TaskFiles = Annotated[
     list[str] | None,
     typer.Option("--task", help="NAME=FILE, like arc_easy=arc_easy.jsonl; may be repeated."),
 ]
-Limit = Annotated[int | None, typer.Option(help="At most so many windows and items of a task.")]
-Window = Annotated[int, typer.Option(help="Tokens of a window of the text.")]
+Limit = Annotated[
+    int | None, typer.Option(help="Maximum number of windows, and of items per task.")
+]
+Window = Annotated[int, typer.Option(help="Tokens per window of the text.")]
 Against = Annotated[
     str | None,
     typer.Option(

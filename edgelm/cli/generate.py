@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from edgelm.cli import console
 from edgelm.cli.opening import load_for_text
 from edgelm.cli.options import (
+    OUTPUT,
+    SAMPLING,
+    SOURCE,
     GuessOptions,
     LoadOptions,
     Model,
@@ -17,17 +20,25 @@ from edgelm.cli.options import (
     RunOptions,
     SamplingOptions,
     SourceOptions,
+    flag,
 )
 from edgelm.errors import UsageError
+from edgelm.generation.option_table import GenerateOptions
+from edgelm.generation.request import Result
+from edgelm.model import LanguageModel
 from edgelm.planning.settings import MOST_ROWS
 
 Prompt = Annotated[str | None, typer.Argument(help="The text to continue.")]
-File = Annotated[Path | None, typer.Option(help="A text file with one prompt a line.")]
-Answers = Annotated[int, typer.Option("-n", help="So many answers to each prompt.")]
-Beams = Annotated[int, typer.Option(help="Above 1: a beam search of this width.")]
-Logprobs = Annotated[
-    int | None, typer.Option(help="With --json: log-probabilities of so many likeliest tokens.")
+File = Annotated[
+    Path | None, typer.Option(help="A text file with one prompt per line.", rich_help_panel=SOURCE)
 ]
+Answers = Annotated[
+    int, typer.Option("-n", help="Number of answers per prompt.", rich_help_panel=SAMPLING)
+]
+Beams = Annotated[
+    int, typer.Option(help="Beam search of this width (above 1).", rich_help_panel=SAMPLING)
+]
+Logprobs = Annotated[int | None, flag(GenerateOptions, "logprobs", OUTPUT)]
 
 
 def generate(
@@ -42,10 +53,9 @@ def generate(
     rows = max(min(len(prompts) * n, MOST_ROWS), beams)
     with load_for_text(model, source, load, guess, run, output, rows=rows) as lm:
         options = sampling.request(run) | guess.request() | {"logprobs": logprobs}
-        if prompt is None or n > 1 or beams > 1:
-            found = lm.generate(prompts, n=n, beams=beams, **options)
+        if prompt is None or n != 1 or beams > 1:
             lines = [line for line in prompts for _ in range(n)]
-            answers = [answer for own in found for answer in own] if n > 1 else found
+            answers = _answers(lm, prompts, n, options | {"beams": beams})
             if output.json:
                 console.print_json({"results": [answer.to_dict() for answer in answers]})
             else:
@@ -56,6 +66,15 @@ def generate(
         if output.json:
             console.print_json(answer.to_dict())
         console.note(console.statistics_line(lm.plan, answer.stats), output)
+
+
+def _answers(
+    lm: LanguageModel, prompts: list[str], n: int, options: dict[str, Any]
+) -> list[Result]:
+    """n answers to each prompt, one prompt after the other."""
+    if n == 1:
+        return lm.generate(prompts, **options)
+    return [answer for own in lm.generate(prompts, n=n, **options) for answer in own]
 
 
 def _lines(file: Path | None) -> list[str]:

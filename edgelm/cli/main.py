@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -23,6 +24,7 @@ from edgelm.cli import (
     plan,
     quantize,
 )
+from edgelm.cli.examples import epilog
 from edgelm.cli.options import expanded
 from edgelm.errors import CancelledError, EdgeLMError, UsageError
 
@@ -49,7 +51,8 @@ for verb in (
     mask.mask,
     doctor.doctor,
 ):
-    app.command(verb.__name__.rstrip("_"))(expanded(verb))
+    command = verb.__name__.rstrip("_")
+    app.command(command, epilog=epilog(command))(expanded(verb))
 
 
 def _version(wanted: bool) -> None:
@@ -61,7 +64,10 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _edgelm(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it and end.")
+        bool,
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="Print the version and exit."
+        ),
     ] = False,
 ) -> None:
     """Language models in few bits on small machines, planned to the byte before they load."""
@@ -83,12 +89,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         error = CancelledError("stopped by Ctrl-C")
     except EdgeLMError as raised:
         error = raised
+        error.args = (_with_flags(str(raised), given),)
     except _WRONG_USAGE as raised:
         if not str(raised):
             return UsageError.exit_code  # no command was given: Typer has shown the help
         error = UsageError(_explained(raised))
     console.print_error(error, as_json="--json" in given)
     return error.exit_code
+
+
+def _with_flags(message: str, given: Sequence[str]) -> str:
+    """The message with the flags of the command in place of Python's keywords.
+
+    A keyword stands at the beginning, or is followed by = and its value.
+    """
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    command = next((commands[word] for word in given if word in commands), None)
+    for option in command.params if command else ():
+        if option.opts[0].startswith("-"):
+            name = re.escape(option.name)
+            message = re.sub(rf"^{name}(?=[ :])", option.opts[0], message)
+            message = re.sub(rf"\b{name}='?([\w.%]+)'?", rf"{option.opts[0]} \1", message)
+    return message
 
 
 def _explained(error: Any) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 from edgelm.cli.console import progress_bars, set_verbosity, waiting
 from edgelm.cli.options import GuessOptions, LoadOptions, OutputOptions, RunOptions, SourceOptions
@@ -63,9 +63,8 @@ def open_files_or_shape(
         return open_fitting(model, source, output, options), options
     _refuse_both(model, shape)
     set_verbosity(output)
-    if options.quant == "auto":
-        options = replace(options, quant="int4")
-    return random_model(str(shape), options.quant), options
+    options = options.or_quant("int4")
+    return random_model(str(shape), options.settings()["quant"]), options
 
 
 def load_for_text(

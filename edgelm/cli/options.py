@@ -1,18 +1,38 @@
-"""The options that verbs share, as groups; ``expanded`` turns a group into single options."""
+"""The options that verbs share, as groups; ``expanded`` turns a group into single options.
+
+What is a keyword of ``load`` or ``generate`` too comes out of its table there, with its help.
+"""
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable
-from dataclasses import MISSING, Field, asdict, dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, replace
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, ClassVar, Self, get_type_hints
 
 import typer
+from typer.models import OptionInfo
 
 from edgelm.checkpoint.shapes import SHAPES
 from edgelm.errors import UsageError
+from edgelm.generation.option_table import GenerateOptions
+from edgelm.option import Option, options_in
+from edgelm.planning.settings import LoadSettings, Settings
+
+_PANELS = SOURCE, LOADING, SAMPLING, OUTPUT = ("Source", "Loading", "Sampling", "Output")
+
+
+def flag(table: type, name: str, panel: str | None = None, **changes: Any) -> OptionInfo:
+    """The option of a keyword; ``changes`` replace what the table says of it."""
+    told: Option = replace(options_in(table)[name], **changes)
+    allowed = f" Allowed: {told.allowed}." if told.allowed else ""
+    names = told.flags or (f"--{name.replace('_', '-')}",)
+    made: OptionInfo = typer.Option(*names, help=told.help + allowed, rich_help_panel=panel)
+    return made
+
 
 Model = Annotated[
     str,
@@ -20,79 +40,131 @@ Model = Annotated[
         help="A Hub id (owner/name or owner/name@revision), a folder, a .gguf file, or demo."
     ),
 ]
-
 ModelIfNoShape = Annotated[
     str | None, typer.Argument(help="As for the other commands; or use --shape.")
 ]
-Shape = Annotated[str | None, typer.Option(help=f"Random weights of {', '.join(SHAPES)}.")]
-
-
+Shape = Annotated[
+    str | None,
+    typer.Option(help=f"Random weights of {', '.join(SHAPES)}.", rich_help_panel=SOURCE),
+]
 Draft = Annotated[
     str | None,
-    typer.Option(help="A smaller model with the same tokenizer, which guesses tokens ahead."),
+    typer.Option(
+        help="A smaller model with the same tokenizer, which guesses tokens ahead.",
+        rich_help_panel=LOADING,
+    ),
 ]
 
 
+class Group:
+    """Options that a verb takes as one parameter: the fields of a dataclass."""
+
+    panel: ClassVar[str]
+
+    @classmethod
+    def parameters(cls) -> list[inspect.Parameter]:
+        """A parameter for each option."""
+        hints = get_type_hints(cls, include_extras=True)
+        return [
+            _parameter(field.name, _in_panel(hints[field.name], cls.panel), field.default)
+            for field in fields(cls)  # type: ignore[arg-type]
+        ]
+
+    @classmethod
+    def of(cls, given: dict[str, Any]) -> Self:
+        """The group with the values of its options."""
+        return cls(**given)
+
+
 @dataclass(frozen=True)
-class SourceOptions:
+class TableGroup(Group):
+    """Options whose names, types and help stand in a table of keywords."""
+
+    chosen: dict[str, Any]
+    table: ClassVar[type]
+    left_out: ClassVar[tuple[str, ...]] = ()  # what other groups have
+
+    @classmethod
+    def parameters(cls) -> list[inspect.Parameter]:
+        return [
+            _parameter(
+                name,
+                Annotated[cls.kind(option.flag), flag(cls.table, name, cls.panel)],
+                cls.default(name),
+            )
+            for name, option in options_in(cls.table).items()
+            if option.flag is not None and name not in cls.left_out
+        ]
+
+    @classmethod
+    def of(cls, given: dict[str, Any]) -> Self:
+        return cls(given)
+
+    @classmethod
+    def kind(cls, kind: Any) -> Any:
+        """The type of a flag that may be left out."""
+        return kind | None
+
+    @classmethod
+    def default(cls, name: str) -> Any:
+        return None
+
+
+@dataclass(frozen=True)
+class SourceOptions(Group):
     """Where the files come from."""
 
+    panel = SOURCE
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None
-    offline: Annotated[bool, typer.Option("--offline", help="Use only what is here.")] = False
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Use only files that are on this machine.")
+    ] = False
     allow_pickle: Annotated[
-        bool, typer.Option("--allow-pickle", help="Open pytorch_model.bin if there is no other.")
+        bool,
+        typer.Option("--allow-pickle", help="Open pytorch_model.bin if there is nothing else."),
     ] = False
 
 
-@dataclass(frozen=True)
-class LoadOptions:
+class LoadOptions(TableGroup):
     """How a model is loaded; what a plan is made of."""
 
-    quant: Annotated[
-        str,
-        typer.Option(help="auto, none, int4, int8, nf4, a scheme like int4-g64, or a JSON recipe."),
-    ] = "auto"
-    method: Annotated[str, typer.Option(help="How the integers are chosen: rtn, mse or hqq.")] = (
-        "rtn"
-    )
-    kv: Annotated[str, typer.Option(help="Cache: auto, float32, bfloat16, float16, int8.")] = "auto"
-    backend: Annotated[str, typer.Option(help="Kernels: auto, native, torch or reference.")] = (
-        "auto"
-    )
-    activations: Annotated[
-        str, typer.Option(help="auto, or float: products never round activations to 8 bits.")
-    ] = "auto"
-    dtype: Annotated[str, typer.Option(help="Activations: auto, float32 or bfloat16.")] = "auto"
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps or xpu.")] = "auto"
-    context: Annotated[str, typer.Option(help="Tokens of prompt and answer, or auto.")] = "auto"
-    budget: Annotated[
-        str | None, typer.Option(help="Peak memory of the whole process: 6GiB, or 70% of free.")
-    ] = None
-    offload: Annotated[
-        str,
-        typer.Option(help="Where layers without room go: none, cpu (beside a GPU), disk."),
-    ] = "none"
+    panel, table = LOADING, LoadSettings
+
+    @classmethod
+    def kind(cls, kind: Any) -> Any:
+        return kind
+
+    @classmethod
+    def default(cls, name: str) -> Any:
+        return getattr(Settings, name)
 
     def settings(self) -> dict[str, Any]:
         """The keywords of ``load`` and ``plan`` that say how."""
-        return asdict(self)
+        return dict(self.chosen)
+
+    def or_quant(self, quant: str) -> LoadOptions:
+        """The same with a scheme where none was chosen."""
+        auto = self.chosen["quant"] == "auto"
+        return LoadOptions(self.chosen | {"quant": quant}) if auto else self
 
 
 @dataclass(frozen=True)
-class RunOptions:
+class RunOptions(Group):
     """How a loaded model runs."""
 
-    threads: Annotated[int | None, typer.Option(help="Cores to use.")] = None
-    seed: Annotated[int | None, typer.Option(help="Of the random numbers.")] = None
+    panel = LOADING
+    threads: Annotated[
+        int | None, typer.Option(help="Number of cores to use (default: EDGELM_THREADS, else all).")
+    ] = None
+    seed: Annotated[int | None, flag(GenerateOptions, "seed", SAMPLING)] = None
 
 
 @dataclass(frozen=True)
-class GuessOptions:
+class GuessOptions(Group):
     """Tokens guessed ahead, which changes an answer's time and not its text."""
 
-    speculate: Annotated[
-        str, typer.Option(help="auto guesses tokens ahead where that is faster; or off.")
-    ] = "auto"
+    panel = LOADING
+    speculate: Annotated[str, flag(GenerateOptions, "speculate")] = "auto"
     draft: Draft = None
 
     def settings(self) -> dict[str, Any]:
@@ -104,58 +176,16 @@ class GuessOptions:
         return {"speculate": self.speculate}
 
 
-@dataclass(frozen=True)
-class SamplingOptions:
+class SamplingOptions(TableGroup):
     """How an answer is chosen; the model's own defaults where nothing is given, else greedy."""
 
-    max_tokens: Annotated[
-        int | None, typer.Option(help="At most so many; by default until the context is full.")
-    ] = None
-    temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None
-    top_k: Annotated[int | None, typer.Option(help="Draw from the k likeliest.")] = None
-    top_p: Annotated[float | None, typer.Option(help="Draw from this share.")] = None
-    min_p: Annotated[
-        float | None, typer.Option(help="Leave out what is less likely than this x the likeliest.")
-    ] = None
-    typical_p: Annotated[
-        float | None, typer.Option(help="Draw from this share of what surprises as expected.")
-    ] = None
-    repetition_penalty: Annotated[
-        float | None, typer.Option(help="Above 1 makes tokens of prompt and answer rarer.")
-    ] = None
-    presence_penalty: Annotated[
-        float | None, typer.Option(help="Taken from tokens that the answer holds.")
-    ] = None
-    frequency_penalty: Annotated[
-        float | None, typer.Option(help="Taken from tokens for each time the answer holds them.")
-    ] = None
-    schema: Annotated[
-        Path | None, typer.Option(help="A file with a JSON schema that the answer follows.")
-    ] = None
-    grammar: Annotated[
-        Path | None, typer.Option(help="A file with a Lark grammar that the answer follows.")
-    ] = None
-    stop: Annotated[
-        list[str] | None, typer.Option(help="End before this text; may be repeated.")
-    ] = None
+    panel, table = SAMPLING, GenerateOptions
+    left_out = ("seed", "speculate", "logprobs")
 
     def request(self, run: RunOptions) -> dict[str, Any]:
         """The keywords of ``LanguageModel.request``."""
-        return {
-            "max_new_tokens": self.max_tokens,
-            "temperature": self.temperature,
-            "top_k": self.top_k,
-            "top_p": self.top_p,
-            "min_p": self.min_p,
-            "typical_p": self.typical_p,
-            "repetition_penalty": self.repetition_penalty,
-            "presence_penalty": self.presence_penalty,
-            "frequency_penalty": self.frequency_penalty,
-            "schema": _text(self.schema),
-            "grammar": _text(self.grammar),
-            "stop": self.stop or (),
-            "seed": run.seed,
-        }
+        files = {name: _text(self.chosen[name]) for name in ("schema", "grammar")}
+        return self.chosen | files | {"seed": run.seed}
 
 
 def _text(file: Path | None) -> str | None:
@@ -167,36 +197,55 @@ def _text(file: Path | None) -> str | None:
 
 
 @dataclass(frozen=True)
-class OutputOptions:
+class OutputOptions(Group):
     """What is shown."""
 
-    json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more on stderr.")] = False
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say only errors.")] = False
+    panel = OUTPUT
+    json: Annotated[
+        bool, typer.Option("--json", help="Write one JSON document to stdout and nothing else.")
+    ] = False
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show more on stderr.")] = False
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show errors only.")] = False
 
 
 def expanded(verb: Callable[..., int | None]) -> Callable[..., int | None]:
-    """``verb`` with each parameter that is a group of options replaced by the group's fields."""
+    """``verb`` with each parameter that is a group of options replaced by the group's options."""
     own = inspect.signature(verb, eval_str=True).parameters.values()
-    groups: dict[str, Any] = {p.name: p.annotation for p in own if is_dataclass(p.annotation)}
+    groups: dict[str, type[Group]] = {
+        p.name: p.annotation
+        for p in own
+        if isinstance(p.annotation, type) and issubclass(p.annotation, Group)
+    }
     single = [p for p in own if p.name not in groups]
-    for group in groups.values():
-        hints = get_type_hints(group, include_extras=True)
-        single += [_parameter(field, hints[field.name]) for field in fields(group)]
+    members = {name: group.parameters() for name, group in groups.items()}
 
     @wraps(verb)
     def run(**given: Any) -> int | None:
         for name, group in groups.items():
-            given[name] = group(**{field.name: given.pop(field.name) for field in fields(group)})
+            given[name] = group.of({p.name: given.pop(p.name) for p in members[name]})
         return verb(**given)
 
+    single += [parameter for group in members.values() for parameter in group]
+    single.sort(key=_panel_rank)  # Typer shows panels in the order of their first options
     keyword = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in single]
     run.__signature__ = inspect.Signature(keyword)  # type: ignore[attr-defined]
     del run.__wrapped__, run.__annotations__  # typer must read the new signature
     return run
 
 
-def _parameter(field: Field[Any], annotation: Any) -> inspect.Parameter:
-    assert field.default is not MISSING
+def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
     kind = inspect.Parameter.KEYWORD_ONLY
-    return inspect.Parameter(field.name, kind, default=field.default, annotation=annotation)
+    return inspect.Parameter(name, kind, default=default, annotation=annotation)
+
+
+def _panel_rank(parameter: inspect.Parameter) -> int:
+    info = parameter.annotation.__metadata__[0]
+    return _PANELS.index(info.rich_help_panel) if info.rich_help_panel in _PANELS else -1
+
+
+def _in_panel(annotation: Any, panel: str) -> Any:
+    """The annotation of an option that is shown in ``panel`` unless it says another."""
+    kind, info = annotation.__origin__, copy.copy(annotation.__metadata__[0])
+    if not info.rich_help_panel:
+        info.rich_help_panel = panel
+    return Annotated[kind, info]

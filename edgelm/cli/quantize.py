@@ -12,14 +12,23 @@ import edgelm
 from edgelm.budget.units import human
 from edgelm.cli import console
 from edgelm.cli.opening import open_files
-from edgelm.cli.options import Model, OutputOptions, SourceOptions
+from edgelm.cli.options import LOADING, SOURCE, Model, OutputOptions, SourceOptions, flag
+from edgelm.planning.settings import SCHEMES, LoadSettings
 from edgelm.quantization.quantize import Quantized
+from quant import CALIBRATED_METHODS, METHODS
 
 Out = Annotated[Path, typer.Argument(help="The folder to write; it must not exist.")]
-Quant = Annotated[str, typer.Option(help="int4, int8, a scheme like int4-g64, or a JSON recipe.")]
-Method = Annotated[str, typer.Option(help="How the integers are chosen: rtn, mse, hqq or gptq.")]
+Quant = Annotated[str, flag(LoadSettings, "quant", LOADING, allowed=SCHEMES)]
+Method = Annotated[
+    str,
+    flag(LoadSettings, "method", LOADING, allowed=", ".join((*METHODS, *CALIBRATED_METHODS))),
+]
 Calibration = Annotated[
-    Path | None, typer.Option(help="UTF-8 text for gptq; the package brings one.")
+    Path | None,
+    typer.Option(
+        help=f"UTF-8 text for {', '.join(CALIBRATED_METHODS)} (default: one in the package).",
+        rich_help_panel=SOURCE,
+    ),
 ]
 
 

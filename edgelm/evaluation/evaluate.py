@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from edgelm.errors import UsageError
 from edgelm.evaluation.baseline import Baseline, Facts
@@ -22,6 +22,8 @@ from edgelm.evaluation.passage import Passage
 from edgelm.evaluation.tasks import TASKS, Item, read_items
 from edgelm.loading import plan, use_threads
 from edgelm.models.model_files import ModelFiles
+from edgelm.option import checked
+from edgelm.planning.settings import LOAD, LoadSettings
 
 BASELINE_SUFFIX = ".baseline"
 
@@ -70,7 +72,8 @@ def evaluate(
     model: str | Path | ModelFiles, *, text: str | Path | None = None,
     tasks: Mapping[str, str | Path] | None = None, limit: int | None = None, window: int = 512,
     baseline: str | Path | None = None, revision: str | None = None, offline: bool = False,
-    allow_pickle: bool = False, progress: Bars | None = None, **settings: Any,
+    allow_pickle: bool = False, threads: int | None = None, progress: Bars | None = None,
+    **settings: Unpack[LoadSettings],
 ) -> Evaluation:  # fmt: skip
     """Perplexity, divergence from the unquantized weights, and multiple-choice tasks.
 
@@ -82,13 +85,14 @@ def evaluate(
             missing. By default the baseline of the same weights is made and thrown away; a model
             that was quantized already has none then.
         progress: makes callbacks (..., done, all) from titles.
-        settings: as for ``load``.
+        threads, settings: as for ``load``.
 
     Raises:
         UsageError: nothing to do, wrong options, or a baseline of something else.
         DoesNotFitError: the model, or a layer of its baseline (with tasks all of it), exceeds the
             budget.
     """
+    checked(settings, LOAD)
     if (limit is not None and limit < 1) or (text is None and not tasks):
         raise UsageError("Give a text or a task, and a limit of at least 1.")
     files = model if isinstance(model, ModelFiles) else ModelFiles.open(
@@ -98,10 +102,11 @@ def evaluate(
     passage = None if text is None else Passage.read(text, tokenizer, window, limit)
     items = {name: read_items(name, path, limit) for name, path in (tasks or {}).items()}
     encoded = {name: [encode_item(tokenizer, i) for i in own] for name, own in items.items()}
-    if settings.get("context", "auto") == "auto":
-        settings.pop("context", None)
-    use_threads(settings.get("threads"))
-    work = Work(files, passage, items, encoded, settings, progress or (lambda title: None))
+    asked: dict[str, Any] = {**settings, "threads": threads}
+    if asked.get("context", "auto") == "auto":
+        asked.pop("context", None)
+    use_threads(threads)
+    work = Work(files, passage, items, encoded, asked, progress or (lambda title: None))
     with _baseline(work, baseline) as reference:
         with work.load(files, f"loading {files.name}") as lm:
             score = None

@@ -3,71 +3,50 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
+from typing import Any
 
 from edgelm.errors import UsageError
 from edgelm.generation.grammar import Constraint
+from edgelm.generation.option_table import GenerateOptions
 from edgelm.generation.request import Request
 from edgelm.generation.sampling import SamplingSettings
+from edgelm.option import options_in
+from edgelm.text.tokenizer import Tokenizer
 
-if TYPE_CHECKING:
-    from edgelm.model import LanguageModel
-
-_PER_PROMPT = ("max_new_tokens", "seed", "temperature", "schema", "grammar")
 _FILTERS = ("temperature", "top_k", "top_p", "min_p", "typical_p")
 
 
 def build_request(
-    lm: LanguageModel, prompt: str | Sequence[int], *, max_new_tokens: int | None = None,
-    stop: str | Sequence[str] = (), keep_prefix: bool = False, logprobs: int | None = None,
-    schema: Any = None, grammar: str | None = None, temperature: float | None = None,
-    top_k: int | None = None, top_p: float | None = None, min_p: float | None = None,
-    typical_p: float | None = None, repetition_penalty: float | None = None,
-    presence_penalty: float | None = None, frequency_penalty: float | None = None,
-    logit_bias: Mapping[int, float] | None = None, banned_tokens: Sequence[int] | None = None,
-    seed: int | None = None, speculate: str = "auto",
+    prompt: str | Sequence[int], options: Mapping[str, Any], tokenizer: Tokenizer,
+    defaults: Mapping[str, Any], end_ids: frozenset[int],
 ) -> Request:  # fmt: skip
-    """A Request with the model's own sampling defaults where nothing is given.
+    """A Request of options that are those of ``GenerateOptions``.
 
-    A sampled answer without a seed draws one, which the statistics report. Sampling options are
-    those of ``SamplingSettings``. ``schema`` is a JSON schema (a mapping or its text), ``grammar``
-    a Lark grammar as llguidance reads it; the answer follows it. ``speculate`` is auto or off: see
-    ``speculation``.
+    Args:
+        defaults: the model's own for sampling. A sampled answer without a seed draws one, which the
+            statistics report.
+        end_ids: what ends an answer, which a grammar must know.
 
     Raises:
         UsageError: an empty prompt, a value out of its range, a schema that is none.
     """
     if isinstance(prompt, str) and not prompt:
         raise UsageError("The prompt is empty; give some text.")
-    ids = lm.encode(prompt) if isinstance(prompt, str) else [int(i) for i in prompt]
-    given = {
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "min_p": min_p,
-        "typical_p": typical_p,
-        "repetition_penalty": repetition_penalty,
-        "presence_penalty": presence_penalty,
-        "frequency_penalty": frequency_penalty,
-        "logit_bias": _pairs(logit_bias),
-        "banned_tokens": None if banned_tokens is None else tuple(map(int, banned_tokens)),
-        "seed": seed,
+    ids = tokenizer.encode(prompt) if isinstance(prompt, str) else [int(i) for i in prompt]
+    given = {name: value for name, value in options.items() if value is not None}
+    schema, grammar = given.pop("schema", None), given.pop("grammar", None)
+    stop = given.pop("stop", ())
+    sampling = {
+        name: _FORMS.get(name, _same)(given.pop(name)) for name in _SAMPLING if name in given
     }
-    chosen = lm.sampling_defaults() | {k: v for k, v in given.items() if v is not None}
-    constraint = None
-    if schema is not None or grammar is not None:
-        constraint = Constraint.parse(schema, grammar, lm.tokenizer, lm.end_ids)
     return Request(
         prompt_ids=tuple(ids),
-        max_new_tokens=max_new_tokens,
-        sampling=SamplingSettings(**chosen),
+        sampling=SamplingSettings(**{**defaults, **sampling}),
         stop=(stop,) if isinstance(stop, str) else tuple(stop),
-        keep_prefix=keep_prefix,
-        logprobs=logprobs,
-        constraint=constraint,
-        speculate=speculate,
+        constraint=Constraint.parse(schema, grammar, tokenizer, end_ids),
+        **given,
     )
 
 
@@ -100,14 +79,25 @@ def samples(request: Request, count: int) -> list[Request]:
 def options_of(options: dict[str, Any], index: int, count: int) -> dict[str, Any]:
     """One prompt's share of the options: its own entry where a list was given."""
     chosen = dict(options)
-    for name in _PER_PROMPT:
-        value = options.get(name)
-        if isinstance(value, list | tuple):
+    for name, value in options.items():
+        if isinstance(value, list | tuple) and options_in(GenerateOptions)[name].per_prompt:
             if len(value) != count:
                 raise UsageError(f"{name} has {len(value)} entries for {count} prompts.")
             chosen[name] = value[index]
     return chosen
 
 
-def _pairs(bias: Mapping[int, float] | None) -> tuple[tuple[int, float], ...] | None:
-    return None if bias is None else tuple((int(k), float(v)) for k, v in sorted(bias.items()))
+def _pairs(bias: Mapping[int, float]) -> tuple[tuple[int, float], ...]:
+    return tuple((int(k), float(v)) for k, v in sorted(bias.items()))
+
+
+def _ids(banned: Sequence[int]) -> tuple[int, ...]:
+    return tuple(map(int, banned))
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+_SAMPLING = tuple(field.name for field in fields(SamplingSettings))
+_FORMS: dict[str, Callable[[Any], Any]] = {"logit_bias": _pairs, "banned_tokens": _ids}

@@ -8,6 +8,7 @@ from typing import Any
 
 from edgelm.errors import ContextLengthError, UsageError
 from edgelm.generation.grammar import Constraint
+from edgelm.generation.option_table import require_option
 from edgelm.generation.sampling import SamplingSettings
 
 
@@ -45,12 +46,11 @@ class Request:
         for token in self.prompt_ids:
             if not 0 <= token < vocab_size:
                 raise UsageError(f"Token id {token} is out of range; allowed: 0-{vocab_size - 1}.")
-        if self.max_new_tokens is not None and self.max_new_tokens < 1:
-            raise UsageError(f"max_new_tokens is {self.max_new_tokens}; it must be at least 1.")
+        if self.max_new_tokens is not None:
+            require_option("max_new_tokens", self.max_new_tokens)
         if self.logprobs is not None and not 0 <= self.logprobs <= vocab_size:
             raise UsageError(f"logprobs is {self.logprobs}; allowed: 0-{vocab_size}.")
-        if self.speculate not in ("auto", "off"):
-            raise UsageError(f"speculate is {self.speculate!r}; allowed: auto, off.")
+        require_option("speculate", self.speculate)
         self.sampling.check_ids(vocab_size)
         if "" in self.stop:
             raise UsageError("A stop string is empty; leave it out to stop only at end tokens.")

@@ -5,13 +5,13 @@ The same seed and token index always draw the same number, whatever was computed
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from edgelm.errors import UsageError
+from edgelm.generation.option_table import require_option
 from edgelm.generation.processors import (
     NEVER,
     Banned,
@@ -54,22 +54,8 @@ class SamplingSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        # Below, logits over the temperature would pass what float32 holds.
-        warm = self.temperature == 0 or 1e-6 <= self.temperature <= 1e6
-        for name, allowed, ok in (
-            ("temperature", "0, or 1e-6 to 1e6", warm),
-            ("top_k", "0 (off) or above", self.top_k >= 0),
-            ("top_p", "above 0 and up to 1", 0 < self.top_p <= 1),
-            ("min_p", "0 (off) up to 1", 0 <= self.min_p <= 1),
-            ("typical_p", "above 0 and up to 1", 0 < self.typical_p <= 1),
-            ("repetition_penalty", "above 0", 0 < self.repetition_penalty < 1e6),
-            ("presence_penalty", "a finite number", math.isfinite(self.presence_penalty)),
-            ("frequency_penalty", "a finite number", math.isfinite(self.frequency_penalty)),
-            ("logit_bias", "numbers below infinity", all(b < math.inf for _, b in self.logit_bias)),
-            ("seed", "0 to 2**64 - 1", 0 <= self.seed < 1 << 64),
-        ):
-            if not ok:
-                raise UsageError(f"{name} is {getattr(self, name)}; allowed: {allowed}.")
+        for name in vars(self):
+            require_option(name, getattr(self, name))
 
     def check_ids(self, vocab_size: int) -> None:
         """Raise UsageError where a biased or banned id is none of the model's."""

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Annotated, Any, TypedDict
 
 import torch
 
 from edgelm.budget.dtypes import DTYPES, KV_DTYPES
+from edgelm.budget.placement import OFFLOADS
 from edgelm.budget.plan import MOST_DECODE_TOKENS
 from edgelm.config import ModelConfig
 from edgelm.errors import ContextLengthError, UsageError
 from edgelm.machine.accelerators import Accelerator
 from edgelm.models.decoder import Decoder
-from quant import CALIBRATED_METHODS, METHODS, QuantError, Recipe
+from edgelm.option import Call, Option, checked, declare
+from quant import BACKENDS, CALIBRATED_METHODS, METHODS, QuantError, Recipe
 
 DEFAULT_CONTEXT = 4096
 DEFAULT_CHUNK = 512
@@ -20,13 +25,85 @@ MOST_ROWS = 8  # that are taken unasked: weights are read once for so many answe
 DEFAULT_DRAFT_DEPTH = MOST_DECODE_TOKENS - 1  # behind the token before them
 EXACT_ACTIVATIONS = {"float": torch.float32}  # what products do not round; auto may
 _MOST_DIGITS = 12  # of a number of tokens; beyond it is a slip of the keyboard
+_COUNT = re.compile(r"(-?[0-9]+)([kK]?)")  # 4k is 4096
+QuantChoice = str | dict[str, Any] | Recipe
+SCHEMES = "none, int4, int8, nf4, a scheme such as int4-g64, or a JSON file with a recipe"
+
+
+def _or_auto(words: Iterable[str]) -> str:
+    return ", ".join(("auto", *words))
+
+
+class LoadSettings(TypedDict, total=False):
+    """What may be fixed about a load: the keywords of ``load``, ``plan`` and ``evaluate``.
+
+    ``auto`` and None leave the choice to the solver.
+    """
+
+    quant: Annotated[
+        QuantChoice,
+        Option("Bits of the weights: a scheme or a recipe.", f"auto, {SCHEMES}", flag=str),
+    ]
+    method: Annotated[
+        str,
+        Option("How the integers of a scheme are chosen.", ", ".join(METHODS), flag=str),
+    ]
+    kv: Annotated[str, Option("Type of the cached keys and values.", _or_auto(KV_DTYPES), flag=str)]
+    backend: Annotated[str, Option("Library whose kernels multiply.", _or_auto(BACKENDS), flag=str)]
+    activations: Annotated[
+        str,
+        Option("float: never round activations to 8 bits.", _or_auto(EXACT_ACTIVATIONS), flag=str),
+    ]
+    dtype: Annotated[str, Option("Type of the activations.", _or_auto(DTYPES), flag=str)]
+    device: Annotated[
+        str, Option("Where the model runs.", "auto, cpu, cuda, cuda:N, mps, xpu", flag=str)
+    ]
+    context: Annotated[
+        int | str,
+        Option("Maximum tokens of prompt and answer.", "auto, or a count (4096, 4k)", flag=str),
+    ]
+    rows: Annotated[
+        int | str, Option("Number of answers generated side by side.", "auto, or a count")
+    ]
+    chunk: Annotated[
+        int | str, Option("Maximum tokens of a prompt in one step.", "auto, or a count")
+    ]
+    draft_depth: Annotated[
+        int, Option("Maximum tokens guessed ahead in one step.", "0 (off) or more")
+    ]
+    budget: Annotated[
+        str | int | None,
+        Option(
+            "Peak memory of the whole process (default: what is available).",
+            "6GiB, 6G, 6144MiB, or 70% of what is available",
+            flag=str,
+        ),
+    ]
+    offload: Annotated[
+        str,
+        Option(
+            "Where to put layers that do not fit: cpu (beside a GPU), or disk, from where they "
+            "are read in every step.",
+            ", ".join(OFFLOADS),
+            flag=str,
+        ),
+    ]
+
+
+LOAD = declare(
+    Call(
+        "load()", LoadSettings,
+        ("task", "num_labels", "problem_type", "draft", "threads", "revision", "offline",
+         "allow_pickle", "progress"),
+    )
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Settings:
     """What a user may fix about a load; ``auto`` and None leave it to the solver."""
 
-    quant: str | dict[str, object] | Recipe = "auto"
+    quant: QuantChoice = "auto"
     method: str = "rtn"
     kv: str = "auto"
     backend: str = "auto"
@@ -39,6 +116,15 @@ class Settings:
     draft_depth: int = DEFAULT_DRAFT_DEPTH
     budget: str | int | None = None
     offload: str = "none"
+
+
+def read_settings(given: Mapping[str, Any]) -> Settings:
+    """Settings of keywords.
+
+    Raises:
+        UsageError: a name that is no setting, with the nearest one.
+    """
+    return Settings(**checked(given, LOAD))
 
 
 def activation_dtype(
@@ -123,12 +209,14 @@ def _count(given: int | str, what: str) -> int | None:
     text = str(given)
     if text == "auto":
         return None
-    if not text.removeprefix("-").isdecimal() or len(text) > _MOST_DIGITS:
+    match = _COUNT.fullmatch(text)
+    if match is None or len(text) > _MOST_DIGITS:
         counted = "a count" if what == "rows" else "a count of tokens"
         raise UsageError(f"{what} {text!r:.40} is not a number; write {counted}, or auto.")
-    if int(text) < 1:
+    count = int(match[1]) * (1024 if match[2] else 1)
+    if count < 1:
         raise UsageError(f"{what} is {text}; it must be at least 1.")
-    return int(text)
+    return count
 
 
 def given_recipe(settings: Settings, decoder: Decoder) -> Recipe | None:

@@ -20,6 +20,7 @@ from edgelm.checkpoint.manifest import Manifest, Module
 from edgelm.checkpoint.packed_layout import Spec
 from edgelm.errors import UnsupportedModelError, UsageError
 from edgelm.models.model_files import ModelFiles
+from edgelm.planning.settings import QuantChoice
 from edgelm.reports.inspection import HEAD, licence_of
 from edgelm.version import __version__
 from quant import CALIBRATED_METHODS, METHODS, PackedWeight, QuantError, Recipe, Scheme
@@ -110,7 +111,7 @@ class Conversion:
         return sum(math.prod(target.shape) for target in self.targets)
 
 
-def plan_conversion(files: ModelFiles, quant: Any, method: str) -> Conversion:
+def plan_conversion(files: ModelFiles, quant: QuantChoice, method: str) -> Conversion:
     """Decide for every weight of a model, from headers alone.
 
     Raises:

@@ -18,6 +18,7 @@ from edgelm.checkpoint.manifest import Manifest
 from edgelm.errors import UnsupportedModelError, UsageError
 from edgelm.models.model_files import ModelFiles
 from edgelm.ops.position import llama3_divisors
+from edgelm.planning.settings import QuantChoice
 from edgelm.progress import Progress
 from edgelm.quantization.calibration import Calibration, factored
 from edgelm.quantization.conversion import (
@@ -46,11 +47,11 @@ RECIPES: dict[str, Any] = {
 """What the short names mean here, where groups are always of 32."""
 
 
-def plan_gguf(files: ModelFiles, quant: Any, method: str) -> Conversion:
+def plan_gguf(files: ModelFiles, quant: QuantChoice, method: str) -> Conversion:
     """As `plan_conversion`, with the short recipes as GGUF files can hold them."""
     wanted = "int4" if quant == "auto" else quant
-    known = isinstance(wanted, str) and wanted in RECIPES
-    return plan_conversion(files, RECIPES[wanted] if known else wanted, method)
+    recipe = RECIPES.get(wanted, wanted) if isinstance(wanted, str) else wanted
+    return plan_conversion(files, recipe, method)
 
 
 class GGUFExport:

@@ -15,6 +15,7 @@ from edgelm.checkpoint.safetensors_writer import disk_errors
 from edgelm.errors import UsageError
 from edgelm.machine import hardware
 from edgelm.models.model_files import ModelFiles
+from edgelm.planning.settings import QuantChoice
 from edgelm.progress import Progress
 from edgelm.quantization.calibration import Calibration, CalibrationText
 from edgelm.quantization.conversion import Conversion, plan_conversion
@@ -51,9 +52,9 @@ class Quantized:
 
 
 def quantize(
-    model: str | Path | ModelFiles, out: str | Path, *, quant: Any = "int4", method: str = "rtn",
-    calibration: str | Path | None = None, revision: str | None = None, offline: bool = False,
-    progress: Progress | None = None, announce: Announce | None = None,
+    model: str | Path | ModelFiles, out: str | Path, *, quant: QuantChoice = "int4",
+    method: str = "rtn", calibration: str | Path | None = None, revision: str | None = None,
+    offline: bool = False, progress: Progress | None = None, announce: Announce | None = None,
 ) -> Quantized:  # fmt: skip
     """Write a model as a folder of packed weights, or, where ``out`` ends in .gguf, for llama.cpp.
 

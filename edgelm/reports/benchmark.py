@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from statistics import median
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 
@@ -23,6 +23,7 @@ from edgelm.models.heads import head_for
 from edgelm.models.model_files import ModelFiles
 from edgelm.models.weight_names import WeightNames
 from edgelm.planning.matrices import bytes_per_token
+from edgelm.planning.settings import LoadSettings
 from edgelm.progress import Progress
 from quant import QuantError, Recipe, Scheme, find
 
@@ -84,13 +85,14 @@ class Measurement:
 
 def measure(
     files: ModelFiles, workload: Workload, *, threads: int | None = None,
-    progress: Progress | None = None, on_round: OnRound | None = None, **settings: Any,
+    progress: Progress | None = None, on_round: OnRound | None = None,
+    **settings: Unpack[LoadSettings],
 ) -> Measurement:  # fmt: skip
     """Load a model, run the workload and say what it took.
 
     Args:
         progress: see ``load``. on_round: called with (rounds done, rounds in all).
-        settings: the fields of ``planner.Settings``.
+        settings: as for ``load``.
 
     Raises:
         ContextLengthError: the workload does not fit the context.

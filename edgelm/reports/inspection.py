@@ -11,7 +11,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from edgelm.budget.plan import Plan
 from edgelm.checkpoint import Checkpoint
 from edgelm.checkpoint.manifest import FORMAT_VERSION
 from edgelm.checkpoint.packed import PackedCheckpoint
@@ -224,23 +223,3 @@ def licence_of(checkpoint: Checkpoint) -> str | None:
 def _beginning(path: Path) -> str:
     with path.open(encoding="utf-8", errors="replace") as file:
         return file.read(1 << 14)
-
-
-@dataclass(frozen=True)
-class TensorClass:
-    """Matrices of one kind (embed, attn, mlp, head) that share scheme and kernel."""
-
-    name: str
-    scheme: str
-    kernel: str
-    count: int
-    nbytes: int
-
-
-def tensor_classes(plan: Plan) -> list[TensorClass]:
-    """Every product of a plan, grouped; in loading order."""
-    groups: dict[tuple[str, str, str], list[int]] = {}
-    for product in plan.products:
-        key = (product.kind, product.scheme, product.kernel)
-        groups.setdefault(key, []).append(product.nbytes)
-    return [TensorClass(*key, len(sizes), sum(sizes)) for key, sizes in groups.items()]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Unpack
 
 import torch
 from torch import Tensor
@@ -16,6 +17,8 @@ from edgelm.engine.engine import Engine, Recording, RowTokens
 from edgelm.errors import ContextLengthError, UsageError
 from edgelm.models.layers import Head
 from edgelm.ops.cache import KVCache
+from edgelm.option import checked
+from edgelm.tasks.forward_options import FORWARD, ForwardOptions
 from edgelm.tasks.losses import Loss, loss_for
 
 
@@ -64,12 +67,8 @@ class _Batch:
 
 
 def forward(
-    engine: Engine, cache: KVCache, *, input_ids: Tensor | None = None,
-    inputs_embeds: Tensor | None = None, attention_mask: Tensor | None = None,
-    position_ids: Tensor | None = None, logits_to_keep: int | Tensor = 0,
-    labels: Tensor | None = None, start_positions: Tensor | None = None,
-    end_positions: Tensor | None = None, output_hidden_states: bool = False,
-    output_attentions: bool = False,
+    engine: Engine, cache: KVCache, input_ids: Tensor | None = None,
+    **options: Unpack[ForwardOptions],
 ) -> Output:  # fmt: skip
     """Run a batch through the model, continuing the rows of ``cache``.
 
@@ -80,22 +79,31 @@ def forward(
         UsageError: shapes, ids, masks or options that do not go together.
         ContextLengthError: a row does not fit the cache; nothing is changed then.
     """
-    batch = _read_batch(engine, cache, input_ids, inputs_embeds, attention_mask, position_ids)
+    checked(options, FORWARD)
+    mask, kept = options.get("attention_mask"), options.get("logits_to_keep")
+    logits_to_keep = 0 if kept is None else kept
+    batch = _read_batch(
+        engine, cache, input_ids, options.get("inputs_embeds"), mask, options.get("position_ids")
+    )
     head = engine.decoder.head
-    loss = loss_for(head, batch.real(), labels, start_positions, end_positions)
+    loss = loss_for(
+        head, batch.real(), options.get("labels"), options.get("start_positions"),
+        options.get("end_positions"),
+    )  # fmt: skip
     if not _keeps_all(logits_to_keep) and (loss or (head and not head.is_language_model)):
         raise UsageError("logits_to_keep goes with a language model's logits, without labels.")
     if head is not None and head.task == "sequence-classification":
-        columns = _last_columns(batch, attention_mask is not None, engine.config.pad_id)
+        columns = _last_columns(batch, mask is not None, engine.config.pad_id)
     else:
         columns = _kept_columns(logits_to_keep, *batch.tokens.shape[:2])
-    result = _Assembly(engine, cache, batch, columns, output_hidden_states, output_attentions)
+    hidden, weights = options.get("output_hidden_states"), options.get("output_attentions")
+    result = _Assembly(engine, cache, batch, columns, bool(hidden), bool(weights))
     for entries in _steps(batch, engine.plan.chunk):
         result.run(entries)
     return Output(
         **_results(head, result, loss),
-        hidden_states=tuple(t.cpu() for t in result.hidden) if output_hidden_states else None,
-        attentions=tuple(t.cpu() for t in result.attentions) if output_attentions else None,
+        hidden_states=tuple(t.cpu() for t in result.hidden) if hidden else None,
+        attentions=tuple(t.cpu() for t in result.attentions) if weights else None,
     )
 
 

@@ -71,7 +71,8 @@ class Answer:
         return asdict(self)
 
 
-Prediction = TextLabel | tuple[TokenLabel, ...] | Answer
+Labels = TextLabel | tuple[TokenLabel, ...]
+Prediction = Labels | Answer
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class _Input:
         return tokenizer.spans(self.text, self.ids[self.own])
 
 
-def predict(lm: LanguageModel, head: Head | None, inputs: Any) -> Any:
+def predict(lm: LanguageModel, head: Head | None, inputs: Any) -> Prediction | list[Prediction]:
     """What the head says of each input; of a list a list, in its order.
 
     Args:

@@ -30,7 +30,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "plan: what is said where the runtime alone is too much",
-        "edgelm/planning/solver.py",
+        "edgelm/budget/shortage.py",
         "return _runtime_bytes(plan) > plan.budget_bytes",
         "return False",
         ("tests/test_refusals.py::test_nothing_is_taken_for_what_is_refused",),
@@ -45,7 +45,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "admission: what does not fit is not fetched",
         "edgelm/loading.py",
-        "        _fitting_plan(ahead, decoder, names, _settings(settings))\n",
+        "        _fitting_plan(ahead, decoder, names, read_settings(settings))\n",
         "",
         (f"{ADMISSION}test_a_hub_model_that_does_not_fit_is_not_fetched",),
     ),

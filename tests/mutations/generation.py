@@ -14,7 +14,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "generate: end tokens of the config",
-        "edgelm/model.py",
+        "edgelm/generation/text_calls.py",
         "self.tokenizer.eos_ids | frozenset(self.config.eos_ids)",
         "self.tokenizer.eos_ids",
         ("tests/test_generate.py::test_end_tokens_are_a_union",),

@@ -1,0 +1,34 @@
+"""An example or two of each command, shown at the end of its help."""
+
+EXAMPLES: dict[str, tuple[str, ...]] = {
+    "demo": ("edgelm demo", "edgelm demo --quant int8 --json"),
+    "generate": (
+        'edgelm generate demo "Once upon a time" --max-tokens 64 --temperature 0.8 --seed 1',
+        "edgelm generate demo --file prompts.txt --schema answer.json --json",
+    ),
+    "chat": ("edgelm chat demo", "edgelm chat google/gemma-2-2b-it --budget 4GiB --context 8k"),
+    "plan": (
+        "edgelm plan google/gemma-2-2b-it --budget 4GiB --context 8k",
+        "edgelm plan --shape llama-3.2-1b --table",
+    ),
+    "quantize": (
+        "edgelm quantize google/gemma-2-2b-it gemma-int4 --quant int4",
+        "edgelm quantize demo demo-int8 --quant int8 --method mse",
+    ),
+    "eval": (
+        "edgelm eval demo --quant int4 --text wiki.test.raw",
+        "edgelm eval demo --task arc_easy=arc_easy.jsonl --limit 200 --json",
+    ),
+    "bench": (
+        "edgelm bench demo --prompt-tokens 128 --decode-tokens 32",
+        "edgelm bench --shape gemma-2-2b --quant int4",
+    ),
+    "inspect": ("edgelm inspect demo -v",),
+    "mask": ('edgelm mask demo "Hello there" "Hello" --padding left',),
+    "doctor": ("edgelm doctor -v",),
+}
+
+
+def epilog(command: str) -> str:
+    """Examples as Typer shows them: a paragraph each."""
+    return "\n\n".join(["Examples:", *EXAMPLES[command]])

@@ -1,0 +1,180 @@
+"""The options of an answer: the one table that signatures, checks, flags and help follow from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypedDict
+
+from edgelm.option import Call, Option, declare, options_in
+
+Schema = str | Mapping[str, Any] | bool
+
+
+class GenerateOptions(TypedDict, total=False):
+    """What ``generate``, ``stream``, ``chat`` and their asynchronous forms take.
+
+    None means the model's own default. For a list of prompts some take a list, one value a prompt.
+    """
+
+    max_new_tokens: Annotated[
+        int | Sequence[int | None] | None,
+        Option(
+            "Maximum number of new tokens (default: until the context is full).",
+            "1 or more",
+            lambda count: count >= 1,
+            per_prompt=True,
+            flag=int,
+            flags=("--max-tokens", "--max-new-tokens"),
+        ),
+    ]
+    temperature: Annotated[
+        float | Sequence[float | None] | None,
+        Option(
+            "Sampling temperature; 0 always takes the likeliest token.",
+            "0, or 1e-6 to 1e6",
+            # Below, logits over the temperature would pass what float32 holds.
+            lambda heat: heat == 0 or 1e-6 <= heat <= 1e6,
+            per_prompt=True,
+            flag=float,
+        ),
+    ]
+    top_k: Annotated[
+        int | None,
+        Option(
+            "Top-k sampling: keep the k likeliest tokens.",
+            "0 (off) or above",
+            lambda count: count >= 0,
+            flag=int,
+        ),
+    ]
+    top_p: Annotated[
+        float | None,
+        Option(
+            "Nucleus (top-p) sampling: keep the smallest set of tokens whose probabilities add up "
+            "to this.",
+            "above 0 and up to 1 (off)",
+            lambda share: 0 < share <= 1,
+            flag=float,
+        ),
+    ]
+    min_p: Annotated[
+        float | None,
+        Option(
+            "Min-p sampling: drop tokens less likely than this times the likeliest.",
+            "0 (off) up to 1",
+            lambda share: 0 <= share <= 1,
+            flag=float,
+        ),
+    ]
+    typical_p: Annotated[
+        float | None,
+        Option(
+            "Locally typical sampling: keep the tokens nearest the expected surprise whose "
+            "probabilities add up to this.",
+            "above 0 and up to 1 (off)",
+            lambda share: 0 < share <= 1,
+            flag=float,
+        ),
+    ]
+    repetition_penalty: Annotated[
+        float | None,
+        Option(
+            "Penalise tokens that the prompt or the answer holds already (above 1).",
+            "above 0; 1 is off",
+            lambda factor: 0 < factor < 1e6,
+            flag=float,
+        ),
+    ]
+    presence_penalty: Annotated[
+        float | None,
+        Option(
+            "Subtracted from the logits of tokens that the answer holds already.",
+            "a finite number",
+            math.isfinite,
+            flag=float,
+        ),
+    ]
+    frequency_penalty: Annotated[
+        float | None,
+        Option(
+            "Subtracted from a token's logit for each time the answer holds it already.",
+            "a finite number",
+            math.isfinite,
+            flag=float,
+        ),
+    ]
+    logit_bias: Annotated[
+        Mapping[int, float] | None,
+        Option(
+            "Numbers added to the logits of token ids.",
+            "numbers below infinity",
+            lambda pairs: all(bias < math.inf for _, bias in pairs),
+        ),
+    ]
+    banned_tokens: Annotated[
+        Sequence[int] | None, Option("Token ids that an answer must not hold.")
+    ]
+    seed: Annotated[
+        int | Sequence[int | None] | None,
+        Option(
+            "Seed of the random numbers (default: a new one, which the statistics report).",
+            "0 to 2**64 - 1",
+            lambda seed: 0 <= seed < 1 << 64,
+            per_prompt=True,
+            flag=int,
+        ),
+    ]
+    stop: Annotated[
+        str | Sequence[str] | None,
+        Option("Stop before this text; may be repeated.", flag=list[str]),
+    ]
+    schema: Annotated[
+        Schema | Sequence[Schema | None] | None,
+        Option(
+            "Make the answer follow this JSON schema (command line: a file that holds it).",
+            per_prompt=True,
+            flag=Path,
+        ),
+    ]
+    grammar: Annotated[
+        str | Sequence[str | None] | None,
+        Option(
+            "Make the answer follow this Lark grammar (command line: a file that holds it).",
+            per_prompt=True,
+            flag=Path,
+        ),
+    ]
+    logprobs: Annotated[
+        int | None,
+        Option(
+            "Log-probabilities of the chosen tokens and of this many of the likeliest ones.",
+            "0 up to the size of the vocabulary",
+            lambda count: count >= 0,
+            flag=int,
+        ),
+    ]
+    keep_prefix: Annotated[
+        bool | None,
+        Option("Continue from what the cache still holds of an earlier prompt; chat does."),
+    ]
+    speculate: Annotated[
+        str | None,
+        Option(
+            "Guess tokens ahead where that is faster, which does not change the text.",
+            "auto, off",
+            lambda word: word in ("auto", "off"),
+            flag=str,
+        ),
+    ]
+
+
+GENERATE = declare(
+    Call("generate()", GenerateOptions, ("n", "beams", "length_penalty", "stop_event"))
+)
+
+
+def require_option(name: str, value: Any) -> None:
+    """Raise UsageError for a value that the table does not allow."""
+    options_in(GenerateOptions)[name].require(name, value)
