@@ -1,15 +1,16 @@
-"""The products of the native library, over panels of 32 rows (native/src/layout.h).
+"""The products of the native library, over panels of 32 rows (native/src/layout/layout.h).
 
 Activations are rounded to 8 bits per group of inputs (of 32 where the weights have one scale
 per row), the integers multiplied exactly, and groups summed in float32 in one order. Groups with
-numbers that stand out are rounded twice, to 16 bits (native/src/activations.h). The exact products
-take float32 activations as they are, and are the only ones over weights of floats
-(native/src/exact.h). A row of the result depends on its own row of activations alone, and is the
-same on every instruction set.
+numbers that stand out are rounded twice, to 16 bits (native/src/products/rounded/activations.h).
+The exact products take float32 activations as they are, and are the only ones over weights of
+floats (native/src/products/exact/activations.h). A row of the result depends on its own row of
+activations alone, and is the same on every instruction set.
 """
 
 from __future__ import annotations
 
+import ctypes
 from functools import cache
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from .. import native
 from ..errors import QuantError
+from ..native import structs
 from ..packing import PackedWeight
 from ..scheme import Scheme
 from .kernel import Shape, Tensors
@@ -89,18 +91,19 @@ class NativeProduct:
         direct = out.dtype == torch.float32 and out.stride(1) == 1
         product = out if direct else torch.empty(out.shape, dtype=torch.float32)
         workspace = torch.empty(self._workspace_bytes(scheme, shape, rows), dtype=torch.uint8)
-        native.library().edgelm_multiply(
+        call = structs.Product(
             native.matrix(scheme, shape, self.exact),
             tensors["layout"].data_ptr(),
             x.data_ptr(),
-            rows,
-            x.stride(0),
             None if bias is None else bias.data_ptr(),
             product.data_ptr(),
-            product.stride(0),
             workspace.data_ptr(),
+            rows,
+            x.stride(0),
+            product.stride(0),
             native.threads(),
         )
+        native.library().edgelm_multiply(ctypes.byref(call))
         if not direct:
             out.copy_(product)
 
@@ -111,15 +114,16 @@ class NativeProduct:
         held = tensors["layout"].nbytes // _layout_bytes(scheme, (1, out.shape[1])) * _PANEL
         if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < held:
             raise QuantError(f"rows {int(ids.min())} to {int(ids.max())} asked of {held} rows")
-        native.library().edgelm_lookup(
+        call = structs.Reading(
             # The number of outputs plays no part in where a row lies.
             native.matrix(scheme, (1, out.shape[1])),
             tensors["layout"].data_ptr(),
             ids.data_ptr(),
-            len(ids),
             rows.data_ptr(),
+            len(ids),
             rows.stride(0),
         )
+        native.library().edgelm_lookup(ctypes.byref(call))
         if not direct:
             out.copy_(rows)
 

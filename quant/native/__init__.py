@@ -1,6 +1,6 @@
 """The native library: found, checked and called through ctypes.
 
-Pointers go in as integers; what they must point to is written in src/edgelm_native.h.
+Pointers go in as integers; what they must point to is written in src/api/edgelm_native.h.
 """
 
 from __future__ import annotations
@@ -14,32 +14,18 @@ import torch
 
 from ..errors import KernelUnavailable
 from ..scheme import Scheme
+from . import structs
 
-# Must equal EDGELM_ABI in src/edgelm_native.h.
-ABI = 3
-_FLOATS = {"float16": 0, "bfloat16": 1, "float32": 2}
-_ZEROS = {"none": 0, "int": 1, "float": 2}
-_CODES = {None: 0, "nf4": 1, "fp4": 2, "float16": 3, "bfloat16": 3, "float32": 3}
-# The operations of src/edgelm_ops.h, each void(const void* struct).
+# Must equal EDGELM_ABI in src/api/edgelm_native.h.
+ABI = 4
+FLOATS = {"float16": 0, "bfloat16": 1, "float32": 2}
+ZEROS = {"none": 0, "int": 1, "float": 2}
+CODES = {None: 0, "nf4": 1, "fp4": 2, "float16": 3, "bfloat16": 3, "float32": 3}
+# The operations of src/api/edgelm_ops.h, each void(const void* struct).
 OPERATIONS = (
     *("rms_norm", "layer_norm", "add", "scale", "softcap", "activate", "rotate", "store"),
-    *("attend", "argmax", "sample", "linear", "embed", "replay"),
+    *("attend", "argmax", "sample", "multiply", "lookup", "replay"),
 )
-
-
-class Matrix(ctypes.Structure):
-    """The C struct edgelm_matrix: a matrix [outputs, inputs] and how it takes activations."""
-
-    _fields_ = (
-        ("outputs", ctypes.c_int64),
-        ("inputs", ctypes.c_int64),
-        ("bits", ctypes.c_int32),
-        ("group", ctypes.c_int32),
-        ("scales", ctypes.c_int32),
-        ("zeros", ctypes.c_int32),
-        ("codes", ctypes.c_int32),
-        ("activations", ctypes.c_int32),
-    )
 
 
 @cache
@@ -48,10 +34,10 @@ def matrix(scheme: Scheme, shape: tuple[int, int], exact: bool = False) -> ctype
 
     exact: activations are not rounded; matrices of floats never round them.
     """
-    struct = Matrix(
+    struct = structs.Matrix(
         *(*shape, scheme.bits, scheme.group_size or 0),
-        _FLOATS[str(scheme.codebook) if scheme.is_float else scheme.scales],
-        *(_ZEROS[scheme.zeros], _CODES[scheme.codebook], int(exact)),
+        FLOATS[str(scheme.codebook) if scheme.is_float else scheme.scales],
+        *(ZEROS[scheme.zeros], CODES[scheme.codebook], int(exact)),
     )
     pointer = ctypes.cast(ctypes.pointer(struct), ctypes.c_void_p)
     pointer.struct = struct  # type: ignore[attr-defined]  # keeps the memory
@@ -71,6 +57,15 @@ def missing() -> str | None:
         return f"{file.name} cannot be loaded ({error}); reinstall edgelm"
     if found != ABI:
         return f"{file.name} is of version {found}, this package needs {ABI}; reinstall edgelm"
+    return _other_struct(library, file.name)
+
+
+def _other_struct(library: ctypes.CDLL, file: str) -> str | None:
+    """Which struct the library has in another size, in words: it would read beyond ours."""
+    for name, struct in structs.STRUCTS.items():
+        found, own = library.edgelm_struct_bytes(name.encode()), ctypes.sizeof(struct)
+        if found != own:
+            return f"{file} has {found} bytes in {name}, this package has {own}; reinstall edgelm"
     return None
 
 
@@ -89,11 +84,6 @@ def library() -> ctypes.CDLL:
         "edgelm_layout_bytes": (int64, [pointer]),
         "edgelm_workspace_bytes": (int64, [pointer, int64]),
         "edgelm_pack": (None, [pointer] * 5 + [int32]),
-        "edgelm_lookup": (None, [pointer] * 3 + [int64, pointer, int64]),
-        "edgelm_multiply": (
-            None,
-            [pointer] * 3 + [int64, int64, pointer, pointer, int64, pointer, int32],
-        ),
         "edgelm_attention_bytes": (int64, [pointer]),
     }
     signatures |= {f"edgelm_{name}": (None, [pointer]) for name in OPERATIONS}

@@ -1,8 +1,8 @@
 """A decoding step's operations in the native library, as calls to be run now or recorded.
 
 Each function makes a ``Call``: a function of the library and a struct of pointers and sizes, as
-src/edgelm_ops.h describes them. A call runs as often as it likes; positions and rows are read from
-their tensors each time. Tensors are float32 on the CPU with neighbouring numbers in the last
+src/api/edgelm_ops.h describes them. A call runs as often as it likes; positions and rows are read
+from their tensors each time. Tensors are float32 on the CPU with neighbouring numbers in the last
 dimension; what a token holds is contiguous, tokens may be apart. Nothing is allocated but the call.
 """
 
@@ -10,119 +10,16 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
 import torch
 from torch import Tensor
 
-from . import library, threads
+from . import library, structs, threads
 
 FUNCTIONS = {"silu": 0, "gelu_pytorch_tanh": 1, "relu2": 2}
 STORAGES = {torch.bfloat16: 1, torch.float32: 2, torch.int8: 3}
-
-_POINTER, _INT64 = ctypes.c_void_p, ctypes.c_int64
-_INT32, _FLOAT = ctypes.c_int32, ctypes.c_float
-
-
-def fields(pointers: str, sizes: str, rest: Sequence[tuple[str, type]]) -> list[tuple[str, type]]:
-    """Fields of a struct: pointers, 64-bit sizes and what follows them, in this order."""
-    return [
-        *((name, _POINTER) for name in pointers.split()),
-        *((name, _INT64) for name in sizes.split()),
-        *rest,
-    ]
-
-
-THREADS = ("threads", _INT32)
-
-
-class Norm(ctypes.Structure):
-    """edgelm_norm"""
-
-    _fields_ = fields(
-        "x out weight bias",
-        "tokens heads size x_stride out_stride",
-        [("eps", _FLOAT), THREADS],
-    )
-
-
-class Sum(ctypes.Structure):
-    """edgelm_sum"""
-
-    _fields_ = fields("x y", "tokens size x_stride y_stride", [THREADS])
-
-
-class Map(ctypes.Structure):
-    """edgelm_map"""
-
-    _fields_ = fields("x out", "tokens size x_stride out_stride", [("number", _FLOAT), THREADS])
-
-
-class Activation(ctypes.Structure):
-    """edgelm_activation"""
-
-    _fields_ = fields(
-        "gate up out",
-        "tokens size gate_stride up_stride out_stride",
-        [("function", _INT32), THREADS],
-    )
-
-
-class Rotation(ctypes.Structure):
-    """edgelm_rotation"""
-
-    _fields_ = fields(
-        "x out cosines sines positions",
-        "tokens heads size pairs x_stride out_stride",
-        [("interleaved", _INT32), THREADS],
-    )
-
-
-class Cache(ctypes.Structure):
-    """edgelm_cache"""
-
-    _fields_ = fields("keys values key_scales value_scales", "slots groups size storage", [])
-
-
-class Append(ctypes.Structure):
-    """edgelm_append"""
-
-    _fields_ = [
-        ("cache", Cache),
-        *fields("keys values rows positions", "tokens key_stride value_stride", [THREADS]),
-    ]
-
-
-class Attention(ctypes.Structure):
-    """edgelm_attention"""
-
-    _fields_ = [
-        ("cache", Cache),
-        *fields(
-            "queries out rows positions slopes workspace",
-            "tokens heads query_stride out_stride window",
-            [("scale", _FLOAT), ("softcap", _FLOAT), THREADS],
-        ),
-    ]
-
-
-class Choice(ctypes.Structure):
-    """edgelm_choice"""
-
-    _fields_ = fields("x out", "tokens size x_stride", [THREADS])
-
-
-class Draw(ctypes.Structure):
-    """edgelm_draw"""
-
-    _fields_ = fields(
-        "logits out",
-        "size top_k",
-        [("uniform", ctypes.c_double), ("top_p", ctypes.c_double),
-         ("temperature", _FLOAT), ("min_p", _FLOAT)],
-    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -156,7 +53,7 @@ class LayerCache:
     def tensors(self) -> tuple[Tensor | None, ...]:
         return self.keys, self.values, self.key_scales, self.value_scales
 
-    def struct(self) -> Cache:
+    def struct(self) -> structs.Cache:
         storage = STORAGES.get(self.keys.dtype)
         if storage is None:
             raise ValueError(f"keys in {self.keys.dtype}; native caches hold {list(STORAGES)}")
@@ -164,7 +61,7 @@ class LayerCache:
             assert tensor is None or tensor.is_contiguous()
         assert (self.key_scales is None) == (self.keys.dtype != torch.int8)
         groups, slots, size = self.keys.shape[1:]
-        return Cache(*map(address, self.tensors), slots, groups, size, storage)
+        return structs.Cache(*map(address, self.tensors), slots, groups, size, storage)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, out: Tensor) -> Call:
@@ -179,7 +76,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, out: Tensor)
 
 def add(x: Tensor, y: Tensor) -> Call:
     """x += y, both [M, N]."""
-    struct = Sum(address(x), address(y), *x.shape, stride(x), stride(y), threads())
+    struct = structs.Sum(address(x), address(y), *x.shape, stride(x), stride(y), threads())
     return Call("edgelm_add", struct, (x, y))
 
 
@@ -211,7 +108,7 @@ def rotate(x: Tensor, table: Tensor, positions: Tensor, interleaved: bool, out: 
         table: [2, context, pairs], cosines and sines; what lies beyond 2 * pairs is copied.
         positions: [M] int64. interleaved: pairs are neighbours instead of halves.
     """
-    struct = Rotation(
+    struct = structs.Rotation(
         *map(address, (x, out, table[0], table[1], positions)),
         *x.shape, table.shape[2], stride(x), stride(out), interleaved, threads(),
     )  # fmt: skip
@@ -220,7 +117,7 @@ def rotate(x: Tensor, table: Tensor, positions: Tensor, interleaved: bool, out: 
 
 def store(cache: LayerCache, keys: Tensor, values: Tensor, rows: Tensor, positions: Tensor) -> Call:
     """Keys and values [M, G, D] into their places; rows and positions [M] int64."""
-    struct = Append(
+    struct = structs.Append(
         cache.struct(), *map(address, (keys, values, rows, positions)),
         keys.shape[0], stride(keys), stride(values), threads(),
     )  # fmt: skip
@@ -239,7 +136,7 @@ def attend(
         workspace: uint8, at least ``attention_bytes``. window: how many positions a token sees,
             itself included; None: all. softcap: bound of the scores. slopes: [H] of ALiBi.
     """
-    struct = Attention(
+    struct = structs.Attention(
         cache.struct(),
         *map(address, (queries, out, rows, positions, slopes, workspace)),
         *queries.shape[:2], stride(queries), stride(out), window or 0, scale, softcap or 0.0,
@@ -252,7 +149,9 @@ def attend(
 
 def attention_bytes(tokens: int, heads: int, shape: tuple[int, int, int]) -> int:
     """Bytes of ``attend``'s workspace for up to M tokens over a cache of (slots, G, D)."""
-    struct = Attention(tokens=tokens, heads=heads, threads=max(_attention_threads(), _cores()))
+    struct = structs.Attention(
+        tokens=tokens, heads=heads, threads=max(_attention_threads(), _cores())
+    )
     struct.cache.slots, struct.cache.groups, struct.cache.size = shape
     return int(library().edgelm_attention_bytes(ctypes.byref(struct)))
 
@@ -268,7 +167,7 @@ def _cores() -> int:
 
 def argmax(x: Tensor, out: Tensor) -> Call:
     """out [M] int64 = index of the first largest number of x [M, N], -1 where one is not finite."""
-    struct = Choice(address(x), address(out), *x.shape, stride(x), threads())
+    struct = structs.Choice(address(x), address(out), *x.shape, stride(x), threads())
     return Call("edgelm_argmax", struct, (x, out))
 
 
@@ -281,28 +180,32 @@ def sample(
     weights. -1 where every logit is -infinity.
     """
     assert logits.is_contiguous() and logits.dim() == 1
-    out = _INT64()
+    out = ctypes.c_int64()
     pointer = ctypes.addressof(out)
-    draw = Draw(address(logits), pointer, len(logits), top_k, uniform, top_p, temperature, min_p)
+    draw = structs.Draw(
+        address(logits), pointer, len(logits), top_k, uniform, top_p, temperature, min_p
+    )
     Call("edgelm_sample", draw, (logits,))()
     return out.value
 
 
-def _norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, out: Tensor) -> Norm:
+def _norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, out: Tensor) -> structs.Norm:
     tokens, *heads, size = x.shape
-    return Norm(
+    return structs.Norm(
         *map(address, (x, out, weight, bias)),
         tokens, prod(heads), size, stride(x), stride(out), eps, threads(),
     )  # fmt: skip
 
 
-def _map(x: Tensor, number: float, out: Tensor) -> Map:
-    return Map(address(x), address(out), *x.shape, stride(x), stride(out), number, threads())
+def _map(x: Tensor, number: float, out: Tensor) -> structs.Map:
+    return structs.Map(
+        address(x), address(out), *x.shape, stride(x), stride(out), number, threads()
+    )
 
 
 def _activation(gate: Tensor, up: Tensor | None, name: str, out: Tensor) -> Call:
     strides = stride(gate), 0 if up is None else stride(up), stride(out)
-    struct = Activation(
+    struct = structs.Activation(
         *map(address, (gate, up, out)), *gate.shape, *strides, FUNCTIONS[name], threads()
     )
     return Call("edgelm_activate", struct, (gate, up, out))

@@ -2,25 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
-
 from torch import Tensor
 
 from ..scheme import Scheme
-from . import library, matrix, threads
-from .ops import THREADS, Call, address, fields, stride
-
-
-class Product(ctypes.Structure):
-    """edgelm_product"""
-
-    _fields_ = fields("matrix layout x bias out workspace", "rows x_stride out_stride", [THREADS])
-
-
-class Reading(ctypes.Structure):
-    """edgelm_reading"""
-
-    _fields_ = fields("matrix layout ids out", "count out_stride", [])
+from . import library, matrix, structs, threads
+from .ops import Call, address, stride
 
 
 def linear(
@@ -33,11 +19,11 @@ def linear(
     """
     shape = (out.shape[1], x.shape[1])
     assert workspace.numel() >= workspace_bytes(scheme, shape, x.shape[0], exact)
-    struct = Product(
+    struct = structs.Product(
         matrix(scheme, shape, exact), *map(address, (layout, x, bias, out, workspace)),
         x.shape[0], stride(x), stride(out), threads(),
     )  # fmt: skip
-    return Call("edgelm_linear", struct, (layout, x, bias, out, workspace))
+    return Call("edgelm_multiply", struct, (layout, x, bias, out, workspace))
 
 
 def workspace_bytes(scheme: Scheme, shape: tuple[int, int], rows: int, exact: bool = False) -> int:
@@ -48,8 +34,8 @@ def workspace_bytes(scheme: Scheme, shape: tuple[int, int], rows: int, exact: bo
 def embed(layout: Tensor, scheme: Scheme, ids: Tensor, out: Tensor) -> Call:
     """out [M, K] = rows ``ids`` [M] int64 of a matrix in ``NativeProduct``'s layout."""
     # The number of outputs plays no part in where a row lies.
-    struct = Reading(
+    struct = structs.Reading(
         matrix(scheme, (1, out.shape[1])), *map(address, (layout, ids, out)),
         len(ids), stride(out),
     )  # fmt: skip
-    return Call("edgelm_embed", struct, (layout, ids, out))
+    return Call("edgelm_lookup", struct, (layout, ids, out))

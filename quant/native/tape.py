@@ -5,20 +5,8 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Sequence
 
-from . import library
+from . import library, structs
 from .ops import Call
-
-
-class _Call(ctypes.Structure):
-    """edgelm_call"""
-
-    _fields_ = (("operation", ctypes.c_void_p), ("arguments", ctypes.c_void_p))
-
-
-class _Tape(ctypes.Structure):
-    """edgelm_tape"""
-
-    _fields_ = (("calls", ctypes.c_void_p), ("count", ctypes.c_int64))
 
 
 class Tape:
@@ -29,13 +17,13 @@ class Tape:
 
     def __init__(self, calls: Sequence[Call], first: Callable[[], object] | None = None) -> None:
         self.calls, self.first = tuple(calls), first
-        array = (_Call * len(calls))()
+        array = (structs.RecordedCall * len(calls))()
         for entry, call in zip(array, calls, strict=True):
             function = getattr(library(), call.function)
             entry.operation = ctypes.cast(function, ctypes.c_void_p).value
             entry.arguments = ctypes.addressof(call.struct)
         self._array = array
-        self._tape = _Tape(ctypes.addressof(array), len(calls))
+        self._tape = structs.RecordedTape(ctypes.addressof(array), len(calls))
         self._replay = library().edgelm_replay
         self._pointer = ctypes.byref(self._tape)
 

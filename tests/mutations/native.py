@@ -10,6 +10,7 @@ OPS = "quant/native/ops.py"
 OPS_TESTS = "tests/quant/test_native_ops.py"
 
 TAPE_TESTS = "tests/test_tape.py"
+INTERFACE_TESTS = "tests/quant/test_native_interface.py"
 
 MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
@@ -39,6 +40,20 @@ MUTATIONS: tuple[Mutation, ...] = (
         "    if found != ABI:\n",
         "    if False:\n",
         (f"{TESTS}::test_a_library_that_cannot_be_used_is_said",),
+    ),
+    Mutation(
+        "native: structs of another size are not passed on",
+        "quant/native/__init__.py",
+        "        if found != own:\n",
+        "        if False:\n",
+        (f"{INTERFACE_TESTS}::test_a_struct_of_another_size_is_said",),
+    ),
+    Mutation(
+        "native: fields are in the header's order",
+        "quant/native/structs.py",
+        '"tokens size x_stride y_stride"',
+        '"tokens size y_stride x_stride"',
+        (f"{INTERFACE_TESTS}::test_structs_are_those_of_the_headers",),
     ),
     Mutation(
         "native: activations=float reaches the choice of kernels",

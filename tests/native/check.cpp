@@ -12,7 +12,7 @@
 #include <thread>
 #include <vector>
 
-#include "edgelm_native.h"
+#include "api/edgelm_ops.h"
 
 namespace {
 
@@ -89,8 +89,9 @@ std::vector<float> product(const Packed& packed, const float* x, int64_t rows, i
     std::vector<float> out(static_cast<size_t>(rows * m.outputs));
     const size_t bytes = static_cast<size_t>(edgelm_workspace_bytes(&m, rows));
     const std::unique_ptr<uint8_t[]> workspace(new uint8_t[bytes]);
-    edgelm_multiply(&m, packed.layout(), x, rows, m.inputs, nullptr, out.data(), m.outputs,
-                    workspace.get(), threads);
+    const edgelm_product call{&m,   packed.layout(), x,         nullptr, out.data(), workspace.get(),
+                              rows, m.inputs,        m.outputs, threads};
+    edgelm_multiply(&call);
     return out;
 }
 
@@ -161,7 +162,8 @@ bool check_lookup() {
         const Packed packed = random_matrix(m);
         std::vector<float> row(static_cast<size_t>(m.inputs));
         for (int64_t id = 0; id < m.outputs; ++id) {
-            edgelm_lookup(&m, packed.layout(), &id, 1, row.data(), m.inputs);
+            const edgelm_reading reading{&m, packed.layout(), &id, row.data(), 1, m.inputs};
+            edgelm_lookup(&reading);
             for (const float number : row) finite = finite && number - number == 0;
         }
     }

@@ -4,9 +4,8 @@ get the same bits whatever stands beside them."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -448,12 +447,3 @@ def test_a_cache_type_that_is_not_known_is_said() -> None:
     cache = ops.LayerCache(*(torch.zeros(1, 1, 4, 16, dtype=torch.float64),) * 2)
     with pytest.raises(ValueError, match="float64; native caches hold"):
         cache.struct()
-
-
-def test_operations_are_those_of_the_header() -> None:
-    sources = Path(__file__).parent.parent.parent / "quant" / "native" / "src"
-    text = (sources / "edgelm_ops.h").read_text(encoding="utf-8")
-    for name in native.OPERATIONS:
-        assert f"EDGELM_API void edgelm_{name}(const void* " in text
-    assert text.count("EDGELM_API void ") == len(native.OPERATIONS)
-    assert cast(int, text.count("EDGELM_API")) == len(native.OPERATIONS) + 1

@@ -1,0 +1,31 @@
+// What a binding compares before it calls anything else.
+#include <string.h>
+
+#include "api/edgelm_ops.h"
+
+namespace {
+
+struct Size {
+    const char* name;
+    int64_t bytes;
+};
+
+#define SIZE(type) {#type, static_cast<int64_t>(sizeof(type))}
+constexpr Size kSizes[] = {
+    SIZE(edgelm_matrix),   SIZE(edgelm_product), SIZE(edgelm_reading),    SIZE(edgelm_norm),
+    SIZE(edgelm_sum),      SIZE(edgelm_map),     SIZE(edgelm_activation), SIZE(edgelm_rotation),
+    SIZE(edgelm_cache),    SIZE(edgelm_append),  SIZE(edgelm_attention),  SIZE(edgelm_choice),
+    SIZE(edgelm_draw),     SIZE(edgelm_call),    SIZE(edgelm_tape),
+};
+#undef SIZE
+
+}  // namespace
+
+int32_t edgelm_abi() { return EDGELM_ABI; }
+
+int64_t edgelm_struct_bytes(const char* name) {
+    for (const Size& size : kSizes) {
+        if (strcmp(size.name, name) == 0) return size.bytes;
+    }
+    return 0;
+}

@@ -1,0 +1,12 @@
+// What loops over vectors ask of a compiler.
+#pragma once
+
+// Before loops over the vectors of a tile: gcc unrolls them by itself, but after it has decided
+// what stays in registers, and then stores every sum in every step.
+#if defined(__GNUC__)
+#define UNROLL _Pragma("GCC unroll 16")
+#define INLINE inline __attribute__((always_inline))
+#else
+#define UNROLL
+#define INLINE inline
+#endif

@@ -1,0 +1,134 @@
+// The C interface to layouts: made from the canonical form, and read by rows.
+#include <string.h>
+
+#include "api/edgelm_ops.h"
+#include "layout/codebooks.h"
+#include "layout/floats.h"
+#include "layout/layout.h"
+#include "system/pool.h"
+
+namespace {
+
+uint8_t code_at(const edgelm_matrix& m, const uint8_t* qweight, int64_t row, int64_t input) {
+    if (row >= m.outputs || input >= m.inputs) return 0;
+    if (m.bits == 8) return qweight[row * m.inputs + input] ^ 0x80;
+    const uint8_t pair = qweight[(row * m.inputs + input) / 2];
+    return input % 2 ? pair >> 4 : pair & 15;
+}
+
+void pack_codes(const edgelm_matrix& m, const uint8_t* qweight, int64_t row, int64_t first,
+                uint8_t* step) {
+    for (int64_t r = 0; r < kPanel; ++r) {
+        uint8_t* at = step + r / 16 * (step_bytes(m.bits) / 2) + r % 16 * 4;
+        for (int64_t j = 0; j < 4; ++j) {
+            const uint8_t low = code_at(m, qweight, row + r, first + j);
+            const uint8_t high = code_at(m, qweight, row + r, first + 4 + j);
+            if (m.bits == 4) {
+                at[j] = static_cast<uint8_t>(low | high << 4);
+            } else {
+                at[j] = low;
+                at[64 + j] = high;
+            }
+        }
+    }
+}
+
+// The numbers of 8 inputs from `first` on, by input.
+void pack_floats(const edgelm_matrix& m, const uint8_t* numbers, int64_t row, int64_t first,
+                 uint8_t* step) {
+    const int64_t width = float_bytes(m.scales);
+    memset(step, 0, static_cast<size_t>(step_bytes(m.bits)));
+    for (int64_t r = 0; r < kPanel && row + r < m.outputs; ++r) {
+        for (int64_t i = 0; i < kStep && first + i < m.inputs; ++i) {
+            memcpy(step + (i * kPanel + r) * width,
+                   numbers + ((row + r) * m.inputs + first + i) * width,
+                   static_cast<size_t>(width));
+        }
+    }
+}
+
+// 32 scales and zeros of group `g`, from arrays [outputs, groups]; zeros beyond the last row.
+void pack_parameters(const edgelm_matrix& m, const uint8_t* scales, const uint8_t* zeros,
+                     int64_t row, int64_t g, uint8_t* at) {
+    const int64_t groups = m.group ? group_count(m) : 1;
+    const int64_t width = float_bytes(m.scales), zero_width = zero_bytes(m);
+    memset(at, 0, static_cast<size_t>(parameter_bytes(m)));
+    for (int64_t r = 0; r < kPanel && row + r < m.outputs; ++r) {
+        const int64_t from = (row + r) * groups + g;
+        memcpy(at + r * width, scales + from * width, static_cast<size_t>(width));
+        uint8_t* zero = at + scales_bytes(m) + r * zero_width;
+        if (zero_width) memcpy(zero, zeros + from * zero_width, static_cast<size_t>(zero_width));
+        if (m.bits == 8 && m.zeros == EDGELM_ZEROS_INT) *zero ^= 0x80;
+    }
+}
+
+struct Canonical {
+    const edgelm_matrix& matrix;
+    const uint8_t* qweight;
+    const uint8_t* scales;
+    const uint8_t* zeros;
+    uint8_t* layout;
+};
+
+void pack_panels(const void* context, int64_t begin, int64_t end) {
+    const Canonical& from = *static_cast<const Canonical*>(context);
+    const edgelm_matrix& m = from.matrix;
+    uint8_t* at = from.layout + begin * panel_bytes(m);
+    for (int64_t row = begin * kPanel; row < end * kPanel; row += kPanel) {
+        for (int64_t k = 0; k < m.inputs; k += kStep) {
+            const bool first = m.group ? k % m.group == 0 : k == 0;
+            if (first && parameter_bytes(m) > 0) {
+                const int64_t group = m.group ? k / m.group : 0;
+                pack_parameters(m, from.scales, from.zeros, row, group, at);
+                at += parameter_bytes(m);
+            }
+            const bool plain = m.codes == EDGELM_FLOATS;
+            (plain ? pack_floats : pack_codes)(m, from.qweight, row, k, at);
+            at += step_bytes(m.bits);
+        }
+    }
+}
+
+// Input `i` of row `row` of a group as a number, rounded as quant/groupwise.py rounds it.
+float number_at(const edgelm_matrix& m, const Group& group, int64_t row, int64_t i) {
+    const uint8_t* step = group.codes + i / kStep * step_bytes(m.bits);
+    if (m.codes == EDGELM_FLOATS) return read_float(step, m.scales, i % kStep * kPanel + row);
+    const uint8_t* at = step + row / 16 * (step_bytes(m.bits) / 2) + row % 16 * 4 + i % 4;
+    const bool high = i % kStep >= 4;
+    const int32_t code = m.bits == 8 ? at[high ? 64 : 0] : (high ? *at >> 4 : *at & 15);
+    const float scale = read_float(group.parameters, m.scales, row);
+    if (m.codes != EDGELM_INTEGERS) return numbers(m)[code] * scale;
+    const uint8_t* zeros = group.parameters + scales_bytes(m);
+    const int32_t middle = m.zeros == EDGELM_ZEROS_INT ? zeros[row] : middle_code(m);
+    const float value = static_cast<float>(code - middle) * scale;
+    return m.zeros == EDGELM_ZEROS_FLOAT ? value + read_float(zeros, m.scales, row) : value;
+}
+
+void read_row(const edgelm_matrix& m, const uint8_t* panel, int64_t row, float* out) {
+    Group group = Group::first_of(m, panel);
+    for (int64_t g = 0; g < group_count(m); ++g, group.next(m)) {
+        for (int64_t i = 0; i < group.steps * kStep && group.first + i < m.inputs; ++i) {
+            out[group.first + i] = number_at(m, group, row, i);
+        }
+    }
+}
+
+}  // namespace
+
+int64_t edgelm_layout_bytes(const edgelm_matrix* matrix) {
+    return ceil_div(matrix->outputs, kPanel) * panel_bytes(*matrix);
+}
+
+void edgelm_pack(const edgelm_matrix* matrix, const uint8_t* qweight, const uint8_t* scales,
+                 const uint8_t* zeros, uint8_t* layout, int32_t threads) {
+    const Canonical from{*matrix, qweight, scales, zeros, layout};
+    run(pack_panels, &from, ceil_div(matrix->outputs, kPanel), threads);
+}
+
+void edgelm_lookup(const void* reading) {
+    const edgelm_reading& r = *static_cast<const edgelm_reading*>(reading);
+    for (int64_t i = 0; i < r.count; ++i) {
+        const uint8_t* panel = r.layout + r.ids[i] / kPanel * panel_bytes(*r.matrix);
+        read_row(*r.matrix, panel, r.ids[i] % kPanel, r.out + i * r.out_stride);
+    }
+}
