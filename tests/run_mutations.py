@@ -45,21 +45,22 @@ Ended = Callable[[int, str], None]
 def copy_tree(folder: Path) -> Path:
     """A copy of the repository without caches, in which files may be broken.
 
-    The native library, which an install builds, comes from wherever it is. What is compiled
-    ahead is checked against the text of its file, so that a patched one is compiled anew.
+    Its `quant` finds the native library as the tree's does. What is compiled ahead is checked
+    against the text of its file, so that a patched one is compiled anew.
     """
     copy = Path(shutil.copytree(ROOT, folder, ignore=LEFT_OUT))
-    ask = "from quant import native; print(native.path() or '')"
-    # -P: the installed package has it, and a tree one happens to stand in may not.
-    found = subprocess.run([sys.executable, "-P", "-c", ask], stdout=subprocess.PIPE, text=True)
-    if library := found.stdout.strip():
-        target = copy / "quant" / "native" / "lib"
-        target.mkdir(exist_ok=True)
-        shutil.copy2(library, target)
     for part in ("edgelm", "quant"):
         mode = PycInvalidationMode.CHECKED_HASH
         compileall.compile_dir(copy / part, quiet=1, invalidation_mode=mode)
     return copy
+
+
+def say_what_runs(tree: Path) -> None:
+    """Which native library the copies use: rows of code that needs one survive without it."""
+    program = "import provenance; print(provenance.sentence())"
+    path = os.pathsep.join([str(tree), str(tree / "benches")])
+    environment = {**os.environ, "PYTHONPATH": path}
+    subprocess.run([sys.executable, "-P", "-c", program], env=environment, check=True)
 
 
 @dataclass
@@ -201,7 +202,9 @@ def main(words: list[str]) -> int:
             unnoticed.append(f"{mutation.feature} -> {why}")
 
     with tempfile.TemporaryDirectory(prefix="mutations-") as folder:
-        forks = Forks(copy_tree(Path(folder) / f"tree{job}") for job in range(JOBS))
+        trees = [copy_tree(Path(folder) / f"tree{job}") for job in range(JOBS)]
+        say_what_runs(trees[0])
+        forks = Forks(trees)
         logging.disable(logging.WARNING)  # what libraries miss on this machine is not our news
         for name in PRELOADED:
             import_module(name)

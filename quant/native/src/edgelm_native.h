@@ -34,6 +34,8 @@ struct edgelm_matrix {
 };
 
 EDGELM_API int32_t edgelm_abi();
+// A digest of the sources it was compiled from; the binding looks for it in the file.
+EDGELM_API const char* edgelm_sources();
 
 // The i-th instruction set that this CPU has, slowest first; null beyond the last.
 EDGELM_API const char* edgelm_isa(int32_t index);
