@@ -56,11 +56,17 @@ def copy_tree(folder: Path) -> Path:
 
 
 def say_what_runs(tree: Path) -> None:
-    """Which native library the copies use: rows of code that needs one survive without it."""
-    program = "import provenance; print(provenance.sentence())"
+    """Which packages and native library the rows are tried on; exits if not those of the copy."""
+    program = (
+        "import sys, provenance as p; print(p.sentence(), flush=True); "
+        "sys.exit(not p.FOLDER.samefile(sys.argv[1]))"
+    )
     path = os.pathsep.join([str(tree), str(tree / "benches")])
-    environment = {**os.environ, "PYTHONPATH": path}
-    subprocess.run([sys.executable, "-P", "-c", program], env=environment, check=True)
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", program, str(tree)], env={**os.environ, "PYTHONPATH": path}
+    )
+    if done.returncode:
+        raise SystemExit("an editable install hides the copies that rows break: `pip install .`")
 
 
 @dataclass
