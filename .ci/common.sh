@@ -34,6 +34,19 @@ run_readme() {
     (cd "$2" && bash -euo pipefail -c "$commands")
 }
 
+# Runs pytest on the package as it is installed where no compiler works: without its library.
+test_without_library() {
+    step "installed without a C++ compiler: pytest $*"
+    if [ ! -d "$work/without" ]; then
+        CXX=false pip install --quiet --no-deps --target "$work/without" "$root"
+    fi
+    if [ -e "$work/without/quant/native/lib" ]; then
+        echo "the library was built without a compiler" >&2
+        return 1
+    fi
+    PYTHONPATH="$work/without" pytest "$@"
+}
+
 # An old build folder would put deleted modules into the new wheel.
 rm -rf "$root/build"
 step "new virtual environment"

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from backends import ASSETS
+from provenance import announce
 from results_file import store, stored_rows
 
 import edgelm
@@ -73,4 +74,5 @@ def measured(name: str, scheme: str, backend: str, scratch: Path) -> dict[str, A
 
 
 if __name__ == "__main__":
+    announce()
     raise SystemExit(main(sys.argv[1:]))

@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from provenance import announce
 from results_file import store
 
 import edgelm
@@ -61,4 +62,5 @@ def text_perplexity(text: Path, run: dict[str, str]) -> float:
 
 
 if __name__ == "__main__":
+    announce()
     raise SystemExit(main(sys.argv[1:]))

@@ -36,6 +36,7 @@ from typing import Any
 
 from comparison.cases import CASES
 from comparison.run import Runner, machine_name
+from provenance import announce
 
 RESULT = Path(__file__).resolve().parent / "results" / "compare.json"
 LIBRARIES = (
@@ -148,4 +149,5 @@ def say(text: str) -> None:
 
 
 if __name__ == "__main__":
+    announce()
     raise SystemExit(main())

@@ -22,6 +22,7 @@ from typing import Any
 
 from accuracy import NANO
 from backends import ASSETS, BENCHES
+from provenance import announce
 from results_file import store
 
 import edgelm
@@ -98,4 +99,5 @@ def measure_caches() -> None:
 
 
 if __name__ == "__main__":
+    announce()
     raise SystemExit(main(sys.argv[1:]))

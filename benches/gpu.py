@@ -30,6 +30,7 @@ from typing import Any
 
 import torch
 from checkpoints import write_model
+from provenance import announce
 from results_file import store
 from second_start import IMPORT_TORCH, START, fresh_process
 
@@ -263,4 +264,5 @@ def say(text: str) -> None:
 
 
 if __name__ == "__main__":
+    announce()
     raise SystemExit(main())

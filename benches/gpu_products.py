@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from provenance import announce
 
 from quant import Scheme, find
 from quant.triton import tuning
@@ -229,4 +230,5 @@ def tune(cases: list[str], shape: Shape, rows: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    announce()
     raise SystemExit(main())

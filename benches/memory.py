@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints import MODELS, checkpoint
+from provenance import announce
 from results_file import RESULTS, store, stored_rows
 
 MIB = 1 << 20
@@ -194,4 +195,5 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 if __name__ == "__main__":
+    announce()
     raise SystemExit(main())

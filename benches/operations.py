@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
+from provenance import announce
 from torch import Tensor
 
 from edgelm.ops import reference
@@ -119,4 +120,5 @@ def empty_cache(shape: tuple[int, ...], storage: torch.dtype) -> ops.LayerCache:
 
 
 if __name__ == "__main__":
+    announce()
     raise SystemExit(main())

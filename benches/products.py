@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 
 import torch
+from provenance import announce
 
 from edgelm.machine import hardware
 from quant import PackedWeight, Scheme, find, native
@@ -107,4 +108,5 @@ def timed(work: Callable[[], None], rows: int) -> float:
 
 
 if __name__ == "__main__":
+    announce()
     raise SystemExit(main())

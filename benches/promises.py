@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints import write_byte_tokenizer, write_model
+from provenance import announce
 from results_file import store, stored_rows
 from safetensors import safe_open
 
@@ -122,4 +123,5 @@ def fresh(program: str, *arguments: object) -> str:
 
 
 if __name__ == "__main__":
+    announce()
     raise SystemExit(main())

@@ -12,6 +12,7 @@ import time
 from statistics import median
 from typing import Any
 
+from provenance import announce
 from results_file import store
 
 import edgelm
@@ -70,4 +71,5 @@ def measured(threads: int, spent: list[float]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    announce()
     raise SystemExit(main())

@@ -21,6 +21,7 @@ from statistics import median
 from typing import Any
 
 from checkpoints import write_model
+from provenance import announce
 
 from edgelm.checkpoint.shapes import shape_config
 
@@ -100,4 +101,5 @@ def line(name: str, row: dict[str, Any], bare: list[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
+    announce()
     main()

@@ -17,6 +17,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from provenance import announce
 from results_file import store
 
 import edgelm
@@ -113,4 +114,5 @@ def answer(lm: edgelm.LanguageModel, prompt: list[int], speculate: str) -> tuple
 
 
 if __name__ == "__main__":
+    announce()
     raise SystemExit(main())

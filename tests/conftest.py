@@ -30,6 +30,13 @@ hypothesis.settings.register_profile("repeatable", derandomize=True, database=No
 hypothesis.settings.load_profile("repeatable")
 
 
+def pytest_report_header() -> str:
+    """Which packages are under test: `pytest` and `python -m pytest` may find different ones."""
+    from provenance import sentence  # imports the packages, which read the variables set above
+
+    return sentence()
+
+
 def pytest_sessionstart(session: pytest.Session) -> None:
     """In CI a missing assets folder is a failure: skipped tests would look like passed ones."""
     if os.environ.get("CI") == "true" and not ASSETS.is_dir():

@@ -45,21 +45,28 @@ Ended = Callable[[int, str], None]
 def copy_tree(folder: Path) -> Path:
     """A copy of the repository without caches, in which files may be broken.
 
-    The native library, which an install builds, comes from wherever it is. What is compiled
-    ahead is checked against the text of its file, so that a patched one is compiled anew.
+    Its `quant` finds the native library as the tree's does. What is compiled ahead is checked
+    against the text of its file, so that a patched one is compiled anew.
     """
     copy = Path(shutil.copytree(ROOT, folder, ignore=LEFT_OUT))
-    ask = "from quant import native; print(native.path() or '')"
-    # -P: the installed package has it, and a tree one happens to stand in may not.
-    found = subprocess.run([sys.executable, "-P", "-c", ask], stdout=subprocess.PIPE, text=True)
-    if library := found.stdout.strip():
-        target = copy / "quant" / "native" / "lib"
-        target.mkdir(exist_ok=True)
-        shutil.copy2(library, target)
     for part in ("edgelm", "quant"):
         mode = PycInvalidationMode.CHECKED_HASH
         compileall.compile_dir(copy / part, quiet=1, invalidation_mode=mode)
     return copy
+
+
+def say_what_runs(tree: Path) -> None:
+    """Which packages and native library the rows are tried on; exits if not those of the copy."""
+    program = (
+        "import sys, provenance as p; print(p.sentence(), flush=True); "
+        "sys.exit(not p.FOLDER.samefile(sys.argv[1]))"
+    )
+    path = os.pathsep.join([str(tree), str(tree / "benches")])
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", program, str(tree)], env={**os.environ, "PYTHONPATH": path}
+    )
+    if done.returncode:
+        raise SystemExit("an editable install hides the copies that rows break: `pip install .`")
 
 
 @dataclass
@@ -201,7 +208,9 @@ def main(words: list[str]) -> int:
             unnoticed.append(f"{mutation.feature} -> {why}")
 
     with tempfile.TemporaryDirectory(prefix="mutations-") as folder:
-        forks = Forks(copy_tree(Path(folder) / f"tree{job}") for job in range(JOBS))
+        trees = [copy_tree(Path(folder) / f"tree{job}") for job in range(JOBS)]
+        say_what_runs(trees[0])
+        forks = Forks(trees)
         logging.disable(logging.WARNING)  # what libraries miss on this machine is not our news
         for name in PRELOADED:
             import_module(name)

@@ -14,6 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import provenance
+
 from .missing import Missing
 from .worker import ON_TORCH
 
@@ -32,14 +34,13 @@ class Worker:
     """
 
     def __init__(self, spec: Mapping[str, Any], environment: Mapping[str, str]) -> None:
-        path = os.pathsep.join([str(BENCHES.parent), str(BENCHES), *_python_path()])
         self._started = time.perf_counter()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "comparison.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env={**os.environ, **environment, "PYTHONPATH": path},
+            env={**os.environ, **environment, **provenance.environment(BENCHES)},
             text=True,
         )
         self._lines: queue.Queue[str] = queue.Queue()
@@ -96,7 +97,3 @@ class Worker:
 
     def _death(self) -> str:
         return f"its process ended with {self._process.wait()}"
-
-
-def _python_path() -> list[str]:
-    return [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part]

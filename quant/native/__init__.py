@@ -14,7 +14,7 @@ import torch
 
 from ..errors import KernelUnavailable
 from ..scheme import Scheme
-from . import structs
+from . import library_file, structs
 
 # Must equal EDGELM_ABI in src/api/edgelm_native.h.
 ABI = 4
@@ -49,7 +49,7 @@ def missing() -> str | None:
     """Why there is no library to call, in words; None if there is one."""
     file = path()
     if file is None:
-        return "the package was installed without its native library (no C++ compiler)"
+        return library_file.absence(__path__)
     try:
         library = ctypes.CDLL(str(file))
         found = library.edgelm_abi()
@@ -126,11 +126,7 @@ def _isas(own: ctypes.CDLL) -> list[str]:
     return names
 
 
+@cache
 def path() -> Path | None:
-    """The library: in the folder `lib` beside this file, or where an editable install keeps it."""
-    for folder in __path__:
-        for suffix in (".so", ".dll"):
-            path = Path(folder) / "lib" / f"edgelm_native{suffix}"
-            if path.is_file():
-                return path
-    return None
+    """The library that belongs to this package: see library_file."""
+    return library_file.find(__path__)

@@ -11,6 +11,9 @@ OPS_TESTS = "tests/quant/test_native_ops.py"
 
 TAPE_TESTS = "tests/test_tape.py"
 INTERFACE_TESTS = "tests/quant/test_native_interface.py"
+LIBRARY_FILE = "quant/native/library_file.py"
+LIBRARY_FILE_TESTS = "tests/quant/test_library_file.py"
+PROVENANCE_TESTS = "tests/test_provenance.py"
 
 MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
@@ -54,6 +57,55 @@ MUTATIONS: tuple[Mutation, ...] = (
         '"tokens size x_stride y_stride"',
         '"tokens size y_stride x_stride"',
         (f"{INTERFACE_TESTS}::test_structs_are_those_of_the_headers",),
+    ),
+    Mutation(
+        "native: a library of other sources is refused",
+        LIBRARY_FILE,
+        " if wanted in file.read_bytes())",
+        ")",
+        (f"{LIBRARY_FILE_TESTS}::test_a_library_of_other_sources_is_refused",),
+    ),
+    Mutation(
+        "native: a checkout takes the installed library",
+        LIBRARY_FILE,
+        "    yield from _libraries([str(installed)])\n",
+        "",
+        (f"{LIBRARY_FILE_TESTS}::test_a_checkout_without_one_takes_the_installed_one",),
+    ),
+    Mutation(
+        "native: a checkout's own library comes first",
+        LIBRARY_FILE,
+        "    yield from _libraries(folders)\n    try:",
+        "    try:",
+        (f"{LIBRARY_FILE_TESTS}::test_a_checkout_takes_its_own_library_first",),
+    ),
+    Mutation(
+        "native: a checkout without a library names the command",
+        LIBRARY_FILE,
+        '    if sources is None:\n        return "the package',
+        '    if True:\n        return "the package',
+        (f"{LIBRARY_FILE_TESTS}::test_a_checkout_without_any_names_the_command",),
+    ),
+    Mutation(
+        "provenance: pytest says what it tests",
+        "tests/conftest.py",
+        "    return sentence()\n",
+        "    return f'{len(sentence())} letters'\n",
+        (f"{PROVENANCE_TESTS}::test_pytest_says_what_it_tests",),
+    ),
+    Mutation(
+        "provenance: benchmarks say what they measure",
+        "benches/products.py",
+        "    announce()\n",
+        "",
+        (f"{PROVENANCE_TESTS}::test_every_benchmark_says_what_it_measures",),
+    ),
+    Mutation(
+        "provenance: child processes use the same packages",
+        "benches/provenance.py",
+        '"PYTHONSAFEPATH": "1", ',
+        "",
+        (f"{PROVENANCE_TESTS}::test_child_processes_use_the_same_packages",),
     ),
     Mutation(
         "native: activations=float reaches the choice of kernels",

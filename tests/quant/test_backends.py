@@ -45,6 +45,8 @@ FLOOR_DB = {kernel.name: BFLOAT16_FLOOR_DB for kernel in KERNELS if kernel.backe
 FLOOR_DB |= {"bitsandbytes.fused4bit": BFLOAT16_FLOOR_DB}
 FLOOR_DB |= {kernel.name: ACTIVATIONS_FLOOR_DB for kernel in KERNELS if kernel.backend == "native"}
 FLOOR_DB |= {"bitsandbytes.int8": INT8_ACTIVATIONS_FLOOR_DB}
+# Two blocks of int8 kernels, in float32 where the CPU multiplies no bfloat16, and activations.
+SCRATCH_LIMIT_BYTES = 18 * 2**20
 # Above what rounding outliers with the rest of their rows can reach: INT8_ACTIVATIONS_FLOOR_DB.
 OUTLIERS_FLOOR_DB = 50.0
 
@@ -157,7 +159,7 @@ def test_scratch_stays_under_its_bound(kernel: Kernel, text: str, shape: tuple[i
 
         peak, bound = peak_bytes(work), kernel.scratch_bytes(packed.scheme, shape, rows)
         print(f"{kernel.name} {text} rows={rows}: {peak} of {bound} bytes")
-        assert peak <= bound <= 16 * 2**20
+        assert peak <= bound <= SCRATCH_LIMIT_BYTES
 
 
 def test_choice_prefers_the_first_that_fits() -> None:

@@ -19,6 +19,7 @@ from quant import PackedWeight, Scheme, choose, dequantize, native, pack, sqnr_d
 from quant.backends import find
 from quant.backends.kernel import Kernel
 from quant.backends.native_backend import ACTIVATIONS_FLOOR_DB
+from quant.native import library_file
 
 CPU = torch.device("cpu")
 ISAS = native.isas() if native.missing() is None else []
@@ -291,7 +292,7 @@ def test_a_library_that_cannot_be_used_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(native, "path", lambda: None)
-    assert "installed without its native library" in str(native.missing.__wrapped__())
+    assert native.missing.__wrapped__() == library_file.absence(native.__path__)
     broken = tmp_path / "edgelm_native.so"
     broken.write_bytes(b"no library")
     monkeypatch.setattr(native, "path", lambda: broken)

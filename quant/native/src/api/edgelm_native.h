@@ -55,6 +55,8 @@ EDGELM_API int32_t edgelm_abi();
 // Bytes of the struct of that name in this file or edgelm_ops.h, 0 if there is none: a binding
 // compares them with its own.
 EDGELM_API int64_t edgelm_struct_bytes(const char* name);
+// A digest of the sources it was compiled from; the binding looks for it in the file.
+EDGELM_API const char* edgelm_sources();
 
 // The i-th instruction set that this CPU has, slowest first; null beyond the last.
 EDGELM_API const char* edgelm_isa(int32_t index);
