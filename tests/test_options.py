@@ -17,7 +17,7 @@ import typer
 from test_cli import Run, nano, run  # noqa: F401  (fixtures)
 
 import edgelm
-from edgelm.budget.plan import parse_budget
+from edgelm.budget.units import parse_budget
 from edgelm.cli.examples import EXAMPLES
 from edgelm.cli.main import app
 from edgelm.generation.option_table import GENERATE

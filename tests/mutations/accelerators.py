@@ -76,7 +76,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "triton: tiles are measured by a load",
         "edgelm/loading.py",
-        "kernel_choice.tune(made, cache_dir(), progress)",
+        "kernel_choice.tune(self.plan, cache_dir(), progress)",
         "pass",
         (f"{CHOICE}::test_a_card_s_tiles_are_measured_before_the_weights_are_loaded",),
     ),
@@ -118,7 +118,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "out of memory: it is caught within an answer",
         "edgelm/model.py",
-        "with accelerators.current(self.plan.device), memory_reported(self.plan, engine.forget):",
+        "with accelerators.current(self.plan.device), memory_reported(self.plan, forget):",
         "with self.ledger.all_or_nothing():",
         (f"{TESTS}::test_running_out_of_memory_within_an_answer",),
     ),

@@ -46,7 +46,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "evaluate: blocks of logits come out of the budget",
         "edgelm/evaluation/divergence.py",
-        'lm.ledger.extend({"evaluation": needed})',
+        "lm.ledger.extend({PartName.EVALUATION: needed})",
         "pass",
         ("tests/test_evaluation.py::test_memory_comes_out_of_the_budget",),
     ),

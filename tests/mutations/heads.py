@@ -25,7 +25,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "heads: results are planned by the head's size",
         "edgelm/planning/planner.py",
-        "judged * self.decoder.outputs",
+        "judged * self.model.decoder.outputs",
         "judged * config.vocab_size",
         (f"{HEADS}::test_bytes_are_planned_and_the_head_stays_float",),
     ),

@@ -24,14 +24,14 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "lifecycle: an interrupted step leaves no prefix",
         "edgelm/model.py",
-        "                    ids.clear()",
-        "                    pass",
+        "                session.forget_rows()\n",
+        "",
         (f"{_TESTS}test_what_an_interrupted_step_wrote_is_not_kept",),
     ),
     Mutation(
         "lifecycle: closing ends a half read answer",
         "edgelm/model.py",
-        "return self._engine is None or cancelled()",
+        "return self._session is None or cancelled()",
         "return cancelled()",
         (f"{_TESTS}test_closing_in_the_middle_of_an_answer_ends_it",),
     ),

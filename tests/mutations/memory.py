@@ -35,8 +35,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "memory: what is not planned cannot be taken",
-        "edgelm/budget/plan.py",
-        "if self.taken[part] + nbytes > self.planned[part]:",
+        "edgelm/budget/ledger.py",
+        "if self._taken[share] + nbytes > self._planned[share]:",
         "if False:",
         ("tests/test_memory.py::test_ledger_refuses_what_is_not_planned",),
     ),

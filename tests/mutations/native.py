@@ -179,7 +179,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "tape: positions are set before each step",
-        "edgelm/engine/tapes.py",
+        "edgelm/engine/steps.py",
         "ids[at], own_rows[at], positions[at] = token, row, offset",
         "ids[at], own_rows[at] = token, row",
         (f"{TAPE_TESTS}::test_replayed_steps_give_the_bits_of_a_prompt",),

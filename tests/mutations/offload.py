@@ -37,8 +37,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "offload: closing closes the files",
         "edgelm/model.py",
-        "self._stream.close()",
-        "pass",
+        "streams = [] if loader.stream is None else [loader.stream.close]",
+        "streams = []",
         (f"{TESTS}::test_closing_ends_reads_and_closes_files",),
     ),
     Mutation(
@@ -51,8 +51,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "offload: streaming keeps chunks long",
         "edgelm/planning/solver.py",
-        "chunk = -plan.chunk if streamed else 0",
-        "chunk = 0",
+        "lambda plan: -plan.chunk if _away_bytes(plan) else 0,",
+        "lambda plan: 0,",
         (f"{TESTS}::test_what_is_streamed_ranks_behind_what_fits",),
     ),
     Mutation(
@@ -142,7 +142,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "offload: the speed is said beforehand",
         "edgelm/loading.py",
-        "    _warn_of_streaming(made)\n",
+        "        _warn_of_streaming(self.plan)\n",
         "",
         (f"{TESTS}::test_the_speed_is_said_beforehand",),
     ),

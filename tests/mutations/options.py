@@ -80,7 +80,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "options: 6G is 6GiB",
-        "edgelm/budget/plan.py",
+        "edgelm/budget/units.py",
         '"g": 1 << 30, ',
         '"g": 10**9, ',
         (f"{_OPTIONS}test_counts_and_sizes",),

@@ -192,7 +192,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "kernel choice: slow kernels are named",
         "edgelm/loading.py",
-        "kernel_choice.warn_of_slow(made.products, decoder.embed.tied_to_head)",
+        "kernel_choice.warn_of_slow(self.plan.products, self.model.decoder.embed.tied_to_head)",
         "pass",
         ("tests/test_kernel_choice.py::test_a_slow_kernel_is_never_silent",),
     ),

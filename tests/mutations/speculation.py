@@ -75,7 +75,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "speculation: a step judges as many as the plan says",
-        "edgelm/generation/speculation.py",
+        "edgelm/planning/execution.py",
         "return min(asked, tokens - 1)",
         "return asked",
         (f"{SPECULATION}::test_the_plan_has_what_guesses_take",),
@@ -145,7 +145,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "draft: the same tokens are asked for",
-        "edgelm/generation/draft_model.py",
+        "edgelm/planning/draft.py",
         "    check_tokens(files.name, files.tokenizer, target.name, target.tokenizer)\n",
         "",
         (f"{DRAFT}::test_other_tokens_are_refused",),
