@@ -33,14 +33,14 @@ def numbers(codebook: str, device: torch.device) -> Tensor:
 
 @cache
 def number_pairs(codebook: str, device: torch.device) -> Tensor:
-    """What each byte of `qweight` stands for, float32 [256, 2]: the low nibble's number first."""
+    """What each byte of ``qweight`` stands for, float32 [256, 2]: the low nibble's number first."""
     table = numbers(codebook, device)
     byte = torch.arange(256, device=device)
     return torch.stack([table[byte & 15], table[byte >> 4]], dim=1)
 
 
 def nearest_codes(values: Tensor, codebook: str) -> Tensor:
-    """Code of the number nearest to each of `values`; halfway between two, the smaller number."""
+    """Code of the number nearest to each of ``values``; halfway between two, the smaller number."""
     ordered, codes = numbers(codebook, values.device).sort(stable=True)
     middles = (ordered[1:] + ordered[:-1]) / 2
     return codes[torch.bucketize(values, middles)]

@@ -28,11 +28,11 @@ class Hessian:
 
     @staticmethod
     def nbytes(inputs: int) -> int:
-        """Bytes for K `inputs`, while they are added up and as a factor."""
+        """Bytes for K ``inputs``, while they are added up and as a factor."""
         return 4 * inputs * inputs
 
     def add(self, inputs: Tensor) -> None:
-        """Count the rows of `inputs` [tokens, K]."""
+        """Count the rows of ``inputs`` [tokens, K]."""
         exact = inputs.float()
         for start in range(0, len(self._sum), _ADDED):
             stop = min(start + _ADDED, len(self._sum))
@@ -65,7 +65,7 @@ class Hessian:
 
 
 def _factor_column_(total: Tensor, block: slice, damping: float) -> None:
-    """Columns `block` of U, those behind it being done; U's diagonal block stays inverted."""
+    """Columns ``block`` of U, those behind it being done; U's diagonal block stays inverted."""
     above, behind = slice(block.start), slice(block.stop, None)
     column = total[: block.stop, block]
     column.addmm_(total[: block.stop, behind], total[block, behind].T, alpha=-1)
@@ -91,7 +91,7 @@ def _inverted(corner: Tensor, damping: float) -> Tensor:
 
 
 def _invert_column_(total: Tensor, block: slice) -> None:
-    """Columns `block` of C, those before it being done."""
+    """Columns ``block`` of C, those before it being done."""
     scaled = total[: block.start, block] @ total[block, block]
     for start in range(0, block.start, _ADDED):  # in parts, to leave out half of the zeros below
         rows, behind = slice(start, min(start + _ADDED, block.start)), slice(start, block.start)

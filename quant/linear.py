@@ -53,7 +53,7 @@ class QuantLinear(_QuantMatrix):
         self.register_buffer("bias", bias)
 
     def forward(self, x: Tensor, out: Tensor) -> Tensor:
-        """Multiply into `out`, which may be a slice of columns of a wider buffer; returns it."""
+        """Multiply into ``out``, which may be a slice of columns of a wider buffer; returns it."""
         self.kernel.multiply(x, self.tensors, self.scheme, self.bias, out)
         return out
 
@@ -62,7 +62,7 @@ class QuantEmbedding(_QuantMatrix):
     """ids (int64 [n]) -> out [n, K], in out's dtype."""
 
     def forward(self, ids: Tensor, out: Tensor) -> Tensor:
-        """Read rows into `out`; returns it. The ids must be below N."""
+        """Read rows into ``out``; returns it. The ids must be below N."""
         self.kernel.lookup(ids, self.tensors, self.scheme, out)
         return out
 

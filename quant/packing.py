@@ -37,7 +37,7 @@ class PackedWeight:
     def empty(
         shape: tuple[int, int], scheme: Scheme, device: torch.device | str = "cpu"
     ) -> PackedWeight:
-        """Uninitialised storage for a matrix of `shape` [N, K]; QuantError if it cannot be."""
+        """Uninitialised storage for a matrix of ``shape`` [N, K]; QuantError if it cannot be."""
         scheme.check(shape)
         outputs, inputs = shape
         width = inputs // 2 if scheme.bits == 4 else inputs
@@ -64,7 +64,7 @@ class PackedWeight:
 
     @staticmethod
     def of(tensors: dict[str, Tensor], scheme: Scheme) -> PackedWeight:
-        """The matrix whose `tensors()` these are."""
+        """The matrix whose ``tensors()`` these are."""
         qweight = tensors["qweight"]
         inputs = qweight.shape[1] * (2 if scheme.bits == 4 else 1)
         shape = (qweight.shape[0], inputs)
@@ -75,18 +75,18 @@ class PackedWeight:
         return self.of({n: t[start:stop] for n, t in self.tensors().items()}, self.scheme)
 
     def take(self, ids: Tensor) -> PackedWeight:
-        """Copy of the rows `ids` (int64 [n])."""
+        """Copy of the rows ``ids`` (int64 [n])."""
         taken = {n: t.index_select(0, ids) for n, t in self.tensors().items()}
         return self.of(taken, self.scheme)
 
     def copy_rows_(self, start: int, block: PackedWeight) -> None:
-        """Write `block`'s rows at row `start`."""
+        """Write ``block``'s rows at row ``start``."""
         for name, target in self.rows(start, start + block.shape[0]).tensors().items():
             target.copy_(block.tensors()[name])
 
 
 def pack_codes(codes: Tensor, scheme: Scheme) -> Tensor:
-    """Integer codes [n, K] of any numeric dtype -> `qweight` rows."""
+    """Integer codes [n, K] of any numeric dtype -> ``qweight`` rows."""
     stored = codes.to(scheme.dtype)
     if scheme.bits == 8:
         return stored
@@ -94,7 +94,7 @@ def pack_codes(codes: Tensor, scheme: Scheme) -> Tensor:
 
 
 def unpack_codes(qweight: Tensor, scheme: Scheme, out: Tensor) -> Tensor:
-    """`qweight` rows -> integer codes written into `out` [n, K] of any numeric dtype."""
+    """``qweight`` rows -> integer codes written into ``out`` [n, K] of any numeric dtype."""
     if scheme.bits == 8:
         return out.copy_(qweight)
     out[:, 0::2].copy_(qweight & 15)

@@ -63,7 +63,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A rule for every matrix: `default`, unless the last matching override says otherwise.
+    """A rule for every matrix: ``default``, unless the last matching override says otherwise.
 
     overrides: (shell-style pattern, rule); later entries win over earlier ones.
     name: the text the recipe came from, shown in reports.
@@ -112,17 +112,17 @@ class Recipe:
         return self.name
 
     def to_dict(self) -> dict[str, Any]:
-        """The recipe as JSON-able data that `parse` reads back."""
+        """The recipe as JSON-able data that ``parse`` reads back."""
         overrides = {pattern: rule.to_data() for pattern, rule in self.overrides}
         return {"default": self.default.to_data(), "overrides": overrides}
 
     def rule_for(self, name: str) -> Rule:
-        """The rule that decides for the matrix `name`."""
+        """The rule that decides for the matrix ``name``."""
         matches = [rule for pattern, rule in self.overrides if fnmatchcase(name, pattern)]
         return matches[-1] if matches else self.default
 
     def scheme_for(self, name: str, shape: tuple[int, ...], float_dtype: torch.dtype) -> Scheme:
-        """Scheme of the matrix `name` of `shape` [N, K]; "none" becomes `float_dtype`.
+        """Scheme of the matrix ``name`` of ``shape`` [N, K]; "none" becomes ``float_dtype``.
 
         Raises QuantError, with the name, when no scheme of the rule fits the shape.
         """
@@ -138,7 +138,7 @@ class Recipe:
         raise QuantError(f"{name}: {reason}")
 
     def accepts(self, name: str, scheme: Scheme) -> bool:
-        """Whether a matrix that arrives packed in `scheme` may stay as it is."""
+        """Whether a matrix that arrives packed in ``scheme`` may stay as it is."""
         rule = self.rule_for(name)
         first = rule.schemes[0]
         if first is None or scheme.is_float:
@@ -149,7 +149,7 @@ class Recipe:
         return same or (rule.relaxed and scheme.bits <= first.bits)
 
     def unused_patterns(self, names: Iterable[str]) -> list[str]:
-        """Override patterns that match none of a model's `names`: most likely a mistyped one."""
+        """Override patterns that match none of a model's ``names``: most likely a mistyped one."""
         known = list(names)
         return [p for p, _ in self.overrides if not any(fnmatchcase(n, p) for n in known)]
 

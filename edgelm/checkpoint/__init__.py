@@ -1,6 +1,6 @@
 """Reading model files: one module per format, each yielding weight names and rows lazily.
 
-Whatever the format, a `Checkpoint` speaks Hugging Face's weight names and config keys, so that the
+Whatever the format, a ``Checkpoint`` speaks Hugging Face's weight names and config keys, so that the
 rest of the package never learns which file a tensor came from.
 """
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 class TensorInfo:
     """What a file's header says about one tensor.
 
-    `dtype` is torch's name ("bfloat16") or the file's own ("Q4_0", "F8_E4M3"); `scheme` is set
-    when the file holds packed integers; `nbytes` counts the tensor's bytes in the file.
-    `stays_float` marks a matrix that a quantized file left in floats on purpose.
-    `nearest` is the scheme for a matrix in blocks that no scheme holds as they are (GGUF's Q6_K):
+    ``dtype`` is torch's name ("bfloat16") or the file's own ("Q4_0", "F8_E4M3"); ``scheme`` is set
+    when the file holds packed integers; ``nbytes`` counts the tensor's bytes in the file.
+    ``stays_float`` marks a matrix that a quantized file left in floats on purpose.
+    ``nearest`` is the scheme for a matrix in blocks that no scheme holds as they are (GGUF's Q6_K):
     "auto" quantizes it anew to that.
     """
 
@@ -41,7 +41,7 @@ class TensorInfo:
 class Checkpoint(Protocol):
     """An opened model: headers are read and checked, no weight is resident.
 
-    `config` is the content of a Hugging Face config.json, `metadata` a GGUF file's own keys
+    ``config`` is the content of a Hugging Face config.json, ``metadata`` a GGUF file's own keys
     (empty for other formats).
     """
 

@@ -66,7 +66,7 @@ class AWQMatrix:
 def matrices(
     files: SafetensorsCheckpoint, settings: Mapping[str, Any]
 ) -> Mapping[str, PackedMatrix]:
-    """The packed weights by name; `settings` is the quantization_config.
+    """The packed weights by name; ``settings`` is the quantization_config.
 
     Raises:
         UnsupportedModelError: other bits or groups, a layout other than GEMM.

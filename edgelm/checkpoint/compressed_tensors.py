@@ -37,7 +37,7 @@ _ENDING = ".weight_packed"
 
 @dataclass(frozen=True)
 class PackQuantized:
-    """One weight of such a folder; `name` is its Hugging Face name, ending in ``.weight``."""
+    """One weight of such a folder; ``name`` is its Hugging Face name, ending in ``.weight``."""
 
     files: SafetensorsCheckpoint
     name: str
@@ -74,7 +74,7 @@ class PackQuantized:
 def matrices(
     files: SafetensorsCheckpoint, settings: Mapping[str, Any]
 ) -> Mapping[str, PackedMatrix]:
-    """The packed weights by name; `settings` is the quantization_config.
+    """The packed weights by name; ``settings`` is the quantization_config.
 
     Raises:
         UnsupportedModelError: another format, bits or groups, or activations quantized too.

@@ -106,12 +106,12 @@ class FlaxCheckpoint:
         return out
 
     def read_packed(self, name: str, start: int = 0, stop: int | None = None) -> PackedWeight:
-        """Never possible here: these files hold floats, and `info` says so."""
+        """Never possible here: these files hold floats, and ``info`` says so."""
         raise TypeError(f"{name} is stored as {self.info(name).dtype}, not as packed integers")
 
 
 def _leaves(tree: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], _Array]]:
-    """Arrays with their paths; an optional root `params` is left out."""
+    """Arrays with their paths; an optional root ``params`` is left out."""
     if isinstance(tree, _Array):
         yield keys, tree
         return

@@ -40,7 +40,7 @@ K_GROUPS = 8  # groups of 32 in a block of Q4_K
 
 
 def take_apart(raw: torch.Tensor, kind: str, packed: PackedWeight) -> None:
-    """Blocks of a type of PACKED (uint8 [n, bytes]) into the rows of `packed`."""
+    """Blocks of a type of PACKED (uint8 [n, bytes]) into the rows of ``packed``."""
     if kind == "Q4_K":
         _take_apart_q4_k(raw, packed)
     elif kind in ("Q5_0", "Q5_1", "IQ4_NL"):

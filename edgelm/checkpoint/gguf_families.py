@@ -43,7 +43,7 @@ class Family:
 
     names: GGUF name without ".weight"/".bias" -> Hugging Face's, with * for the layer.
     config: (metadata, header, factors) -> config.json, factors being ROPE_FACTORS' values.
-    orders: names (as in `names`) whose rows come in another order.
+    orders: names (as in ``names``) whose rows come in another order.
     folded: tensors that become part of the config and are no weights.
     norm_offset: what the converter added to the weights of all norms.
     """
@@ -64,11 +64,11 @@ class Family:
         return f"{pattern.replace('*', layer[1]) if layer else pattern}.{kind}"
 
     def order(self, name: str) -> RowOrder | None:
-        """The order of `name`'s rows if it is not Hugging Face's."""
+        """The order of ``name``'s rows if it is not Hugging Face's."""
         return self.orders.get(re.sub(r"^blk\.\d+\.", "blk.*.", name.rpartition(".")[0]))
 
     def offset(self, name: str) -> float:
-        """What was added to the stored numbers of `name`."""
+        """What was added to the stored numbers of ``name``."""
         return self.norm_offset if name.endswith("norm.weight") else 0.0
 
 

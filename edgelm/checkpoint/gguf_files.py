@@ -1,6 +1,6 @@
 """GGUF files: weights in floats or in ggml's blocks, under Hugging Face's names.
 
-Blocks that have a canonical packing are taken apart into it, see `gguf_blocks`; rows that a
+Blocks that have a canonical packing are taken apart into it, see ``gguf_blocks``; rows that a
 converter put in another order come back in Hugging Face's, what it added to norms is taken off.
 """
 
@@ -185,7 +185,7 @@ class GGUFCheckpoint:
 
 
 def _stored_row(weight: _Weight, row: int) -> int:
-    """Where in the file the head stands that begins at Hugging Face's row `row`."""
+    """Where in the file the head stands that begins at Hugging Face's row ``row``."""
     if weight.order is None or weight.order.parts == 1:
         return row
     head, part = divmod(row // weight.head_rows, weight.order.parts)

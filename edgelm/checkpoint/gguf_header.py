@@ -47,7 +47,7 @@ UINT32, UINT64 = NUMBERS[4], NUMBERS[10]
 
 
 class TensorType(NamedTuple):
-    """How ggml stores rows: `block` elements take `block_bytes` bytes (ggml's type traits)."""
+    """How ggml stores rows: ``block`` elements take ``block_bytes`` bytes (ggml's type traits)."""
 
     name: str
     block: int
@@ -89,7 +89,7 @@ class Header:
 
 
 class HeaderGoesOn(Exception):
-    """The header goes on behind the bytes that are here: `needed` of them at least."""
+    """The header goes on behind the bytes that are here: ``needed`` of them at least."""
 
     def __init__(self, needed: int) -> None:
         super().__init__(needed)
@@ -148,7 +148,7 @@ class _Reader:
         )
 
     def take(self, length: int, what: str) -> bytes:
-        """The next `length` bytes."""
+        """The next ``length`` bytes."""
         start = self.position
         if length > min(self.size - start, MAX_PIECE_BYTES):
             self.fail(f"{what} claims {length} bytes, {self.size - start} are left")
@@ -166,7 +166,7 @@ class _Reader:
         return layout.unpack(self.take(layout.size, "a number"))[0]
 
     def count(self, what: str, smallest: int) -> int:
-        """A number of entries that take at least `smallest` bytes each."""
+        """A number of entries that take at least ``smallest`` bytes each."""
         count = self.number(UINT64)
         left = self.size - self.position
         if count > left // smallest:
@@ -211,7 +211,7 @@ class _Reader:
         return self._bools(values, key) if kind == BOOL else values
 
     def _strings(self, count: int, key: str) -> list[str]:
-        """The hot loop of a header: a vocabulary and its merges, with `take` written out."""
+        """The hot loop of a header: a vocabulary and its merges, with ``take`` written out."""
         data, size, position = self.data, self.held, self.position
         length_at: Callable[..., tuple[int]] = UINT64.unpack_from
         raw: list[bytes] = []

@@ -20,7 +20,7 @@ class Metadata:
         self.path = path
 
     def get(self, key: str, kind: type, default: Any = ...) -> Any:
-        """The value of "<architecture>.<key>" (or of a key of "tokenizer.") of type `kind`.
+        """The value of "<architecture>.<key>" (or of a key of "tokenizer.") of type ``kind``.
 
         Raises ModelFileError if it is of another type, or missing without a default.
         """

@@ -1,4 +1,4 @@
-"""Writing GGUF files: header and names by the package `gguf`, then tensors to their places."""
+"""Writing GGUF files: header and names by the package ``gguf``, then tensors to their places."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def create_gguf(
 
 
 class GGUFTensors:
-    """The tensors of a file that `create_gguf` made, written in any order."""
+    """The tensors of a file that ``create_gguf`` made, written in any order."""
 
     def __init__(self, path: Path) -> None:
         self.path, self._places = path, read_header(path).tensors
@@ -112,7 +112,7 @@ class GGUFTensors:
     def verify(self, digests: Mapping[str, str]) -> None:
         """Put all on the disk and read it back.
 
-        Raises ModelFileError for a tensor whose sha256 is not the one in `digests`.
+        Raises ModelFileError for a tensor whose sha256 is not the one in ``digests``.
         """
         os.fsync(self._file.fileno())
         with opened(self.path) as file:

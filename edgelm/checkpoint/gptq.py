@@ -113,7 +113,7 @@ class ActOrder:
 def matrices(
     files: SafetensorsCheckpoint, settings: Mapping[str, Any]
 ) -> Mapping[str, PackedMatrix | ActOrder]:
-    """The packed weights by name; `settings` is the quantization_config.
+    """The packed weights by name; ``settings`` is the quantization_config.
 
     Raises:
         UnsupportedModelError: other bits or groups.

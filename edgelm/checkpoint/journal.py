@@ -25,7 +25,7 @@ class Journal:
         self.resumed = False
 
     def read(self) -> bool:
-        """Whether the file is of this job; `done` then holds its entries."""
+        """Whether the file is of this job; ``done`` then holds its entries."""
         try:
             lines = self.path.read_bytes().split(b"\n")
         except FileNotFoundError:

@@ -2,7 +2,7 @@
 
 Keys of format version 1:
     format_version, writer     1, "edgelm 0.1.0"
-    recipe, method             as given; a recipe as `quant.Recipe.to_dict` has it
+    recipe, method             as given; a recipe as ``quant.Recipe.to_dict`` has it
     licence                    of the original model, null where it states none
     source_sha256              of the original model's config.json and weights; absent in old files
     bits_per_weight            bytes of all tensors in the files x 8 / parameters

@@ -1,6 +1,6 @@
-"""Folders that `edgelm quantize` wrote: packed integers under Hugging Face's names.
+"""Folders that ``edgelm quantize`` wrote: packed integers under Hugging Face's names.
 
-`edgelm.json` says which weights are packed and how; the headers must agree with it.
+``edgelm.json`` says which weights are packed and how; the headers must agree with it.
 """
 
 from __future__ import annotations

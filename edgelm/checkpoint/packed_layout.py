@@ -1,11 +1,11 @@
-"""Packed matrices as compressed-tensors' `pack-quantized` stores them: pure functions both ways.
+"""Packed matrices as compressed-tensors' ``pack-quantized`` stores them: pure functions both ways.
 
-A matrix [N, K] named `x.weight` becomes, under `x.`:
+A matrix [N, K] named ``x.weight`` becomes, under ``x.``:
     weight_packed      int32 [N, ceil(K * bits / 32)]: unsigned codes, the first in the lowest bits
     weight_scale       the scheme's own type, or float32 [N, G]
     weight_zero_point  int32 [ceil(N * bits / 32), G]: unsigned zeros, packed along the rows
     weight_shape       int64 [2]
-    weight_minimum     [N, G] in the scales' own type: the float zeros of `-zfloat` schemes
+    weight_minimum     [N, G] in the scales' own type: the float zeros of ``-zfloat`` schemes
 Float zeros, and codes that name numbers (nf4, fp4), are beyond that format: only this package
 reads them.
 Unsigned codes are 0..15 as here, and for 8 bits the signed code plus 128.
@@ -31,7 +31,7 @@ Spec = tuple[torch.dtype, tuple[int, ...]]
 def specs(
     scheme: Scheme, shape: tuple[int, int], scales: torch.dtype | None = None
 ) -> dict[str, Spec]:
-    """What a matrix of `shape` is stored as: suffix of the name -> dtype and shape.
+    """What a matrix of ``shape`` is stored as: suffix of the name -> dtype and shape.
 
     scales: their stored type; None is the scheme's own.
     """
@@ -56,7 +56,7 @@ def stored_bytes(spec: Spec) -> int:
 
 
 def first_row(suffix: str, scheme: Scheme, start: int) -> int:
-    """The row of the stored tensor in which row `start` of the matrix lies."""
+    """The row of the stored tensor in which row ``start`` of the matrix lies."""
     return start * scheme.bits // 32 if suffix == "weight_zero_point" else start
 
 

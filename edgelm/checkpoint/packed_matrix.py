@@ -73,12 +73,12 @@ def shaped(
 
 
 def scale_type(files: SafetensorsCheckpoint, name: str, shape: tuple[int, ...]) -> str:
-    """Float type of a scales tensor, which must have `shape`."""
+    """Float type of a scales tensor, which must have ``shape``."""
     return shaped(files, name, shape, tuple(FLOATS)).dtype
 
 
 def checked(files: SafetensorsCheckpoint, name: str, shape: tuple[int, int], **made: Any) -> Scheme:
-    """The Scheme of these fields, if there is one and a matrix of `shape` can be stored in it."""
+    """The Scheme of these fields, if there is one and a matrix of ``shape`` can be stored in it."""
     try:
         scheme = Scheme(**made)
         scheme.check(shape)
@@ -128,7 +128,7 @@ def canonical_codes(unsigned: Tensor, bits: int) -> Tensor:
 
 
 def reordered(files: SafetensorsCheckpoint, name: str, inputs: int, group_size: int) -> bool:
-    """Whether `name`, the group of each input, is anything but one group after another."""
+    """Whether ``name``, the group of each input, is anything but one group after another."""
     shaped(files, name, (inputs,), ("I32", "I64"))
     order = files.read_stored(name)
     in_turn = torch.arange(inputs, dtype=order.dtype) // group_size

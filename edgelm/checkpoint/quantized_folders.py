@@ -19,7 +19,7 @@ from edgelm.errors import UnsupportedModelError
 from quant.groupwise import dequantize
 from quant.packing import PackedWeight
 
-# quant_method -> the module whose `matrices` finds the packed weights
+# quant_method -> the module whose ``matrices`` finds the packed weights
 READERS = {
     "awq": "awq",
     "bitsandbytes": "bitsandbytes_files",
@@ -43,7 +43,7 @@ def quantization_settings(path: Path) -> Any:
 
 
 class QuantizedFolder:
-    """A folder with safetensors and settings of quantization; `format` is their quant_method."""
+    """A folder with safetensors and settings of quantization; ``format`` is their quant_method."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -17,7 +17,7 @@ from edgelm.errors import ModelFileError
 
 
 def span(rows: int, start: int, stop: int | None, name: str) -> tuple[int, int]:
-    """[start, stop) as non-negative numbers inside a tensor of `rows` rows, else IndexError."""
+    """[start, stop) as non-negative numbers inside a tensor of ``rows`` rows, else IndexError."""
     stop = rows if stop is None else stop
     if not 0 <= start <= stop <= rows:
         raise IndexError(f"rows [{start}, {stop}) asked of {name}, which has {rows}")
@@ -26,7 +26,7 @@ def span(rows: int, start: int, stop: int | None, name: str) -> tuple[int, int]:
 
 @contextmanager
 def opened(path: Path) -> Iterator[RawIOBase]:
-    """The file for `fill`, unbuffered; what the system refuses becomes a ModelFileError."""
+    """The file for ``fill``, unbuffered; what the system refuses becomes a ModelFileError."""
     try:
         with path.open("rb", buffering=0) as file:
             yield file
@@ -38,7 +38,7 @@ def opened(path: Path) -> Iterator[RawIOBase]:
 
 
 def fill(file: RawIOBase, offset: int, out: torch.Tensor, path: Path) -> None:
-    """Read `out.nbytes` bytes at `offset` into the contiguous CPU tensor `out` of any dtype."""
+    """Read ``out.nbytes`` bytes at ``offset`` into the contiguous CPU tensor ``out`` of any dtype."""
     if not out.numel():
         return
     view = out.view(-1).view(torch.uint8).numpy().data
@@ -57,7 +57,7 @@ def fill(file: RawIOBase, offset: int, out: torch.Tensor, path: Path) -> None:
 def fill_columns(
     file: RawIOBase, offset: int, width_bytes: int, begin_bytes: int, out: torch.Tensor, path: Path
 ) -> None:
-    """Columns of a stored matrix into `out` [rows, n], contiguous and of any dtype.
+    """Columns of a stored matrix into ``out`` [rows, n], contiguous and of any dtype.
 
     offset: where the matrix begins; width_bytes: of a stored row; begin_bytes: of the columns that
     stand before the wanted ones.

@@ -1,7 +1,7 @@
 """Folders in Hugging Face layout: config.json and safetensors, in one file or in shards.
 
 The safetensors library checks each header (sizes, offsets without holes, the file's length); the
-rows themselves are then read straight into private memory, see `stored.py`.
+rows themselves are then read straight into private memory, see ``stored.py``.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def open_shards(index: Path, open_file: Callable[[Path], dict[str, T]]) -> dict[
 def inside(index: Path, shard: Any) -> Path:
     """The path of a shard that an index names, which must lie in the index's folder.
 
-    A link may lead to the Hub cache's own `blobs` (models--x/snapshots/<revision>/file links to
+    A link may lead to the Hub cache's own ``blobs`` (models--x/snapshots/<revision>/file links to
     models--x/blobs/<hash>), nowhere else.
     """
     if not isinstance(shard, str) or not shard or not shard.isprintable():
@@ -134,7 +134,7 @@ def _open_file(path: Path) -> dict[str, Stored]:
 
 
 def _stored(path: Path, data: int, entry: dict[str, Any]) -> Stored:
-    """One header entry, `data` being where the file's tensors begin."""
+    """One header entry, ``data`` being where the file's tensors begin."""
     begin, end = entry["data_offsets"]
     dtype = (FLOATS | INTEGERS).get(entry["dtype"])
     floating = entry["dtype"] in FLOATS

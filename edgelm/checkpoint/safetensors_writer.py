@@ -32,7 +32,7 @@ NAMES = {
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor lies: bytes [offset, offset + nbytes) of `file`."""
+    """Where a tensor lies: bytes [offset, offset + nbytes) of ``file``."""
 
     file: str
     offset: int
@@ -66,7 +66,7 @@ class Layout:
 def plan_layout(groups: list[dict[str, Spec]], shard_bytes: int = SHARD_BYTES) -> Layout:
     """Places for tensors given by name -> dtype and shape; a group shares a file.
 
-    A file holds up to `shard_bytes`, or one group that is larger.
+    A file holds up to ``shard_bytes``, or one group that is larger.
     """
     shards: list[dict[str, Spec]] = [{}]
     filled = 0
@@ -145,7 +145,7 @@ class TensorFiles:
                 file.truncate(layout.sizes[name])
 
     def write(self, name: str, row: int, rows: torch.Tensor) -> None:
-        """Rows of tensor `name` from row `row` on."""
+        """Rows of tensor ``name`` from row ``row`` on."""
         place = self.layout.places[name]
         data = rows.contiguous().reshape(-1).view(torch.uint8).numpy().data
         file = self._files[place.file]

@@ -28,7 +28,7 @@ INTEGERS = {"U8": torch.uint8, "I8": torch.int8, "I32": torch.int32, "I64": torc
 
 @dataclass(frozen=True)
 class Stored:
-    """One tensor: bytes [offset, offset + info.nbytes) of `file`."""
+    """One tensor: bytes [offset, offset + info.nbytes) of ``file``."""
 
     file: Path
     offset: int
@@ -84,7 +84,7 @@ class StoredTensors:
         return out
 
     def read_packed(self, name: str, start: int = 0, stop: int | None = None) -> PackedWeight:
-        """Never possible here: these files hold floats, and `info` says so."""
+        """Never possible here: these files hold floats, and ``info`` says so."""
         raise TypeError(f"{name} is stored as {self.info(name).dtype}, not as packed integers")
 
     def _dtype(self, name: str) -> torch.dtype:

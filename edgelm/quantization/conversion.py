@@ -35,7 +35,7 @@ DTYPES = {
 class Target:
     """One weight of the new folder.
 
-    scheme: None for a weight copied as it is, in `dtype`. kept: the file's own integers stay.
+    scheme: None for a weight copied as it is, in ``dtype``. kept: the file's own integers stay.
     parts: canonical names of the matrices in it, none for norms, biases and other tensors.
     theirs: in bitsandbytes' layout instead of compressed-tensors'.
     """
@@ -68,7 +68,7 @@ class Target:
     def stored(
         self, rows: PackedWeight, start: int, scales: torch.dtype | None
     ) -> Iterator[tuple[str, int, torch.Tensor]]:
-        """(full name, row of that tensor, numbers) of the weight's rows from `start` on."""
+        """(full name, row of that tensor, numbers) of the weight's rows from ``start`` on."""
         if self.theirs:
             for suffix, part in bitsandbytes_layout.to_stored(rows).items():
                 row = bitsandbytes_layout.first_row(suffix, self.shape[1], start)

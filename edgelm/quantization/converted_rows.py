@@ -28,7 +28,7 @@ def converted_rows(
     checkpoint: Checkpoint, target: Target, start: int, stop: int, method: str, error: Sqnr,
     factor: torch.Tensor | None = None,
 ) -> PackedWeight | torch.Tensor:  # fmt: skip
-    """Rows [start, stop) of a weight as they are to be stored; what that costs goes to `error`.
+    """Rows [start, stop) of a weight as they are to be stored; what that costs goes to ``error``.
 
     factor: of the weight's inputs, for a calibrated method.
     """

@@ -47,7 +47,7 @@ RECIPES: dict[str, Any] = {
 
 
 def plan_gguf(files: ModelFiles, quant: Any, method: str) -> Conversion:
-    """As `plan_conversion`, with the short recipes as GGUF files can hold them."""
+    """As ``plan_conversion``, with the short recipes as GGUF files can hold them."""
     wanted = "int4" if quant == "auto" else quant
     known = isinstance(wanted, str) and wanted in RECIPES
     return plan_conversion(files, RECIPES[wanted] if known else wanted, method)
@@ -162,7 +162,7 @@ class GGUFExport:
         return manifest_of(self.files, self.conversion, self.method, errors, self.nbytes, sums)
 
     def _tensor(self, target: Target, entry: Entry, error: Sqnr, factor: Tensor | None) -> Tensor:
-        """The tensor's bytes, uint8 [rows, row_bytes]; what packing costs goes to `error`."""
+        """The tensor's bytes, uint8 [rows, row_bytes]; what packing costs goes to ``error``."""
         raw = torch.empty(entry.shape[0], entry.row_bytes, dtype=torch.uint8)
         for start, stop in row_blocks(target):
             rows = converted_rows(

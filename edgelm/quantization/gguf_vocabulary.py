@@ -1,4 +1,4 @@
-"""A folder's tokenizer as the metadata of a GGUF file: the reverse of `tokenizer_gguf`.
+"""A folder's tokenizer as the metadata of a GGUF file: the reverse of ``tokenizer_gguf``.
 
 Which pre-tokenizer the file must name is found by trying: the one whose ids for a probing text are
 the folder's own. Nothing is concluded from names.
@@ -37,7 +37,7 @@ PROBE = (
 
 
 def vocabulary_metadata(files: ModelFiles) -> dict[str, Any]:
-    """The `tokenizer.` keys for a model's folder; none, with a warning, where it has no tokenizer.
+    """The ``tokenizer.`` keys for a model's folder; none, with a warning, where it has no tokenizer.
 
     Raises ModelFileError for a tokenizer that GGUF files have no words for.
     """

@@ -44,7 +44,7 @@ logger = logging.getLogger("edgelm")
 
 
 class PackedFolder:
-    """One folder being written; `resumed` counts the weights that an earlier run had finished."""
+    """One folder being written; ``resumed`` counts the weights that an earlier run had finished."""
 
     def __init__(
         self, files: ModelFiles, out: Path, conversion: Conversion, method: str,

@@ -1,7 +1,7 @@
 """The table of kernels, fastest first, and the choice among them.
 
-What follows the reference runs on libraries that take long to import: `auto` asks for those only
-where they were measured to be faster on this very machine (`timing.py`).
+What follows the reference runs on libraries that take long to import: ``auto`` asks for those only
+where they were measured to be faster on this very machine (``timing.py``).
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ def choose(
     ranking: Sequence[str] = (),
     exact: bool = False,
 ) -> Kernel:
-    """The kernel that will hold a matrix of `shape` [N, K].
+    """The kernel that will hold a matrix of ``shape`` [N, K].
 
     backend: "auto" takes the first of the table that supports the matrix; a name takes the first
     of that backend. lookup: rows must be readable. multiply: False for a table that is only read
     by rows, which the reference does for every backend. ranking: names of kernels that go before
-    the rest of the table, as `timing.time_kernels` found them; names of no kernel are passed over.
+    the rest of the table, as ``timing.time_kernels`` found them; names of no kernel are passed over.
     exact: only kernels that take float32 activations as they are.
     Raises KernelUnavailable, with each kernel's reason, when the named backend has none.
     """
@@ -81,5 +81,5 @@ def choose(
 
 
 def find(name: str) -> Kernel:
-    """The kernel called `name`, as reports show it."""
+    """The kernel called ``name``, as reports show it."""
     return next(kernel for kernel in KERNELS if kernel.name == name)

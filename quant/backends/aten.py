@@ -20,7 +20,7 @@ def has_bfloat16() -> bool:
 
 
 def no_vector_code(device: torch.device) -> str | None:
-    """Why ATen's packed products are not to be used on `device`; None if they are."""
+    """Why ATen's packed products are not to be used on ``device``; None if they are."""
     if device.type != "cpu":
         return f"runs on CPUs, not on {device}"
     vectors = torch.backends.cpu.get_cpu_capability()

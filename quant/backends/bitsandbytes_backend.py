@@ -33,7 +33,7 @@ _TILE_OUTPUTS = 32  # outputs that the fused kernel's layout interleaves
 
 
 class Fused4Bit:
-    """nf4 and fp4 as `Linear4bit` runs them in `.eval()`: in bfloat16, unpacked on the way."""
+    """nf4 and fp4 as ``Linear4bit`` runs them in ``.eval()``: in bfloat16, unpacked on the way."""
 
     name = "bitsandbytes.fused4bit"
     backend = "bitsandbytes"

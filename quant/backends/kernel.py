@@ -17,7 +17,7 @@ Shape = tuple[int, int]
 class Kernel(Protocol):
     """A layout of a matrix [N, K] and the products over it; without state.
 
-    Activations are float32 or bfloat16. `tensors` is always what `prepare` gave.
+    Activations are float32 or bfloat16. ``tensors`` is always what ``prepare`` gave.
     """
 
     name: str
@@ -32,24 +32,24 @@ class Kernel(Protocol):
         """
 
     def prepare(self, packed: PackedWeight) -> Tensors:
-        """The kernel's own layout of `packed`; may be its very tensors."""
+        """The kernel's own layout of ``packed``; may be its very tensors."""
 
     def nbytes(self, scheme: Scheme, shape: Shape) -> int:
-        """Bytes of what `prepare` gives, exactly."""
+        """Bytes of what ``prepare`` gives, exactly."""
 
     def prepare_bytes(self, scheme: Scheme, shape: Shape) -> int:
-        """Upper bound of what `prepare` takes beside `packed`: new tensors and temporaries."""
+        """Upper bound of what ``prepare`` takes beside ``packed``: new tensors and temporaries."""
 
     def scratch_bytes(self, scheme: Scheme, shape: Shape, rows: int) -> int:
-        """Upper bound of the temporaries of one product with `rows` rows of activations."""
+        """Upper bound of the temporaries of one product with ``rows`` rows of activations."""
 
     def multiply(
         self, x: Tensor, tensors: Tensors, scheme: Scheme, bias: Tensor | None, out: Tensor
     ) -> None:
         """x [M, K] times the transposed matrix, plus bias [N], into out [M, N].
 
-        `out` may be a slice of columns of a wider buffer.
+        ``out`` may be a slice of columns of a wider buffer.
         """
 
     def lookup(self, ids: Tensor, tensors: Tensors, scheme: Scheme, out: Tensor) -> None:
-        """Rows `ids` (int64 [n]) of the matrix into out [n, K]; only where `supports` said so."""
+        """Rows ``ids`` (int64 [n]) of the matrix into out [n, K]; only where ``supports`` said so."""

@@ -13,7 +13,7 @@ from types import ModuleType
 
 @cache
 def library(name: str) -> ModuleType | None:
-    """The module `name`, None if it is not installed or cannot be loaded on this machine.
+    """The module ``name``, None if it is not installed or cannot be loaded on this machine.
 
     Takes seconds and about a hundred MiB the first time, so kernels ask for it last.
     """
@@ -26,7 +26,7 @@ def library(name: str) -> ModuleType | None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    # bitsandbytes asks the Hub for code when the package `kernels` is there: hide it meanwhile.
+    # bitsandbytes asks the Hub for code when the package ``kernels`` is there: hide it meanwhile.
     hidden = sys.modules.get("kernels")
     sys.modules["kernels"] = None  # type: ignore[assignment]
     before = logging.root.manager.disable

@@ -77,7 +77,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
 
 
 def linear_scratch_bytes(shape: Shape, rows: int) -> int:
-    """Upper bound of what `linear` takes, the activations' or the result's other dtype included.
+    """Upper bound of what ``linear`` takes, the activations' or the result's other dtype included.
 
     Alone, a row of bfloat16 goes through float32 copies inside ATen: 12 bytes a number, measured.
     """

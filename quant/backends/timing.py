@@ -29,7 +29,7 @@ _AGREES_DB = 30.0
 
 
 def shape_class(shape: Shape) -> str:
-    """The key of ``PROBES`` that stands for a matrix of `shape` [N, K]."""
+    """The key of ``PROBES`` that stands for a matrix of ``shape`` [N, K]."""
     return "small" if shape[0] * shape[1] <= _SMALL_ELEMENTS else "large"
 
 

@@ -124,7 +124,7 @@ class Int4Pack:
 class Int4Tile(Int4Pack):
     """Int4 in groups on CUDA devices, in tiles of the tensor cores (torchao's tile-packed int4).
 
-    Its weight is as that of `Int4Pack`; activations and results are bfloat16.
+    Its weight is as that of ``Int4Pack``; activations and results are bfloat16.
     """
 
     name = "torch.int4tile"

@@ -1,4 +1,4 @@
-"""torchao's int8 weights: its `Int8Tensor`, as `Int8WeightOnlyConfig` makes it.
+"""torchao's int8 weights: its ``Int8Tensor``, as ``Int8WeightOnlyConfig`` makes it.
 
 It turns the codes to the activations' dtype, all of them in every call, and applies the scales to
 the sums. The tensors are the canonical ones, so rows can be read.

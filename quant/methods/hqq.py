@@ -26,9 +26,9 @@ _TINY = 1e-6  # steps: below it an error counts as none, and its power stays fin
 
 
 def hqq(block: Tensor, scheme: Scheme) -> PackedWeight:
-    """Pack the rows `block` (float32 [n, K]); takes about seven times their bytes while it runs.
+    """Pack the rows ``block`` (float32 [n, K]); takes about seven times their bytes while it runs.
 
-    No group's loss is larger than round-to-nearest's. Raises QuantError as `rtn` does.
+    No group's loss is larger than round-to-nearest's. Raises QuantError as ``rtn`` does.
     """
     groups = block.view(len(block), scheme.groups(block.shape[1]), -1)
     current = grid(*extremes(block, scheme), scheme)
@@ -55,7 +55,7 @@ def hqq(block: Tensor, scheme: Scheme) -> PackedWeight:
 
 
 def _moved(wanted: Tensor, values: Tensor, current: Grid, scheme: Scheme) -> Grid:
-    """The grid nearest in least squares to `wanted` under the codes that gave `values`."""
+    """The grid nearest in least squares to ``wanted`` under the codes that gave ``values``."""
     scales, zeros = current
     if scheme.zeros == "float":
         assert zeros is not None

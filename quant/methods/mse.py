@@ -27,9 +27,9 @@ _FITS = 3
 
 
 def mse(block: Tensor, scheme: Scheme) -> PackedWeight:
-    """Pack the rows `block` (float32 [n, K]); takes about five times their bytes while it runs.
+    """Pack the rows ``block`` (float32 [n, K]); takes about five times their bytes while it runs.
 
-    Raises QuantError as `rtn` does.
+    Raises QuantError as ``rtn`` does.
     """
     return quantize(block, *best_grid(block, scheme), scheme)
 
@@ -60,7 +60,7 @@ def _narrower(low: Tensor, high: Tensor, scheme: Scheme) -> Iterator[Grid]:
 
 
 def _fit(groups: Tensor, current: Grid, scheme: Scheme) -> Grid:
-    """The grid that is nearest in least squares to `groups` under the codes they have now."""
+    """The grid that is nearest in least squares to ``groups`` under the codes they have now."""
     scales, zeros = current
     codes = nearest(groups, scales, zeros, scheme)
     if scheme.codebook is not None:
@@ -85,7 +85,7 @@ def _ratio(upper: Tensor, lower: Tensor, otherwise: Tensor) -> Tensor:
 def _keep_better(
     groups: Tensor, best: Grid, least: Tensor, candidate: Grid, scheme: Scheme
 ) -> None:
-    """Write into `best` and `least` [n, G], in place, where `candidate` has the smaller error."""
+    """Write into ``best`` and ``least`` [n, G], in place, where ``candidate`` has the smaller error."""
     error = _error(groups, candidate, scheme)
     better = error < least
     for target, source in zip((least, *best), (error, *candidate), strict=True):

@@ -1,8 +1,8 @@
 """Products over packed matrices on CUDA devices, written in Triton.
 
-`layout` says how a matrix lies in memory; `decoding`, `gemv`, `gemm` and `rows` are the kernels,
-imported at first use because they need Triton; `configs` has the tiles to choose from, `choices`
-what was measured to be fastest on a card, `tuning` measures; `launch` is what the backend calls.
+``layout`` says how a matrix lies in memory; ``decoding``, ``gemv``, ``gemm`` and ``rows`` are the kernels,
+imported at first use because they need Triton; ``configs`` has the tiles to choose from, ``choices``
+what was measured to be fastest on a card, ``tuning`` measures; ``launch`` is what the backend calls.
 
 On CPU tensors the kernels run under TRITON_INTERPRET=1 alone, as the tests do it.
 """
@@ -22,7 +22,7 @@ _CAPABILITY = (8, 0)
 
 
 def missing(device: torch.device) -> str | None:
-    """Why these kernels are not to run on `device`; None if they are."""
+    """Why these kernels are not to run on ``device``; None if they are."""
     if device.type != "cuda":
         return f"runs on CUDA devices, not on {device}"
     return _unfit(device) or uninstalled()

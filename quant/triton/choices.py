@@ -33,19 +33,19 @@ def key(scheme: Scheme, shape: tuple[int, int], rows: int, x: torch.dtype) -> st
 
 
 def chosen(name: str) -> Config | None:
-    """The config that `use` or `choose` gave for this key; None where nobody measured."""
+    """The config that ``use`` or ``choose`` gave for this key; None where nobody measured."""
     return _CHOSEN.get(name)
 
 
 def choose(name: str, config: Config) -> None:
-    """Let products run with `config` from now on; never in the middle of an answer."""
+    """Let products run with ``config`` from now on; never in the middle of an answer."""
     _CHOSEN[name] = config
 
 
 def use(folder: Path, device: torch.device) -> int:
-    """Take what `folder` keeps for this card; returns how many choices that are.
+    """Take what ``folder`` keeps for this card; returns how many choices that are.
 
-    A damaged file is passed over with a warning, and written anew by the next `keep`.
+    A damaged file is passed over with a warning, and written anew by the next ``keep``.
     """
     own = _read(folder / FILE).get(card(device), {})
     _CHOSEN.update({name: Config(**fields) for name, fields in own.items()})
@@ -90,7 +90,7 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _is_valid(data: Any) -> bool:
-    """Whether `data` maps cards to keys, and those to configs that a kernel could run with."""
+    """Whether ``data`` maps cards to keys, and those to configs that a kernel could run with."""
     return isinstance(data, dict) and all(
         isinstance(own, dict) and all(map(_is_config, own.values())) for own in data.values()
     )

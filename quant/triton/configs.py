@@ -36,7 +36,7 @@ class Config:
 
 
 def bucket(rows: int) -> int:
-    """Rows of activations that stand for `rows`: all few ones share one, so that bits agree."""
+    """Rows of activations that stand for ``rows``: all few ones share one, so that bits agree."""
     if rows <= FEW_ROWS:
         return FEW_ROWS
     return min(2048, 1 << (rows - 1).bit_length())
@@ -58,7 +58,7 @@ def usual(own: Geometry, outputs: int, rows: int, processors: int) -> Config:
 
 
 def candidates(own: Geometry, outputs: int, rows: int, processors: int) -> Iterator[Config]:
-    """What `tuning` times, the usual one first."""
+    """What ``tuning`` times, the usual one first."""
     first = usual(own, outputs, rows, processors)
     yield first
     few = first.how == "rows"
@@ -112,7 +112,7 @@ def split_bytes(config: Config, outputs: int, rows: int) -> int:
 
 
 def most_split_bytes(outputs: int, rows: int) -> int:
-    """Upper bound of `split_bytes` over all configs."""
+    """Upper bound of ``split_bytes`` over all configs."""
     most = min(_MOST_SPLITS, _SPLIT_OUTPUTS // outputs)
-    # Tiles split for up to 64 rows when measured, and below `_UNPACK_ROWS` otherwise.
+    # Tiles split for up to 64 rows when measured, and below ``_UNPACK_ROWS`` otherwise.
     return most * min(rows, _UNPACK_ROWS) * outputs * 4 if most > 1 else 0

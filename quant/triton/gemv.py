@@ -29,7 +29,7 @@ def multiply_rows(
     A block is words [SPAN, LANES * PIECES, EACH]: threads take 4 words each and follow each other
     along PIECES pieces of LANES outputs, and each thread has EACH outputs. So the compiler gives
     all loads one layout (its order of dimensions is the order of equals), and activations are read
-    once for EACH outputs. STEPS: blocks in a range. If the compiler knew that `one` is 1, it would
+    once for EACH outputs. STEPS: blocks in a range. If the compiler knew that ``one`` is 1, it would
     load scales in another layout to have several at once.
     """
     row_blocks = tl.cdiv(rows, ROWS)  # neighbours in time: the second finds words in the cache
@@ -85,7 +85,7 @@ def _add_row(
     table: tl.tensor,
     BITS: tl.constexpr, SPAN: tl.constexpr, GROUPED: tl.constexpr, ZEROS: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """acc plus the products of a row of activations with the words `packed`."""
+    """acc plus the products of a row of activations with the words ``packed``."""
     scale, offset, shift = stretch
     piece, pieces, inputs, one = place
     PLANES: tl.constexpr = 32 // BITS

@@ -1,4 +1,4 @@
-"""Products and rows of a matrix that lies as `layout` says: which kernel, with which tiles.
+"""Products and rows of a matrix that lies as ``layout`` says: which kernel, with which tiles.
 
 Nothing here looks at numbers on the device or takes memory while a step runs, so every call can be
 captured in a CUDA graph once it has run: Triton compiles at the first one.
@@ -72,7 +72,7 @@ def config_for(
 
 
 def run(config: Config, x: Tensor, matrix: Matrix, bias: Tensor | None, out: Tensor) -> None:
-    """The product with the tiles of `config`."""
+    """The product with the tiles of ``config``."""
     # Triton launches on the current device, whichever the tensors are on.
     with torch.cuda.device_of(x):
         if config.how == "unpack":
@@ -124,7 +124,7 @@ def _launch_product(
 
 
 def _steps(count: int, block: int, splits: int) -> int:
-    """Blocks in each of `splits` ranges over `count` pieces or words."""
+    """Blocks in each of ``splits`` ranges over ``count`` pieces or words."""
     blocks = -(-count // block)
     return -(-blocks // splits)
 
@@ -141,7 +141,7 @@ def _unpack_and_multiply(x: Tensor, matrix: Matrix, bias: Tensor | None, out: Te
 
 
 def lookup(ids: Tensor, matrix: Matrix, out: Tensor) -> None:
-    """Rows `ids` (int64 [n]) into out [n, K]."""
+    """Rows ``ids`` (int64 [n]) into out [n, K]."""
     with torch.cuda.device_of(out):
         _read(ids, 0, matrix, out)
 
@@ -159,7 +159,7 @@ def _read(ids: Tensor | None, first: int, matrix: Matrix, out: Tensor) -> None:
 
 
 def workspace_bytes(shape: tuple[int, int], rows: int) -> int:
-    """Upper bound of what products with up to `rows` rows of activations share."""
+    """Upper bound of what products with up to ``rows`` rows of activations share."""
     outputs, inputs = shape
     splits = most_split_bytes(outputs, rows)
     if rows <= FEW_ROWS:

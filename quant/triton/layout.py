@@ -23,7 +23,7 @@ from ..scheme import Scheme
 # where 16 bytes of activations begin.
 _ROW_WORDS = 16
 _ROW_PIECE = 4  # words of such a row that are summed before the rest: one load of 16 bytes
-_BLOCK_ELEMENTS = 1 << 20  # codes that `words` has in hand at once
+_BLOCK_ELEMENTS = 1 << 20  # codes that ``words`` has in hand at once
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Geometry:
 
 @cache
 def geometry(scheme: Scheme, inputs: int) -> Geometry:
-    """The layout of rows of `inputs` weights."""
+    """The layout of rows of ``inputs`` weights."""
     planes = 32 // scheme.bits
     if scheme.group_size is not None:
         groups, span = scheme.groups(inputs), scheme.group_size // planes
@@ -85,7 +85,7 @@ def laid_out(packed: PackedWeight) -> dict[str, Tensor]:
 
 
 def words(packed: PackedWeight) -> Tensor:
-    """The codes of `packed` as int32 [N, words], a block of rows at a time."""
+    """The codes of ``packed`` as int32 [N, words], a block of rows at a time."""
     outputs, inputs = packed.shape
     own = geometry(packed.scheme, inputs)
     made = torch.zeros(outputs, own.words, dtype=torch.int32, device=packed.qweight.device)
@@ -107,7 +107,7 @@ def words(packed: PackedWeight) -> Tensor:
 
 
 def words_bytes(scheme: Scheme, shape: tuple[int, int]) -> int:
-    """Upper bound of what `words` takes beside its result."""
+    """Upper bound of what ``words`` takes beside its result."""
     width = geometry(scheme, shape[1]).words * (32 // scheme.bits)
     block = min(max(1, _BLOCK_ELEMENTS // shape[1]), shape[0]) * width
     # Codes of a byte, nibbles of it apart, and of a plane int32 codes before and after the shift.

@@ -1,4 +1,4 @@
-"""Times the tiles that a product could run with on this card, once; `choices` keeps the fastest."""
+"""Times the tiles that a product could run with on this card, once; ``choices`` keeps the fastest."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ class Case:
 
 
 def tune(cases: Iterable[Case], folder: Path, device: torch.device) -> int:
-    """Measure what `folder` has no choice for and keep it there; returns how many those were.
+    """Measure what ``folder`` has no choice for and keep it there; returns how many those were.
 
-    Takes seconds a case, most of them the compiler's, and memory for one matrix and `_CACHES`
+    Takes seconds a case, most of them the compiler's, and memory for one matrix and ``_CACHES``
     caches. OSError if the folder cannot be written.
     """
     choices.use(folder, device)

@@ -13,7 +13,7 @@ _PIECES: dict[torch.device, list[Tensor]] = {}
 
 
 def reserve(device: torch.device, nbytes: int) -> None:
-    """See to it that `workspace` has `nbytes` on `device`."""
+    """See to it that ``workspace`` has ``nbytes`` on ``device``."""
     pieces = _PIECES.setdefault(device, [])
     if not pieces or pieces[-1].nbytes < nbytes:
         # The smaller ones stay: a captured graph may have their addresses.
@@ -21,6 +21,6 @@ def reserve(device: torch.device, nbytes: int) -> None:
 
 
 def workspace(device: torch.device, count: int, dtype: torch.dtype) -> Tensor:
-    """[count] numbers of `dtype` on `device`, of whatever content."""
+    """[count] numbers of ``dtype`` on ``device``, of whatever content."""
     reserve(device, count * dtype.itemsize)
     return _PIECES[device][-1][: count * dtype.itemsize].view(dtype)
