@@ -2,7 +2,7 @@
 
 from .backends import BACKENDS, Kernel, choose, find
 from .convert import ModuleReport, Report, pack, pack_calibrated
-from .errors import KernelUnavailable, QuantError
+from .errors import KernelUnavailableError, QuantError
 from .groupwise import dequantize, quantize
 from .hessian import Hessian
 from .linear import QuantEmbedding, QuantLinear
@@ -18,7 +18,7 @@ __all__ = [
     "METHODS",
     "Hessian",
     "Kernel",
-    "KernelUnavailable",
+    "KernelUnavailableError",
     "ModuleReport",
     "PackedWeight",
     "QuantEmbedding",

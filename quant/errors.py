@@ -7,5 +7,5 @@ class QuantError(ValueError):
     """A scheme, recipe or weight that cannot be quantized as asked."""
 
 
-class KernelUnavailable(QuantError):
+class KernelUnavailableError(QuantError):
     """The named backend has no kernel for this scheme, shape and device."""

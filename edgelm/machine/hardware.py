@@ -23,7 +23,7 @@ _INSTRUCTION_SETS = (
     *("avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16"),
     *("amx_bf16", "amx_int8", "asimd", "asimddp", "i8mm", "bf16", "sve"),
 )
-log = logging.getLogger("edgelm")
+logger = logging.getLogger("edgelm")
 
 
 def total_memory_bytes() -> int:

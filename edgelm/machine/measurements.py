@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-log = logging.getLogger("edgelm")
+logger = logging.getLogger("edgelm")
 
 
 def keep(path: Path, data: Any) -> None:
@@ -19,7 +19,7 @@ def keep(path: Path, data: Any) -> None:
         beside.write_text(json.dumps(data, indent=1))
         beside.replace(path)
     except OSError as error:
-        log.info("what was measured cannot be kept in %s: %s", path, error)
+        logger.info("what was measured cannot be kept in %s: %s", path, error)
 
 
 def kept(path: Path) -> Any:

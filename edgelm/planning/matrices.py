@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 import torch
 
+import quant
 from edgelm.budget.plan import Part, ProductPlan
 from edgelm.errors import KernelUnavailableError, UsageError
 from edgelm.models.decoder import Decoder
 from edgelm.models.layers import Embedding, part_names
 from edgelm.models.weight_names import WeightNames
 from edgelm.planning import kernel_choice
-from quant import KernelUnavailable, QuantError, Recipe, Scheme, choose, find
+from quant import QuantError, Recipe, Scheme, choose, find
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ class WeightPlanner:
             kernel = choose(
                 scheme, shape, self.device, self.backend, lookup, multiply, ranking, self.exact
             )
-        except KernelUnavailable as error:
+        except quant.KernelUnavailableError as error:
             raise KernelUnavailableError(f"{names[0]}: {error}") from error
         nbytes = kernel.nbytes(scheme, shape)
         named, each = tuple(names), tuple(shapes)

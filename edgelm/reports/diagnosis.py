@@ -134,7 +134,7 @@ def _choices(cache: Path, name: str) -> Iterator[KernelChoice]:
         for use in ("multiply", "lookup"):
             lookup = use == "lookup"
             chosen = choose(scheme, _SHAPE, device, lookup=lookup, ranking=ranking)
-            reasons = {k.name: k.supports(scheme, _SHAPE, device, lookup) for k in KERNELS}
+            reasons = {k.name: k.refusal(scheme, _SHAPE, device, lookup) for k in KERNELS}
             declined = {name: reason for name, reason in reasons.items() if reason is not None}
             yield KernelChoice(name, text, use, chosen.name, declined)
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ..errors import KernelUnavailable
+from ..errors import KernelUnavailableError
 from ..scheme import Scheme
 from .bitsandbytes_backend import Dequantized4Bit, Fused4Bit, LlmInt8
 from .kernel import Kernel, Shape
@@ -56,10 +56,10 @@ def choose(
     by rows, which the reference does for every backend. ranking: names of kernels that go before
     the rest of the table, as ``timing.time_kernels`` found them; names of no kernel are passed over.
     exact: only kernels that take float32 activations as they are.
-    Raises KernelUnavailable, with each kernel's reason, when the named backend has none.
+    Raises KernelUnavailableError, with each kernel's reason, when the named backend has none.
     """
     if backend != "auto" and backend not in BACKENDS:
-        raise KernelUnavailable(
+        raise KernelUnavailableError(
             f"unknown backend {backend!r}; allowed here: auto, {', '.join(BACKENDS)}"
         )
     if not multiply:
@@ -70,11 +70,11 @@ def choose(
     for kernel in (*ranked, *table):
         if backend not in ("auto", kernel.backend):
             continue
-        reason = kernel.supports(scheme, shape, torch.device(device), lookup)
+        reason = kernel.refusal(scheme, shape, torch.device(device), lookup)
         if reason is None:
             return kernel
         reasons.append(f"{kernel.name}: {reason}")
-    raise KernelUnavailable(
+    raise KernelUnavailableError(
         f"backend {backend!r} cannot hold {scheme} {list(shape)} on {device} "
         f"({'; '.join(reasons) or 'it rounds activations'}); use backend auto or reference"
     )

@@ -38,7 +38,7 @@ class Fused4Bit:
     name = "bitsandbytes.fused4bit"
     backend = "bitsandbytes"
 
-    def supports(
+    def refusal(
         self, scheme: Scheme, shape: Shape, device: torch.device, lookup: bool
     ) -> str | None:
         if scheme.codebook not in ("nf4", "fp4"):
@@ -89,7 +89,7 @@ class Fused4Bit:
         finish(product, bias, out)
 
     def lookup(self, ids: Tensor, tensors: Tensors, scheme: Scheme, out: Tensor) -> None:
-        raise AssertionError("supports() refuses lookups")
+        raise AssertionError("refusal() rules lookups out")
 
 
 class Dequantized4Bit(Reference):
@@ -101,7 +101,7 @@ class Dequantized4Bit(Reference):
     name = "bitsandbytes.4bit"
     backend = "bitsandbytes"
 
-    def supports(
+    def refusal(
         self, scheme: Scheme, shape: Shape, device: torch.device, lookup: bool
     ) -> str | None:
         if scheme.codebook not in ("nf4", "fp4"):
@@ -160,7 +160,7 @@ class LlmInt8(Reference):
     name = "bitsandbytes.int8"
     backend = "bitsandbytes"
 
-    def supports(
+    def refusal(
         self, scheme: Scheme, shape: Shape, device: torch.device, lookup: bool
     ) -> str | None:
         if scheme != Scheme(8, scales=scheme.scales):
@@ -215,5 +215,5 @@ def _missing() -> str | None:
 
 def _library() -> Any:
     found = library("bitsandbytes")
-    assert found is not None, "supports() asks for the library"
+    assert found is not None, "refusal() has looked for the library"
     return found

@@ -23,7 +23,7 @@ class Kernel(Protocol):
     name: str
     backend: str
 
-    def supports(
+    def refusal(
         self, scheme: Scheme, shape: Shape, device: torch.device, lookup: bool
     ) -> str | None:
         """None if this kernel can hold and multiply such a matrix, else the reason in words.

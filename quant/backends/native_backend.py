@@ -41,7 +41,7 @@ class NativeProduct:
         self.exact = exact
         self.name = f"native.{kind}.exact" if exact and kind != "float" else f"native.{kind}"
 
-    def supports(
+    def refusal(
         self, scheme: Scheme, shape: Shape, device: torch.device, lookup: bool
     ) -> str | None:
         kind = "float" if scheme.is_float else scheme.codebook or f"int{scheme.bits}"

@@ -25,7 +25,7 @@ class Reference:
     name = "reference"
     backend = "reference"
 
-    def supports(
+    def refusal(
         self, scheme: Scheme, shape: Shape, device: torch.device, lookup: bool
     ) -> str | None:
         return None

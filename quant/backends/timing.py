@@ -85,5 +85,5 @@ def _candidates(scheme: Scheme, shape: Shape, device: torch.device) -> list[Kern
         for kernel in KERNELS
         if not isinstance(kernel, LlmInt8)
         and kernel not in EXACT_CODES
-        and kernel.supports(scheme, shape, device, lookup=False) is None
+        and kernel.refusal(scheme, shape, device, lookup=False) is None
     ]

@@ -28,7 +28,7 @@ class TorchMatmul(Reference):
     name = "torch.mm"
     backend = "torch"
 
-    def supports(
+    def refusal(
         self, scheme: Scheme, shape: Shape, device: torch.device, lookup: bool
     ) -> str | None:
         if scheme.codebook not in ("float32", "bfloat16"):
@@ -61,7 +61,7 @@ class Int4Pack:
     backend = "torch"
     outputs_step = 16
 
-    def supports(
+    def refusal(
         self, scheme: Scheme, shape: Shape, device: torch.device, lookup: bool
     ) -> str | None:
         return self._unfit(scheme, shape, lookup) or self._missing(device)
@@ -118,7 +118,7 @@ class Int4Pack:
         finish(product, bias, out)
 
     def lookup(self, ids: Tensor, tensors: Tensors, scheme: Scheme, out: Tensor) -> None:
-        raise AssertionError("supports() refuses lookups")
+        raise AssertionError("refusal() rules lookups out")
 
 
 class Int4Tile(Int4Pack):

@@ -37,7 +37,7 @@ class Int8Rows(Reference):
     name = "torch.int8pack"
     backend = "torch"
 
-    def supports(
+    def refusal(
         self, scheme: Scheme, shape: Shape, device: torch.device, lookup: bool
     ) -> str | None:
         if scheme != Scheme(8, scales=scheme.scales):
@@ -79,7 +79,7 @@ class Int8Groups:
     name = "torch.int8groups"
     backend = "torch"
 
-    def supports(
+    def refusal(
         self, scheme: Scheme, shape: Shape, device: torch.device, lookup: bool
     ) -> str | None:
         if scheme.bits != 8 or scheme.group_size is None or scheme.zeros != "none":

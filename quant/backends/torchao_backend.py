@@ -26,7 +26,7 @@ class TorchaoInt8(Reference):
     name = "torchao.int8"
     backend = "torchao"
 
-    def supports(
+    def refusal(
         self, scheme: Scheme, shape: Shape, device: torch.device, lookup: bool
     ) -> str | None:
         if scheme != Scheme(8, scales=scheme.scales):

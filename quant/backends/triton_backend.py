@@ -37,7 +37,7 @@ class TritonProduct:
         self.kind = kind
         self.name = f"triton.{kind}"
 
-    def supports(
+    def refusal(
         self, scheme: Scheme, shape: Shape, device: torch.device, lookup: bool
     ) -> str | None:
         if (scheme.codebook or f"int{scheme.bits}") != self.kind:

@@ -20,7 +20,7 @@ from . import VERSION
 from .configs import Config, bucket
 
 FILE = "triton.json"
-log = logging.getLogger("quant")
+logger = logging.getLogger("quant")
 _CHOSEN: dict[str, Config] = {}
 _FIELDS = {name: type(value) for name, value in asdict(Config("")).items()}
 _MOST = 1 << 12  # larger than any sensible tile, small enough not to compile for hours
@@ -81,10 +81,10 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as error:
-        log.warning("measured kernels in %s cannot be read and are ignored: %s", path, error)
+        logger.warning("measured kernels in %s cannot be read and are ignored: %s", path, error)
         return {}
     if not _is_valid(data):
-        log.warning("measured kernels in %s are damaged and are ignored", path)
+        logger.warning("measured kernels in %s are damaged and are ignored", path)
         return {}
     return data
 

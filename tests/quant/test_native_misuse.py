@@ -12,7 +12,7 @@ import torch
 from quant import QuantError, Scheme, choose, native, pack
 from quant.backends import find
 from quant.backends.timing import time_kernels
-from quant.errors import KernelUnavailable
+from quant.errors import KernelUnavailableError
 
 CPU = torch.device("cpu")
 SCHEME, SHAPE = Scheme.parse("int4-g32"), (70, 64)
@@ -87,7 +87,7 @@ def test_without_a_usable_library_others_run_and_say_so(
         for exact in (False, True):
             kernel = choose(Scheme.parse(text), (64, 64), CPU, exact=exact)
             assert kernel.backend != "native"
-    with pytest.raises(KernelUnavailable, match=reason):
+    with pytest.raises(KernelUnavailableError, match=reason):
         choose(SCHEME, (64, 64), CPU, "native")
 
 
