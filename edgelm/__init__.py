@@ -57,7 +57,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """``evaluate`` is imported when somebody asks for it: few who generate ever do."""
+    """Import ``evaluate`` at first use: most programs that generate never need it."""
     if name == "evaluate":
         from edgelm.evaluation.evaluate import evaluate
 

@@ -1,4 +1,4 @@
-"""Weights in few bits and products over them: tensors, modules and devices, no models."""
+"""Quantized weights and matrix products over them: tensors, modules and devices, no models."""
 
 from .backends import BACKENDS, Kernel, choose, find
 from .convert import ModuleReport, Report, pack, pack_calibrated

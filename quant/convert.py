@@ -1,4 +1,4 @@
-"""From float rows to packed matrices, a block at a time, and the report of what was done."""
+"""Conversion of float rows to packed matrices, a block at a time, and its report."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .metrics import Sqnr
 from .packing import PackedWeight
 from .scheme import Scheme
 
-# Numbers worked on at once: their float32 temporaries (a few MiB) then stay in the cache.
+# Number of weights processed at once: their float32 temporaries (a few MiB) stay in the cache.
 _BLOCK_ELEMENTS = 1 << 18
 
 
@@ -63,10 +63,10 @@ def pack(
 def pack_calibrated(
     rows: Tensor, factor: Tensor, scheme: Scheme, method: str, error: Sqnr
 ) -> PackedWeight:
-    """Store ``rows`` (float [n, K]) by a calibrated method, all at once: it is slow on few rows.
+    """Store ``rows`` (float [n, K]) by a calibrated method, all at once: few rows are slow.
 
-    factor: of the matrix's inputs, see ``quant.hessian``. The error in the weights, which such a
-    method makes larger to make that of the outputs smaller, is added to ``error``.
+    factor: that of the matrix's inputs, see ``quant.hessian``. The error in the weights, which
+    such a method increases in order to reduce that of the outputs, is added to ``error``.
     Raises QuantError for numbers that are not finite.
     """
     packed = CALIBRATED_METHODS[method](rows.float(), factor, scheme)
@@ -92,7 +92,7 @@ def _store(block: Tensor, stored: PackedWeight, scheme: Scheme, method: str) -> 
 
 @dataclass(frozen=True)
 class ModuleReport:
-    """What became of one matrix. nbytes: as the kernel holds it; note: why, when not as asked."""
+    """Result for one matrix. nbytes: in the kernel's layout; note: why not as requested."""
 
     name: str
     scheme: Scheme

@@ -1,4 +1,4 @@
-"""Errors of the package: each says what was given, what is allowed and what to do."""
+"""Exceptions of the package; messages state what was given, what is allowed and what to do."""
 
 from __future__ import annotations
 

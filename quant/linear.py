@@ -1,4 +1,4 @@
-"""Modules over packed matrices: plain named buffers, and outputs written where the caller says."""
+"""Modules over packed matrices: plain named buffers; results go to a tensor the caller passes."""
 
 from __future__ import annotations
 
@@ -67,5 +67,5 @@ class QuantEmbedding(_QuantMatrix):
         return out
 
     def as_linear(self, bias: Tensor | None = None) -> QuantLinear:
-        """The tied head: a product over this embedding's own buffers, stored once."""
+        """The tied head: a product over the buffers of this embedding, stored once."""
         return QuantLinear((self.tensors, self.scheme, self.shape), self.kernel, bias)

@@ -1,8 +1,8 @@
-"""The one canonical layout of a stored matrix; every kernel's own layout is made from it.
+"""The canonical layout of a stored matrix, from which every kernel's layout is made.
 
 int4: uint8 [N, K / 2], input k in byte k // 2, even k in the low nibble (the little-endian bytes
 of compressed-tensors' int32 words). int8: int8 [N, K]. Floats: [N, K] in their own type.
-scales: [N, G] in the scheme's scale type, float16 if it says nothing else. zeros: uint8 (int4) or
+scales: [N, G] in the scheme's scale type, float16 by default. zeros: uint8 (int4) or
 int8 (int8) for "int", the scales' type for "float". nf4 and fp4: codes as for int4.
 
 A weight's value, with code q, scale s and zero z of its group:
@@ -25,7 +25,7 @@ from .scheme import Scheme
 
 @dataclass
 class PackedWeight:
-    """A matrix [N, K] in the canonical layout of its scheme (see the module's text)."""
+    """A matrix [N, K] in the canonical layout of its scheme (see the module docstring)."""
 
     scheme: Scheme
     shape: tuple[int, int]
@@ -103,5 +103,5 @@ def unpack_codes(qweight: Tensor, scheme: Scheme, out: Tensor) -> Tensor:
 
 
 def swap_nibbles(qweight: Tensor) -> Tensor:
-    """Bytes of two codes with the codes exchanged: bitsandbytes keeps the even one high."""
+    """Swap the two codes of each byte: bitsandbytes keeps the even one in the high nibble."""
     return (qweight << 4) | (qweight >> 4)

@@ -1,6 +1,6 @@
-"""How a weight matrix is stored: ``Scheme`` for one matrix.
+"""Quantization schemes: ``Scheme`` describes how one weight matrix is stored.
 
-A scheme is a value: it knows sizes and texts, never data.
+A scheme is an immutable value: it computes sizes and names and holds no data.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ class Scheme:
     group_size: inputs that share a scale; None is one group per output row.
     zeros: "none" (symmetric), "int" (a zero point among the codes) or "float" (a minimum).
     codebook: None for integers; "nf4" or "fp4" for codes that name one of 16 numbers; else the
-        float type whose numbers are stored as they are.
-    scales: float type of the scales (and of "float" zeros). A file's own is kept, since a scale
-        of bfloat16's or float32's range need not survive float16.
+        float type in which the numbers are stored unquantized.
+    scales: float type of the scales (and of "float" zeros). The file's type is kept, since a scale
+        within the range of bfloat16 or float32 may overflow float16.
 
-    Raises QuantError for a combination that no layout exists for.
+    Raises QuantError for a combination without a layout.
     """
 
     bits: int
@@ -108,7 +108,7 @@ class Scheme:
 
     @property
     def is_float(self) -> bool:
-        """Whether the numbers themselves are stored, without codes and scales."""
+        """True if the numbers themselves are stored, without codes and scales."""
         return self.codebook in FLOATS
 
     @property
@@ -159,5 +159,5 @@ class Scheme:
 
 
 def _usual_scales(codebook: str | None) -> str:
-    # bitsandbytes keeps nf4's scales in float32, so that its own files are this very scheme.
+    # bitsandbytes keeps nf4's scales in float32, so its files use exactly this scheme.
     return "float32" if codebook else "float16"

@@ -1,4 +1,4 @@
-"""Folders whose weights somebody else quantized, each run in its own bits."""
+"""Folders quantized by other tools, run in the bits they are stored in."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ AUTOGPTQ_SETTINGS = "quantize_config.json"
 
 
 def quantization_settings(path: Path) -> Any:
-    """What a folder says of its quantization; None: it is not quantized.
+    """Quantization settings of a folder; None if it is not quantized.
 
-    That is config.json's quantization_config. Before transformers knew GPTQ, AutoGPTQ wrote the
-    same keys into a file of their own.
+    They are config.json's quantization_config. Before transformers supported GPTQ, AutoGPTQ wrote
+    the same keys to a separate file.
     """
     settings = read_json(path / "config.json").get("quantization_config")
     if settings is None and (path / AUTOGPTQ_SETTINGS).is_file():
@@ -94,7 +94,7 @@ def _method(path: Path, settings: Any) -> str:
     if not isinstance(settings, dict) or not isinstance(method, str) or method not in READERS:
         raise UnsupportedModelError(
             f"{path} holds weights quantized by {method!r} (quantization_config in config.json); "
-            f"those read here are {', '.join(READERS)}. Use one of these, or the original 16-bit "
+            f"supported: {', '.join(READERS)}. Use one of these, or the original 16-bit "
             "or 32-bit model and --quant."
         )
     return method

@@ -18,7 +18,7 @@ QUESTION = "What is the capital of France?"
 
 
 def demo(source: SourceOptions, load: LoadOptions, run: RunOptions, output: OutputOptions) -> None:
-    """Ask the demo model for the capital of France, in int4 unless told otherwise."""
+    """Ask the demo model for the capital of France, in int4 by default."""
     options = replace(load, quant="int4") if load.quant == "auto" else load
     files = open_files("demo", source, output)
     with load_for_text(files, options, GuessOptions(), run, output, chat=True) as lm:

@@ -1,4 +1,4 @@
-"""``edgelm quantize``: a model into a folder of packed weights."""
+"""``edgelm quantize``: write a model as a folder of packed weights."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from edgelm.cli.opening import open_files
 from edgelm.cli.options import Model, OutputOptions, SourceOptions
 from edgelm.quantization.quantize import Quantized
 
-Out = Annotated[Path, typer.Argument(help="The folder to write; it must not exist.")]
-Quant = Annotated[str, typer.Option(help="int4, int8, a scheme like int4-g64, or a JSON recipe.")]
-Method = Annotated[str, typer.Option(help="How the integers are chosen: rtn, mse, hqq or gptq.")]
+Out = Annotated[Path, typer.Argument(help="Folder to write; must not exist.")]
+Quant = Annotated[
+    str, typer.Option(help="int4, int8, a scheme such as int4-g64, or a JSON recipe.")
+]
+Method = Annotated[str, typer.Option(help="Rounding method: rtn, mse, hqq or gptq.")]
 Calibration = Annotated[
-    Path | None, typer.Option(help="UTF-8 text for gptq; the package brings one.")
+    Path | None, typer.Option(help="UTF-8 text for gptq (default: a built-in text).")
 ]
 
 
@@ -27,7 +29,7 @@ def quantize(
     source: SourceOptions, output: OutputOptions, model: Model, out: Out, quant: Quant = "int4",
     method: Method = "rtn", calibration: Calibration = None,
 ) -> None:  # fmt: skip
-    """Write MODEL to OUT in few bits; the same command goes on after an interruption."""
+    """Write a quantized MODEL to OUT; repeating the command resumes after an interruption."""
     files = open_files(model, source, output)
 
     def promise(parts: dict[str, int]) -> None:

@@ -1,4 +1,4 @@
-"""What caches of keys and values take, by kind of layer."""
+"""Memory sizes of KV caches, by kind of layer."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import torch
 from edgelm.budget.placement import ON_HOST
 from edgelm.config import ModelConfig
 
-SCALE_DTYPE = torch.bfloat16  # range matters more than digits: codes are rounded to the scale
+SCALE_DTYPE = torch.bfloat16  # range matters more than precision: codes are rounded to the scale
 
 
 def ring_slots(window: int | None, context: int, chunk: int) -> int:
     """Slots of a row in a layer of ``window``: exact for chunks of up to ``chunk`` tokens.
 
-    The first query of a chunk looks ``window - 1`` tokens back while the chunk's last key is
-    already written, so ``window + chunk - 1`` positions are alive at once.
+    The first query of a chunk sees ``window - 1`` tokens back while the chunk's last key is
+    already written, so ``window + chunk - 1`` positions are live at once.
     """
     return context if window is None else min(context, window + chunk - 1)
 
 
 def cache_part(window: int | None) -> str:
-    """The plan part of the layers with such a window: those that see everything, and the others."""
+    """Plan part of the layers with such a window: one for full layers, one for windowed ones."""
     return "kv cache.full" if window is None else "kv cache.window"
 
 
@@ -28,10 +28,10 @@ def cache_parts(
     config: ModelConfig, rows: int, context: int, chunk: int, dtype: torch.dtype,
     *, rings_only: bool = False, on_host: int = 0,
 ) -> dict[str, int]:  # fmt: skip
-    """Bytes of keys and values by plan part, int8 scales included: what ``KVCache`` takes.
+    """Bytes of keys and values by plan part, int8 scales included, as ``KVCache`` allocates.
 
     ``rings_only`` counts the layers whose rings are smaller than the context; the first ``on_host``
-    layers, which lie on the CPU beside an accelerator, have parts of their own.
+    layers, which are on the CPU when an accelerator has the others, have separate parts.
     """
     per_slot = 2 * config.num_kv_heads * config.head_size * dtype.itemsize
     if dtype == torch.int8:
@@ -46,7 +46,7 @@ def cache_parts(
 
 
 def shares(config: ModelConfig, on_host: int) -> list[tuple[range, str]]:
-    """Layers and the suffix of their plan parts: the device's, and the host's if it has some."""
+    """Layers and the suffix of their plan parts: those of the device, and of the host if any."""
     layers = len(config.windows)
     found = [(range(on_host, layers), ""), (range(on_host), ON_HOST)]
     return [(among, suffix) for among, suffix in found if among]

@@ -1,4 +1,4 @@
-"""Round to nearest: each group's scale comes from its extremes alone, no data is looked at.
+"""Round to nearest: each group's scale comes from its extremes alone, without calibration data.
 
 Symmetric int4 follows ggml's Q4_0: the scale may be negative, so that the number of largest
 magnitude, whatever its sign, lands on code -8 exactly and all sixteen codes are in use.
@@ -71,7 +71,7 @@ def _float_zeros(low: Tensor, high: Tensor, scheme: Scheme) -> tuple[Tensor, Ten
 
 
 def stored(values: Tensor, scheme: Scheme) -> Tensor:
-    """Scales or minima in the type that the scheme keeps them in."""
+    """Scales or minima in the type in which the scheme stores them."""
     largest, limit = float(values.abs().max()), torch.finfo(scheme.scale_dtype).max
     if largest > limit:
         raise QuantError(

@@ -137,7 +137,7 @@ def test_a_measured_config_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_backend_says_why_it_declines(monkeypatch: pytest.MonkeyPatch) -> None:
     kernel, shape = find("triton.int4"), (16, 192)
-    assert kernel.refusal(Scheme.parse("int8"), shape, CUDA, False) == "holds int4"
+    assert kernel.refusal(Scheme.parse("int8"), shape, CUDA, False) == "supports int4 only"
     assert "not on cpu" in str(kernel.refusal(INT4, shape, CPU, False))
     with pytest.raises(KernelUnavailableError, match="runs on CUDA devices, not on cpu"):
         choose(INT4, shape, "cpu", "triton")
