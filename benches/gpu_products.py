@@ -169,7 +169,7 @@ def layer(case: str, shape: Shape) -> tuple[Callable[[torch.Tensor], None], int]
     if name == "bitsandbytes.nf4":
         return bitsandbytes_nf4(shape)
     kernel, scheme = find(name), Scheme.parse(text)
-    reason = kernel.supports(scheme, shape, torch.device("cuda"), False)
+    reason = kernel.refusal(scheme, shape, torch.device("cuda"), False)
     if reason is not None:
         raise ValueError(reason)
     tensors = kernel.prepare(tuning.random(scheme, shape, torch.device("cuda")))

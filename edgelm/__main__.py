@@ -1,4 +1,4 @@
-"""``python -m edgelm`` is the same as ``edgelm``."""
+"""Entry point of ``python -m edgelm``, the same as ``edgelm``."""
 
 from edgelm.cli.main import main
 

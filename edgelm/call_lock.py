@@ -1,4 +1,4 @@
-"""Turn: who may use a model now. One call at a time, in the process that loaded it."""
+"""Turn: a lock that serialises calls to one model, in the process that loaded it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from contextlib import contextmanager
 
 from edgelm.errors import CancelledError, UsageError
 
-_LOOK_S = 0.02  # how often a waiting call looks whether it was cancelled
+_LOOK_S = 0.02  # interval at which a waiting call checks whether it was cancelled
 
 
 class Turn:
-    """A lock that knows its thread and its process."""
+    """A lock that records its thread and its process."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -22,21 +22,21 @@ class Turn:
 
     @property
     def is_own(self) -> bool:
-        """A call of this thread is running."""
+        """True if a call of this thread is running."""
         return self._holder == threading.get_ident()
 
     @property
     def is_forked(self) -> bool:
-        """This process is a child of the one that loaded the model."""
+        """True if this process was forked from the one that loaded the model."""
         return self._process != os.getpid()
 
     @contextmanager
     def take(self, cancelled: Callable[[], bool] = bool) -> Iterator[None]:
-        """Wait for the turn and keep it.
+        """Wait for the lock and take it.
 
         Raises:
-            UsageError: this thread has it already, or the process was forked after loading.
-            CancelledError: ``cancelled`` said so while other calls were running.
+            UsageError: this thread holds it already, or the process was forked after loading.
+            CancelledError: ``cancelled`` returned True while other calls were running.
         """
         if self.is_forked:
             # A lock copied by fork stays locked, and torch's threads do not exist here.
@@ -61,7 +61,7 @@ class Turn:
 
     @contextmanager
     def end(self) -> Iterator[None]:
-        """For closing: waits for other threads, neither for this one nor in a forked child."""
+        """Wait for other threads before closing; not for this thread, nor in a forked child."""
         if self.is_own or self.is_forked:
             yield
         else:

@@ -1,4 +1,4 @@
-"""ModelConfig: the numbers every family has, and a strict reader of ``config.json``.
+"""ModelConfig: the settings common to all families, and a strict reader of ``config.json``.
 
 A key that a family needs has no default; a value that is not supported stops the load with the
 key, the value and what is supported.
@@ -12,14 +12,14 @@ from typing import Any
 
 from edgelm.errors import ModelFileError, UnsupportedModelError
 
-_MAX_COUNT = 1 << 31  # a count in a file beyond this is a lie, not a model
-_MAX_LAYERS = 1 << 12  # each becomes objects long before a header can contradict the count
+_MAX_COUNT = 1 << 31  # no model has a larger count
+_MAX_LAYERS = 1 << 12  # objects are created per layer before headers can contradict the count
 _MAX_NUMBER = 1e30
 
 
 @dataclass(frozen=True)
 class RopeParameters:
-    """Rotary embedding as a checkpoint states it, in the names of transformers 5.
+    """Rotary embedding settings of a checkpoint, with the names of transformers 5.
 
     ``theta`` is the base, ``rotary_size`` the number of rotated dimensions of a head,
     ``trained_context`` the config's length in tokens, and ``scaling`` holds the keys of the type
@@ -34,16 +34,16 @@ class RopeParameters:
 
     @property
     def context_limit(self) -> int:
-        """The longest context: ``dynamic`` exists to go ``factor`` times beyond the trained one."""
+        """Maximum context: ``dynamic`` extends the trained one by ``factor``."""
         factor = self.scaling.get("factor", 1) if self.rope_type == "dynamic" else 1
         return int(self.trained_context * factor)
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Sizes are in elements; ``max_context`` in tokens; token ids are None where absent.
+    """Model settings. Sizes are in elements, ``max_context`` in tokens; absent token ids are None.
 
-    ``windows`` has an entry per layer: how many tokens back it sees, itself included, or None for
+    ``windows`` has an entry per layer: number of tokens a query sees, itself included, or None for
     all. ``scale`` multiplies attention scores. ``*_softcap`` c bounds numbers by c * tanh(x / c).
     ``open_ended`` says that a context beyond ``max_context`` is allowed (ALiBi).
     ``not_in_float16`` is the reason why that dtype is refused.
@@ -79,7 +79,7 @@ class ModelConfig:
 
 
 class ConfigReader:
-    """Reads keys of a ``config.json`` with their type and range checked.
+    """Reads keys of a ``config.json`` and checks their type and range.
 
     Raises:
         ModelFileError: a key is missing or has a value of the wrong type or range.
@@ -153,7 +153,7 @@ class ConfigReader:
     def rope(
         self, head_size: int, max_context: int, default_theta: float, default_part: float = 1.0
     ) -> RopeParameters:
-        """Rope of transformers 5 (``rope_parameters``) or before (``rope_theta, rope_scaling``)."""
+        """Rope in the form of transformers 5 (``rope_parameters``) or older (``rope_scaling``)."""
         given = self.value("rope_parameters", "rope_scaling", default={})
         if not isinstance(given, Mapping):
             raise ModelFileError(f"config.json: rope_parameters is {given!r}; expected an object.")

@@ -1,6 +1,6 @@
-"""Errors a user can meet: each says what was given, what is allowed and what to do.
+"""Exceptions for users; messages state what was given, what is allowed and what to do.
 
-Every class carries the exit code the command line ends with.
+Every class has the exit code of the command line.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import Any
 
 
 class EdgeLMError(Exception):
-    """Base of every error this package raises on purpose."""
+    """Base class of all errors that this package raises."""
 
     exit_code = 1
 
@@ -21,19 +21,19 @@ class UsageError(EdgeLMError):
 
 
 class ModelFileError(EdgeLMError):
-    """A file is missing, damaged, or claims what it does not hold."""
+    """A file is missing, damaged, or contradicts itself."""
 
     exit_code = 4
 
 
 class UnsupportedModelError(EdgeLMError):
-    """The files are sound but describe something this package does not run."""
+    """The files are valid but describe something this package does not support."""
 
     exit_code = 4
 
 
 class DoesNotFitError(EdgeLMError):
-    """No plan fits the memory budget; ``plan`` holds the one that was tried."""
+    """No plan fits the memory budget; ``plan`` is the one that was tried."""
 
     exit_code = 3
 
@@ -43,13 +43,13 @@ class DoesNotFitError(EdgeLMError):
 
 
 class BudgetExceededError(EdgeLMError):
-    """Something asked for memory that the plan does not hold."""
+    """An allocation exceeds the memory in the plan."""
 
     exit_code = 3
 
 
 class ContextLengthError(UsageError):
-    """A prompt (plus what is to be generated) is longer than the context, in tokens."""
+    """A prompt (plus the tokens to generate) is longer than the context."""
 
     def __init__(self, message: str, given: int, allowed: int) -> None:
         super().__init__(message)

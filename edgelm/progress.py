@@ -1,11 +1,11 @@
-"""Who is told how far long work is."""
+"""Progress callbacks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 Progress = Callable[[str, int, int], None]
-"""What is being done; how much of it is done, and of how much: bytes, or pieces of work."""
+"""Called with (title, done, total); done and total are bytes or work items."""
 
 Count = Callable[[int, int], None]
-"""How many are done, and of how many."""
+"""Called with (done, total)."""

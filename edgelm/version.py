@@ -1,3 +1,3 @@
-"""The package's version, where everything can import it."""
+"""Version of the package, importable from everywhere."""
 
 __version__ = "0.1.0"

@@ -1,8 +1,8 @@
-"""Weights in few bits and products over them: tensors, modules and devices, no models."""
+"""Quantized weights and matrix products over them: tensors, modules and devices, no models."""
 
 from .backends import BACKENDS, Kernel, choose, find
 from .convert import pack, pack_calibrated
-from .errors import KernelUnavailable, QuantError
+from .errors import KernelUnavailableError, QuantError
 from .groupwise import dequantize, quantize
 from .hessian import Hessian
 from .linear import QuantEmbedding, QuantLinear
@@ -19,7 +19,7 @@ __all__ = [
     "METHODS",
     "Hessian",
     "Kernel",
-    "KernelUnavailable",
+    "KernelUnavailableError",
     "ModuleReport",
     "PackedWeight",
     "QuantEmbedding",

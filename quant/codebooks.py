@@ -1,4 +1,4 @@
-"""Codebooks of 16 numbers in [-1, 1]: a 4-bit code names one, a scale per group stretches them.
+"""Codebooks of 16 numbers in [-1, 1]: a 4-bit code selects one, a scale per group multiplies it.
 
 Both are bitsandbytes' (functional.get_4bit_type). nf4: quantiles of the normal distribution
 (Dettmers et al. 2023, arXiv:2305.14314). fp4: floats of a sign and three bits, divided by their
@@ -33,14 +33,14 @@ def numbers(codebook: str, device: torch.device) -> Tensor:
 
 @cache
 def number_pairs(codebook: str, device: torch.device) -> Tensor:
-    """What each byte of `qweight` stands for, float32 [256, 2]: the low nibble's number first."""
+    """The two numbers of each byte of ``qweight``, float32 [256, 2], the low nibble's first."""
     table = numbers(codebook, device)
     byte = torch.arange(256, device=device)
     return torch.stack([table[byte & 15], table[byte >> 4]], dim=1)
 
 
 def nearest_codes(values: Tensor, codebook: str) -> Tensor:
-    """Code of the number nearest to each of `values`; halfway between two, the smaller number."""
+    """Code of the number nearest to each of ``values``; ties go to the smaller number."""
     ordered, codes = numbers(codebook, values.device).sort(stable=True)
     middles = (ordered[1:] + ordered[:-1]) / 2
     return codes[torch.bucketize(values, middles)]

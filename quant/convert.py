@@ -1,4 +1,4 @@
-"""From float rows to packed matrices, a block at a time."""
+"""Conversion of float rows to packed matrices, a block at a time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .metrics import Sqnr
 from .packing import PackedWeight
 from .scheme import Scheme
 
-# Numbers worked on at once: their float32 temporaries (a few MiB) then stay in the cache.
+# Number of weights processed at once: their float32 temporaries (a few MiB) stay in the cache.
 _BLOCK_ELEMENTS = 1 << 18
 
 
@@ -27,11 +27,11 @@ def pack(
     device: torch.device | str = "cpu",
     error: Sqnr | None = None,
 ) -> tuple[PackedWeight, float | None]:
-    """Store a matrix of `shape` [N, K] whose rows arrive as `blocks` (first row, float [n, K]).
+    """Store a matrix of ``shape`` [N, K] whose rows arrive as ``blocks`` (first row, float [n, K]).
 
     Blocks come in order and without gaps, so a matrix of a gigabyte is never whole in float.
-    Returns the packed matrix on `device` and its error in dB, None if every number is exact.
-    Given `error`, this call's is added to it, for a matrix that is packed in several calls.
+    Returns the packed matrix on ``device`` and its error in dB, None if every number is exact.
+    Given ``error``, this call's is added to it, for a matrix that is packed in several calls.
     Raises QuantError for rows that miss, overlap or do not fit, numbers that are not finite, and
     an unknown method.
     """
@@ -61,10 +61,10 @@ def pack(
 def pack_calibrated(
     rows: Tensor, factor: Tensor, scheme: Scheme, method: str, error: Sqnr
 ) -> PackedWeight:
-    """Store `rows` (float [n, K]) by a calibrated method, all at once: it is slow on few rows.
+    """Store ``rows`` (float [n, K]) by a calibrated method, all at once: few rows are slow.
 
-    factor: of the matrix's inputs, see `quant.hessian`. The error in the weights, which such a
-    method makes larger to make that of the outputs smaller, is added to `error`.
+    factor: that of the matrix's inputs, see ``quant.hessian``. The error in the weights, which
+    such a method increases in order to reduce that of the outputs, is added to ``error``.
     Raises QuantError for numbers that are not finite.
     """
     packed = CALIBRATED_METHODS[method](rows.float(), factor, scheme)

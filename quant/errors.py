@@ -1,4 +1,4 @@
-"""Errors of the package: each says what was given, what is allowed and what to do."""
+"""Exceptions of the package; messages state what was given, what is allowed and what to do."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ class QuantError(ValueError):
     """A scheme, recipe or weight that cannot be quantized as asked."""
 
 
-class KernelUnavailable(QuantError):
+class KernelUnavailableError(QuantError):
     """The named backend has no kernel for this scheme, shape and device."""

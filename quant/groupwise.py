@@ -11,11 +11,11 @@ from .scheme import Scheme
 
 
 def quantize(values: Tensor, scales: Tensor, zeros: Tensor | None, scheme: Scheme) -> PackedWeight:
-    """Round `values` (float32 [n, K]) to the nearest codes of the given grid.
+    """Round ``values`` (float32 [n, K]) to the nearest codes of the given grid.
 
     scales, zeros: [n, G], already in the dtypes of the canonical layout, so that the codes are
     chosen for the grid that will be read back. A scale of zero gives the code that reads as the
-    group's zero. Numbers beyond the grid take its nearest end.
+    group's zero. Numbers beyond the grid are clamped to its nearest end.
     """
     rows, inputs = values.shape
     codes = nearest(values.view(rows, scheme.groups(inputs), -1), scales, zeros, scheme)
@@ -24,7 +24,7 @@ def quantize(values: Tensor, scales: Tensor, zeros: Tensor | None, scheme: Schem
 
 
 def nearest(groups: Tensor, scales: Tensor, zeros: Tensor | None, scheme: Scheme) -> Tensor:
-    """Codes of `groups` (float32 [n, G, size]) on the grid that `quantize` describes, unpacked.
+    """Codes of ``groups`` (float32 [n, G, size]) on the grid that ``quantize`` describes, unpacked.
 
     Integers come as float32, codes of a codebook as int64.
     """
@@ -46,7 +46,7 @@ def nearest(groups: Tensor, scales: Tensor, zeros: Tensor | None, scheme: Scheme
 
 
 def numbers_of_(codes: Tensor, scales: Tensor, zeros: Tensor | None, scheme: Scheme) -> Tensor:
-    """The numbers that `codes`, as `nearest` gives them, stand for: float32 [n, G, size].
+    """The numbers that ``codes``, as returned by ``nearest``, represent: float32 [n, G, size].
 
     Integer codes are overwritten by them.
     """
@@ -57,7 +57,7 @@ def numbers_of_(codes: Tensor, scales: Tensor, zeros: Tensor | None, scheme: Sch
 
 
 def stretch_(groups: Tensor, scales: Tensor, zeros: Tensor | None, scheme: Scheme) -> Tensor:
-    """Integer codes, as float32 [n, G, size], into the numbers that they stand for, in place."""
+    """Turn integer codes, as float32 [n, G, size], into the numbers they represent, in place."""
     step = scales.float().unsqueeze(-1)
     if scheme.zeros == "float":
         assert zeros is not None
@@ -72,7 +72,7 @@ def stretch_(groups: Tensor, scales: Tensor, zeros: Tensor | None, scheme: Schem
 def dequantize(
     packed: PackedWeight, out: Tensor | None = None, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """The numbers of `packed` as [N, K], in `out` if given, else new in `dtype`.
+    """The numbers of ``packed`` as [N, K], in ``out`` if given, else new in ``dtype``.
 
     Integer schemes are computed in float32 and rounded once, to the dtype of the result.
     """

@@ -1,10 +1,10 @@
-"""Hessian: what a matrix's inputs say about its weights, and the factor that GPTQ works with.
+"""Hessian of a matrix's inputs, and its Cholesky factor, which GPTQ works with.
 
 The output's squared error over inputs X [tokens, K] is quadratic in a row of weights, with X^T X
 as its matrix. GPTQ (arXiv:2210.17323) needs the upper Cholesky factor C of the inverse of the
 damped one, C^T C = (X^T X + d I)^-1. Here U U^T = X^T X + d I is factored from the last column to
-the first, with U upper, and C = U^-1: half the work of inverting first, better conditioned, and
-all of it in the memory of X^T X.
+the first, with U upper, and C = U^-1. This is half the work of inverting first, is better
+conditioned, and needs no memory beyond that of X^T X.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ _ATTEMPTS = 8
 
 
 class Hessian:
-    """X^T X over all inputs that were added, float32 [K, K]: the only large memory here."""
+    """X^T X over all inputs added so far, float32 [K, K]: the only large allocation here."""
 
     def __init__(self, inputs: int) -> None:
         self._sum = torch.zeros(inputs, inputs)
 
     @staticmethod
     def nbytes(inputs: int) -> int:
-        """Bytes for K `inputs`, while they are added up and as a factor."""
+        """Bytes for K ``inputs``, while they are added up and as a factor."""
         return 4 * inputs * inputs
 
     def add(self, inputs: Tensor) -> None:
-        """Count the rows of `inputs` [tokens, K]."""
+        """Count the rows of ``inputs`` [tokens, K]."""
         exact = inputs.float()
         for start in range(0, len(self._sum), _ADDED):
             stop = min(start + _ADDED, len(self._sum))
             self._sum[:stop, start:stop].addmm_(exact[:, :stop].T, exact[:, start:stop])
 
     def factor(self) -> Tensor:
-        """C [K, K] in the memory of the sum, which is gone afterwards.
+        """Compute C [K, K] in the memory of the sum, which is overwritten.
 
-        Inputs that were always zero have no say and get none: their columns stand alone.
+        Inputs that were always zero neither cause nor receive corrections.
         Raises QuantError for inputs that are not finite.
         """
         total, self._sum = self._sum.triu_(), torch.empty(0)
@@ -65,7 +65,7 @@ class Hessian:
 
 
 def _factor_column_(total: Tensor, block: slice, damping: float) -> None:
-    """Columns `block` of U, those behind it being done; U's diagonal block stays inverted."""
+    """Compute columns ``block`` of U once those after it are done; the diagonal stays inverted."""
     above, behind = slice(block.start), slice(block.stop, None)
     column = total[: block.stop, block]
     column.addmm_(total[: block.stop, behind], total[block, behind].T, alpha=-1)
@@ -91,7 +91,7 @@ def _inverted(corner: Tensor, damping: float) -> Tensor:
 
 
 def _invert_column_(total: Tensor, block: slice) -> None:
-    """Columns `block` of C, those before it being done."""
+    """Compute columns ``block`` of C once those before it are done."""
     scaled = total[: block.start, block] @ total[block, block]
     for start in range(0, block.start, _ADDED):  # in parts, to leave out half of the zeros below
         rows, behind = slice(start, min(start + _ADDED, block.start)), slice(start, block.start)

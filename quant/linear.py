@@ -1,4 +1,4 @@
-"""Modules over packed matrices: plain named buffers, and outputs written where the caller says."""
+"""Modules over packed matrices: plain named buffers; results go to a tensor the caller passes."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class QuantLinear(_QuantMatrix):
         self.register_buffer("bias", bias)
 
     def forward(self, x: Tensor, out: Tensor) -> Tensor:
-        """Multiply into `out`, which may be a slice of columns of a wider buffer; returns it."""
+        """Multiply into ``out``, which may be a slice of columns of a wider buffer; returns it."""
         self.kernel.multiply(x, self.tensors, self.scheme, self.bias, out)
         return out
 
@@ -62,10 +62,10 @@ class QuantEmbedding(_QuantMatrix):
     """ids (int64 [n]) -> out [n, K], in out's dtype."""
 
     def forward(self, ids: Tensor, out: Tensor) -> Tensor:
-        """Read rows into `out`; returns it. The ids must be below N."""
+        """Read rows into ``out``; returns it. The ids must be below N."""
         self.kernel.lookup(ids, self.tensors, self.scheme, out)
         return out
 
     def as_linear(self, bias: Tensor | None = None) -> QuantLinear:
-        """The tied head: a product over this embedding's own buffers, stored once."""
+        """The tied head: a product over the buffers of this embedding, stored once."""
         return QuantLinear((self.tensors, self.scheme, self.shape), self.kernel, bias)

@@ -1,8 +1,8 @@
-"""The one canonical layout of a stored matrix; every kernel's own layout is made from it.
+"""The canonical layout of a stored matrix, from which every kernel's layout is made.
 
 int4: uint8 [N, K / 2], input k in byte k // 2, even k in the low nibble (the little-endian bytes
 of compressed-tensors' int32 words). int8: int8 [N, K]. Floats: [N, K] in their own type.
-scales: [N, G] in the scheme's scale type, float16 if it says nothing else. zeros: uint8 (int4) or
+scales: [N, G] in the scheme's scale type, float16 by default. zeros: uint8 (int4) or
 int8 (int8) for "int", the scales' type for "float". nf4 and fp4: codes as for int4.
 
 A weight's value, with code q, scale s and zero z of its group:
@@ -25,7 +25,7 @@ from .scheme import Scheme
 
 @dataclass
 class PackedWeight:
-    """A matrix [N, K] in the canonical layout of its scheme (see the module's text)."""
+    """A matrix [N, K] in the canonical layout of its scheme (see the module docstring)."""
 
     scheme: Scheme
     shape: tuple[int, int]
@@ -37,7 +37,7 @@ class PackedWeight:
     def empty(
         shape: tuple[int, int], scheme: Scheme, device: torch.device | str = "cpu"
     ) -> PackedWeight:
-        """Uninitialised storage for a matrix of `shape` [N, K]; QuantError if it cannot be."""
+        """Uninitialised storage for a matrix of ``shape`` [N, K]; QuantError if it cannot be."""
         scheme.check(shape)
         outputs, inputs = shape
         width = inputs // 2 if scheme.bits == 4 else inputs
@@ -64,7 +64,7 @@ class PackedWeight:
 
     @staticmethod
     def of(tensors: dict[str, Tensor], scheme: Scheme) -> PackedWeight:
-        """The matrix whose `tensors()` these are."""
+        """The matrix whose ``tensors()`` these are."""
         qweight = tensors["qweight"]
         inputs = qweight.shape[1] * (2 if scheme.bits == 4 else 1)
         shape = (qweight.shape[0], inputs)
@@ -75,18 +75,18 @@ class PackedWeight:
         return self.of({n: t[start:stop] for n, t in self.tensors().items()}, self.scheme)
 
     def take(self, ids: Tensor) -> PackedWeight:
-        """Copy of the rows `ids` (int64 [n])."""
+        """Copy of the rows ``ids`` (int64 [n])."""
         taken = {n: t.index_select(0, ids) for n, t in self.tensors().items()}
         return self.of(taken, self.scheme)
 
     def copy_rows_(self, start: int, block: PackedWeight) -> None:
-        """Write `block`'s rows at row `start`."""
+        """Write ``block``'s rows at row ``start``."""
         for name, target in self.rows(start, start + block.shape[0]).tensors().items():
             target.copy_(block.tensors()[name])
 
 
 def pack_codes(codes: Tensor, scheme: Scheme) -> Tensor:
-    """Integer codes [n, K] of any numeric dtype -> `qweight` rows."""
+    """Integer codes [n, K] of any numeric dtype -> ``qweight`` rows."""
     stored = codes.to(scheme.dtype)
     if scheme.bits == 8:
         return stored
@@ -94,7 +94,7 @@ def pack_codes(codes: Tensor, scheme: Scheme) -> Tensor:
 
 
 def unpack_codes(qweight: Tensor, scheme: Scheme, out: Tensor) -> Tensor:
-    """`qweight` rows -> integer codes written into `out` [n, K] of any numeric dtype."""
+    """``qweight`` rows -> integer codes written into ``out`` [n, K] of any numeric dtype."""
     if scheme.bits == 8:
         return out.copy_(qweight)
     out[:, 0::2].copy_(qweight & 15)
@@ -103,5 +103,5 @@ def unpack_codes(qweight: Tensor, scheme: Scheme, out: Tensor) -> Tensor:
 
 
 def swap_nibbles(qweight: Tensor) -> Tensor:
-    """Bytes of two codes with the codes exchanged: bitsandbytes keeps the even one high."""
+    """Swap the two codes of each byte: bitsandbytes keeps the even one in the high nibble."""
     return (qweight << 4) | (qweight >> 4)

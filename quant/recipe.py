@@ -1,4 +1,4 @@
-"""Which scheme each matrix of a model gets: a default and overrides by name, all of it data.
+"""Quantization recipes: a default scheme and overrides by matrix name, all of it data.
 
 Names are the canonical module names: layers.<i>.attn.q|k|v|o, layers.<i>.mlp.gate|up|down,
 embed, head.
@@ -50,7 +50,7 @@ class Rule:
         texts = [rule] if isinstance(rule, str) else rule
         if not isinstance(texts, list) or not texts or not all(isinstance(t, str) for t in texts):
             raise QuantError(
-                f"a recipe's rule is a scheme or a list of schemes, got {rule!r}; "
+                f"a recipe's rule must be a scheme or a list of schemes, got {rule!r}; "
                 f"allowed: none, {', '.join(n for n in NAMED if n != 'none')}, {SCHEME_TEXTS}"
             )
         if len(texts) == 1 and texts[0] in NAMED and texts[0] != "none":
@@ -63,7 +63,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A rule for every matrix: `default`, unless the last matching override says otherwise.
+    """A rule for every matrix: ``default``, unless the last matching override says otherwise.
 
     overrides: (shell-style pattern, rule); later entries win over earlier ones.
     name: the text the recipe came from, shown in reports.
@@ -112,17 +112,17 @@ class Recipe:
         return self.name
 
     def to_dict(self) -> dict[str, Any]:
-        """The recipe as JSON-able data that `parse` reads back."""
+        """The recipe as JSON-able data that ``parse`` reads back."""
         overrides = {pattern: rule.to_data() for pattern, rule in self.overrides}
         return {"default": self.default.to_data(), "overrides": overrides}
 
     def rule_for(self, name: str) -> Rule:
-        """The rule that decides for the matrix `name`."""
+        """The rule that applies to the matrix ``name``."""
         matches = [rule for pattern, rule in self.overrides if fnmatchcase(name, pattern)]
         return matches[-1] if matches else self.default
 
     def scheme_for(self, name: str, shape: tuple[int, ...], float_dtype: torch.dtype) -> Scheme:
-        """Scheme of the matrix `name` of `shape` [N, K]; "none" becomes `float_dtype`.
+        """Scheme of the matrix ``name`` of ``shape`` [N, K]; "none" becomes ``float_dtype``.
 
         Raises QuantError, with the name, when no scheme of the rule fits the shape.
         """
@@ -138,7 +138,7 @@ class Recipe:
         raise QuantError(f"{name}: {reason}")
 
     def accepts(self, name: str, scheme: Scheme) -> bool:
-        """Whether a matrix that arrives packed in `scheme` may stay as it is."""
+        """True if a matrix that arrives packed in ``scheme`` may stay as it is."""
         rule = self.rule_for(name)
         first = rule.schemes[0]
         if first is None or scheme.is_float:
@@ -149,7 +149,7 @@ class Recipe:
         return same or (rule.relaxed and scheme.bits <= first.bits)
 
     def unused_patterns(self, names: Iterable[str]) -> list[str]:
-        """Override patterns that match none of a model's `names`: most likely a mistyped one."""
+        """Override patterns that match none of a model's ``names``: most likely a mistyped one."""
         known = list(names)
         return [p for p, _ in self.overrides if not any(fnmatchcase(n, p) for n in known)]
 

@@ -1,6 +1,6 @@
-"""How a weight matrix is stored: `Scheme` for one matrix.
+"""Quantization schemes: ``Scheme`` describes how one weight matrix is stored.
 
-A scheme is a value: it knows sizes and texts, never data.
+A scheme is an immutable value: it computes sizes and names and holds no data.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ _USUAL_GROUP = {"int8": None, "nf4": 64, "fp4": 64}
 class Scheme:
     """Bits, groups and zeros of one stored matrix.
 
-    bits: 4 or 8 for codes, 16 or 32 when `codebook` names a float type.
+    bits: 4 or 8 for codes, 16 or 32 when ``codebook`` names a float type.
     group_size: inputs that share a scale; None is one group per output row.
     zeros: "none" (symmetric), "int" (a zero point among the codes) or "float" (a minimum).
     codebook: None for integers; "nf4" or "fp4" for codes that name one of 16 numbers; else the
-        float type whose numbers are stored as they are.
-    scales: float type of the scales (and of "float" zeros). A file's own is kept, since a scale
-        of bfloat16's or float32's range need not survive float16.
+        float type in which the numbers are stored unquantized.
+    scales: float type of the scales (and of "float" zeros). The file's type is kept, since a scale
+        within the range of bfloat16 or float32 may overflow float16.
 
-    Raises QuantError for a combination that no layout exists for.
+    Raises QuantError for a combination without a layout.
     """
 
     bits: int
@@ -71,7 +71,7 @@ class Scheme:
 
     @classmethod
     def parse(cls, text: str) -> Scheme:
-        """The scheme that `text` names, e.g. "int4-g64-zfloat" or "float32"; else QuantError."""
+        """The scheme that ``text`` names, e.g. "int4-g64-zfloat" or "float32"; else QuantError."""
         if text in FLOATS:
             return cls.floating(FLOATS[text])
         match = _TEXT.fullmatch(text)
@@ -89,7 +89,7 @@ class Scheme:
 
     @classmethod
     def floating(cls, dtype: torch.dtype) -> Scheme:
-        """The scheme that keeps numbers of `dtype` unchanged."""
+        """The scheme that keeps numbers of ``dtype`` unchanged."""
         name = str(dtype).removeprefix("torch.")
         if name not in FLOATS:
             raise QuantError(f"cannot store weights as {name}; allowed: {', '.join(FLOATS)}")
@@ -108,12 +108,12 @@ class Scheme:
 
     @property
     def is_float(self) -> bool:
-        """Whether the numbers themselves are stored, without codes and scales."""
+        """True if the numbers themselves are stored, without codes and scales."""
         return self.codebook in FLOATS
 
     @property
     def dtype(self) -> torch.dtype:
-        """Element type of the stored `qweight`."""
+        """Element type of the stored ``qweight``."""
         if self.codebook in FLOATS:
             return FLOATS[self.codebook]
         return torch.uint8 if self.bits == 4 else torch.int8
@@ -129,11 +129,11 @@ class Scheme:
         return (0, 15) if self.bits == 4 else (-128, 127)
 
     def groups(self, inputs: int) -> int:
-        """Number of groups in a row of `inputs` weights."""
+        """Number of groups in a row of ``inputs`` weights."""
         return inputs // self.group_size if self.group_size else 1
 
     def check(self, shape: tuple[int, ...]) -> None:
-        """Raise QuantError unless a matrix of `shape` [N, K] can be stored in this scheme."""
+        """Raise QuantError unless a matrix of ``shape`` [N, K] can be stored in this scheme."""
         if len(shape) != 2 or min(shape) < 1:
             raise QuantError(f"{self} stores matrices [outputs, inputs], got shape {list(shape)}")
         if self.bits == 4 and shape[1] % 2:
@@ -147,7 +147,7 @@ class Scheme:
             )
 
     def nbytes(self, shape: tuple[int, ...]) -> int:
-        """Bytes of a matrix of `shape` [N, K] as packed, scales and zeros included."""
+        """Bytes of a matrix of ``shape`` [N, K] as packed, scales and zeros included."""
         self.check(shape)
         outputs, inputs = shape
         stored = outputs * inputs * self.bits // 8
@@ -159,5 +159,5 @@ class Scheme:
 
 
 def _usual_scales(codebook: str | None) -> str:
-    # bitsandbytes keeps nf4's scales in float32, so that its own files are this very scheme.
+    # bitsandbytes keeps nf4's scales in float32, so its files use exactly this scheme.
     return "float32" if codebook else "float16"

@@ -141,7 +141,7 @@ WRONG: list[tuple[Variant, dict[str, Any], dict[str, Any], str]] = [
     (COMPRESSED, {}, {"config_groups": {}}, "no config_groups"),
     (COMPRESSED, {}, {"config_groups": {"group_0": {}}}, "without weights"),
     (NF4, {f"{Q}.weight": zeros(77, 1, dtype=torch.uint8)}, {}, "holds 77 bytes"),
-    (NF4, {STATE: zeros(40, dtype=torch.uint8)}, {}, "is no JSON"),
+    (NF4, {STATE: zeros(40, dtype=torch.uint8)}, {}, "is not JSON"),
     (NF4, {STATE: zeros(20000, dtype=torch.uint8)}, {}, "too many"),
     (NF4, {STATE: state(shape=[128])}, {}, "should be a matrix"),
     (NF4, {STATE: state(shape=[128, "a"])}, {}, "inputs = 'a'"),

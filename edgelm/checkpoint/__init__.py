@@ -1,7 +1,23 @@
-"""Reading model files: one module per format, each yielding weight names and rows lazily.
+"""Model files: one reader per format, for weight names, headers and rows on demand.
 
-Whatever the format, a `Checkpoint` speaks Hugging Face's weight names and config keys, so that the
-rest of the package never learns which file a tensor came from.
+Whatever the format, a ``Checkpoint`` uses Hugging Face's weight names and config keys, so that the
+rest of the package does not depend on the file a tensor comes from.
+
+Modules:
+    folders: detection of a folder's format.
+    stored, rows: tensors at offsets in files, and plain reads into private memory.
+    safetensors_files, torch_files, flax_files: folders of float weights.
+    quantized_folders: folders quantized by other tools, read by ``awq``, ``gptq``,
+        ``compressed_tensors`` and ``bitsandbytes_files`` with the common parts in
+        ``packed_matrix``.
+    packed, manifest: folders written by ``edgelm quantize``, and their edgelm.json.
+    packed_layout, bitsandbytes_layout: the stored forms of a packed matrix.
+    gguf_files: GGUF files, with ``gguf_header``, ``gguf_metadata``, ``gguf_families`` (names) and
+        ``gguf_blocks`` (types).
+    safetensors_writer, gguf_writer, journal: writing files, verified and resumable.
+    random_weights, shapes, fresh_head: weights without a file, published configs, and new heads.
+
+May import ``quant`` and, in this package, errors, version, progress, config, machine and text.
 """
 
 from __future__ import annotations
@@ -21,13 +37,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """What a file's header says about one tensor.
+    """Header entry of one tensor.
 
-    `dtype` is torch's name ("bfloat16") or the file's own ("Q4_0", "F8_E4M3"); `scheme` is set
-    when the file holds packed integers; `nbytes` counts the tensor's bytes in the file.
-    `stays_float` marks a matrix that a quantized file left in floats on purpose.
-    `nearest` is the scheme for a matrix in blocks that no scheme holds as they are (GGUF's Q6_K):
-    "auto" quantizes it anew to that.
+    ``dtype`` is torch's name ("bfloat16") or the file's own ("Q4_0", "F8_E4M3"); ``scheme`` is set
+    when the file holds packed integers; ``nbytes`` counts the tensor's bytes in the file.
+    ``stays_float`` marks a matrix that a quantized file left in floats on purpose.
+    ``nearest`` is the scheme for a matrix in blocks that no scheme stores exactly (GGUF's Q6_K):
+    "auto" requantizes it to that.
     """
 
     shape: tuple[int, ...]
@@ -39,9 +55,9 @@ class TensorInfo:
 
 
 class Checkpoint(Protocol):
-    """An opened model: headers are read and checked, no weight is resident.
+    """An opened model whose headers are read and checked; no weight is resident.
 
-    `config` is the content of a Hugging Face config.json, `metadata` a GGUF file's own keys
+    ``config`` is the content of a Hugging Face config.json, ``metadata`` a GGUF file's own keys
     (empty for other formats).
     """
 
@@ -58,7 +74,7 @@ class Checkpoint(Protocol):
         """Hugging Face's names of the stored weights, in the order of the file."""
 
     def info(self, name: str) -> TensorInfo:
-        """Shape, type and bytes of a weight, from the header; KeyError if there is no such name."""
+        """Shape, type and bytes of a weight, from the header; KeyError for an unknown name."""
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """Rows [start, stop) as a private copy: the stored float dtype, float32 if packed."""
@@ -70,9 +86,9 @@ class Checkpoint(Protocol):
 def open_checkpoint(path: Path, *, allow_pickle: bool = False) -> Checkpoint:
     """Open a folder in Hugging Face layout or a .gguf file and check its headers.
 
-    allow_pickle: whether pytorch_model*.bin may be opened where there is nothing else.
-    Raises ModelFileError for missing or damaged files, UnsupportedModelError for sound files
-    that hold something this package does not read.
+    allow_pickle: whether pytorch_model*.bin may be opened if there is nothing else.
+    Raises ModelFileError for missing or damaged files, UnsupportedModelError for valid files
+    with content this package does not support.
     """
     from edgelm.checkpoint.folders import ORIGINAL_RELEASE, open_folder
     from edgelm.checkpoint.gguf_files import GGUFCheckpoint
@@ -90,9 +106,9 @@ def open_checkpoint(path: Path, *, allow_pickle: bool = False) -> Checkpoint:
 
 
 def file_stamps(path: Path) -> list[tuple[str, int, int]]:
-    """Name, bytes and time of each of a model's files: other ones when it was changed.
+    """Name, size and time of each of a model's files, which differ once it was changed.
 
-    Empty for weights that are in no file.
+    Empty for weights that come from no file.
     """
     own = sorted(path.iterdir()) if path.is_dir() else [path] if path.exists() else []
     stats = [(file.name, file.stat()) for file in own]

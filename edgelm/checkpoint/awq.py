@@ -1,4 +1,4 @@
-"""AWQ checkpoints in the GEMM layout: int4 codes packed along the outputs, in an order of its own.
+"""AWQ checkpoints in the GEMM layout: int4 codes packed along the outputs, in AWQ's order.
 
 Per module: ``qweight`` int32 [K, N / 8], ``qzeros`` int32 [G, N / 8], ``scales`` [G, N]. Of a
 word's eight outputs the even ones stand in the low half. Lin et al. 2023, arXiv:2306.00978; the
@@ -28,7 +28,7 @@ from edgelm.checkpoint.safetensors_files import SafetensorsCheckpoint
 from quant.packing import PackedWeight, pack_codes
 from quant.scheme import Scheme
 
-NIBBLES = (0, 4, 1, 5, 2, 6, 3, 7)  # where a word keeps its outputs 0 to 7, from its lowest bits up
+NIBBLES = (0, 4, 1, 5, 2, 6, 3, 7)  # positions of a word's outputs 0 to 7, from the lowest bits up
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class AWQMatrix:
 def matrices(
     files: SafetensorsCheckpoint, settings: Mapping[str, Any]
 ) -> Mapping[str, PackedMatrix]:
-    """The packed weights by name; `settings` is the quantization_config.
+    """The packed weights by name; ``settings`` is the quantization_config.
 
     Raises:
         UnsupportedModelError: other bits or groups, a layout other than GEMM.

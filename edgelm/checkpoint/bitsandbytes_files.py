@@ -40,7 +40,7 @@ _SCALE = ".SCB"
 
 @dataclass(frozen=True)
 class Nested:
-    """How scales are quantized themselves: 8-bit codes into a map, in blocks with a float each."""
+    """Quantized scales: 8-bit codes into a map, in blocks with one float each."""
 
     block_size: int
     offset: float
@@ -50,7 +50,7 @@ class Nested:
 class FourBit:
     """One nf4 or fp4 weight; block_size counts numbers of the flattened matrix.
 
-    A block may end inside a row: then its scale is repeated for the shorter groups that fit both.
+    A block may end inside a row; its scale is then repeated for shorter groups that fit both.
     """
 
     files: SafetensorsCheckpoint
@@ -125,10 +125,10 @@ class EightBit:
 def matrices(
     files: SafetensorsCheckpoint, settings: Mapping[str, Any]
 ) -> Mapping[str, PackedMatrix]:
-    """The packed weights by name; which they are, the tensors tell.
+    """The packed weights by name, identified by the tensors present.
 
     Raises:
-        UnsupportedModelError: a code, block size or layout that is not run here.
+        UnsupportedModelError: an unsupported code, block size or layout.
         ModelFileError: a part of a weight is missing or has another shape.
     """
     found: dict[str, PackedMatrix] = {}
@@ -184,9 +184,9 @@ def _state(files: SafetensorsCheckpoint, name: str) -> dict[str, Any]:
     try:
         state = json.loads(bytes(files.read_stored(name).tolist()))
     except (ValueError, RecursionError):
-        raise damaged(files, f"{name} is no JSON") from None
+        raise damaged(files, f"{name} is not JSON") from None
     if not isinstance(state, dict):
-        raise damaged(files, f"{name} holds no object")
+        raise damaged(files, f"{name} does not hold an object")
     return state
 
 

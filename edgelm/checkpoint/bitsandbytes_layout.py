@@ -1,11 +1,11 @@
-"""Packed nf4 and fp4 matrices as bitsandbytes stores them, for folders that its loaders read too.
+"""bitsandbytes' layout of packed nf4 and fp4 matrices, for folders that its loaders can also read.
 
-A matrix [N, K] named `x.weight` in blocks of 64 becomes, under `x.`:
+A matrix [N, K] named ``x.weight`` in blocks of 64 becomes, under ``x.``:
     weight              uint8 [N * K / 2, 1]: two codes a byte, the first one high
     weight.absmax       float32 [N * K / 64]: the scales
     weight.quant_map    float32 [16]: the code's numbers
     weight.quant_state.bitsandbytes__nf4   uint8: JSON of code, block size, dtype and shape
-Layout: bitsandbytes' functional.QuantState.as_dict; `bitsandbytes_files.py` reads it.
+Layout: bitsandbytes' functional.QuantState.as_dict; ``bitsandbytes_files.py`` reads it.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ METHOD = "bitsandbytes"
 
 
 def holds(scheme: Scheme) -> bool:
-    """Whether matrices in `scheme` can be stored so, every bit kept."""
+    """True if matrices in ``scheme`` can be stored in this layout without loss."""
     return scheme.codebook in ("nf4", "fp4") and scheme.group_size == BLOCK and (
         scheme.scale_dtype == torch.float32
     )  # fmt: skip
 
 
 def specs(scheme: Scheme, shape: tuple[int, int]) -> dict[str, Spec]:
-    """What a matrix of `shape` is stored as: suffix of the name -> dtype and shape."""
+    """Stored tensors of a matrix of ``shape``: suffix of the name -> dtype and shape."""
     count = shape[0] * shape[1]
     found: dict[str, Spec] = {
         "weight": (torch.uint8, (count // 2, 1)),
@@ -55,19 +55,19 @@ def constants(scheme: Scheme, shape: tuple[int, int]) -> dict[str, Tensor]:
 
 
 def first_row(suffix: str, inputs: int, start: int) -> int:
-    """The row of the stored tensor in which row `start` of the matrix begins."""
+    """The row of the stored tensor in which row ``start`` of the matrix begins."""
     return start * inputs // (2 if suffix == "weight" else BLOCK)
 
 
 def to_stored(packed: PackedWeight) -> dict[str, Tensor]:
-    """Rows of a matrix as its stored tensors."""
+    """Convert rows of a matrix to its stored tensors."""
     assert packed.scales is not None
     codes = swap_nibbles(packed.qweight)
     return {"weight": codes.view(-1, 1), "weight.absmax": packed.scales.flatten()}
 
 
 def settings(scheme: Scheme, compute: torch.dtype, ignored: list[str]) -> dict[str, Any]:
-    """What transformers' BitsAndBytesConfig saves; ignored: modules left in floats."""
+    """Settings as transformers' BitsAndBytesConfig saves them; ignored: modules left in floats."""
     return {
         "quant_method": METHOD,
         "load_in_4bit": True,

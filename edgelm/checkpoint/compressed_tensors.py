@@ -37,7 +37,7 @@ _ENDING = ".weight_packed"
 
 @dataclass(frozen=True)
 class PackQuantized:
-    """One weight of such a folder; `name` is its Hugging Face name, ending in ``.weight``."""
+    """One weight of such a folder; ``name`` is its Hugging Face name, ending in ``.weight``."""
 
     files: SafetensorsCheckpoint
     name: str
@@ -51,7 +51,7 @@ class PackQuantized:
         return tuple(name for name in names if name in self.files)
 
     def rows(self, start: int, stop: int) -> PackedWeight:
-        """Rows [start, stop); a word's bytes are the canonical bytes, of 8 bits with other sign."""
+        """Rows [start, stop); a word's bytes are canonical, with flipped sign bits for 8 bits."""
         bits = self.scheme.bits
         packed = PackedWeight.empty((stop - start, self.shape[1]), self.scheme)
         assert packed.scales is not None
@@ -74,7 +74,7 @@ class PackQuantized:
 def matrices(
     files: SafetensorsCheckpoint, settings: Mapping[str, Any]
 ) -> Mapping[str, PackedMatrix]:
-    """The packed weights by name; `settings` is the quantization_config.
+    """The packed weights by name; ``settings`` is the quantization_config.
 
     Raises:
         UnsupportedModelError: another format, bits or groups, or activations quantized too.
@@ -88,14 +88,14 @@ def matrices(
 
 
 def _rules(files: SafetensorsCheckpoint, settings: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """How each group of modules has its weights, all of them checked."""
+    """Weight settings of each group of modules, all of them checked."""
     groups = settings.get("config_groups")
     if not isinstance(groups, dict) or not groups:
         raise damaged(files, "quantization_config has no config_groups")
     transforms = settings.get("transform_config") or {}
     sparsity = settings.get("sparsity_config") or {}
     if not isinstance(transforms, dict) or not isinstance(sparsity, dict):
-        raise damaged(files, "transform_config or sparsity_config is no object")
+        raise damaged(files, "transform_config or sparsity_config is not an object")
     if transforms.get("config_groups") or sparsity.get("format", "dense") != "dense":
         raise unsupported(files, "holds transformed or sparse weights (compressed-tensors)")
     setting(files, settings, "format", (FORMAT, None))

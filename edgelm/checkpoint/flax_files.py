@@ -1,7 +1,7 @@
 """``flax_model.msgpack`` of BLOOM: a tree of arrays, whose kernels are the transposed weights.
 
 Only what flax.serialization writes is parsed: maps with text keys, and arrays as extension 1, each
-of them again msgpack: (shape, dtype, bytes). No array is read before it is asked for.
+of them again msgpack: (shape, dtype, bytes). Arrays are read on demand.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ KINDS = {
 
 @dataclass(frozen=True)
 class _Array:
-    """Shape and type in the file, and where the pieces (offset, bytes) of its numbers lie."""
+    """Shape and type in the file, and the pieces (offset, bytes) that hold its numbers."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -61,8 +61,8 @@ class FlaxCheckpoint:
         self.config = read_json(path / "config.json")
         if self.config.get("model_type") != "bloom":
             raise UnsupportedModelError(
-                f"{path} has Flax weights of {self.config.get('model_type')!r}; those of 'bloom' "
-                "are read. Use the model's safetensors files."
+                f"{path} has Flax weights of {self.config.get('model_type')!r}; only 'bloom' "
+                "is supported. Use the model's safetensors files."
             )
         self._file = path / SINGLE
         with opened(self._file) as file:
@@ -106,12 +106,12 @@ class FlaxCheckpoint:
         return out
 
     def read_packed(self, name: str, start: int = 0, stop: int | None = None) -> PackedWeight:
-        """Never possible here: these files hold floats, and `info` says so."""
+        """Raise: these files hold floats, as ``info`` says."""
         raise TypeError(f"{name} is stored as {self.info(name).dtype}, not as packed integers")
 
 
 def _leaves(tree: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], _Array]]:
-    """Arrays with their paths; an optional root `params` is left out."""
+    """Arrays with their paths; an optional root ``params`` is left out."""
     if isinstance(tree, _Array):
         yield keys, tree
         return
@@ -131,11 +131,11 @@ class _Parser:
     def tree(self) -> Any:
         root = self._value(0)
         if not isinstance(root, dict) or self.file.tell() != self.size:
-            raise self._damaged("is no map of arrays")
+            raise self._damaged("is not a map of arrays")
         return root
 
     def _value(self, depth: int) -> Any:
-        """A map, an array, a text, or a count: what stands next."""
+        """The next value: a map, an array, a text, or a count."""
         tag = self._number(1)
         if 0x80 <= tag <= 0x8F or tag in (0xDE, 0xDF):
             return self._map(tag & 15 if tag < 0xDE else self._number(2 << (tag - 0xDE)), depth)
@@ -183,7 +183,7 @@ class _Parser:
         dtype = str(self._scalar(self._number(1)))
         if dtype not in DTYPES or len(shape) != len(sizes):
             known = ", ".join(DTYPES)
-            raise self._damaged(f"has an array {dtype!r} {sizes}; read are {known}")
+            raise self._damaged(f"has an array {dtype!r} {sizes}; supported dtypes: {known}")
         tag = self._number(1)
         if not 0xC4 <= tag <= 0xC6:
             raise self._damaged("has an array without bytes")
@@ -196,7 +196,7 @@ class _Parser:
         return _Array(shape, dtype, ((begin, nbytes),))
 
     def _joined(self, entries: dict[str, Any]) -> _Array:
-        """An array in flat pieces."""
+        """An array stored in flat pieces."""
         shape, chunks = (self._in_order(entries.get(key)) for key in ("shape", "chunks"))
         sound = chunks and all(isinstance(c, _Array) and c.dtype == chunks[0].dtype for c in chunks)
         if not sound or not all(type(size) is int for size in shape):
@@ -219,7 +219,7 @@ class _Parser:
         try:
             return self._bytes(length).decode()
         except UnicodeDecodeError:
-            raise self._damaged("has a name that is no text") from None
+            raise self._damaged("has a name that is not a text") from None
 
     def _number(self, nbytes: int) -> int:
         return int.from_bytes(self._bytes(nbytes), "big")

@@ -1,4 +1,4 @@
-"""Which format a folder in Hugging Face layout is in."""
+"""Detection of the weight format of a folder in Hugging Face layout."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from edgelm.checkpoint.torch_files import TorchCheckpoint
 from edgelm.errors import ModelFileError, UnsupportedModelError
 
 ORIGINAL_RELEASE = (
-    "is an original release in pickled .pt files, which are not read. Use the model in Hugging "
+    "is an original release in pickled .pt files, which are not supported. Use it in Hugging "
     "Face's layout (Persimmon: adept/persimmon-8b-base), or convert it with transformers' "
     "convert_persimmon_weights_to_hf.py."
 )
 
 
 def open_folder(path: Path, allow_pickle: bool = False) -> Checkpoint:
-    """The folder's checkpoint: safetensors where there are any, packed where it says so, else
-    pickled weights if they are allowed, else Flax's.
+    """Open a folder: safetensors if there are any, packed if its settings say so, else pickled
+    weights if allowed, else Flax weights.
 
-    Folders of our own say so in edgelm.json, which knows more than config.json.
+    Folders written by this package have an edgelm.json, which says more than config.json.
 
     Raises ModelFileError for a folder without weights that may be read.
     """

@@ -1,4 +1,4 @@
-"""A checkpoint and a head that it lacks: random weights, the same each time."""
+"""A checkpoint extended by the head it lacks: random weights, the same every time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SEED = 0
 
 
 class FreshHead:
-    """What ``under`` holds, and ``shapes`` beside it: normal matrices and zero vectors.
+    """The weights of ``under`` plus those of ``shapes``: normal matrices and zero vectors.
 
     Args:
         shapes: by Hugging Face name. std: the matrices' standard deviation.

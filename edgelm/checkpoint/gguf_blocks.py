@@ -1,9 +1,9 @@
-"""What becomes of each of ggml's block types: kept, taken over nearly exactly, or re-quantized.
+"""Conversion of ggml's block types: kept exactly, converted nearly exactly, or requantized.
 
 | types | kept as | how |
 |---|---|---|
 | Q4_0, Q4_1, Q8_0 | int4-g32, int4-g32-zfloat, int8-g32 | every bit as stored |
-| Q5_0, IQ4_NL; Q5_1 | int8-g32; int8-g32-zfloat | every value as stored: their codes fit into 8 bits |
+| Q5_0, IQ4_NL; Q5_1 | int8-g32; int8-g32-zfloat | every value as stored: the codes fit in 8 bits |
 | Q4_K | int4-g32-zfloat | codes as stored; a group's scale and minimum, products of a float16 and 6 bits, are rounded to one float16 (about 70 dB) |
 | Q5_K, Q6_K | int8-g32 | quantized again by ``quant="auto"``, 45 dB or better |
 | IQ4_XS, MXFP4, NVFP4 | int8-g32 | the same: no evenly spaced 4 bits hold their unevenly spaced values |
@@ -40,7 +40,7 @@ K_GROUPS = 8  # groups of 32 in a block of Q4_K
 
 
 def take_apart(raw: torch.Tensor, kind: str, packed: PackedWeight) -> None:
-    """Blocks of a type of PACKED (uint8 [n, bytes]) into the rows of `packed`."""
+    """Unpack blocks of a type in PACKED (uint8 [n, bytes]) into the rows of ``packed``."""
     if kind == "Q4_K":
         _take_apart_q4_k(raw, packed)
     elif kind in ("Q5_0", "Q5_1", "IQ4_NL"):
@@ -50,7 +50,7 @@ def take_apart(raw: torch.Tensor, kind: str, packed: PackedWeight) -> None:
 
 
 def dequantized(raw: torch.Tensor, kind: str) -> torch.Tensor:
-    """Blocks of any type (uint8 [n, bytes]) as float32 [n, K], by gguf's own code."""
+    """Blocks of any type (uint8 [n, bytes]) as float32 [n, K], by the package ``gguf``."""
     import gguf
     import numpy as np
 
@@ -64,7 +64,7 @@ def _take_apart_32(raw: torch.Tensor, packed: PackedWeight) -> None:
 
     A block is a float16 scale, for Q4_1 a float16 minimum, then the codes: 32 bytes for Q8_0, and
     for 4 bits 16 bytes that hold code i low and code i + 16 high (ggml's dequantize_row_q4_0).
-    All is moved in 16-bit words, which is twice as fast as bytes: a word of 4-bit codes
+    Data is moved in 16-bit words, twice as fast as bytes: a word of 4-bit codes
     has i, i + 16, i + 1, i + 17 from its lowest nibble up.
     """
     assert packed.scales is not None
@@ -87,8 +87,8 @@ def _take_apart_32(raw: torch.Tensor, packed: PackedWeight) -> None:
 def _widen(raw: torch.Tensor, kind: str, packed: PackedWeight) -> None:
     """Q5_0, Q5_1 and IQ4_NL: the scale (and minimum) as stored, the codes as bytes.
 
-    The nibbles stand as in Q4_0; 5-bit types have their 32 fifth bits, one after the other, in
-    4 bytes before them (ggml's dequantize_row_q5_0, dequantize_row_iq4_nl).
+    The nibbles are as in Q4_0; 5-bit types have their 32 fifth bits in sequence in 4 bytes before
+    them (ggml's dequantize_row_q5_0, dequantize_row_iq4_nl).
     """
     assert packed.scales is not None
     groups = packed.scales.shape

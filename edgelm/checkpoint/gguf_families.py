@@ -1,4 +1,4 @@
-"""What GGUF files of each architecture mean in Hugging Face's words: names, config, row order.
+"""GGUF architectures mapped to Hugging Face's terms: names, config, row order.
 
 The tables follow llama.cpp's converter (its conversion/llama.py, gemma.py and bloom.py, and the
 tensor mapping of its package gguf).
@@ -24,7 +24,7 @@ ROPE_FACTORS = "rope_freqs.weight"
 
 @dataclass(frozen=True)
 class RowOrder:
-    """How the rows of a tensor, head by head, differ from Hugging Face's order.
+    """Difference, within each head, between the row order of a tensor and Hugging Face's.
 
     heads_key: the metadata key (after the architecture) with the number of heads.
     pairs: rows j and j + half of a head stand side by side, for interleaved rotation.
@@ -43,8 +43,8 @@ class Family:
 
     names: GGUF name without ".weight"/".bias" -> Hugging Face's, with * for the layer.
     config: (metadata, header, factors) -> config.json, factors being ROPE_FACTORS' values.
-    orders: names (as in `names`) whose rows come in another order.
-    folded: tensors that become part of the config and are no weights.
+    orders: names (as in ``names``) whose rows come in another order.
+    folded: tensors that become part of the config and are not weights.
     norm_offset: what the converter added to the weights of all norms.
     """
 
@@ -64,11 +64,11 @@ class Family:
         return f"{pattern.replace('*', layer[1]) if layer else pattern}.{kind}"
 
     def order(self, name: str) -> RowOrder | None:
-        """The order of `name`'s rows if it is not Hugging Face's."""
+        """The order of ``name``'s rows if it is not Hugging Face's."""
         return self.orders.get(re.sub(r"^blk\.\d+\.", "blk.*.", name.rpartition(".")[0]))
 
     def offset(self, name: str) -> float:
-        """What was added to the stored numbers of `name`."""
+        """Number that was added to the stored weights of ``name``."""
         return self.norm_offset if name.endswith("norm.weight") else 0.0
 
 
@@ -90,7 +90,7 @@ def _llama_config(
 def _gemma2_config(
     metadata: Metadata, header: Header, factors: torch.Tensor | None
 ) -> dict[str, Any]:
-    """The file has no layer types and no query scale; llama.cpp's gemma2.cpp says what they are.
+    """Config of Gemma 2; layer types and query scale, absent in the file, follow llama.cpp.
 
     Even layers slide, and queries are scaled by their size, in the 27B model (46 layers) by
     hidden / heads.
@@ -136,7 +136,7 @@ def _bloom_config(
 
 
 def _decoder_config(metadata: Metadata, header: Header) -> dict[str, Any]:
-    """What Llama and Gemma 2 share."""
+    """Config keys that Llama and Gemma 2 share."""
     hidden, heads = _hidden_and_heads(metadata)
     head_dim = metadata.get("attention.key_length", int, hidden // heads)
     metadata.refuse_unless("attention.value_length", (head_dim,))
@@ -174,7 +174,7 @@ def _vocab_size(metadata: Metadata, header: Header) -> int:
 
 
 def _token_ids(metadata: Metadata) -> dict[str, Any]:
-    """bos, pad and every id that ends a text or a turn, as far as the file names them."""
+    """The bos id, the pad id and all ids that end a text or a turn, as far as the file has them."""
 
     def token(name: str) -> int | None:
         return metadata.get(f"tokenizer.ggml.{name}_token_id", int, None)

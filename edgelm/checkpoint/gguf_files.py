@@ -1,7 +1,7 @@
 """GGUF files: weights in floats or in ggml's blocks, under Hugging Face's names.
 
-Blocks that have a canonical packing are taken apart into it, see `gguf_blocks`; rows that a
-converter put in another order come back in Hugging Face's, what it added to norms is taken off.
+Blocks with a canonical packing are unpacked into it, see ``gguf_blocks``; rows that a converter
+reordered are returned in Hugging Face's order, and what it added to norms is subtracted.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from quant.groupwise import dequantize
 from quant.packing import PackedWeight
 
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-READ_BYTES = 1 << 20  # rows are read and taken apart in pieces of about this size
+READ_BYTES = 1 << 20  # rows are read and unpacked in pieces of about this size
 
 
 @dataclass(frozen=True)
 class _Weight:
     """A tensor of the file under its Hugging Face name.
 
-    order, head_rows: how its rows stand in the file, and how many of them make a head; None and
-        0 where they stand as Hugging Face has them.
-    offset: what a converter added to every number.
+    order, head_rows: order of its rows in the file, and number of rows of a head; None and 0 if
+        they are in Hugging Face's order.
+    offset: the number that a converter added to every weight.
     """
 
     stored: StoredTensor
@@ -117,7 +117,7 @@ class GGUFCheckpoint:
     ) -> Iterator[tuple[int, torch.Tensor]]:
         """Rows [start, stop) as (row, counted from start; uint8 [n, bytes of a row]) pieces.
 
-        Rows in another order are read by whole heads, which stand together in both orders.
+        Reordered rows are read by whole heads, which are contiguous in both orders.
         """
         stored, head = weight.stored, weight.head_rows
         row_bytes = stored.nbytes // stored.shape[0]
@@ -160,8 +160,8 @@ class GGUFCheckpoint:
             name = family.hf_name(stored.name)
             if name is None:
                 raise UnsupportedModelError(
-                    f"{self.path} holds the tensor {stored.name!r}, which no {keys.architecture} "
-                    "model that can be run here has."
+                    f"{self.path} holds the tensor {stored.name!r}, which no supported "
+                    f"{keys.architecture} model has."
                 )
             if stored.type.name not in FLOATS and len(stored.shape) != 2:
                 raise UnsupportedModelError(
@@ -185,7 +185,7 @@ class GGUFCheckpoint:
 
 
 def _stored_row(weight: _Weight, row: int) -> int:
-    """Where in the file the head stands that begins at Hugging Face's row `row`."""
+    """First stored row of the head that begins at Hugging Face's row ``row``."""
     if weight.order is None or weight.order.parts == 1:
         return row
     head, part = divmod(row // weight.head_rows, weight.order.parts)

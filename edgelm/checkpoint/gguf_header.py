@@ -1,8 +1,8 @@
-"""The header of a GGUF file, read with suspicion.
+"""Reader of GGUF headers, which treats the file as untrusted.
 
 A header is a chain of counts, lengths and offsets that a damaged or hostile file may set to
-anything. Here each of them is compared with the bytes that are really there before it is
-believed, so a lie costs an error, never memory or a read outside the file. The layout follows
+anything. Each of them is checked against the bytes actually present before it is used, so a
+wrong one causes an error, never an allocation or a read outside the file. The layout follows
 the format's description in the ggml repository (docs/gguf.md), versions 2 and 3.
 """
 
@@ -47,7 +47,7 @@ UINT32, UINT64 = NUMBERS[4], NUMBERS[10]
 
 
 class TensorType(NamedTuple):
-    """How ggml stores rows: `block` elements take `block_bytes` bytes (ggml's type traits)."""
+    """ggml type: rows are stored as blocks of ``block`` elements in ``block_bytes`` bytes each."""
 
     name: str
     block: int
@@ -89,7 +89,7 @@ class Header:
 
 
 class HeaderGoesOn(Exception):
-    """The header goes on behind the bytes that are here: `needed` of them at least."""
+    """The header continues beyond the bytes present: at least ``needed`` are required."""
 
     def __init__(self, needed: int) -> None:
         super().__init__(needed)
@@ -97,12 +97,12 @@ class HeaderGoesOn(Exception):
 
 
 def read_header(path: Path, held: int | None = None) -> Header:
-    """Parse and check a header; the file is mapped meanwhile and no page of it stays.
+    """Parse and check a header; the file is mapped meanwhile and no page stays resident.
 
-    held: only so many bytes of the file are there, the rest is a hole; HeaderGoesOn if the header
-    needs more.
+    held: number of bytes of the file that are present, the rest being a hole; raises HeaderGoesOn
+    if the header needs more.
     Raises ModelFileError for a header that does not agree with the file and
-    UnsupportedModelError for versions, byte orders and tensor types that are not read.
+    UnsupportedModelError for unsupported versions, byte orders and tensor types.
     """
     with opened(path) as file:
         size = file.seek(0, os.SEEK_END)
@@ -148,7 +148,7 @@ class _Reader:
         )
 
     def take(self, length: int, what: str) -> bytes:
-        """The next `length` bytes."""
+        """The next ``length`` bytes."""
         start = self.position
         if length > min(self.size - start, MAX_PIECE_BYTES):
             self.fail(f"{what} claims {length} bytes, {self.size - start} are left")
@@ -158,7 +158,7 @@ class _Reader:
         return self.data[start : self.position]
 
     def _more(self, needed: int) -> None:
-        """Raise HeaderGoesOn unless all of the file is here."""
+        """Raise HeaderGoesOn unless the whole file is present."""
         if self.held < self.size:
             raise HeaderGoesOn(min(needed, self.size))
 
@@ -166,7 +166,7 @@ class _Reader:
         return layout.unpack(self.take(layout.size, "a number"))[0]
 
     def count(self, what: str, smallest: int) -> int:
-        """A number of entries that take at least `smallest` bytes each."""
+        """A number of entries that take at least ``smallest`` bytes each."""
         count = self.number(UINT64)
         left = self.size - self.position
         if count > left // smallest:
@@ -196,7 +196,9 @@ class _Reader:
     def array(self, key: str) -> list[Any]:
         kind = self.number(UINT32)
         if kind != STRING and kind not in NUMBERS:
-            self.fail(f"metadata key {key!r} is an array of the value type {kind}, never used")
+            self.fail(
+                f"metadata key {key!r} is an array of the value type {kind}, which is not supported"
+            )
         count = self.count(
             f"entries of {key!r}", smallest=8 if kind == STRING else NUMBERS[kind].size
         )
@@ -211,7 +213,7 @@ class _Reader:
         return self._bools(values, key) if kind == BOOL else values
 
     def _strings(self, count: int, key: str) -> list[str]:
-        """The hot loop of a header: a vocabulary and its merges, with `take` written out."""
+        """Read strings of a vocabulary and its merges: the hot loop, with ``take`` inlined."""
         data, size, position = self.data, self.held, self.position
         length_at: Callable[..., tuple[int]] = UINT64.unpack_from
         raw: list[bytes] = []
@@ -235,20 +237,20 @@ class _Reader:
     def _version(self) -> None:
         if self.take(4, "the magic number") != b"GGUF":
             self.position = 0
-            self.fail("this is no GGUF file, it does not begin with 'GGUF'")
+            self.fail("this is not a GGUF file: it does not begin with 'GGUF'")
         version = self.number(UINT32)
         if version & 0xFFFF == 0:
             raise UnsupportedModelError(
-                f"{self.path} is a big-endian GGUF file; little-endian ones are read."
+                f"{self.path} is a big-endian GGUF file; supported: little-endian."
             )
         if version not in (2, 3):
             raise UnsupportedModelError(
-                f"{self.path} is of GGUF version {version}; versions 2 and 3 are read. Convert the "
-                "model anew with a current llama.cpp."
+                f"{self.path} has GGUF version {version}; supported: 2 and 3. Convert the model "
+                "again with a current llama.cpp."
             )
 
     def tensor(self) -> StoredTensor:
-        """One entry of the tensor list; its offset still counts from the end of the header."""
+        """One entry of the tensor list; its offset is still relative to the end of the header."""
         name = self.string("a tensor's name")
         dimensions = self.number(UINT32)
         if not 1 <= dimensions <= MAX_DIMENSIONS:
@@ -258,8 +260,8 @@ class _Reader:
         if number not in TYPES:
             raise UnsupportedModelError(
                 f"{self.path}: tensor {name!r} is of type {UNREAD_NAMES.get(number, number)}; "
-                f"{', '.join(kind.name for kind in TYPES.values())} are read. Use a file in one of "
-                "these types."
+                f"supported: {', '.join(kind.name for kind in TYPES.values())}. Use a file in one "
+                "of these types."
             )
         kind = TYPES[number]
         if min(shape) < 1 or shape[-1] % kind.block:
@@ -269,7 +271,7 @@ class _Reader:
     def _placed(
         self, tensors: dict[str, StoredTensor], metadata: dict[str, Any]
     ) -> dict[str, StoredTensor]:
-        """The same tensors with offsets from the start of the file, in file order, checked."""
+        """Check the tensors and return them in file order with offsets from the file's start."""
         alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
         if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
             self.fail(f"general.alignment is {alignment!r}, not a power of two")

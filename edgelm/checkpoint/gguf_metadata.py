@@ -1,4 +1,4 @@
-"""Typed access to the metadata of a GGUF file, which anybody may have written."""
+"""Typed access to the metadata of a GGUF file, which is untrusted input."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MAX_COUNT = 1_000_000
 
 
 class Metadata:
-    """Typed access to a file's keys; those of the architecture are named without its prefix."""
+    """Typed access to a file's keys; architecture keys are named without their prefix."""
 
     def __init__(self, values: Mapping[str, Any], architecture: str, path: Path) -> None:
         self.values = values
@@ -20,7 +20,7 @@ class Metadata:
         self.path = path
 
     def get(self, key: str, kind: type, default: Any = ...) -> Any:
-        """The value of "<architecture>.<key>" (or of a key of "tokenizer.") of type `kind`.
+        """The value of "<architecture>.<key>" (or of a key of "tokenizer.") of type ``kind``.
 
         Raises ModelFileError if it is of another type, or missing without a default.
         """
@@ -40,7 +40,7 @@ class Metadata:
         return value
 
     def refuse_unless(self, key: str, allowed: tuple[Any, ...]) -> None:
-        """UnsupportedModelError if the key is there with a value that changes the model."""
+        """Raise UnsupportedModelError if the key is present with a value that changes the model."""
         full = f"{self.architecture}.{key}"
         if full in self.values and self.values[full] not in allowed:
             raise UnsupportedModelError(
@@ -49,7 +49,7 @@ class Metadata:
             )
 
     def count(self, key: str) -> int:
-        """An int of at least 1 and at most a million, so that lists may be made from it."""
+        """An int from 1 to a million, so that lists can safely be made from it."""
         value: int = self.get(key, int)
         if not 1 <= value <= MAX_COUNT:
             raise ModelFileError(

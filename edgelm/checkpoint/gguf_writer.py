@@ -1,4 +1,4 @@
-"""Writing GGUF files: header and names by the package `gguf`, then tensors to their places."""
+"""Writer of GGUF files: header and names by the package ``gguf``, then tensors at their offsets."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ KINDS = {
     Scheme(4, 32, "float"): "Q4_1",
     Scheme(8, 32): "Q8_0",
 }
-"""The schemes that ggml has a block for, exactly."""
+"""The schemes that a ggml block type represents exactly."""
 
 BYTES_PER_BLOCK = {"Q4_0": 18, "Q4_1": 20, "Q8_0": 34}
 FLOAT_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
@@ -31,7 +31,7 @@ FLOAT_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor of the file: its name there, ggml type and shape as Hugging Face has it."""
+    """One tensor of the file: its GGUF name, ggml type and Hugging Face shape."""
 
     name: str
     kind: str
@@ -39,7 +39,7 @@ class Entry:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one row, of a vector's one number."""
+        """Bytes of one row; for a vector, of one number."""
         inputs = torch.Size(self.shape[1:]).numel()
         if self.kind in FLOAT_BYTES:
             return inputs * FLOAT_BYTES[self.kind]
@@ -51,7 +51,7 @@ class Entry:
 
 
 def to_blocks(packed: PackedWeight) -> Tensor:
-    """Rows of a matrix as ggml's blocks, uint8 [n, bytes]: scale, minimum if any, codes.
+    """Pack rows of a matrix into ggml's blocks, uint8 [n, bytes]: scale, minimum if any, codes.
 
     4-bit codes i and i + 16 of a block share byte i (ggml's quantize_row_q4_0).
     """
@@ -69,7 +69,7 @@ def to_blocks(packed: PackedWeight) -> Tensor:
 def create_gguf(
     path: Path, architecture: str, metadata: Mapping[str, Any], entries: list[Entry]
 ) -> None:
-    """A file at its full length with everything but the tensors' bytes."""
+    """Create a file at its full length with everything except the tensors' bytes."""
     import gguf
     import numpy as np
 
@@ -94,14 +94,14 @@ def create_gguf(
 
 
 class GGUFTensors:
-    """The tensors of a file that `create_gguf` made, written in any order."""
+    """The tensors of a file that ``create_gguf`` made, written in any order."""
 
     def __init__(self, path: Path) -> None:
         self.path, self._places = path, read_header(path).tensors
         self._file = path.open("r+b", buffering=0)
 
     def write(self, name: str, data: Tensor) -> str:
-        """All bytes of a tensor, uint8; their sha256."""
+        """Write all bytes of a tensor, uint8; returns their sha256."""
         view = data.contiguous().numpy().reshape(-1).data
         self._file.seek(self._places[name].offset)
         written = 0
@@ -110,9 +110,9 @@ class GGUFTensors:
         return hashlib.sha256(view).hexdigest()
 
     def verify(self, digests: Mapping[str, str]) -> None:
-        """Put all on the disk and read it back.
+        """Flush the file to disk and read it back.
 
-        Raises ModelFileError for a tensor whose sha256 is not the one in `digests`.
+        Raises ModelFileError for a tensor whose sha256 is not the one in ``digests``.
         """
         os.fsync(self._file.fileno())
         with opened(self.path) as file:
@@ -131,7 +131,7 @@ class GGUFTensors:
 
 
 def _add(writer: Any, key: str, value: Any) -> None:
-    """A key in the type that llama.cpp expects of it."""
+    """Add a key with the type that llama.cpp expects."""
     if isinstance(value, bool):
         writer.add_bool(key, value)
     elif isinstance(value, int):

@@ -35,7 +35,7 @@ from quant.scheme import Scheme
 
 @dataclass(frozen=True)
 class GPTQMatrix:
-    """One weight; zero_offset is what its stored zero points lack."""
+    """One weight; zero_offset must be added to its stored zero points."""
 
     files: SafetensorsCheckpoint
     module: str
@@ -74,15 +74,15 @@ class GPTQMatrix:
         words = self.files.read_columns(f"{self.module}.qzeros", first, -(-stop // per_word))
         stored = unpack_rows(words.t().contiguous(), bits)
         stored = stored[start - first * per_word : stop - first * per_word]
-        # Modulo the codes: version 1 wraps zero 0 to the highest code.
+        # Modulo the number of codes: version 1 wraps zero 0 to the highest code.
         return (stored + self.zero_offset) & ((1 << bits) - 1)
 
 
 @dataclass(frozen=True)
 class ActOrder:
-    """A weight whose inputs are in groups by importance (desc_act).
+    """A weight whose inputs are grouped by importance (desc_act).
 
-    Kernels here multiply groups of neighbours, so it is read as floats and quantized anew.
+    The kernels need groups of neighbouring inputs, so it is read as floats and requantized.
     """
 
     matrix: GPTQMatrix
@@ -100,7 +100,7 @@ class ActOrder:
         return Scheme(8, self.matrix.scheme.group_size)
 
     def values(self, start: int, stop: int) -> Tensor:
-        """Rows [start, stop) in float32, each input by its own group's scale and zero."""
+        """Rows [start, stop) in float32, each input with the scale and zero of its group."""
         packed, scheme = self.matrix.rows(start, stop), self.matrix.scheme
         assert packed.scales is not None
         order = self.matrix.files.read_stored(f"{self.matrix.module}.g_idx").long()
@@ -113,7 +113,7 @@ class ActOrder:
 def matrices(
     files: SafetensorsCheckpoint, settings: Mapping[str, Any]
 ) -> Mapping[str, PackedMatrix | ActOrder]:
-    """The packed weights by name; `settings` is the quantization_config.
+    """The packed weights by name; ``settings`` is the quantization_config.
 
     Raises:
         UnsupportedModelError: other bits or groups.
@@ -124,7 +124,9 @@ def matrices(
     symmetric = setting(files, settings, "sym", (True, False, None)) is not False
     version = setting(files, settings, "checkpoint_format", ("gptq", "gptq_v2", None))
     if settings.get("dynamic"):
-        raise unsupported(files, "was quantized with other settings per module (GPTQ's dynamic)")
+        raise unsupported(
+            files, "was quantized with different settings per module (GPTQ's dynamic)"
+        )
     offset = 0 if version == "gptq_v2" else 1
     ending = ".qweight"
     modules = [name.removesuffix(ending) for name in files.names() if name.endswith(ending)]
@@ -160,5 +162,5 @@ def _open(
         return matrix
     order = files.read_stored(f"{module}.g_idx")
     if int(order.min()) < 0 or int(order.max()) >= groups:
-        raise damaged(files, f"{module}.g_idx names groups beyond the {groups} that there are")
+        raise damaged(files, f"{module}.g_idx refers to groups beyond the {groups} that exist")
     return ActOrder(matrix)

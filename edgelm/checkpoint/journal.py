@@ -1,7 +1,8 @@
-"""The journal of an unfinished folder: which tensors are done, so that a kill costs one tensor.
+"""The journal of an unfinished folder: the finished tensors, so that a kill costs one tensor.
 
-A line is JSON. The first names the job, each later one a finished weight with what is needed at
-the end. A line cut off by the kill is ignored: its weight is written again, to the same bytes.
+Each line is JSON. The first identifies the job, each later one a finished weight with the data
+needed at the end. A line cut off by a kill is ignored: its weight is written again, to the same
+bytes.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from typing import Any
 
 
 class Journal:
-    """Lines appended beside a folder that is being written.
+    """Lines appended next to a folder that is being written.
 
     Args:
-        job: identifies input and settings; a journal of another job counts as empty.
+        job: identifies input and settings; a journal of a different job counts as empty.
     """
 
     def __init__(self, path: Path, job: str) -> None:
@@ -25,7 +26,7 @@ class Journal:
         self.resumed = False
 
     def read(self) -> bool:
-        """Whether the file is of this job; `done` then holds its entries."""
+        """True if the file belongs to this job; ``done`` then holds its entries."""
         try:
             lines = self.path.read_bytes().split(b"\n")
         except FileNotFoundError:
@@ -44,7 +45,7 @@ class Journal:
         return True
 
     def start(self) -> None:
-        """A new journal without entries, on the disk before any weight is written."""
+        """Write a new journal without entries to the disk, before any weight is written."""
         self.done, self.resumed = {}, False
         with self.path.open("wb") as file:
             file.write(json.dumps({"job": self.job}).encode() + b"\n")
@@ -52,7 +53,7 @@ class Journal:
             os.fsync(file.fileno())
 
     def add(self, name: str, entry: dict[str, Any]) -> None:
-        """One more finished weight."""
+        """Append one finished weight."""
         self.done[name] = entry
         with self.path.open("ab") as file:
             file.write(json.dumps({"name": name} | entry).encode() + b"\n")

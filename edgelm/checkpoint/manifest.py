@@ -1,8 +1,8 @@
-"""edgelm.json: what this package wrote into a folder, how, and the sha256 of every file.
+"""The manifest edgelm.json: the contents of a quantized folder and the sha256 of every file.
 
 Keys of format version 1:
     format_version, writer     1, "edgelm 0.1.0"
-    recipe, method             as given; a recipe as `quant.Recipe.to_dict` has it
+    recipe, method             as given; a recipe in the form of ``quant.Recipe.to_dict``
     licence                    of the original model, null where it states none
     source_sha256              of the original model's config.json and weights; absent in old files
     bits_per_weight            bytes of all tensors in the files x 8 / parameters
@@ -45,7 +45,7 @@ class Module:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The content of edgelm.json, see the module's text."""
+    """The content of edgelm.json, see the module docstring."""
 
     writer: str
     recipe: dict[str, Any]
@@ -102,7 +102,7 @@ def _module(entry: dict[str, Any]) -> Module:
     rows, inputs = (int(size) for size in entry["shape"])
     scheme.check((rows, inputs))
     if scheme.is_float:
-        raise QuantError(f"{scheme} is no packed scheme")
+        raise QuantError(f"{scheme} is not a packed scheme")
     db = entry["error_db"]
     parts = tuple(map(str, entry["parts"]))
     return Module(scheme, (rows, inputs), parts, db, str(entry["note"]))

@@ -1,6 +1,6 @@
-"""Folders that `edgelm quantize` wrote: packed integers under Hugging Face's names.
+"""Folders written by ``edgelm quantize``: packed integers under Hugging Face's names.
 
-`edgelm.json` says which weights are packed and how; the headers must agree with it.
+``edgelm.json`` says which weights are packed and how; the headers must agree with it.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class PackedCheckpoint:
         return first_row(suffix, module.scheme, stop - 1) + 1 if stop else 0
 
     def _read_infos(self) -> dict[str, TensorInfo]:
-        """Every weight by its own name, its stored parts checked against the manifest."""
+        """Header entry of every weight by name; stored parts are checked against the manifest."""
         parts: dict[str, str] = {}
         sizes: dict[str, int] = {}
         for name, module in self.manifest.modules.items():
@@ -100,7 +100,7 @@ class PackedCheckpoint:
         return infos
 
     def _parts(self, name: str, module: Module) -> list[str]:
-        """Names of the stored parts of a weight, all of them checked."""
+        """Names of the stored parts of a weight, after checking each of them."""
         if name in self._theirs:
             found = self._theirs[name]
             if (found.scheme, found.shape) != (module.scheme, module.shape):
@@ -116,7 +116,7 @@ class PackedCheckpoint:
         return list(own)
 
     def _specs(self, name: str, module: Module) -> dict[str, Spec]:
-        """What the parts of a weight must be; its scales may be float16 or float32."""
+        """Expected dtypes and shapes of a weight's parts; its scales may be float16 or float32."""
         scale = name.removesuffix("weight") + "weight_scale"
         found = self._files.info(scale).dtype if scale in self._files else ""
         return specs(module.scheme, module.shape, _DTYPES.get(found))

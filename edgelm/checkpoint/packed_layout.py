@@ -1,14 +1,13 @@
-"""Packed matrices as compressed-tensors' `pack-quantized` stores them: pure functions both ways.
+"""compressed-tensors' ``pack-quantized`` layout of packed matrices: pure functions both ways.
 
-A matrix [N, K] named `x.weight` becomes, under `x.`:
+A matrix [N, K] named ``x.weight`` becomes, under ``x.``:
     weight_packed      int32 [N, ceil(K * bits / 32)]: unsigned codes, the first in the lowest bits
     weight_scale       the scheme's own type, or float32 [N, G]
     weight_zero_point  int32 [ceil(N * bits / 32), G]: unsigned zeros, packed along the rows
     weight_shape       int64 [2]
-    weight_minimum     [N, G] in the scales' own type: the float zeros of `-zfloat` schemes
-Float zeros, and codes that name numbers (nf4, fp4), are beyond that format: only this package
-reads them.
-Unsigned codes are 0..15 as here, and for 8 bits the signed code plus 128.
+    weight_minimum     [N, G] in the scales' own type: the float zeros of ``-zfloat`` schemes
+Float zeros and codebooks (nf4, fp4) are not part of that format: only this package reads them.
+Unsigned codes are 0..15 as in the canonical layout, and for 8 bits the signed code plus 128.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from quant import PackedWeight, Scheme
 from quant.scheme import FLOATS
 
 ROW_STEP = 8
-"""Blocks of rows start at multiples of this: so many int4 zeros share a word."""
+"""Blocks of rows start at multiples of this, the number of int4 zeros that share a word."""
 
 Spec = tuple[torch.dtype, tuple[int, ...]]
 
@@ -31,7 +30,7 @@ Spec = tuple[torch.dtype, tuple[int, ...]]
 def specs(
     scheme: Scheme, shape: tuple[int, int], scales: torch.dtype | None = None
 ) -> dict[str, Spec]:
-    """What a matrix of `shape` is stored as: suffix of the name -> dtype and shape.
+    """Stored tensors of a matrix of ``shape``: suffix of the name -> dtype and shape.
 
     scales: their stored type; None is the scheme's own.
     """
@@ -56,12 +55,12 @@ def stored_bytes(spec: Spec) -> int:
 
 
 def first_row(suffix: str, scheme: Scheme, start: int) -> int:
-    """The row of the stored tensor in which row `start` of the matrix lies."""
+    """The row of the stored tensor in which row ``start`` of the matrix lies."""
     return start * scheme.bits // 32 if suffix == "weight_zero_point" else start
 
 
 def to_stored(packed: PackedWeight, scales: torch.dtype | None = None) -> dict[str, Tensor]:
-    """Rows of a matrix as its stored tensors; only a matrix's last block may end mid-word."""
+    """Convert rows of a matrix to its stored tensors; only the last block may end mid-word."""
     assert packed.scales is not None
     scheme = packed.scheme
     found = {
@@ -83,10 +82,10 @@ def to_stored(packed: PackedWeight, scales: torch.dtype | None = None) -> dict[s
 def from_stored(
     stored: dict[str, Tensor], scheme: Scheme, inputs: int, skip: int = 0
 ) -> PackedWeight:
-    """Rows of a matrix from its stored tensors, every integer as it was.
+    """Convert stored tensors back to rows of a matrix; every integer is preserved.
 
     skip: rows of the first word of zeros that lie before the block. Raises OverflowError for a
-    scale that the scheme's type does not hold, because it would be changed.
+    scale that the scheme's type cannot represent, because it would be changed.
     """
     rows = stored["weight_packed"].shape[0]
     width = inputs * scheme.bits // 8

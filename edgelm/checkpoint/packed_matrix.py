@@ -1,4 +1,4 @@
-"""What the readers of other people's packed layouts share: one matrix, its parts, its errors."""
+"""Common parts of the readers of other tools' packed layouts: one matrix, its parts, its errors."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from quant.errors import QuantError
 from quant.packing import PackedWeight
 from quant.scheme import FLOATS, Scheme
 
-READ_BYTES = 16 << 20  # rows of a packed matrix are taken apart in pieces of about this size
+READ_BYTES = 16 << 20  # rows of a packed matrix are unpacked in pieces of about this size
 CODE_SIGN = 0x80  # between unsigned 8-bit codes, as files hold them, and the canonical signed ones
 
 
 class PackedMatrix(Protocol):
-    """A weight [N, K] that lies in a folder as codes, scales and whatever else its layout has."""
+    """A weight [N, K] stored in a folder as codes, scales and other parts of its layout."""
 
     @property
     def shape(self) -> tuple[int, int]: ...
 
     @property
     def scheme(self) -> Scheme:
-        """How its canonical form is packed: known from headers and settings alone."""
+        """Scheme of its canonical form, known from headers and settings alone."""
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """Names of the stored tensors that it is made of."""
+        """Names of the stored tensors that make up the weight."""
 
     def rows(self, start: int, stop: int) -> PackedWeight:
         """Rows [start, stop), every code and scale as stored."""
@@ -52,9 +52,9 @@ def unsupported(files: SafetensorsCheckpoint, what: str) -> UnsupportedModelErro
 
 
 def part(files: SafetensorsCheckpoint, name: str) -> TensorInfo:
-    """Header of a tensor that a packed matrix cannot do without."""
+    """Header of a tensor that a packed matrix requires."""
     if name not in files:
-        raise damaged(files, f"there is no tensor {name}, which the packed weight needs")
+        raise damaged(files, f"the packed weight needs the tensor {name}, which is missing")
     return files.info(name)
 
 
@@ -73,18 +73,18 @@ def shaped(
 
 
 def scale_type(files: SafetensorsCheckpoint, name: str, shape: tuple[int, ...]) -> str:
-    """Float type of a scales tensor, which must have `shape`."""
+    """Float type of a scales tensor, which must have ``shape``."""
     return shaped(files, name, shape, tuple(FLOATS)).dtype
 
 
 def checked(files: SafetensorsCheckpoint, name: str, shape: tuple[int, int], **made: Any) -> Scheme:
-    """The Scheme of these fields, if there is one and a matrix of `shape` can be stored in it."""
+    """The Scheme of these fields, if it exists and a matrix of ``shape`` can be stored in it."""
     try:
         scheme = Scheme(**made)
         scheme.check(shape)
     except QuantError as error:
         raise unsupported(
-            files, f"holds {name} in a layout that is not run here: {error}"
+            files, f"holds {name} in a layout that is not supported: {error}"
         ) from None
     return scheme
 
@@ -92,28 +92,27 @@ def checked(files: SafetensorsCheckpoint, name: str, shape: tuple[int, int], **m
 def setting(
     files: SafetensorsCheckpoint, settings: Mapping[str, Any], key: str, allowed: tuple[Any, ...]
 ) -> Any:
-    """A setting of the quantization_config that must be one of a few; None if it is absent."""
+    """A setting of the quantization_config with few allowed values; None if it is absent."""
     value = settings.get(key)
     if not any(type(value) is type(each) and value == each for each in allowed):
         shown = ", ".join(repr(a) for a in allowed if a is not None)
         raise unsupported(
-            files, f"has quantization_config with {key} = {value!r}; what is run here: {shown}"
+            files, f"has quantization_config with {key} = {value!r}; supported: {shown}"
         )
     return value
 
 
 def row_blocks(start: int, stop: int, row_bytes: int) -> Iterator[tuple[int, int]]:
-    """[start, stop) in pieces of about READ_BYTES; whole words of eight rows where it can be."""
+    """Split [start, stop) into pieces of about READ_BYTES, in whole words of 8 rows if possible."""
     step = max(1, READ_BYTES // row_bytes // 8) * 8
     for first in range(start, stop, step):
         yield first, min(first + step, stop)
 
 
 def unpack_rows(words: Tensor, bits: int, places: tuple[int, ...] = ()) -> Tensor:
-    """Codes, uint8 [R * 32 / bits, W], out of words int32 [R, W] that hold 32 / bits rows each.
+    """Unpack codes, uint8 [R * 32 / bits, W], from words int32 [R, W] of 32 / bits rows each.
 
-    places: where a word keeps each of its rows, counted from its lowest bits up, where that is not
-    their order.
+    places: position of each row in a word, counted from the lowest bits up, if not in order.
     """
     per_word = 32 // bits
     codes = torch.empty(words.shape[0], per_word, words.shape[1], dtype=torch.uint8)
@@ -123,12 +122,12 @@ def unpack_rows(words: Tensor, bits: int, places: tuple[int, ...] = ()) -> Tenso
 
 
 def canonical_codes(unsigned: Tensor, bits: int) -> Tensor:
-    """Unsigned codes, or zero points among them, as the canonical packing counts."""
+    """Convert unsigned codes, or zero points among them, to those of the canonical packing."""
     return unsigned if bits == 4 else (unsigned ^ CODE_SIGN).view(torch.int8)
 
 
 def reordered(files: SafetensorsCheckpoint, name: str, inputs: int, group_size: int) -> bool:
-    """Whether `name`, the group of each input, is anything but one group after another."""
+    """True if ``name``, the group of each input, is not simply one group after another."""
     shaped(files, name, (inputs,), ("I32", "I64"))
     order = files.read_stored(name)
     in_turn = torch.arange(inputs, dtype=order.dtype) // group_size
@@ -136,10 +135,10 @@ def reordered(files: SafetensorsCheckpoint, name: str, inputs: int, group_size: 
 
 
 def refuse_reordered(files: SafetensorsCheckpoint, name: str, inputs: int, group_size: int) -> None:
-    """UnsupportedModelError if the inputs are in groups by importance."""
+    """Raise UnsupportedModelError if the inputs are grouped by importance."""
     if reordered(files, name, inputs, group_size):
         raise unsupported(
             files,
             f"has the inputs of {name.rsplit('.', 1)[0]} in groups by importance (desc_act, act "
-            "order), which is not run here",
+            "order), which is not supported",
         )

@@ -1,4 +1,4 @@
-"""Folders whose weights somebody else quantized, each run in its own bits."""
+"""Folders quantized by other tools, run in the bits they are stored in."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from edgelm.errors import UnsupportedModelError
 from quant.groupwise import dequantize
 from quant.packing import PackedWeight
 
-# quant_method -> the module whose `matrices` finds the packed weights
+# quant_method -> the module whose ``matrices`` finds the packed weights
 READERS = {
     "awq": "awq",
     "bitsandbytes": "bitsandbytes_files",
@@ -31,10 +31,10 @@ AUTOGPTQ_SETTINGS = "quantize_config.json"
 
 
 def quantization_settings(path: Path) -> Any:
-    """What a folder says of its quantization; None: it is not quantized.
+    """Quantization settings of a folder; None if it is not quantized.
 
-    That is config.json's quantization_config. Before transformers knew GPTQ, AutoGPTQ wrote the
-    same keys into a file of their own.
+    They are config.json's quantization_config. Before transformers supported GPTQ, AutoGPTQ wrote
+    the same keys to a separate file.
     """
     settings = read_json(path / "config.json").get("quantization_config")
     if settings is None and (path / AUTOGPTQ_SETTINGS).is_file():
@@ -43,7 +43,7 @@ def quantization_settings(path: Path) -> Any:
 
 
 class QuantizedFolder:
-    """A folder with safetensors and settings of quantization; `format` is their quant_method."""
+    """A folder with safetensors and settings of quantization; ``format`` is their quant_method."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -94,7 +94,7 @@ def _method(path: Path, settings: Any) -> str:
     if not isinstance(settings, dict) or not isinstance(method, str) or method not in READERS:
         raise UnsupportedModelError(
             f"{path} holds weights quantized by {method!r} (quantization_config in config.json); "
-            f"those read here are {', '.join(READERS)}. Use one of these, or the original 16-bit "
+            f"supported: {', '.join(READERS)}. Use one of these, or the original 16-bit "
             "or 32-bit model and --quant."
         )
     return method

@@ -1,6 +1,6 @@
 """A checkpoint without a file: random weights made on demand, for measuring speed and memory.
 
-Matrices come directly in the scheme asked for, so that no model is ever whole in floats.
+Matrices are made directly in the requested scheme, so that no model is ever held in floats.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _CODE_STD = {4: (16**2 - 1) ** 0.5 / 12**0.5, 8: (256**2 - 1) ** 0.5 / 12**0.5}
 
 
 class RandomWeights:
-    """Weights seeded by their names: the same rows whenever and in whatever pieces they are read.
+    """Weights seeded by their names: rows do not depend on when or in what pieces they are read.
 
     Args:
         name: shown as the path.
@@ -87,13 +87,13 @@ class RandomWeights:
             below, above = max(start, first), min(stop, first + block.shape[0])
             packed.copy_rows_(below - start, block.rows(below - first, above - first))
         if stop == shape[0]:
-            self._last = None  # the tensor was read to its end: nothing stays in memory
+            self._last = None  # the tensor was read to its end: free the block
         return packed
 
     def _block(self, name: str, first: int) -> PackedWeight:
         """The block that starts at row ``first``.
 
-        The last one is kept: of interleaved tensors a head's few rows are read at a time.
+        The last one is kept, since interleaved tensors are read a few rows (one head) at a time.
         """
         if self._last is None or self._last[:2] != (name, first):
             (rows, columns), scheme = self._tensors[name]

@@ -1,4 +1,4 @@
-"""Bytes of a file into memory that is ours, by plain reads.
+"""Reading bytes of a file into private memory, by plain reads.
 
 Nothing is mapped: a mapped page counts as resident beside the copy made of it, and a file that
 shrinks under a mapping kills the process, where a short read is an error that can be explained.
@@ -17,16 +17,16 @@ from edgelm.errors import ModelFileError
 
 
 def span(rows: int, start: int, stop: int | None, name: str) -> tuple[int, int]:
-    """[start, stop) as non-negative numbers inside a tensor of `rows` rows, else IndexError."""
+    """Check [start, stop) against a tensor of ``rows`` rows and return it, or raise IndexError."""
     stop = rows if stop is None else stop
     if not 0 <= start <= stop <= rows:
-        raise IndexError(f"rows [{start}, {stop}) asked of {name}, which has {rows}")
+        raise IndexError(f"rows [{start}, {stop}) are out of range: {name} has {rows}")
     return start, stop
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[RawIOBase]:
-    """The file for `fill`, unbuffered; what the system refuses becomes a ModelFileError."""
+    """Open the file for ``fill``, unbuffered; OSError becomes ModelFileError."""
     try:
         with path.open("rb", buffering=0) as file:
             yield file
@@ -38,7 +38,7 @@ def opened(path: Path) -> Iterator[RawIOBase]:
 
 
 def fill(file: RawIOBase, offset: int, out: torch.Tensor, path: Path) -> None:
-    """Read `out.nbytes` bytes at `offset` into the contiguous CPU tensor `out` of any dtype."""
+    """Read ``out.nbytes`` bytes at ``offset`` into ``out``, contiguous on the CPU, any dtype."""
     if not out.numel():
         return
     view = out.view(-1).view(torch.uint8).numpy().data
@@ -57,10 +57,10 @@ def fill(file: RawIOBase, offset: int, out: torch.Tensor, path: Path) -> None:
 def fill_columns(
     file: RawIOBase, offset: int, width_bytes: int, begin_bytes: int, out: torch.Tensor, path: Path
 ) -> None:
-    """Columns of a stored matrix into `out` [rows, n], contiguous and of any dtype.
+    """Read columns of a stored matrix into ``out`` [rows, n], contiguous and of any dtype.
 
-    offset: where the matrix begins; width_bytes: of a stored row; begin_bytes: of the columns that
-    stand before the wanted ones.
+    offset: where the matrix begins; width_bytes: of a stored row; begin_bytes: of the columns
+    before the requested ones.
     """
     if out.nbytes == len(out) * width_bytes:
         fill(file, offset, out, path)

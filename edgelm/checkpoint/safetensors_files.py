@@ -1,7 +1,7 @@
 """Folders in Hugging Face layout: config.json and safetensors, in one file or in shards.
 
 The safetensors library checks each header (sizes, offsets without holes, the file's length); the
-rows themselves are then read straight into private memory, see `stored.py`.
+rows themselves are then read straight into private memory, see ``stored.py``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from edgelm.errors import ModelFileError
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-AGAIN = "Fetch it again, or convert the model anew."
+AGAIN = "Fetch it again, or convert the model again."
 T = TypeVar("T")
 
 
@@ -43,7 +43,7 @@ def read_json(path: Path) -> dict[str, Any]:
             "weights and a tokenizer, as downloaded from the Hub."
         ) from None
     except (ValueError, RecursionError) as error:
-        raise ModelFileError(f"{path} is no valid JSON ({error}). {AGAIN}") from None
+        raise ModelFileError(f"{path} is not valid JSON ({error}). {AGAIN}") from None
     except OSError as error:
         raise ModelFileError(f"{path} cannot be read: {error.strerror}.") from None
     if not isinstance(content, dict):
@@ -60,7 +60,7 @@ def _open_weights(folder: Path) -> dict[str, Stored]:
 
 
 def open_shards(index: Path, open_file: Callable[[Path], dict[str, T]]) -> dict[str, T]:
-    """All tensors an index names, each found in the shard it names."""
+    """All tensors listed in an index, each found in its shard."""
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ModelFileError(f"{index} has no weight_map from tensor names to files. {AGAIN}")
@@ -80,13 +80,13 @@ def open_shards(index: Path, open_file: Callable[[Path], dict[str, T]]) -> dict[
 
 
 def inside(index: Path, shard: Any) -> Path:
-    """The path of a shard that an index names, which must lie in the index's folder.
+    """Path of a shard listed in an index; it must be inside the index's folder.
 
-    A link may lead to the Hub cache's own `blobs` (models--x/snapshots/<revision>/file links to
-    models--x/blobs/<hash>), nowhere else.
+    A link may lead to ``blobs`` of the Hub cache (models--x/snapshots/<revision>/file links to
+    models--x/blobs/<hash>), and nowhere else.
     """
     if not isinstance(shard, str) or not shard or not shard.isprintable():
-        raise ModelFileError(f"{index} names {shard!r:.80} where a file name is needed.")
+        raise ModelFileError(f"{index} has {shard!r:.80} in place of a file name.")
     foreign = PurePosixPath(shard).is_absolute() or PureWindowsPath(shard).anchor
     path = index.parent / shard
     home = index.parent.resolve()
@@ -134,7 +134,7 @@ def _open_file(path: Path) -> dict[str, Stored]:
 
 
 def _stored(path: Path, data: int, entry: dict[str, Any]) -> Stored:
-    """One header entry, `data` being where the file's tensors begin."""
+    """One header entry, ``data`` being where the file's tensors begin."""
     begin, end = entry["data_offsets"]
     dtype = (FLOATS | INTEGERS).get(entry["dtype"])
     floating = entry["dtype"] in FLOATS

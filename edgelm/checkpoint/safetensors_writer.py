@@ -1,7 +1,7 @@
-"""Writing safetensors: all sizes first, then headers, then rows to their offsets in any order.
+"""Writer of safetensors: all sizes first, then headers, then rows at their offsets in any order.
 
-Files are made at their full length at once, so a disk that is too small says so before the work.
-What is written depends on the layout alone, never on the order or on interruptions.
+Files are created at their full length, so a disk that is too small is reported before the work.
+The content depends only on the layout, never on the order of writes or on interruptions.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ NAMES = {
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor lies: bytes [offset, offset + nbytes) of `file`."""
+    """Location of a tensor: bytes [offset, offset + nbytes) of ``file``."""
 
     file: str
     offset: int
@@ -64,9 +64,9 @@ class Layout:
 
 
 def plan_layout(groups: list[dict[str, Spec]], shard_bytes: int = SHARD_BYTES) -> Layout:
-    """Places for tensors given by name -> dtype and shape; a group shares a file.
+    """Plan places for tensors given by name -> dtype and shape; a group shares a file.
 
-    A file holds up to `shard_bytes`, or one group that is larger.
+    A file holds up to ``shard_bytes``, or one group that is larger.
     """
     shards: list[dict[str, Spec]] = [{}]
     filled = 0
@@ -110,7 +110,7 @@ def _place(layout: Layout, file: str, tensors: Mapping[str, Spec]) -> None:
 
 @contextmanager
 def disk_errors(what: Path) -> Iterator[None]:
-    """A disk that is full, or refuses, as an error that says what to do."""
+    """Turn an OSError of the disk into an error that says what to do."""
     try:
         yield
     except OSError as error:
@@ -124,9 +124,9 @@ def disk_errors(what: Path) -> Iterator[None]:
 
 
 class TensorFiles:
-    """The files of a layout in a folder, open for writing rows anywhere.
+    """The files of a layout in a folder, open for writing rows at any place.
 
-    Keeps a running sha256 of each tensor whose rows are written, which must come in order.
+    Keeps a running sha256 of each tensor being written; its rows must be written in order.
     """
 
     def __init__(self, folder: Path, layout: Layout) -> None:
@@ -136,7 +136,7 @@ class TensorFiles:
 
     @staticmethod
     def create(folder: Path, layout: Layout) -> None:
-        """The files at full length, headers written, the rest not yet."""
+        """Create the files at full length and write their headers."""
         for name, header in layout.headers.items():
             with (folder / name).open("wb") as file:
                 file.write(header)
@@ -145,7 +145,7 @@ class TensorFiles:
                 file.truncate(layout.sizes[name])
 
     def write(self, name: str, row: int, rows: torch.Tensor) -> None:
-        """Rows of tensor `name` from row `row` on."""
+        """Write rows of tensor ``name`` from row ``row`` on."""
         place = self.layout.places[name]
         data = rows.contiguous().reshape(-1).view(torch.uint8).numpy().data
         file = self._files[place.file]
@@ -161,7 +161,7 @@ class TensorFiles:
         return {name: self._digests.pop(name).hexdigest() for name in names}
 
     def sync(self) -> None:
-        """Everything written is on the disk when this returns."""
+        """Flush everything written to the disk."""
         for file in self._files.values():
             os.fsync(file.fileno())
 
@@ -171,7 +171,7 @@ class TensorFiles:
 
 
 def reserve(handle: int, nbytes: int) -> None:
-    """Take the disk space now, where the system can; OSError if there is too little."""
+    """Allocate the disk space now, where the system can; OSError if there is too little."""
     if hasattr(os, "posix_fallocate"):
         try:
             os.posix_fallocate(handle, 0, nbytes)

@@ -1,8 +1,8 @@
 """Shapes of public checkpoints: their config.json, for measuring without a download.
 
 The numbers are those of the config.json files on the Hugging Face Hub (meta-llama, google, kyutai,
-adept, bigscience); what never changes a byte or a number here (dropouts, initialisers) is left out.
-``tests/test_shapes.py`` holds them to the published counts of parameters.
+adept, bigscience); keys without effect on sizes or results (dropouts, initialisers) are left out.
+``tests/test_shapes.py`` checks them against the published numbers of parameters.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 def shape_config(shape: str) -> dict[str, Any]:
-    """The config.json of a shape; UsageError for one that is not in the table."""
+    """The config.json of a shape; raises UsageError for one that is not in the table."""
     if shape not in SHAPES:
         raise UsageError(f"shape {shape!r} is not known; allowed: {', '.join(SHAPES)}.")
     return SHAPES[shape]

@@ -1,4 +1,4 @@
-"""Tensors that lie row after row in files: where each begins, and reading parts of them."""
+"""Tensors stored row after row in files: their offsets, and reading parts of them."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ INTEGERS = {"U8": torch.uint8, "I8": torch.int8, "I32": torch.int32, "I64": torc
 
 @dataclass(frozen=True)
 class Stored:
-    """One tensor: bytes [offset, offset + info.nbytes) of `file`."""
+    """One tensor: bytes [offset, offset + info.nbytes) of ``file``."""
 
     file: Path
     offset: int
-    dtype: torch.dtype | None  # None: a type that neither weights nor packed codes come in
+    dtype: torch.dtype | None  # None: a type used by neither weights nor packed codes
     info: TensorInfo
 
 
@@ -56,8 +56,8 @@ class StoredTensors:
         stored = self._tensors[name]
         if stored.dtype not in FLOATS.values():
             raise UnsupportedModelError(
-                f"{stored.file}: tensor {name} is stored as {stored.info.dtype}; weights are read "
-                f"from {', '.join(FLOATS)}. Convert the model to one of these."
+                f"{stored.file}: tensor {name} is stored as {stored.info.dtype}; supported: "
+                f"{', '.join(FLOATS)}. Convert the model to one of these."
             )
         return self.read_stored(name, start, stop)
 
@@ -84,14 +84,14 @@ class StoredTensors:
         return out
 
     def read_packed(self, name: str, start: int = 0, stop: int | None = None) -> PackedWeight:
-        """Never possible here: these files hold floats, and `info` says so."""
+        """Raise: these files hold floats, as ``info`` says."""
         raise TypeError(f"{name} is stored as {self.info(name).dtype}, not as packed integers")
 
     def _dtype(self, name: str) -> torch.dtype:
         stored = self._tensors[name]
         if stored.dtype is None:
             raise UnsupportedModelError(
-                f"{stored.file}: tensor {name} is stored as {stored.info.dtype}; read are "
-                f"{', '.join(FLOATS | INTEGERS)}. Convert the model to one of these."
+                f"{stored.file}: tensor {name} is stored as {stored.info.dtype}; supported "
+                f"dtypes: {', '.join(FLOATS | INTEGERS)}. Convert the model to one of these."
             )
         return stored.dtype

@@ -1,7 +1,7 @@
 """``pytorch_model*.bin``: pickled weights, opened only when the user allows it.
 
-torch's restricted unpickler (weights_only) builds the tensors without their data and says where
-each storage begins; the numbers are then read like those of any other file, see `stored.py`.
+torch's restricted unpickler (weights_only) builds the tensors without their data and reports where
+each storage begins; the numbers are then read like those of any other file, see ``stored.py``.
 """
 
 from __future__ import annotations

@@ -21,8 +21,8 @@ from edgelm.cli.options import (
 from edgelm.reports.benchmark import Measurement, Workload, measure
 
 PromptTokens = Annotated[int, typer.Option(help="Length of the random prompt.")]
-DecodeTokens = Annotated[int, typer.Option(help="Decode steps after the first token.")]
-Repeat = Annotated[int, typer.Option(help="Rounds, of which medians are taken.")]
+DecodeTokens = Annotated[int, typer.Option(help="Number of decode steps after the first token.")]
+Repeat = Annotated[int, typer.Option(help="Number of rounds; results are medians.")]
 
 
 def bench(

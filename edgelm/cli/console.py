@@ -1,4 +1,4 @@
-"""What goes to the terminal: answers to stdout as they come, everything about them to stderr."""
+"""Terminal output: answers are streamed to stdout, everything about them goes to stderr."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from edgelm.machine import hardware
 
 
 def set_verbosity(output: OutputOptions) -> None:
-    """Show the package's log on stderr: warnings, on terminals also what is fetched."""
+    """Show the package's log on stderr: warnings, and on terminals also downloads."""
     logger = logging.getLogger("edgelm")
     level = logging.INFO if sys.stderr.isatty() else logging.WARNING
     level = logging.DEBUG if output.verbose else level
@@ -33,12 +33,12 @@ def set_verbosity(output: OutputOptions) -> None:
 
 
 def stdout() -> Console:
-    """For tables; Rich looks at NO_COLOR and at what stdout is."""
+    """Console for tables; Rich checks NO_COLOR and the kind of stdout."""
     return Console(highlight=False, emoji=False, markup=False, soft_wrap=True)
 
 
 def note(text: str, output: OutputOptions) -> None:
-    """A line about an answer: on stderr, where somebody watches or asked for it."""
+    """Print a line about an answer to stderr, on terminals or if requested."""
     if output.verbose or (sys.stderr.isatty() and not output.quiet):
         print(text, file=sys.stderr)
 
@@ -48,7 +48,7 @@ def print_json(data: Any) -> None:
 
 
 def print_error(error: EdgeLMError, as_json: bool) -> None:
-    """The message on stderr; with ``--json`` also the one document on stdout."""
+    """Print the message to stderr; with ``--json`` also the JSON document to stdout."""
     print(f"edgelm: {error}", file=sys.stderr)
     if as_json:
         said: dict[str, Any] = {
@@ -64,7 +64,7 @@ def print_error(error: EdgeLMError, as_json: bool) -> None:
 
 
 def say(chunks: Generator[Chunk, None, None], output: OutputOptions) -> Result:
-    """Write an answer while it comes (nothing with ``--json``) and give it back whole."""
+    """Write an answer while it is generated (nothing with ``--json``); returns the whole answer."""
 
     def written() -> Iterator[Chunk]:
         for chunk in chunks:
@@ -72,7 +72,7 @@ def say(chunks: Generator[Chunk, None, None], output: OutputOptions) -> Result:
                 print(chunk.text, end="", flush=True)
             yield chunk
 
-    with closing(chunks):  # whatever stops the writing also stops the model
+    with closing(chunks):  # anything that stops the output also stops the model
         answer = collect(written())
     if not output.json:
         print()
@@ -105,9 +105,9 @@ def statistics_line(plan: Plan, stats: Stats) -> str:
 
 @contextmanager
 def progress_bars(output: OutputOptions) -> Iterator[Callable[[str], Callable[..., None] | None]]:
-    """Makes bars: ``bar(title)`` gives a callback (..., done, all), or None if nobody watches.
+    """Make progress bars: ``bar(title)`` returns a callback (..., done, all), None off terminals.
 
-    A dumb terminal, which cannot go back in a line, counts as nobody.
+    A dumb terminal, which cannot rewrite a line, counts as no terminal.
     """
     console = Console(stderr=True)
     if output.quiet or not console.is_interactive:
@@ -124,7 +124,7 @@ def progress_bars(output: OutputOptions) -> Iterator[Callable[[str], Callable[..
 
 @contextmanager
 def waiting(text: str, output: OutputOptions) -> Iterator[None]:
-    """A spinner for a wait whose end nobody knows; nothing where nobody watches."""
+    """Show a spinner during a wait of unknown length, on terminals only."""
     console = Console(stderr=True)
     if output.quiet or not console.is_interactive:
         yield

@@ -16,7 +16,7 @@ QUESTION = "What is the capital of France?"
 
 
 def demo(source: SourceOptions, load: LoadOptions, run: RunOptions, output: OutputOptions) -> None:
-    """Ask the demo model for the capital of France, in int4 unless told otherwise."""
+    """Ask the demo model for the capital of France, in int4 by default."""
     options = load.or_quant("int4")
     guess = GuessOptions()
     with load_for_text("demo", source, options, guess, run, output, chat=True) as lm:

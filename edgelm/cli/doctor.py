@@ -1,4 +1,4 @@
-"""``edgelm doctor``: this machine, its kernels and the cache folder."""
+"""``edgelm doctor``: report on this machine, its kernels and the cache folder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from edgelm.reports.diagnosis import Diagnosis, clear_cache, diagnose
 ClearCache = Annotated[
     bool,
     typer.Option(
-        "--clear-cache", help="Delete the demo model, laid-out weights and the machine's profile."
+        "--clear-cache",
+        help="Delete the demo model, cached weight layouts and the machine's profile.",
     ),
 ]
 
@@ -25,7 +26,7 @@ _SHOWN_RUNS = 5
 
 
 def doctor(output: OutputOptions, clear: ClearCache = False) -> None:
-    """Say what this machine has, which kernels run on it, and what the cache holds."""
+    """Show this machine's hardware, the kernels it can run, and the content of the cache."""
     console.set_verbosity(output)
     freed = clear_cache() if clear else None
     with console.waiting("measuring", output):
@@ -66,7 +67,7 @@ def _show(found: Diagnosis, output: OutputOptions) -> None:
             kernels.add_row("", "", "", f"not {name}: {reason}")
     out.print(kernels)
     if not output.verbose:
-        out.print("-v or --json says why other kernels were passed over")
+        out.print("-v or --json shows why other kernels were not chosen")
 
 
 def _described(card: Accelerator | None) -> str:
@@ -77,7 +78,7 @@ def _described(card: Accelerator | None) -> str:
 
 
 def _show_runs(found: Diagnosis) -> None:
-    """The last runs: planned peaks against measured ones."""
+    """Show the last runs: planned peaks against measured ones."""
     table = Table("last runs", "scheme", box=None)
     for column in ("planned", "measured", "off"):
         table.add_column(column, justify="right")

@@ -1,4 +1,4 @@
-"""``edgelm eval``: what quantizing cost, on a text and on multiple-choice tasks."""
+"""``edgelm eval``: accuracy on a text and multiple-choice tasks, against unquantized weights."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from edgelm.errors import UsageError
 from edgelm.evaluation.divergence import TextScore
 from edgelm.evaluation.evaluate import Evaluation, TaskScore
 
-Text = Annotated[Path | None, typer.Option(help="A UTF-8 file for perplexity and divergence.")]
+Text = Annotated[Path | None, typer.Option(help="UTF-8 file for perplexity and divergence.")]
 TaskFiles = Annotated[
     list[str] | None,
-    typer.Option("--task", help="NAME=FILE, like arc_easy=arc_easy.jsonl; may be repeated."),
+    typer.Option("--task", help="NAME=FILE, such as arc_easy=arc_easy.jsonl; repeatable."),
 ]
 Limit = Annotated[
     int | None, typer.Option(help="Maximum number of windows, and of items per task.")
@@ -28,9 +28,7 @@ Limit = Annotated[
 Window = Annotated[int, typer.Option(help="Tokens per window of the text.")]
 Against = Annotated[
     str | None,
-    typer.Option(
-        "--baseline", help="The original model, or a *.baseline file, made where it is missing."
-    ),
+    typer.Option("--baseline", help="Original model, or a *.baseline file (created if missing)."),
 ]
 
 
@@ -54,7 +52,7 @@ def eval_(
 
 
 def _task_files(given: list[str]) -> dict[str, str]:
-    """NAME=FILE of each --task; which names there are is known to the evaluation."""
+    """Parse NAME=FILE of each --task; the evaluation checks the names."""
     tasks = {}
     for entry in given:
         name, separator, path = entry.partition("=")
@@ -81,7 +79,7 @@ def _show(found: Evaluation) -> None:
 
 
 def _text_table(score: TextScore, noise: dict[str, Any] | None) -> Table:
-    """A row a figure; beside it that of the same weights with bfloat16 activations."""
+    """Rows of one figure each, next to that of the same weights with bfloat16 activations."""
     table = Table(f"{score.tokens} tokens", box=None)
     table.add_column("value", justify="right")
     table.add_column("noise floor", justify="right")
@@ -112,7 +110,7 @@ def _shown(share: float | None, stderr: float | None = None) -> str:
 
 
 def _task_rows(name: str, score: TaskScore, noise: dict[str, Any] | None) -> Iterator[list[str]]:
-    """A task's figures, then what bfloat16 activations alone make of its first items."""
+    """A task's figures, then those of its first items with bfloat16 activations alone."""
     own, normed = (
         _shown(score.accuracy, score.stderr),
         _shown(score.accuracy_norm, score.stderr_norm),

@@ -1,4 +1,4 @@
-"""``edgelm inspect``: what a model's files hold."""
+"""``edgelm inspect``: report on the content of a model's files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from edgelm.reports.inspection import Inspection, Loading, inspect_files
 
 
 def inspect(model: Model, source: SourceOptions, output: OutputOptions) -> None:
-    """Show tensors, limits, licence of MODEL and what loading converts; loads no weights."""
+    """Show tensors, limits and licence of MODEL and what loading converts; loads no weights."""
     found = inspect_files(open_files(model, source, output))
     if output.json:
         console.print_json(found.to_dict())
@@ -57,7 +57,7 @@ def _show(found: Inspection, output: OutputOptions) -> None:
 
 
 def _show_loading(loading: Loading, output: OutputOptions) -> None:
-    """What happens to the matrices with default settings; -v names them."""
+    """Show the conversions of loading with default settings; -v names the matrices."""
     out = console.stdout()
     if loading.error is not None:
         out.print(f"cannot be loaded: {loading.error}\n", markup=False)

@@ -1,4 +1,4 @@
-"""``edgelm mask``: who may attend to whom, drawn in the terminal and as a picture."""
+"""``edgelm mask``: attention masks, drawn in the terminal and as a picture."""
 
 from __future__ import annotations
 
@@ -22,13 +22,15 @@ from edgelm.planning.settings import DEFAULT_CHUNK
 from edgelm.reports.masks import Cell, LayerMask, layer_masks, mask_of_layer
 from edgelm.text.tokenizer import Tokenizer
 
-Texts = Annotated[list[str], typer.Argument(metavar="TEXT...", help="One text a row.")]
+Texts = Annotated[list[str], typer.Argument(metavar="TEXT...", help="Texts; one row each.")]
 Padding = Annotated[
-    Literal["left", "right"], typer.Option(help="Where texts shorter than the longest are padded.")
+    Literal["left", "right"], typer.Option(help="Side on which shorter texts are padded.")
 ]
-Layer = Annotated[int | None, typer.Option(help="Only this layer; otherwise each kind once.")]
-Chunk = Annotated[int, typer.Option(help="Tokens that go through the model at once.")]
-Out = Annotated[Path | None, typer.Option(help="Write a PNG here (needs edgelm[plot]).")]
+Layer = Annotated[
+    int | None, typer.Option(help="Show only this layer (default: each kind of layer once).")
+]
+Chunk = Annotated[int, typer.Option(help="Number of tokens processed at once.")]
+Out = Annotated[Path | None, typer.Option(help="PNG file to write (needs edgelm[plot]).")]
 
 _LABEL_WIDTH = 12
 _LABELLED_TOKENS = 48  # more labels than this cannot be read in a picture
@@ -50,7 +52,7 @@ _COLOURS = {
 
 @dataclass(frozen=True)
 class Row:
-    """One text: its ids and, among padding, a label for each position."""
+    """One text: its ids and a label for each position, padding included."""
 
     text: str
     token_ids: list[int]
@@ -61,7 +63,7 @@ def mask(
     model: Model, texts: Texts, source: SourceOptions, output: OutputOptions,
     padding: Padding = "right", layer: Layer = None, chunk: Chunk = DEFAULT_CHUNK, out: Out = None,
 ) -> None:  # fmt: skip
-    """Draw which tokens of TEXT see which, by kind of layer; loads no weights."""
+    """Draw which tokens of TEXT attend to which, by kind of layer; loads no weights."""
     files = open_files(model, source, output)
     ids = [files.tokenizer.encode(text) for text in texts]
     masks = layer_masks(files.config, [len(own) for own in ids], chunk, padding)
@@ -81,7 +83,7 @@ def mask(
 
 
 def _labels(tokenizer: Tokenizer, ids: list[int], total: int, padding: str) -> list[str]:
-    """Each token as text, its spaces visible; padding as ``<pad>``."""
+    """Each token as text with visible spaces; padding as ``<pad>``."""
     labels = []
     for one in ids:
         special = tokenizer.token_of(one) if tokenizer.is_special(one) else None
@@ -95,7 +97,7 @@ def _labels(tokenizer: Tokenizer, ids: list[int], total: int, padding: str) -> l
 def _document(
     name: str, masks: Sequence[LayerMask], rows: Sequence[Row], padding: str, chunk: int
 ) -> dict[str, Any]:
-    """``seen`` holds for each query the runs [first, stop) of keys that it sees."""
+    """JSON document; ``seen`` holds for each query the ranges [first, stop) of visible keys."""
     return {
         "model": name,
         "padding": padding,
@@ -136,7 +138,7 @@ def _draw(masks: Sequence[LayerMask], rows: Sequence[Row]) -> None:
 
 
 def _labelled(cells: Tensor, labels: list[str], width: int) -> list[str]:
-    """A line for each query under its token, keys numbered from the left."""
+    """Draw a line for each query with its token, keys numbered from the left."""
     count = len(labels)
     tens = "".join(f"{key // 10 % 10 if key % 10 == 0 else ' ':<{width}}" for key in range(count))
     ones = "".join(f"{key % 10:<{width}}" for key in range(count))
@@ -150,7 +152,7 @@ def _labelled(cells: Tensor, labels: list[str], width: int) -> list[str]:
 
 
 def _shaded(cells: Tensor, room: int) -> list[str]:
-    """Too many tokens for a column each: squares of them, shaded by the share that is seen."""
+    """Draw many tokens as squares of several, shaded by the share of visible keys."""
     side = math.ceil(cells.shape[0] / room)
     seen = (cells == Cell.SEEN).float()
     shares = avg_pool2d(seen[None], (2 * side, side), ceil_mode=True)[0]
@@ -162,7 +164,7 @@ def _shaded(cells: Tensor, room: int) -> list[str]:
 
 
 def _write_picture(masks: Sequence[LayerMask], rows: Sequence[Row], path: Path) -> None:
-    """A PNG with a square for each kind of layer (across) and text (down)."""
+    """Write a PNG with a square for each kind of layer (across) and text (down)."""
     try:
         from matplotlib.colors import ListedColormap
         from matplotlib.figure import Figure
@@ -194,10 +196,10 @@ def _write_picture(masks: Sequence[LayerMask], rows: Sequence[Row], path: Path) 
 
 
 def _label(axis: Any, labels: list[str]) -> None:
-    """Tokens along both sides and a line between neighbours, where there is room for them."""
+    """Label both sides with tokens and separate neighbours by lines, if there is room."""
     if len(labels) > _LABELLED_TOKENS:
         return
-    # A dollar sign would start Matplotlib's formulas.
+    # A dollar sign would start a Matplotlib formula.
     names = [label.replace("$", r"\$") for label in labels]
     places = range(len(labels))
     axis.set_xticks(places, names, rotation=90, fontsize=7)

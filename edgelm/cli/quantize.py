@@ -1,4 +1,4 @@
-"""``edgelm quantize``: a model into a folder of packed weights."""
+"""``edgelm quantize``: write a model as a folder of packed weights."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def quantize(
     source: SourceOptions, output: OutputOptions, model: Model, out: Out, quant: Quant = "int4",
     method: Method = "rtn", calibration: Calibration = None,
 ) -> None:  # fmt: skip
-    """Write MODEL to OUT in few bits; the same command goes on after an interruption."""
+    """Write a quantized MODEL to OUT; repeating the command resumes after an interruption."""
     files = open_files(model, source, output)
 
     def promise(parts: dict[str, int]) -> None:

@@ -1,1 +1,16 @@
-"""How well a model predicts text: what quantizing cost."""
+"""Evaluation: accuracy of a model on a text and tasks, against its unquantized weights.
+
+Modules:
+    evaluate: ``evaluate``, the public function.
+    inputs, passage: the text and tasks, encoded before any model is loaded.
+    tasks, choices: multiple-choice tasks and their scoring, as in lm-eval.
+    divergence: perplexity and KL divergence over a passage.
+    baseline, make_baseline: the file with the results of the unquantized weights, and its
+        creation.
+    layerwise: running a model with one layer in memory at a time.
+    rows: float32 rows in a file.
+
+May import ``quant`` and, in this package, errors, version, progress, config, machine, text,
+checkpoint, hub, budget, ops, models, layerstore, engine, generation, tasks, planning, call_lock,
+asynchronous, model, loading and reports.
+"""

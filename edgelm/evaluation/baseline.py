@@ -1,7 +1,7 @@
-"""Baseline: what the unquantized weights say of a passage and of tasks, kept in a file.
+"""Baseline: results of the unquantized weights for a passage and tasks, kept in a file.
 
 The model and its baseline are never in memory together: the file holds the baseline's last hidden
-states and its head, from which logits are made again in blocks. Layout: the magic, hidden states
+states and its head, from which logits are recomputed in blocks. Layout: the magic, hidden states
 [tokens, N] and head [V, N] in float32, then a JSON footer and its length in 8 bytes.
 """
 
@@ -31,9 +31,9 @@ MAGIC = b"EDGELMB2"
 
 @dataclass(frozen=True)
 class Facts:
-    """The footer: what the baseline is of, and what tasks and its noise gave.
+    """The footer: inputs of the baseline, and the results of tasks and of the noise.
 
-    ``tasks``: name -> sha256 of the items, and the right or wrong of each by both scores.
+    ``tasks``: name -> sha256 of the items, and for each whether both scores are right.
     ``noise``: figures of the same weights with bfloat16 activations against this baseline, see
     ``making.measure_noise``.
     """
@@ -49,10 +49,10 @@ class Facts:
     noise: dict[str, Any] = field(default_factory=dict)
 
     def require(self, wanted: Facts, path: Path, *, weights: str | None) -> None:
-        """Raises UsageError unless this baseline is of the wanted tokenizer, text and items.
+        """Raise UsageError unless this baseline matches the tokenizer, text and items.
 
         Args:
-            weights: sha256 of the model that it must be of, None for any.
+            weights: sha256 of the model it must come from, None for any.
         """
         pairs = [("tokenizer", self.tokenizer_sha256, wanted.tokenizer_sha256)]
         if weights is not None:
@@ -63,8 +63,8 @@ class Facts:
         for what, held, given in pairs:
             if held != given:
                 raise UsageError(
-                    f"{path} is a baseline of other {what}: it holds {held[:16]}, this run "
-                    f"needs {given[:16]}. Give the baseline's own {what}, or another --baseline."
+                    f"{path} does not match the {what} of this run: it has {held[:16]}, this run "
+                    f"needs {given[:16]}. Give the {what} of the baseline, or another --baseline."
                 )
         for name, task in wanted.tasks.items():
             if self.tasks.get(name, {}).get("sha256") != task["sha256"]:
@@ -75,7 +75,7 @@ class Facts:
 
 
 class Baseline:
-    """What a baseline file holds: ``hidden`` [tokens, N], the head, and facts about both."""
+    """An open baseline file: ``hidden`` [tokens, N], the head, and facts about both."""
 
     def __init__(self, file: BinaryIO, facts: Facts) -> None:
         self.facts, self._file = facts, file
@@ -85,7 +85,7 @@ class Baseline:
 
     @classmethod
     def open(cls, path: Path) -> Baseline:
-        """Raises ModelFileError unless ``path`` is a whole baseline file."""
+        """Open a baseline file; raises ModelFileError unless it is complete."""
         try:
             file = path.open("rb")
             try:
@@ -95,8 +95,8 @@ class Baseline:
                 raise
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ModelFileError(
-                f"{path} is not a whole baseline file ({error}). Delete it; the same command "
-                "makes it again."
+                f"{path} is not a complete baseline file ({error}). Delete it; the same "
+                "command recreates it."
             ) from error
 
     def close(self) -> None:
@@ -107,7 +107,7 @@ class Baseline:
         return self.head(self.hidden.read(start, count))
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Logits [M, V] float32 of hidden states [M, N], multiplied in their own dtype."""
+        """Logits [M, V] float32 of hidden states [M, N], multiplied in their dtype."""
         facts = self.facts
         logits = torch.empty(len(hidden), facts.vocab_size)
         for start, stop in _blocks(facts.vocab_size, facts.hidden_size):
@@ -116,7 +116,7 @@ class Baseline:
         return logits if facts.softcap is None else softcap_(logits, facts.softcap)
 
     def write_head(self, files: ModelFiles) -> None:
-        """The head's matrix [V, N] out of the model's files, block by block."""
+        """Write the head's matrix [V, N] from the model's files, block by block."""
         model = files.assemble("causal-lm")
         name = "embed" if model.decoder.embed.tied_to_head else "head"
         for start, stop in _blocks(self.facts.vocab_size, self.facts.hidden_size):
@@ -132,7 +132,7 @@ def _blocks(rows: int, width: int) -> Iterator[tuple[int, int]]:
 
 def _footer(file: BinaryIO, size: int) -> Facts:
     if file.read(len(MAGIC)) != MAGIC:
-        raise ValueError("it starts otherwise")
+        raise ValueError("it does not start with the magic")
     file.seek(size - 8)
     length = int.from_bytes(file.read(8), "little")
     if length > size:
@@ -148,7 +148,7 @@ def _footer(file: BinaryIO, size: int) -> Facts:
 
 @contextmanager
 def writing(path: Path) -> Iterator[BinaryIO]:
-    """A file written beside ``path`` that gets its name once it is whole."""
+    """Context for writing a temporary file that is renamed to ``path`` once complete."""
     partial = path.with_name(path.name + ".partial")
     try:
         with partial.open("w+b") as file:
@@ -168,6 +168,6 @@ def write_footer(file: BinaryIO, facts: Facts) -> None:
 
 
 def tokenizer_sha256(tokenizer: Tokenizer) -> str:
-    """Of all tokens in their order, whichever files they came from."""
+    """Hash of all tokens in order, whichever files they came from."""
     tokens = [tokenizer.token_of(index) for index in range(tokenizer.vocab_size)]
     return hashlib.sha256(json.dumps(tokens).encode()).hexdigest()

@@ -1,6 +1,6 @@
-"""Choices: log-likelihoods of an item's continuations, scored as lm-eval does.
+"""Multiple-choice scoring: log-likelihoods of an item's continuations, as in lm-eval.
 
-The ids that all choices share are run once, the rest side by side in one batch.
+The ids shared by all choices are run once, the rest in one batch.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Encoded:
 
 
 def encode_pair(tokenizer: Tokenizer, prompt: str, continuation: str) -> Encoded:
-    """As lm-eval: spaces at the prompt's end belong to the continuation; both are encoded whole."""
+    """Encode as lm-eval: spaces at the prompt's end go to the continuation; both encoded whole."""
     start = prompt.rstrip()
     first = tokenizer.encode(start)
     whole = tokenizer.encode(f"{prompt}{continuation}")
@@ -43,10 +43,10 @@ def encode_item(tokenizer: Tokenizer, item: Item) -> list[Encoded]:
 
 
 def split_item(item: list[Encoded], context: int) -> tuple[Ids, list[Ids]]:
-    """The ids that all choices begin with, and what each has after them.
+    """Split into the ids that all choices begin with, and the remaining ids of each.
 
-    All but a choice's last id are run, cut on the left to the context; ids that predict a
-    continuation are never shared.
+    All ids of a choice except the last are run, cut on the left to the context; ids that predict
+    a continuation are never shared.
     """
     inputs = [choice.ids[:-1][-context:] for choice in item]
     kept = min(len(ids) - choice.count for ids, choice in zip(inputs, item, strict=True))
@@ -58,7 +58,7 @@ def split_item(item: list[Encoded], context: int) -> tuple[Ids, list[Ids]]:
 
 @dataclass(frozen=True)
 class Picks:
-    """What was chosen in each item: by log-likelihood, and by log-likelihood per character."""
+    """Choice picked in each item: by log-likelihood, and by log-likelihood per character."""
 
     plain: tuple[int, ...]
     by_length: tuple[int, ...]
@@ -68,7 +68,7 @@ class Scorer:
     """Scores the items of one task on a loaded model, within its budget.
 
     Raises:
-        BudgetExceededError: the budget has no room for the rows and logits.
+        BudgetExceededError: the rows and logits do not fit the budget.
     """
 
     def __init__(self, lm: LanguageModel, items: Sequence[list[Encoded]]) -> None:
@@ -103,7 +103,7 @@ class Scorer:
         ]
 
     def _start(self, shared: Sequence[int]) -> KVCache:
-        """The rows, each holding the ids that all choices share."""
+        """Make the rows, each holding the ids shared by all choices."""
         one, many = self._caches
         one.truncate(0, 0)
         if shared:
@@ -116,7 +116,7 @@ class Scorer:
 
 
 def _sum_of(logits: Tensor, choice: Encoded) -> float:
-    """logits [T, V], of which the last ``count`` rows predict the continuation."""
+    """Log-likelihood from logits [T, V], whose last ``count`` rows predict the continuation."""
     wanted = torch.tensor(choice.ids[-choice.count :])
     scores = logits[-choice.count :].log_softmax(-1)
     return float(scores.gather(1, wanted[:, None]).sum())
@@ -126,7 +126,7 @@ def pick(
     lm: LanguageModel, items: Sequence[Item], encoded: Sequence[list[Encoded]],
     progress: Count | None,
 ) -> Picks:  # fmt: skip
-    """The likeliest choice of each item; the first of equals."""
+    """The likeliest choice of each item; ties go to the first."""
     scorer, scores = Scorer(lm, encoded), []
     try:
         for choices in encoded:
@@ -139,7 +139,7 @@ def pick(
 
 
 def picks_of(items: Sequence[Item], scores: Sequence[Sequence[float]]) -> Picks:
-    """What the log-likelihoods of each item's choices pick."""
+    """The choices picked by the log-likelihoods of each item."""
     plain, by_length = [], []
     for item, own in zip(items, scores, strict=True):
         lengths = [len(choice) for _, choice in item.pairs]
@@ -150,7 +150,7 @@ def picks_of(items: Sequence[Item], scores: Sequence[Sequence[float]]) -> Picks:
 
 
 def accuracy(picks: Sequence[int], items: Sequence[Item]) -> tuple[float, float | None]:
-    """Share of right picks and its standard error (of a sample, as lm-eval; None for one item)."""
+    """Share of correct picks and its standard error (of a sample, as lm-eval; None for one)."""
     n, right = len(items), sum(p == item.gold for p, item in zip(picks, items, strict=True))
     share = right / n
     return share, math.sqrt(share * (1 - share) / (n - 1)) if n > 1 else None

@@ -1,4 +1,4 @@
-"""Divergence: a model's predictions over a passage beside those of its baseline, in one pass.
+"""Divergence of a model's predictions over a passage from those of its baseline, in one pass.
 
 Figures are in nats: KL(baseline || model) of each predicted token over the whole vocabulary.
 """
@@ -20,15 +20,15 @@ from edgelm.model import LanguageModel
 from edgelm.progress import Count
 
 Logits = Callable[[int, int], Tensor]
-"""From a passage's token and a count on: logits [count, V] float32. Called in their order."""
+"""From a passage's token and a count: logits [count, V] float32. Called in order."""
 
 
 @dataclass(frozen=True)
 class TextScore:
-    """What a passage said of a model; None where there was no baseline.
+    """Figures of a model over a passage; None if there was no baseline.
 
-    ``ppl`` is over tokens, ``word_ppl`` over words parted by white space: another number.
-    ``ppl_stderr`` is that of the mean over tokens, carried through exp.
+    ``ppl`` is per token, ``word_ppl`` per word separated by whitespace: a different number.
+    ``ppl_stderr`` is that of the mean over tokens, propagated through exp.
     """
 
     tokens: int
@@ -47,10 +47,10 @@ class TextScore:
 def score_text(
     lm: LanguageModel, passage: Passage, baseline: Baseline | None, progress: Count | None
 ) -> TextScore:
-    """One pass over the passage; with a baseline its logits are made block by block beside.
+    """Score a passage in one pass; a baseline's logits are computed along with it, in blocks.
 
     Raises:
-        BudgetExceededError: the budget has no room for the smallest blocks.
+        BudgetExceededError: the smallest blocks do not fit the budget.
     """
     vocab, window = lm.config.vocab_size, passage.ids.shape[1]
     cache = lm.new_cache(1, window)
@@ -76,14 +76,14 @@ def score_text(
 
 
 def working_bytes(vocab_size: int, block: int) -> int:
-    """What the figures of so many tokens take: four of their logits are alive at once."""
+    """Bytes for the figures of this number of tokens: four copies of their logits are live."""
     return 4 * 4 * block * vocab_size
 
 
 def block_tokens(vocab_size: int, window: int, room_bytes: int) -> int:
-    """Tokens that are compared at once: for each such block the baseline's whole head is read.
+    """Number of tokens compared at once: each such block reads the baseline's whole head.
 
-    Doubled from ``BLOCK_BYTES`` of logits as far as the room allows, at most a window.
+    Doubled from ``BLOCK_BYTES`` of logits as far as memory allows, at most a window.
     """
     block = max(1, BLOCK_BYTES // (4 * vocab_size))
     while block < window and working_bytes(vocab_size, 2 * block) <= room_bytes:
@@ -94,7 +94,7 @@ def block_tokens(vocab_size: int, window: int, room_bytes: int) -> int:
 def compare(
     passage: Passage, block: int, mine: Logits, theirs: Logits | None, progress: Count | None
 ) -> TextScore:
-    """Figures of ``mine`` over the passage, beside ``theirs``, ``block`` tokens at a time."""
+    """Figures of ``mine`` over the passage, compared to ``theirs``, ``block`` tokens at a time."""
     window, found = passage.ids.shape[1], []
     for number, ids in enumerate(passage.ids):
         for start in range(0, window - 1, block):

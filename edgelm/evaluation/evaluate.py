@@ -1,4 +1,4 @@
-"""``evaluate``: what quantizing cost, on a text and on tasks, against the baseline of the weights.
+"""``evaluate``: accuracy of a model on a text and tasks, against the unquantized weights.
 
 The baseline runs first (quant none, float32), leaves a file and is closed; then the model runs.
 """
@@ -30,9 +30,9 @@ BASELINE_SUFFIX = ".baseline"
 
 @dataclass(frozen=True)
 class TaskScore:
-    """Shares of right answers with their standard error; ``_norm`` by log-likelihood per character.
+    """Accuracy with its standard error; ``_norm`` is by log-likelihood per character.
 
-    ``flips``: share of items that are right in one of model and baseline and wrong in the other.
+    ``flips``: share of items that are correct in one of model and baseline and wrong in the other.
     """
 
     n: int
@@ -46,11 +46,11 @@ class TaskScore:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What ``evaluate`` found.
+    """Result of ``evaluate``.
 
-    ``noise_floor``: the same figures for the baseline's own weights with bfloat16 activations, over
-    the first windows and items (see ``making.measure_noise``). What quantizing adds below this no
-    16-bit run would keep either.
+    ``noise_floor``: the same figures for the baseline's weights with bfloat16 activations, over
+    the first windows and items (see ``making.measure_noise``). Differences below this are lost in
+    any 16-bit run too.
     """
 
     model: str
@@ -61,7 +61,7 @@ class Evaluation:
     tasks: dict[str, TaskScore]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data; the text's figures stand at the top, null without a text."""
+        """Plain data; the text's figures are at the top level, null without a text."""
         data = asdict(self)
         del data["text"]
         names = TextScore.__dataclass_fields__
@@ -80,15 +80,15 @@ def evaluate(
     Args:
         text: a UTF-8 file, read in windows of ``window`` tokens.
         tasks: name -> local file; the names are those of ``tasks.TASKS``.
-        limit: at most so many windows of the text and items of each task.
-        baseline: a model reference, or a file ``*.baseline`` that is used, or made where it is
-            missing. By default the baseline of the same weights is made and thrown away; a model
-            that was quantized already has none then.
+        limit: maximum number of windows of the text and of items of each task.
+        baseline: a model reference, or a file ``*.baseline`` that is used, or created if it is
+            missing. By default the baseline of the same weights is made and discarded; a model
+            that is quantized already has none then.
         progress: makes callbacks (..., done, all) from titles.
         threads, settings: as for ``load``.
 
     Raises:
-        UsageError: nothing to do, wrong options, or a baseline of something else.
+        UsageError: nothing to do, wrong options, or a baseline that does not match.
         DoesNotFitError: the model, or a layer of its baseline (with tasks all of it), exceeds the
             budget.
     """
@@ -121,7 +121,7 @@ def evaluate(
 
 @contextmanager
 def _baseline(work: Work, given: str | Path | None) -> Iterator[Baseline | None]:
-    """The open baseline file, checked; made first where there is none."""
+    """Open and check the baseline file; it is created first if there is none."""
     files, kept = work.files, None
     if given is not None and str(given).endswith(BASELINE_SUFFIX):
         kept = Path(given)
@@ -152,15 +152,15 @@ def _baseline(work: Work, given: str | Path | None) -> Iterator[Baseline | None]
 
 
 def _weights(files: ModelFiles, stored: bool, kept: Path | None) -> str | None:
-    """sha256 of the weights that a baseline file must be of; None: a user's own choice, or a
-    quantized folder that does not say what it was made of."""
+    """sha256 of the weights a baseline file must come from; None if the user chose the baseline,
+    or for a quantized folder that does not record its source."""
     if kept is None:
         return None
     return files.source_sha256 if stored else files.sha256
 
 
 def _is_quantized(work: Work) -> bool:
-    """The file holds the integers that would run, so its own floats are no baseline."""
+    """True if the file holds the integers that would run, so its floats are not a baseline."""
     return any(product.stored for product in plan(work.files, **work.planned()).products)
 
 

@@ -1,4 +1,4 @@
-"""Work: a text and tasks, read and encoded before any model is loaded."""
+"""Evaluation inputs: a text and tasks, read and encoded before any model is loaded."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Bars = Callable[[str], Callable[..., None] | None]
 
 @dataclass(frozen=True)
 class Work:
-    """What a model and its baseline are asked. ``settings`` are those of ``load``."""
+    """Inputs evaluated with a model and its baseline. ``settings`` are those of ``load``."""
 
     files: ModelFiles
     passage: Passage | None
@@ -32,13 +32,13 @@ class Work:
 
     @property
     def context(self) -> int:
-        """The longest input, at most what the model knows."""
+        """Length of the longest input, at most the model's context."""
         longest = [len(c.ids) for items in self.encoded.values() for item in items for c in item]
         window = [] if self.passage is None else [self.passage.ids.shape[1]]
         return min(self.files.config.max_context, max(longest + window))
 
     def first(self, windows: int, items: int) -> Work:
-        """The same with at most so many windows and items of each task."""
+        """A copy with at most this number of windows and items of each task."""
         passage = self.passage
         return replace(
             self,
@@ -52,12 +52,12 @@ class Work:
         return load(files, progress=self.bars(title), **settings)
 
     def planned(self, **changes: Any) -> dict[str, Any]:
-        """The settings that a plan is made of."""
+        """The settings for a plan."""
         settings = {"context": self.context} | self.settings | changes
         return {name: value for name, value in settings.items() if name != "threads"}
 
     def facts(self, files: ModelFiles) -> Facts:
-        """What a baseline of ``files`` for this work must say, without results."""
+        """Facts that a baseline of ``files`` must state for this work, without results."""
         decoder = files.assemble("causal-lm").decoder
         assert decoder.head is not None
         shape = (0, 0) if self.passage is None else tuple(self.passage.ids.shape)
@@ -76,12 +76,12 @@ class Work:
 
 
 def right(picks: tuple[int, ...], items: list[Item]) -> list[bool]:
-    """Which items were answered as they should be."""
+    """Flags of the items answered correctly."""
     return [p == item.gold for p, item in zip(picks, items, strict=True)]
 
 
 def flipped(before: list[bool], after: list[bool]) -> float:
-    """Share of items that are right in one and wrong in the other."""
+    """Share of items that are correct in one and wrong in the other."""
     return sum(a != b for a, b in zip(after, before, strict=True)) / len(after)
 
 

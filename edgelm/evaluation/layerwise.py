@@ -1,7 +1,7 @@
-"""Hidden states of a text or of tasks with one layer's weights in memory at a time.
+"""Layer-wise evaluation: hidden states with only one layer's weights in memory at a time.
 
-The states of all tokens lie in a file. A layer is loaded, run over all of them, its results are
-written over what it read, and it is dropped: the peak is that of one layer, however deep the model.
+The states of all tokens are kept in a file. A layer is loaded, run over all of them, its results
+overwrite its inputs, and it is dropped: the peak is that of one layer, however deep the model.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ BLOCK_TOKENS = 256
 
 @dataclass(frozen=True)
 class Stretch:
-    """``ids`` [T] from an empty cache, then ``tails``, each as if it alone came after them."""
+    """``ids`` [T] from an empty cache, then ``tails``, each as if it alone followed them."""
 
     ids: Tensor
     tails: tuple[Tensor, ...] = ()
 
     @property
     def longest(self) -> int:
-        """Tokens that a row holds at most."""
+        """Maximum number of tokens in a row."""
         return len(self.ids) + max(map(len, self.tails), default=0)
 
 
 class StoredEmbedding(Embedding):
-    """An embedding whose rows are read from the file when they are looked up."""
+    """An embedding whose rows are read from the file at lookup."""
 
     def __init__(self, names: WeightNames, shape: tuple[int, int]) -> None:
         super().__init__(*shape)
@@ -65,9 +65,9 @@ class StoredEmbedding(Embedding):
 
 
 class LayerAlone(Decoder):
-    """One layer in a decoder's place: hidden states [M, N] in, hidden states [M, N] out.
+    """One layer in place of a decoder: hidden states [M, N] in, hidden states [M, N] out.
 
-    The first takes ids and begins with the embedding, the last ends with the final norm.
+    The first layer takes ids and includes the embedding, the last includes the final norm.
     """
 
     def __init__(self, one: Decoder, names: WeightNames, *, first: bool, last: bool) -> None:
@@ -89,15 +89,15 @@ def write_hidden(
     files: ModelFiles, stretches: Sequence[Stretch], rows: Rows, settings: Mapping[str, Any],
     progress: Callable[..., None] | None,
 ) -> None:  # fmt: skip
-    """Last hidden states of every stretch's ids, then of its tails, in their order, into ``rows``.
+    """Write last hidden states of every stretch's ids, then of its tails, in order, to ``rows``.
 
-    They are those of the whole model run in pieces of ``BLOCK_TOKENS``, bit for bit.
+    They equal, bit for bit, those of the whole model run in pieces of ``BLOCK_TOKENS``.
 
     Args:
-        settings: keywords of ``Settings`` but context, rows and chunk.
+        settings: keywords of ``Settings`` except context, rows and chunk.
 
     Raises:
-        DoesNotFitError: one layer exceeds the budget; its plan is carried along.
+        DoesNotFitError: one layer exceeds the budget; the error has its plan.
         NonFiniteError: a layer produced NaN or infinity.
     """
     context = max(stretch.longest for stretch in stretches)
@@ -122,7 +122,7 @@ def _run_layer(
     files: ModelFiles, index: int, settings: Settings, stretches: Sequence[Stretch], rows: Rows,
     done: Callable[[int], None],
 ) -> None:  # fmt: skip
-    """Load one layer and take every stretch through it; nothing of it is left afterwards."""
+    """Load one layer, run every stretch through it, and free it."""
     engine = layer_engine(files, index, settings)
     cache = engine.make_cache(1, engine.plan.context, KV_DTYPES[engine.plan.kv])
     place = 0
@@ -146,10 +146,10 @@ def _run_layer(
 
 
 def layer_engine(files: ModelFiles, index: int, settings: Settings) -> Engine:
-    """Layer ``index`` in memory, as planned.
+    """Load layer ``index`` as planned.
 
     Raises:
-        DoesNotFitError: it exceeds the budget; its plan is carried along.
+        DoesNotFitError: it exceeds the budget; the error has its plan.
     """
     layer = _layer(files, index)
     plan = _plan(layer, settings)
@@ -167,7 +167,7 @@ def layer_engine(files: ModelFiles, index: int, settings: Settings) -> Engine:
 
 
 def layer_bytes(files: ModelFiles, index: int, settings: Settings) -> int:
-    """What loading and running layer ``index`` takes at most beside the process, from headers."""
+    """Upper bound of the memory to load and run layer ``index``, process excluded, from headers."""
     plan = _plan(_layer(files, index), settings)
     runtime = sum(part.bytes for part in plan.parts if part.name in PROCESS)
     return plan.predicted_peak_bytes - runtime
@@ -180,7 +180,7 @@ def _layer(files: ModelFiles, index: int) -> Assembled:
 
 
 def _plan(layer: Assembled, settings: Settings) -> Plan:
-    """The plan of a model of one layer, less its embedding, which stays in the file."""
+    """The plan of a one-layer model without its embedding, which stays in the file."""
     whole = solve(layer, settings)
     products = tuple(p for p in whole.products if p.names != ("embed",))
     held = sum(p.bytes for p in whole.parts if p.name in KV_CACHE)

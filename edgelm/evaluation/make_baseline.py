@@ -1,6 +1,6 @@
-"""Making a baseline file: the unquantized weights run over the work, exactly and in bfloat16.
+"""Creation of a baseline file: runs the unquantized weights over the work, in float32 and bfloat16.
 
-They run layer by layer (``layerwise``), so a baseline needs the memory of one layer.
+They run layer by layer (``layerwise``), so a baseline needs only the memory of one layer.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ NOISE_ITEMS = 100
 
 
 def make_baseline(work: Work, files: ModelFiles, facts: Facts, path: Path) -> None:
-    """Run the weights of ``files`` over the work and write what they say to ``path``.
+    """Run the weights of ``files`` over the work and write the results to ``path``.
 
     Raises:
         DoesNotFitError: one layer exceeds the budget.
@@ -53,10 +53,10 @@ def make_baseline(work: Work, files: ModelFiles, facts: Facts, path: Path) -> No
 def _noise(
     work: Work, files: ModelFiles, baseline: Baseline, exact: dict[str, list[bool]]
 ) -> dict[str, Any]:
-    """Figures of the same weights with bfloat16 activations: what a 16-bit run costs already.
+    """Figures of the same weights with bfloat16 activations: the error of a 16-bit run.
 
     Returns:
-        The fields of ``TextScore`` where there is a text; ``tasks``: name -> n, accuracy,
+        The fields of ``TextScore`` if there is a text; ``tasks``: name -> n, accuracy,
         accuracy_baseline and flips over the first items.
     """
     noise: dict[str, Any] = {"tasks": {}}
@@ -91,7 +91,7 @@ def _text_noise(work: Work, files: ModelFiles, baseline: Baseline) -> dict[str, 
 def _answers(
     work: Work, files: ModelFiles, baseline: Baseline, title: str, settings: dict[str, Any]
 ) -> dict[str, list[bool]]:
-    """Task -> which items are answered right."""
+    """Task -> flags of the items answered correctly."""
     found = {}
     for name, items in work.items.items():
         bar = work.bars(f"{title} answering {name}")
@@ -113,7 +113,7 @@ def log_likelihoods(
     with tempfile.TemporaryFile() as file:
         hidden = Rows(file, 0, files.config.hidden_size)
         write_hidden(files, stretches, hidden, planned, bar)
-        places: list[int] = []  # of the tokens that predict a continuation's, in the file
+        places: list[int] = []  # in the file, of the tokens that predict a continuation
         end = 0
         for item, stretch in zip(items, stretches, strict=True):
             end += len(stretch.ids)
@@ -138,7 +138,7 @@ def _ids(ids: tuple[int, ...] | list[int]) -> Tensor:
 
 
 def _block(work: Work, files: ModelFiles, count: int) -> int:
-    """How many of ``count`` tokens the budget lets be compared at once."""
+    """Number of tokens, up to ``count``, that the budget allows to compare at once."""
     resident = hardware.resident_bytes()
     budget = parse_budget(work.settings.get("budget"), hardware.available_memory_bytes() + resident)
     return block_tokens(files.config.vocab_size, count, budget - resident - BLOCK_BYTES)

@@ -1,4 +1,4 @@
-"""Passage: a text cut into windows of token ids, the same for a model and its baseline."""
+"""Passage: a text split into windows of token ids, the same for a model and its baseline."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from edgelm.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Passage:
-    """Ids [windows, window] int64 without BOS; words are parted by white space.
+    """Ids [windows, window] int64 without BOS; words are separated by whitespace.
 
     Each window starts from an empty cache and gives ``window - 1`` predictions.
     """
@@ -28,7 +28,7 @@ class Passage:
     def read(
         cls, path: str | Path, tokenizer: Tokenizer, window: int, limit: int | None
     ) -> Passage:
-        """The first ``limit`` windows of a UTF-8 file; a last one that is not full is left out.
+        """Read the first ``limit`` windows of a UTF-8 file; an incomplete last one is left out.
 
         Raises:
             ModelFileError: the file cannot be read as UTF-8.

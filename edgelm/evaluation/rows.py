@@ -1,4 +1,4 @@
-"""Rows: float32 rows of one width in an open file."""
+"""Float32 rows of one width in an open file."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class Rows:
         self._file, self._offset, self._width = file, offset, width
 
     def read(self, start: int, count: int) -> Tensor:
-        """Rows ``start`` to ``start + count``, in memory of their own.
+        """Read rows ``start`` to ``start + count`` into new memory.
 
         Raises:
-            ModelFileError: the file ends before.
+            ModelFileError: the file ends earlier.
         """
         rows = torch.empty(count, self._width)
         self._seek(start)
@@ -29,7 +29,7 @@ class Rows:
         return rows
 
     def write(self, start: int, rows: Tensor) -> None:
-        """Put rows [count, width] of any float type at ``start``."""
+        """Write rows [count, width] of any float type at ``start``."""
         self._seek(start)
         self._file.write(rows.float().contiguous().numpy().data)
 

@@ -1,4 +1,4 @@
-"""Multiple-choice tasks: for each how its local file is read and how lm-eval words its items.
+"""Multiple-choice tasks: readers of their local files, and lm-eval's prompts.
 
 Prompts, choices and scores follow lm-eval 0.4 (lm_eval/tasks), zero-shot. A choice is scored as
 a space and its text after the prompt.
@@ -22,7 +22,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Item:
-    """One question: (prompt, choice) pairs, of which ``gold`` counts the right one from 0."""
+    """One question: (prompt, choice) pairs; ``gold`` is the index of the correct one."""
 
     pairs: tuple[tuple[str, str], ...]
     gold: int
@@ -30,7 +30,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Task:
-    """``rows`` reads a file, ``item`` words one row; ``by_length``: lm-eval has acc_norm too."""
+    """``rows`` reads a file, ``item`` formats one row; ``by_length``: lm-eval has acc_norm too."""
 
     rows: Callable[[Path], Iterable[Row]]
     item: Callable[[Row], Item]
@@ -38,7 +38,7 @@ class Task:
 
 
 def read_items(name: str, path: str | Path, limit: int | None = None) -> list[Item]:
-    """The first ``limit`` items of a task's file.
+    """Read the first ``limit`` items of a task's file.
 
     Raises:
         UsageError: no such task.
@@ -82,7 +82,7 @@ def _json_list(path: Path) -> Iterator[Row]:
 
 
 def _six_lines(path: Path) -> Iterator[Row]:
-    """Context, answer and four endings, a line each; plain or bz2."""
+    """Rows of six lines: context, answer and four endings; plain or bz2."""
     opened = bz2.open if path.suffix == ".bz2" else open
     with opened(path, "rt", encoding="utf-8") as file:
         lines = [line.rstrip("\n") for line in file]
@@ -112,7 +112,7 @@ def _continued(row: Row) -> Item:
 
 
 def _partial(row: Row) -> Item:
-    """WinoGrande's partial scoring: the prompts differ, what follows is the same."""
+    """WinoGrande's partial scoring: the prompts differ, the continuation is the same."""
     return Item(tuple((p, row["continuation"]) for p in row["context_options"]), row["gold"])
 
 

@@ -1,4 +1,4 @@
-"""Answer: one request while it is being answered."""
+"""Answer: the state of one request during generation."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from edgelm.generation.sampling import Sampler
 
 
 class Answer:
-    """One request while it is being answered: what its row still has to run, what it has said.
+    """State of one request during generation: the prompt left to run, the tokens generated.
 
     Args:
-        limit: how many tokens may be generated.
+        limit: maximum number of tokens to generate.
     """
 
     def __init__(self, index: int, request: Request, limit: int) -> None:
@@ -43,11 +43,11 @@ class Answer:
 
     @property
     def in_prompt(self) -> bool:
-        """Whether its row still has to run a part of the prompt."""
+        """True if a part of the prompt has not been run yet."""
         return self.row >= 0 and not self.ids.new and self.finish_reason is None
 
     def choose(self, logits: Tensor, best: int, end_ids: frozenset[int]) -> int:
-        """The next token from ``logits`` [V], which are changed in place.
+        """Choose the next token from ``logits`` [V], which are changed in place.
 
         Args:
             best: the id of the largest logit.
@@ -71,12 +71,12 @@ class Answer:
         return token
 
     def take_logprobs(self) -> tuple[TokenLogprob, ...]:
-        """Those since the last call, one for each id; none where nobody asked."""
+        """Log-probabilities since the last call, one per id; empty if not requested."""
         taken, self.logprobs = tuple(self.logprobs), []
         return taken
 
     def stats(self, kernels: dict[str, str]) -> Stats:
-        """Of what has been generated so far."""
+        """Statistics of the tokens generated so far."""
         return Stats(
             prompt_tokens=len(self.request.prompt_ids),
             kept_tokens=self.kept_tokens,

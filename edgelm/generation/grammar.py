@@ -1,7 +1,7 @@
-"""Grammars that an answer must follow: llguidance says which tokens may come next.
+"""Constrained generation: grammars that an answer must follow, enforced with llguidance.
 
-A JSON schema becomes a grammar with one way of writing white space (``", "`` and ``": "``, as
-Python's json), because a model that may write white space for ever sometimes does.
+A JSON schema becomes a grammar with fixed whitespace (``", "`` and ``": "``, as in Python's json),
+because a model that is allowed unlimited whitespace sometimes never stops writing it.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ _TOKENIZERS: WeakKeyDictionary[Tokenizer, LLTokenizer] = WeakKeyDictionary()
 
 
 class Constraint:
-    """A compiled grammar for one tokenizer; every answer starts a Match of its own.
+    """A compiled grammar for one tokenizer; every answer starts its own Match.
 
     Raises:
-        UsageError: the grammar or schema is not one, with what the library says of it.
+        UsageError: the grammar or schema is invalid; the message includes the library's error.
     """
 
     def __init__(self, grammar: str, tokenizer: Tokenizer, end_ids: frozenset[int]) -> None:
@@ -44,13 +44,13 @@ class Constraint:
         self._start = LLMatcher(_library_tokenizer(tokenizer), grammar, log_level=0)
         if self._start.is_error():
             reason = self._start.get_error().splitlines()[0]
-            raise UsageError(f"The grammar or schema cannot be followed: {reason}")
+            raise UsageError(f"The grammar or schema is invalid or not supported: {reason}")
 
     @classmethod
     def parse(
         cls, schema: Any, grammar: str | None, tokenizer: Tokenizer, end_ids: frozenset[int]
     ) -> Constraint | None:
-        """Of a JSON schema (a mapping, or its text) or of a Lark grammar; None for neither."""
+        """Compile a JSON schema (a mapping, or its text) or a Lark grammar; None for neither."""
         from llguidance import LLMatcher
 
         if schema is None and grammar is None:
@@ -64,12 +64,12 @@ class Constraint:
         return cls(compiled, tokenizer, end_ids)
 
     def start(self) -> Match:
-        """A match at the beginning of an answer."""
+        """Start a match at the beginning of an answer."""
         return Match(self._start.deep_copy(), self.end_ids)
 
 
 class Match:
-    """How far one answer has come in its grammar; a logits processor."""
+    """Logits processor that tracks one answer's state in its grammar."""
 
     def __init__(self, matcher: LLMatcher, end_ids: frozenset[int]) -> None:
         self._matcher, self._end_ids = matcher, end_ids
@@ -84,14 +84,14 @@ class Match:
         logits.masked_fill_(~wide.to(logits.device), NEVER)
 
     def accept(self, token: int) -> bool:
-        """Go on with a chosen token; True when nothing but an end can follow."""
+        """Advance by a chosen token; True if only an end token can follow."""
         if token not in self._end_ids and not self._matcher.consume_token(token):
             raise UsageError(f"The grammar failed: {self._matcher.get_error()}")
         return self._matcher.is_stopped()
 
 
 class _Tokens:
-    """What llguidance wants to know of a vocabulary; the last id is an end that no model has."""
+    """A vocabulary in llguidance's interface; the last id is an end token that no model has."""
 
     bos_token_id = None
 
@@ -108,13 +108,13 @@ class _Tokens:
         self._longest = max(map(len, self._ids))
 
     def __call__(self, text: str) -> list[int]:
-        """Ids that spell exactly the text: the tokenizer's own, unless it put a space before."""
+        """Ids that spell exactly the text: the tokenizer's, unless it adds a space in front."""
         data = text.encode()
         ids = self._tokenizer.encode(text, add_special=False)
         return ids if b"".join(self.tokens[i] for i in ids) == data else self._greedy(data)
 
     def _greedy(self, data: bytes) -> list[int]:
-        """The longest token at each place; a byte without a token ends it."""
+        """Take the longest token at each position; stop at a byte without a token."""
         ids: list[int] = []
         at = 0
         while at < len(data):
@@ -128,7 +128,7 @@ class _Tokens:
 
 
 def _library_tokenizer(tokenizer: Tokenizer) -> LLTokenizer:
-    """llguidance's view of a vocabulary, made once: it costs up to a second for a large one."""
+    """llguidance's tokenizer for a vocabulary, cached: a large one takes up to a second."""
     from llguidance import LLTokenizer, TokenizerWrapper
 
     if tokenizer not in _TOKENIZERS:
@@ -140,7 +140,7 @@ def _schema(given: Any) -> Mapping[str, Any] | bool:
     try:
         schema = json.loads(given) if isinstance(given, str) else given
     except ValueError as error:
-        raise UsageError(f"The schema is no JSON ({error}).") from error
+        raise UsageError(f"The schema is not JSON ({error}).") from error
     if not isinstance(schema, Mapping | bool):
         raise UsageError(f"A JSON schema is an object, not {type(schema).__name__}.")
     return schema

@@ -1,4 +1,4 @@
-"""Logits processors: small objects that change one row's logits in place before a token is chosen.
+"""Logits processors: small objects that change one row's logits in place before sampling.
 
 Definitions and order are those of ``transformers`` (generation/logits_process.py); presence and
 frequency penalties are OpenAI's: over the answer alone, not over its prompt.
@@ -17,7 +17,7 @@ NEVER = float("-inf")
 
 @dataclass
 class SoFar:
-    """The ids of one row: what was asked, what has been answered."""
+    """The ids of one row: its prompt and its answer so far."""
 
     prompt: tuple[int, ...] = ()
     new: list[int] = field(default_factory=list)
@@ -25,7 +25,7 @@ class SoFar:
 
 class LogitsProcessor(Protocol):
     def __call__(self, logits: Tensor, ids: SoFar) -> None:
-        """Change ``logits`` [V] float32 in place; ``ids`` are those before the wanted one."""
+        """Change ``logits`` [V] float32 in place; ``ids`` are those before the next token."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class LogitBias:
 class RepetitionPenalty:
     """Divide positive logits of ids in prompt or answer by ``value``, multiply negative ones.
 
-    Keskar et al. 2019, arXiv:1909.05858, with the signs as transformers has them.
+    Keskar et al. 2019, arXiv:1909.05858, with signs handled as in transformers.
     """
 
     value: float
@@ -80,7 +80,7 @@ class Banned:
 
 @dataclass(frozen=True)
 class Temperature:
-    """Divide by ``value``; below 1 sharper, above 1 flatter."""
+    """Divide logits by ``value``; below 1 the distribution is sharper, above 1 flatter."""
 
     value: float
 
@@ -90,7 +90,7 @@ class Temperature:
 
 @dataclass(frozen=True)
 class TopK:
-    """Keep the ``count`` largest logits; ties with the last one stay."""
+    """Keep the ``count`` largest logits; ties with the last one are kept."""
 
     count: int
 
@@ -102,7 +102,7 @@ class TopK:
 
 @dataclass(frozen=True)
 class TopP:
-    """Keep the smallest set of most likely tokens whose probability reaches ``mass``.
+    """Nucleus sampling: keep the smallest set of likeliest tokens with probability ``mass``.
 
     Holtzman et al. 2019, arXiv:1904.09751: the token that crosses the mass is kept.
     """
@@ -133,7 +133,7 @@ class MinP:
 
 @dataclass(frozen=True)
 class Typical:
-    """Keep the tokens whose surprise is nearest the expected one, up to ``mass`` of probability.
+    """Locally typical sampling: keep tokens of nearly expected surprise, up to ``mass``.
 
     Meister et al. 2022, arXiv:2202.00666: the token that crosses the mass is kept, with its ties.
     """

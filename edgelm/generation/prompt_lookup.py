@@ -1,7 +1,7 @@
-"""Prompt lookup: the next tokens are those that followed the same words before.
+"""Prompt lookup: guesses the tokens that followed an earlier occurrence of the last ones.
 
 Saxena 2023, "Prompt Lookup Decoding": the end of the text is searched in the text itself, prompt
-and answer, and what stood behind it there is the guess. It costs one pass over the ids.
+and answer, and the guess is what followed it there. It costs one pass over the ids.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from edgelm.budget.parts import PartName
 from edgelm.generation.processors import SoFar
 from edgelm.generation.sampling import SamplingSettings
 
-_SHORTEST = 2  # tokens that must agree; one alone says nothing
-_LONGEST = 12  # from there on a longer match is no more certain
+_SHORTEST = 2  # number of tokens that must agree; one alone is no evidence
+_LONGEST = 12  # longer matches are not more reliable
 
 
 class PromptLookup:
     """Guesses for one text at a time.
 
     Args:
-        context: the most ids a text has. take: the Ledger's way to get memory.
+        context: maximum number of ids in a text. take: the Ledger's function to allocate memory.
     """
 
-    greedy_only = True  # where answers are drawn, a guess is right too rarely to look for it
+    greedy_only = True  # when answers are sampled, guesses are right too rarely to pay off
 
     def __init__(self, context: int, take: Take) -> None:
         self._ids = take(PartName.SPECULATION, (context,), torch.int32).numpy()
@@ -34,15 +34,15 @@ class PromptLookup:
         self._next = 0
 
     def begin(self, ids: SoFar, sampling: SamplingSettings) -> None:
-        """Another text; how it is drawn says nothing about what it repeats."""
+        """Begin another text; sampling settings do not affect repetition."""
         self._prompt = self._count = len(ids.prompt)
         self._ids[: self._count] = ids.prompt
         self._catch_up(ids)
 
     def strength(self, ids: SoFar) -> int:
-        """How many of the last ids stood together before, 0 for too few; the latest place counts.
+        """Number of last ids that occurred together before, 0 for too few; the latest place wins.
 
-        ids: the text that was begun, longer by any number of ids.
+        ids: the text that was begun, extended by any number of ids.
         """
         self._catch_up(ids)
         text = self._ids[: self._count]
@@ -56,7 +56,7 @@ class PromptLookup:
         return length if length >= _SHORTEST else 0
 
     def guess(self, ids: SoFar, count: int) -> list[int]:
-        """``count`` ids after the place that ``strength`` found; a text that repeats goes on so."""
+        """Guess ``count`` ids: those after the place found by ``strength``, repeated if too few."""
         known = self._ids[self._next : min(self._next + count, self._count)].tolist()
         return [known[i % len(known)] for i in range(count)]
 
@@ -67,5 +67,5 @@ class PromptLookup:
 
 
 def lookup_bytes(context: int) -> int:
-    """What a PromptLookup takes."""
+    """Bytes of memory of a PromptLookup."""
     return context * torch.int32.itemsize

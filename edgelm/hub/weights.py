@@ -1,8 +1,8 @@
-"""Weights from the Hub into the Hub library's cache, each going on where a killed run stopped.
+"""Download of weights into the Hub library's cache, resuming where a killed run stopped.
 
-huggingface_hub 2.4 gives every download a temporary file of its own, which no later one takes up.
-So weights are fetched here first, under one name and one lock, and moved to where the cache keeps
-contents (blobs/ETAG); `snapshot_download` finds them there and has only links to make.
+huggingface_hub 2.4 gives every download its own temporary file, which no later run resumes. So
+weights are fetched here first, under one name and one lock, and moved to where the cache keeps
+contents (blobs/ETAG); ``snapshot_download`` finds them there and only has to link them.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ SHA256_DIGITS = 64  # the Hub's etag of a big file is its sha256, of a small one
 
 
 def fetch_weights(model_id: str, revision: str | None, patterns: list[str]) -> None:
-    """Put the contents of a model's files of these names into the cache, one after another.
+    """Fetch a model's files of these names into the cache, one after another.
 
-    Files above 50 GB, which the Hub does not serve by plain HTTP, are left to the library, and so
-    is everything where the cache cannot link and would hold contents twice.
+    Files above 50 GB, which the Hub does not serve by plain HTTP, are left to the library, as are
+    all files if the cache cannot use links and would hold contents twice.
 
-    Raises what the library raises, and HubError for a file that is not what the Hub announced.
+    Raises what the library raises, and HubError for a file that differs from what the Hub
+    announced.
     """
     import huggingface_hub
     from huggingface_hub import constants, errors
@@ -51,7 +52,7 @@ def fetch_weights(model_id: str, revision: str | None, patterns: list[str]) -> N
 
 
 def _fetch(model_id: str, file: DryRunFileInfo, size: int) -> None:
-    """The file's content in blobs/; a second process waits for the first and finds it there."""
+    """Fetch the file's content into blobs/; a second process waits for the first and finds it."""
     from filelock import FileLock
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
@@ -69,7 +70,7 @@ def _fetch(model_id: str, file: DryRunFileInfo, size: int) -> None:
 
 
 def _download(url: str, blob: Path, size: int) -> None:
-    """Fetch what is missing of the incomplete file, then give it its name."""
+    """Fetch the missing part of the incomplete file, then rename it."""
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers
 

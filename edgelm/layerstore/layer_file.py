@@ -1,8 +1,8 @@
 """LayerFile: one layer's matrices in their kernels' layout, read into a buffer or mapped.
 
 The file is the buffer's image, each tensor at a multiple of ``placement.ALIGNMENT``; then JSON that
-names the tensors, then the tail: the JSON's length and checksum, and a magic word. It is written
-beside and renamed, so a file of that name is whole unless somebody changed it.
+describes the tensors, then the tail: the JSON's length and checksum, and a magic word. It is
+written under a temporary name and renamed, so a file of that name is complete unless changed.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ _TAIL = struct.Struct("<QI8s")
 _MAGIC = b"EdgeLML1"
 _BLOCK_BYTES = 4 << 20
 Prepared = tuple[str, dict[str, Tensor], list[ModuleReport]]
-"""A product: its first name, its tensors in the kernel's layout, and the report of its parts."""
+"""A product: its first name, its tensors in the kernel's layout, and the reports of its parts."""
 
 
 class DamagedLayerError(Exception):
-    """The file is not what was written; it is only a copy and can be made again."""
+    """The file is not as written; it is only a copy and can be recreated."""
 
 
 class LayerFile:
-    """An opened file whose content was checked; its modules' reports are kept with it.
+    """An opened file whose content was checked, with the reports of its modules.
 
     Args:
-        whole: read all of it for that. Else its size and its table's checksum must do, which notice
-            whatever a broken-off or torn write leaves: weights are on the disk before the name is.
+        whole: check by reading all of it. Otherwise only its size and its table's checksum are
+            checked, which detects interrupted writes: weights reach the disk before the name.
 
     Raises:
-        FileNotFoundError: there is none.
-        DamagedLayerError: it was cut off or changed, or is of another job.
+        FileNotFoundError: the file does not exist.
+        DamagedLayerError: it was cut off or changed, or belongs to a different job.
     """
 
     def __init__(self, path: Path, job: str, whole: bool = True) -> None:
@@ -67,7 +67,7 @@ class LayerFile:
         return int(self._told["image_bytes"])
 
     def read_into(self, buffer: Tensor) -> None:
-        """The whole image into the start of ``buffer`` (uint8).
+        """Read the whole image into the start of ``buffer`` (uint8).
 
         Raises:
             ModelFileError: the file was changed since it was opened, or cannot be read.
@@ -84,14 +84,14 @@ class LayerFile:
         if changed:
             raise ModelFileError(
                 f"{self.path}, from which a layer is streamed, was changed while it was in use. "
-                "Load the model again: the layer is then written anew."
+                "Load the model again: the layer is then rewritten."
             )
 
     def mapped(self) -> Tensor:
-        """The image as the file's own pages, uint8 [nbytes]; they stay when the file is deleted.
+        """Map the image, uint8 [nbytes]; the mapping survives deletion of the file.
 
-        A page becomes resident when it is read, and those read ahead need not be waited for.
-        Writing is possible because torch asks for it, and would never reach the file.
+        A page becomes resident when it is read, and pages read ahead cause no wait.
+        The mapping is writable because torch requires it; writes never reach the file.
         """
         pages = mmap.mmap(self._file.fileno(), self.nbytes, access=mmap.ACCESS_COPY)
         if hasattr(mmap, "MADV_WILLNEED"):
@@ -99,7 +99,7 @@ class LayerFile:
         return torch.frombuffer(pages, dtype=torch.uint8)
 
     def views(self, product: str, buffer: Tensor) -> dict[str, Tensor]:
-        """The tensors of a product as they lie in ``buffer`` once the image is there."""
+        """Views of a product's tensors in ``buffer`` once it holds the image."""
         found = {}
         for name, kind, shape, offset in self._told["products"][product]["tensors"]:
             dtype = getattr(torch, kind)
@@ -108,7 +108,7 @@ class LayerFile:
         return found
 
     def modules(self, product: str) -> list[ModuleReport]:
-        """What was reported of a product's parts when they were packed."""
+        """Reports of a product's parts from when they were packed."""
         told: list[dict[str, Any]] = self._told["products"][product]["modules"]
         return [
             ModuleReport(
@@ -137,11 +137,11 @@ class LayerFile:
             raise DamagedLayerError("its table was changed")
         told: dict[str, Any] = json.loads(text)
         if told["job"] != job or told["image_bytes"] != size - _TAIL.size - length:
-            raise DamagedLayerError("it is of another model or has another size")
+            raise DamagedLayerError("it belongs to another model or has another size")
         return told
 
     def _check_image(self) -> None:
-        """Read all of it once: what is multiplied with later is what was written."""
+        """Read all of it once to make sure that the weights are those that were written."""
         self._file.seek(0)
         checksum, left = 0, self.nbytes
         block = memoryview(bytearray(min(left, _BLOCK_BYTES)))
@@ -156,10 +156,10 @@ class LayerFile:
 
 
 def write_layer(path: Path, job: str, prepared: Iterable[Prepared]) -> None:
-    """Write the file beside, one product in memory at a time, and rename it when it is on the disk.
+    """Write a temporary file, one product in memory at a time, and rename it once on the disk.
 
     Raises:
-        OSError: the disk is full or refuses; nothing of the file is left then.
+        OSError: the disk is full or refuses; no part of the file is left then.
     """
     beside = path.with_name(f"{path.name}.partial")
     try:
@@ -174,14 +174,14 @@ def write_layer(path: Path, job: str, prepared: Iterable[Prepared]) -> None:
 
 
 class _Image:
-    """The image as it is written: where it ends, and its checksum so far."""
+    """The image being written: its current end and checksum."""
 
     def __init__(self, file: BufferedWriter) -> None:
         self.file = file
         self.end = self.checksum = 0
 
     def append(self, tensors: dict[str, Tensor]) -> list[tuple[str, str, tuple[int, ...], int]]:
-        """(name, dtype, shape, offset) of each tensor."""
+        """Append tensors; returns (name, dtype, shape, offset) of each."""
         table = []
         for name, tensor in tensors.items():
             self._add(bytes(aligned(self.end) - self.end))

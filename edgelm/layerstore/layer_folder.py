@@ -1,8 +1,8 @@
-"""LayerFolder: the folder in the cache where a model's weights lie, ready for their kernels.
+"""LayerFolder: the cache folder of a model's weights in the layout of their kernels.
 
-A file a layer, so that layers can be streamed and a later start can map what an earlier one laid
-out, whatever its budget. The folder's name stands for content, recipe and kernels; the folders
-together stay within a limit, and those unused for longest go first.
+There is one file per layer, so that layers can be streamed and a later start can map what an
+earlier one laid out, whatever its budget. The folder's name identifies content, recipe and
+kernels; all folders together stay within a limit, and the least recently used are deleted first.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from quant import Scheme, native
 
 FOLDER = "layers"  # in the cache folder
 LIMIT_BYTES = 64 << 30  # of all models together; one model alone may be larger
-PAYS_BYTES = 64 << 20  # less is laid out in a moment, at every start
-_FREE_SHARE = 10  # files that nobody asked for leave a tenth of the disk free
+PAYS_BYTES = 64 << 20  # smaller models are laid out quickly at every start
+_FREE_SHARE = 10  # files the user did not request leave a tenth of the disk free
 _FORMAT = 2
 logger = logging.getLogger("edgelm")
 Prepare = Callable[[MatrixPlan], Prepared]
@@ -52,13 +52,13 @@ class LayerFolder:
     def open(
         self, groups: Sequence[str], prepare: Prepare, opened: Callable[[str], None]
     ) -> list[LayerFile]:
-        """The files of ``groups``; those that are missing or damaged are written now.
+        """Open the files of ``groups``; missing or damaged ones are written first.
 
         Args:
-            prepare: makes one matrix ready. opened: called with each group as its file is there.
+            prepare: lays out one matrix. opened: called with each group once its file is open.
 
         Raises:
-            EdgeLMError: the disk has no room or refuses.
+            EdgeLMError: the disk is full or refuses.
         """
         from filelock import FileLock
 
@@ -84,7 +84,7 @@ class LayerFolder:
         return files
 
     def find(self, groups: Sequence[str]) -> dict[str, LayerFile]:
-        """The files that are there, to be mapped: what they hold is not read yet."""
+        """Open the existing files for mapping, without reading their content."""
         found: dict[str, LayerFile] = {}
         for group in groups:
             with suppress(OSError):
@@ -95,13 +95,13 @@ class LayerFolder:
         return found
 
     def present(self, groups: Sequence[str]) -> set[str]:
-        """Those of ``groups`` that ``find`` will find, unless their files are damaged."""
+        """Those of ``groups`` whose files exist; ``find`` skips damaged ones."""
         return {group for group in groups if self._path(group).is_file()}
 
     def write(self, groups: Sequence[str], prepare: Prepare) -> None:
-        """Write files for the next start, unless another process is at it.
+        """Write files for the next start, unless another process is doing so.
 
-        ``prepare`` keeps what it makes: a folder that is full or refuses is only told of.
+        ``prepare`` keeps its results: a folder that is full or refuses is only logged.
         """
         from filelock import FileLock
 
@@ -112,7 +112,7 @@ class LayerFolder:
                 self._make_room(groups, spare)
                 for group in groups:
                     self._write(group, prepare)
-        except OSError as error:  # a lock that is taken is one too
+        except OSError as error:  # includes a lock held by another process
             logger.info("%s keeps no weights for the next start: %s", self.folder, error)
 
     def _path(self, group: str) -> Path:
@@ -131,7 +131,7 @@ class LayerFolder:
         except FileNotFoundError:
             return None
         except DamagedLayerError as error:
-            logger.warning("%s is damaged (%s) and is written anew.", self._path(group), error)
+            logger.warning("%s is damaged (%s) and is written again.", self._path(group), error)
             return None
 
     def _write(self, group: str, prepare: Prepare) -> None:
@@ -139,10 +139,10 @@ class LayerFolder:
         write_layer(self._path(group), self.job, (prepare(p) for p in self.groups[group]))
 
     def _make_room(self, missing: Sequence[str], spare_bytes: int = 0) -> None:
-        """Delete other models' files, the longest unused first, where limit or disk ask for it.
+        """Delete other models' files, least recently used first, if limit or disk require it.
 
         Args:
-            spare_bytes: what must stay free on the disk.
+            spare_bytes: number of bytes that must stay free on the disk.
         """
         needed = sum(p.nbytes for group in missing for p in self.groups[group])
         folders = [folder for folder in self.folder.parent.iterdir() if folder.is_dir()]
@@ -152,7 +152,7 @@ class LayerFolder:
         left = sum(held[folder] for folder in others)
         for folder in others:
             free = shutil.disk_usage(self.folder).free
-            helps = free < wanted <= free + left  # else files would go for nothing
+            helps = free < wanted <= free + left  # else deletion would not help
             left -= held[folder]
             if needed and (total > LIMIT_BYTES or helps) and _delete(folder):
                 total -= held[folder]
@@ -163,7 +163,7 @@ class LayerFolder:
 
 
 def clear_layers(cache: Path) -> None:
-    """Delete all layer files but those that are being written now."""
+    """Delete all layer files except those being written now."""
     for folder in (cache / FOLDER).glob("*/"):
         _delete(folder)
     if (cache / FOLDER).is_dir() and not any((cache / FOLDER).iterdir()):
@@ -171,10 +171,10 @@ def clear_layers(cache: Path) -> None:
 
 
 def worth_keeping(products: Sequence[MatrixPlan], names: WeightNames) -> list[str]:
-    """The files of a model that a later start gains by; none where too little is quantized.
+    """Groups of a model that speed up a later start; none if too little is quantized.
 
-    Floats alone are copied as fast as a file is written, and weights that are in no file have no
-    name to be found by. A head of floats is left out: it may be a fresh one.
+    Plain floats are copied as fast as a file is written, and weights that come from no file cannot
+    be identified. A float head is left out: it may be a fresh one.
     """
     floats = {p.names for p in products if Scheme.parse(p.scheme).is_float}
     quantized_bytes = sum(p.nbytes for p in products if p.names not in floats)
@@ -184,7 +184,7 @@ def worth_keeping(products: Sequence[MatrixPlan], names: WeightNames) -> list[st
 
 
 def _delete(folder: Path) -> bool:
-    """Remove a model's files unless they are being written; open ones stay readable."""
+    """Delete a model's files unless they are being written; open ones stay readable."""
     from filelock import FileLock, Timeout
 
     try:
@@ -204,7 +204,7 @@ def _folder_bytes(folder: Path) -> int:
 
 
 def _job(names: WeightNames, products: Sequence[MatrixPlan], method: str) -> str:
-    """Changes with the model's files, the recipe, the kernels, and what their layouts depend on."""
+    """Hash of the model's files, the recipe, the kernels, and what their layouts depend on."""
     library = native.path()
     machine = (hardware.processor_name(), torch.backends.cpu.get_cpu_capability())
     versions = (_FORMAT, __version__, torch.__version__, native.ABI)

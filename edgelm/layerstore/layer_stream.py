@@ -1,4 +1,4 @@
-"""LayerStream: layers that are read from disk while others compute, through two reused buffers."""
+"""LayerStream: reads layers from disk while others compute, through two reused buffers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from edgelm.layerstore.layer_file import LayerFile
 
 
 class _Slot:
-    """A buffer, which streamed layer it holds, and the read that fills it."""
+    """A buffer, the index of the streamed layer in it, and the read that fills it."""
 
     def __init__(self, buffer: Tensor) -> None:
         self.buffer = buffer
@@ -21,7 +21,7 @@ class _Slot:
         self._error: Exception | None = None
 
     def start(self, position: int, file: LayerFile) -> None:
-        """Begin to read the layer at ``position`` of the stream."""
+        """Start reading the layer at ``position`` of the stream."""
         self.finish()
         self.position = position
         self._reading = Thread(target=self._read, args=(file,), name="edgelm-read-ahead")
@@ -44,14 +44,14 @@ class _Slot:
 
 
 class LayerStream:
-    """The streamed layers in the order of the forward, which comes round in every step.
+    """The streamed layers in the order of the forward pass, which repeats in every step.
 
-    A layer always lies in the same buffer, so the modules' views stay as they are: the layer at
-    ``position`` in buffer ``position % BUFFERS``, where the next of that buffer is read as soon as
-    it was computed.
+    A layer always uses the same buffer, so the modules' views stay valid: the layer at
+    ``position`` uses buffer ``position % BUFFERS``, and the next layer of that buffer is read as
+    soon as it was computed.
 
     Args:
-        files: one a layer. buffers: uint8 [BUFFERS, bytes], each as large as the largest layer.
+        files: one per layer. buffers: uint8 [BUFFERS, bytes], each as large as the largest layer.
     """
 
     def __init__(self, files: Sequence[LayerFile], buffers: Tensor) -> None:
@@ -61,16 +61,16 @@ class LayerStream:
             slot.start(position, files[position])
 
     def buffer(self, position: int) -> Tensor:
-        """Where the layer at ``position`` lies while it is computed."""
+        """Buffer of the layer at ``position`` while it is computed."""
         return self._slots[position % BUFFERS].buffer
 
     def attach(self, position: int, layer: nn.Module) -> None:
-        """Let a layer wait for its weights, and hand its buffer on when it is done."""
+        """Make a layer wait for its weights, and release its buffer when it is done."""
         layer.register_forward_pre_hook(lambda *_: self._await(position))
         layer.register_forward_hook(lambda *_: self._hand_on(position))
 
     def close(self) -> None:
-        """Wait for the reads under way and close the files."""
+        """Wait for pending reads and close the files."""
         for slot in self._slots:
             if slot._reading is not None:
                 slot._reading.join()
@@ -79,7 +79,7 @@ class LayerStream:
 
     def _await(self, position: int) -> None:
         slot = self._slots[position % BUFFERS]
-        if slot.position != position:  # an earlier step broke off
+        if slot.position != position:  # an earlier step was aborted
             slot.start(position, self._files[position])
         slot.finish()
 

@@ -1,1 +1,12 @@
-"""."""
+"""Machine: memory, processor, disk and accelerators of this computer.
+
+Modules:
+    hardware: available memory, cores, instruction sets and read bandwidth.
+    cgroups: memory limits of containers.
+    disk: read speed of the cache folder's disk.
+    accelerators: CUDA, MPS and XPU devices.
+    transfer: copies from the host to an accelerator.
+    measurements: files that keep measurements for later runs.
+
+May import ``quant`` and, in this package, errors, version, progress and config.
+"""

@@ -1,7 +1,7 @@
-"""Accelerators: the devices beside the CPU that a model can be loaded onto, found or refused.
+"""Accelerators: devices other than the CPU that a model can be loaded onto.
 
-CUDA runs on kernels of our own (``ops/triton.py``, ROCm's builds of torch included); ``mps`` and
-``xpu`` on plain torch. What a device lacks is said in one sentence, before anything is read.
+CUDA uses this package's kernels (``ops/triton.py``, including ROCm builds of torch); ``mps`` and
+``xpu`` use plain torch. An unusable device is reported in one sentence, before anything is read.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 
 from edgelm.errors import KernelUnavailableError, UsageError
 
-OLDEST_CAPABILITY = (7, 0)  # Volta: what Triton and torch's builds for CUDA 12 and 13 begin with
+OLDEST_CAPABILITY = (7, 0)  # Volta: the minimum of Triton and torch's builds for CUDA 12 and 13
 _BFLOAT16_CAPABILITY = (8, 0)  # Ampere; older cards emulate it
 _GIVEN = re.compile(r"(cuda|xpu)(?::(\d{1,3}))?|mps")
 logger = logging.getLogger("edgelm")
@@ -26,7 +26,7 @@ logger = logging.getLogger("edgelm")
 
 @dataclass(frozen=True)
 class Accelerator:
-    """A device that can be used. device: torch's name for it, ``cuda:0``; its memory in bytes."""
+    """A usable device. device: torch's name for it, such as ``cuda:0``; its memory in bytes."""
 
     device: str
     name: str
@@ -36,9 +36,9 @@ class Accelerator:
 
 
 def find(given: str) -> Accelerator | None:
-    """The accelerator that a user's ``device`` names; None for the CPU.
+    """Find the accelerator for a user's ``device``; None for the CPU.
 
-    ``auto`` takes a CUDA device where there is one that serves, and says why where it does not.
+    ``auto`` takes a usable CUDA device if there is one, and logs why one was left unused.
 
     Raises:
         UsageError: no such name. KernelUnavailableError: this machine, card or driver lacks it.
@@ -50,20 +50,20 @@ def find(given: str) -> Accelerator | None:
     match = _GIVEN.fullmatch(given)
     if match is None:
         raise UsageError(
-            f"device {given!r:.40} is not known; allowed: auto, cpu, cuda, cuda:1 (a number of "
-            "yours), mps, xpu."
+            f"device {given!r:.40} is not known; allowed: auto, cpu, cuda, cuda:1 (any device "
+            "number), mps, xpu."
         )
     kind = match[1] or "mps"
     return PROBES[kind](int(match[2] or 0))
 
 
 def torch_device(name: str) -> torch.device:
-    """Where tensors of a plan's device lie."""
+    """The torch device for a plan's device."""
     return torch.device(name)
 
 
 def free_bytes(name: str) -> int:
-    """Memory of a device that can still be taken: torch's own unused blocks included."""
+    """Memory of a device that can still be allocated, including torch's unused blocks."""
     device = torch_device(name)
     if device.type != "cuda":
         kind, _, index = name.partition(":")
@@ -73,19 +73,19 @@ def free_bytes(name: str) -> int:
 
 
 def peak_bytes(name: str) -> int:
-    """The most that tensors of this process took on a device; 0 for the CPU and where unknown."""
+    """Peak memory of this process's tensors on a device; 0 for the CPU and if unknown."""
     device = torch_device(name)
     return int(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else 0
 
 
 def current(name: str) -> AbstractContextManager[object]:
-    """Makes a CUDA device the one that this thread launches kernels on; others need nothing."""
+    """Make a CUDA device the current one of this thread; a no-op for other devices."""
     device = torch_device(name)
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def release(name: str) -> None:
-    """Give the device back what no tensor holds any more."""
+    """Return memory that no tensor uses any more to the device."""
     device = torch_device(name)
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -109,7 +109,7 @@ def _first_cuda() -> Accelerator | None:
     if torch.version.cuda is None and torch.version.hip is None:
         return None
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a driver that is too old: said by _cuda in our words
+        warnings.simplefilter("ignore")  # a driver that is too old, which _cuda reports itself
         if not torch.cuda.is_available():
             return None
     try:
@@ -150,7 +150,7 @@ def _cuda(index: int) -> Accelerator:
 
 
 def _driver_trouble(told: str) -> str:
-    """What torch says of a driver that does not serve, in a sentence with a remedy."""
+    """Turn torch's error about an unusable driver into a sentence with a remedy."""
     first = told.strip().splitlines()[0] if told.strip() else "CUDA does not start"
     if "too old" in told or "insufficient" in told:
         return (
@@ -188,4 +188,4 @@ def _xpu(index: int) -> Accelerator:
 
 
 PROBES: dict[str, Callable[[int], Accelerator]] = {"cuda": _cuda, "mps": _mps, "xpu": _xpu}
-"""What looks for a device of each kind; tests put their own here."""
+"""Functions that look for a device of each kind; tests replace them."""

@@ -1,4 +1,4 @@
-"""Memory limits that a container or a service manager sets, of both versions of cgroups."""
+"""Memory limits set by containers or service managers, for cgroups version 1 and 2."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ _NO_LIMIT = 1 << 60  # version 1 writes the largest page-aligned number, version
 
 @dataclass(frozen=True)
 class Limit:
-    """A group's limit and how much of it is taken, in bytes; pages of files count as free
-    unless they are mapped."""
+    """A group's limit and its use, in bytes; file pages count as free unless they are mapped."""
 
     limit_bytes: int
     used_bytes: int
 
 
 def limits() -> tuple[Limit, ...]:
-    """Of every group with a limit that this process is in, its own and those around it."""
+    """Limits of this process's group and of the groups that contain it."""
     found = []
     for folder, names in _groups():
         try:
@@ -34,10 +33,10 @@ def limits() -> tuple[Limit, ...]:
 
 
 def _groups() -> Iterator[tuple[Path, tuple[str, str]]]:
-    """(folder, names of the files with limit and use), from the own group outwards.
+    """(folder, names of the files with limit and use), from the innermost group outwards.
 
-    Inside a container the path that the kernel tells may not exist under the mount, whose root
-    is then the container's own group.
+    Inside a container the path reported by the kernel may not exist under the mount, whose root
+    is then the container's group.
     """
     try:
         lines = OWN.read_text().splitlines()
@@ -59,7 +58,7 @@ def _groups() -> Iterator[tuple[Path, tuple[str, str]]]:
 
 
 def _file_bytes(folder: Path) -> int:
-    """Pages of files that nobody has mapped: the kernel drops them before it kills anybody."""
+    """Bytes of unmapped file pages: the kernel drops them before it kills a process."""
     stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
     first = "total_inactive_file" in stat  # version 1: with those below
     prefix, mapped = ("total_", "total_mapped_file") if first else ("", "file_mapped")

@@ -1,4 +1,4 @@
-"""How fast the cache folder's disk is read, measured once and kept there, and what that means."""
+"""Read speed of the cache folder's disk, measured once and kept, and estimates from it."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from edgelm.machine.measurements import keep, kept
 PROFILE = "disk.json"
 _PROBE_BYTES = 256 << 20
 _BLOCK_BYTES = 16 << 20
-log = logging.getLogger("edgelm")
+logger = logging.getLogger("edgelm")
 
 
 def measure_once(cache: Path) -> None:
-    """Measure unless it was done before; a disk that refuses stays unknown."""
+    """Measure unless done before; a disk that refuses stays unknown."""
     if recorded_read_gb_s(cache) is not None:
         return
     try:
         keep(cache / PROFILE, {"read_gb_s": read_gb_s(cache)})
     except OSError as error:
-        log.info("the disk of %s cannot be measured: %s", cache, error)
+        logger.info("the disk of %s cannot be measured: %s", cache, error)
 
 
 def recorded_read_gb_s(cache: Path) -> float | None:
-    """What ``measure_once`` kept, or None."""
+    """Result kept by ``measure_once``, or None."""
     try:
         return float(kept(cache / PROFILE)["read_gb_s"])
     except (ValueError, TypeError, KeyError):
@@ -36,12 +36,12 @@ def recorded_read_gb_s(cache: Path) -> float | None:
 
 
 def expected_tok_s(cache: Path, moved_bytes: int, streamed_bytes: int) -> float | None:
-    """Tokens a second of decoding, at most; None until this machine was measured.
+    """Upper bound of decoding speed in tokens per second; None until this machine was measured.
 
-    Layers are read from disk while others compute: the slower of disk and memory decides.
+    Layers are read from disk while others compute, so the slower of disk and memory decides.
 
     Args:
-        moved_bytes: weights that a token reads. streamed_bytes: how many of them from disk.
+        moved_bytes: weights read per token. streamed_bytes: the part of them read from disk.
     """
     memory, disk = hardware.recorded_read_gb_s(cache), recorded_read_gb_s(cache)
     if streamed_bytes and disk is None:
@@ -53,9 +53,9 @@ def expected_tok_s(cache: Path, moved_bytes: int, streamed_bytes: int) -> float 
 
 
 def read_gb_s(folder: Path) -> float:
-    """GB/s at which a new file of ``folder`` is read in order, past the system's cache.
+    """Sequential read speed in GB/s of a new file in ``folder``, bypassing the system's cache.
 
-    Where a system cannot be asked to forget a file, the cache is measured with it.
+    On systems that cannot drop a file from the cache, the cache is measured too.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"probe.{os.getpid()}"

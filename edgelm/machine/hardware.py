@@ -1,4 +1,4 @@
-"""What this machine has: memory that is really available, cores, and its read bandwidth."""
+"""Hardware of this machine: memory actually available, cores, and memory read bandwidth."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _INSTRUCTION_SETS = (
     *("avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16"),
     *("amx_bf16", "amx_int8", "asimd", "asimddp", "i8mm", "bf16", "sve"),
 )
-log = logging.getLogger("edgelm")
+logger = logging.getLogger("edgelm")
 
 
 def total_memory_bytes() -> int:
-    """Physical memory, or the cgroup's limit where that is less."""
+    """Physical memory, or the cgroup's limit if that is less."""
     import psutil
 
     physical = int(psutil.virtual_memory().total)
@@ -35,9 +35,9 @@ def total_memory_bytes() -> int:
 
 
 def available_memory_bytes() -> int:
-    """What can still be taken without swapping, cgroup limits included.
+    """Memory that can be allocated without swapping, cgroup limits included.
 
-    Pages of files count as free unless they are mapped: a model's mapped weights are in use.
+    File pages count as free unless they are mapped: a model's mapped weights are in use.
     """
     import psutil
 
@@ -46,7 +46,7 @@ def available_memory_bytes() -> int:
 
 
 def _mapped_file_bytes() -> int:
-    """Pages of files that some process has mapped; 0 where the system does not tell (not Linux)."""
+    """Bytes of file pages mapped by any process; 0 if the system does not report it (not Linux)."""
     try:
         lines = MEMINFO.read_text().splitlines()
     except OSError:
@@ -77,17 +77,17 @@ def peak_resident_bytes() -> int:
 
 
 def release_freed_memory() -> None:
-    """Give the system back what is freed but still held by the C library (glibc; else nothing)."""
+    """Return freed memory that the C library still holds to the system (glibc; else a no-op)."""
     trim = _malloc_trim()
     if trim is not None:
         trim(0)
 
 
 def bound_kernel_caches() -> None:
-    """Let oneDNN keep few compiled products, before it is asked for the first.
+    """Limit the number of compiled products oneDNN keeps; must run before its first product.
 
     It compiles one for every number of rows it meets and keeps 1024, as does torch's layer above
-    it: 160 prompts of random lengths took 275 MiB. What the user's environment says goes first.
+    it: 160 prompts of random lengths took 275 MiB. The user's environment takes precedence.
     """
     for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
         os.environ.setdefault(name, "32")
@@ -102,7 +102,7 @@ def _malloc_trim() -> Callable[[int], int] | None:
 
 
 def default_threads() -> int:
-    """EDGELM_THREADS, else the cores this process may run on."""
+    """EDGELM_THREADS, else the number of cores this process may run on."""
     given = os.environ.get("EDGELM_THREADS", "")
     if given.isdigit() and int(given) > 0:
         return int(given)
@@ -112,14 +112,14 @@ def default_threads() -> int:
 
 
 def cores() -> int:
-    """Cores of the machine, hyperthreads counted once where that is known."""
+    """Number of cores of the machine, hyperthreads counted once if that is known."""
     import psutil
 
     return int(psutil.cpu_count(logical=False) or os.cpu_count() or 1)
 
 
 def processor_name() -> str:
-    """The processor's name as the system tells it."""
+    """The processor's name as reported by the system."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -132,7 +132,7 @@ def processor_name() -> str:
 def read_gb_s(megabytes: int = 256, rounds: int = 5) -> float:
     """Memory read bandwidth of torch's threads in GB/s: the best of ``rounds`` sums.
 
-    The buffer must exceed the last-level cache for the figure to mean memory.
+    The buffer must exceed the last-level cache for the result to reflect memory.
     """
     data = torch.ones(megabytes << 18, dtype=torch.float32)
     best = 0.0
@@ -151,7 +151,7 @@ def record_read_gb_s(folder: Path) -> float:
 
 
 def recorded_read_gb_s(folder: Path) -> float | None:
-    """What ``record_read_gb_s`` kept for this processor, or None."""
+    """Result kept by ``record_read_gb_s`` for this processor, or None."""
     profile = kept(folder / PROFILE)
     try:
         return float(profile["read_gb_s"]) if profile["processor"] == processor_name() else None
@@ -160,12 +160,12 @@ def recorded_read_gb_s(folder: Path) -> float | None:
 
 
 def cgroup_limit_bytes() -> int | None:
-    """The smallest memory limit a container sets for this process, None without one."""
+    """The smallest memory limit set by a container for this process, None without one."""
     return min((own.limit_bytes for own in cgroups.limits()), default=None)
 
 
 def instruction_sets() -> tuple[str, ...]:
-    """Those of this processor that products with few bits can use; empty where nobody says."""
+    """Instruction sets of this processor useful for quantized products; empty if unknown."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:

@@ -1,4 +1,4 @@
-"""Small JSON files in the cache folder: what was measured on this machine, for later runs."""
+"""Measurements of this machine, kept as small JSON files in the cache folder for later runs."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ import os
 from pathlib import Path
 from typing import Any
 
-log = logging.getLogger("edgelm")
+logger = logging.getLogger("edgelm")
 
 
 def keep(path: Path, data: Any) -> None:
-    """Write beside, then rename; a folder that refuses is no reason to stop."""
+    """Write to a temporary file, then rename; a folder that refuses is only logged."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_name(f"{path.name}.{os.getpid()}")
         beside.write_text(json.dumps(data, indent=1))
         beside.replace(path)
     except OSError as error:
-        log.info("what was measured cannot be kept in %s: %s", path, error)
+        logger.info("measurements cannot be kept in %s: %s", path, error)
 
 
 def kept(path: Path) -> Any:
-    """What ``keep`` wrote; None where there is nothing, or something else."""
+    """Content written by ``keep``; None if there is none, or anything else."""
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError, RecursionError):

@@ -1,7 +1,7 @@
-"""Transfer: tensors onto an accelerator, through two pinned buffers on CUDA.
+"""Transfer of tensors to an accelerator, through two pinned buffers on CUDA.
 
-From memory of the usual kind the driver copies into a pinned buffer of its own and waits for it;
-here one buffer fills while the other is sent.
+From pageable memory the driver copies into its own pinned buffer and waits for it; here one buffer
+is filled while the other is sent.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ TRANSFER_BYTES = _BUFFER_BYTES * _BUFFERS  # of the host, while loading
 
 
 class Transfer:
-    """Copies tensors of the host to the device that a plan names."""
+    """Copies tensors from the host to the device of a plan."""
 
     def __init__(self, device: str) -> None:
         self.device = accelerators.torch_device(device)
@@ -25,7 +25,7 @@ class Transfer:
         self._sent: list[torch.cuda.Event | None] = [None] * _BUFFERS
 
     def __call__(self, tensor: Tensor) -> Tensor:
-        """A copy on the device; the tensor itself where it is there already."""
+        """Return a copy on the device, or the tensor itself if it is already there."""
         if self.device.type != "cuda" or tensor.device == self.device:
             return tensor.to(self.device)
         target = torch.empty(tensor.shape, dtype=tensor.dtype, device=self.device)
@@ -33,7 +33,7 @@ class Transfer:
         return target
 
     def copy(self, source: Tensor, target: Tensor) -> None:
-        """``source`` into ``target``, contiguous and of the same shape and dtype."""
+        """Copy ``source`` into ``target``, contiguous and of the same shape and dtype."""
         if not self._buffers:
             pinned = self.device.type == "cuda"
             self._buffers = [
@@ -46,7 +46,7 @@ class Transfer:
             self._send(number % _BUFFERS, read[piece], written[piece])
 
     def _send(self, number: int, read: Tensor, written: Tensor) -> None:
-        """One piece through one buffer, which may still be on its way with an earlier one."""
+        """Send one piece through one buffer, whose earlier transfer may still be in flight."""
         sent, buffer = self._sent[number], self._buffers[number][: read.numel()]
         if sent is not None:
             sent.synchronize()

@@ -1,4 +1,15 @@
-"""One file per family, named as transformers' ``model_type``; this table finds it."""
+"""Models: one module per family, named as transformers' ``model_type``, on common building blocks.
+
+Modules:
+    llama, gemma2, helium, bloom, persimmon: the families: weight names, config and assembly.
+    decoder, layers, attention: the forward pass and its layers.
+    heads: task heads and their labels.
+    weight_names: canonical names mapped to a file's tensors.
+    model_files: ``ModelFiles``, an opened model before its weights are loaded.
+
+May import ``quant`` and, in this package, errors, version, progress, config, machine, text,
+checkpoint, hub, budget and ops.
+"""
 
 from __future__ import annotations
 

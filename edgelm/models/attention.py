@@ -1,4 +1,4 @@
-"""The one attention: grouped queries, rotary positions or ALiBi, full or windowed caches."""
+"""Attention of all families: grouped queries, rotary or ALiBi positions, full or ring caches."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Attention(nn.Module):
     """H query heads share G key/value heads of size D.
 
     Args:
-        position: how queries and keys learn where they stand; a Rope's table comes by the step.
+        position: the position encoding; the table of a Rope comes with the step.
         out_bias: whether o has a bias; q, k and v follow the config.
         qk_norm_eps: eps of a LayerNorm over each head of q and k, None without such norms.
     """
@@ -40,12 +40,12 @@ class Attention(nn.Module):
         self.k_norm = None if qk_norm_eps is None else LayerNorm(size, qk_norm_eps)
 
     def move(self, device: torch.device) -> None:
-        """Put what is no weight, the slopes of ALiBi, where the scores will be."""
+        """Move the slopes of ALiBi, which are not weights, to the device of the scores."""
         if self.scoring.slopes is not None:
             self.scoring = replace(self.scoring, slopes=self.scoring.slopes.to(device))
 
     def forward(self, x: Tensor, out: Tensor, step: Step) -> Tensor:
-        """x [M, N] -> out [M, N]; writes the tokens' keys and values into the cache first."""
+        """x [M, N] -> out [M, N]; first writes the tokens' keys and values to the cache."""
         buffers = step.buffers
         self.qkv(x, buffers.qkv, step.ops)
         by_head = buffers.qkv.view(x.shape[0], -1, self.size)
@@ -56,7 +56,7 @@ class Attention(nn.Module):
         return self.out(buffers.attended, out, step.ops)
 
     def _place(self, both: Tensor, values: Tensor, other: Tensor, step: Step) -> Tensor:
-        """Queries and keys [M, H + G, D] normed and rotated, in either buffer; the cache written.
+        """Norm and rotate queries and keys [M, H + G, D] in either buffer, and write the cache.
 
         Returns the queries [M, H, D].
         """

@@ -1,6 +1,6 @@
 """BLOOM: ALiBi instead of rotation, LayerNorms (one over the embedding), a plain GELU MLP.
 
-BigScience 2022, arXiv:2211.05100; the oracle is ``BloomForCausalLM``. ``slow_but_exact`` and
+BigScience 2022, arXiv:2211.05100; the reference is ``BloomForCausalLM``. ``slow_but_exact`` and
 ``pretraining_tp`` only change the order of additions and are not read.
 """
 
@@ -36,7 +36,7 @@ WEIGHTS: dict[str, Source] = {
 
 
 def read_config(data: Mapping[str, Any]) -> ModelConfig:
-    """The numbers of a ``config.json`` whose ``model_type`` is bloom."""
+    """Read the settings of a ``config.json`` whose ``model_type`` is bloom."""
     reader = ConfigReader(data)
     hidden = reader.integer("n_embed", "hidden_size")
     layers = reader.layers("n_layer", "num_hidden_layers")
@@ -70,7 +70,7 @@ def read_config(data: Mapping[str, Any]) -> ModelConfig:
 
 
 def build(config: ModelConfig, head: Head | None) -> Decoder:
-    """The decoder under ``head``, without weights."""
+    """Build the decoder with ``head``, without weights."""
     hidden, eps, alibi = config.hidden_size, config.norm_eps, Alibi(config.num_heads)
     layers = [
         DecoderLayer(

@@ -1,4 +1,4 @@
-"""The one forward of every family: embed, layers, final norm."""
+"""Decoder: the forward pass shared by all families: embedding, layers, final norm."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class DecoderLayer(nn.Module):
 
     Args:
         attn_out_norm, mlp_out_norm: norms of a branch's result (Gemma 2).
-        keep_normed: the normed input, not x, goes around the branch (some BLOOMs).
+        keep_normed: the normed input, not x, is added to the branch (some BLOOMs).
     """
 
     def __init__(
@@ -57,11 +57,11 @@ class DecoderLayer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Token ids or embeddings -> final hidden states; ``head`` makes logits of them.
+    """Token ids or embeddings -> final hidden states, from which ``head`` computes logits.
 
     Args:
         embed_scale: factor on looked-up embeddings, in the activations' dtype (Gemma).
-        embed_norm: norm of the embeddings, given ones too (BLOOM).
+        embed_norm: norm of the embeddings, including those passed as input (BLOOM).
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Decoder(nn.Module):
 
     @property
     def outputs(self) -> int:
-        """Numbers that the head makes of a token, 0 without one."""
+        """Number of outputs of the head per token, 0 without a head."""
         return self.head.out_size if self.head is not None else 0
 
     def projections(self) -> Iterator[tuple[str, Projection]]:
@@ -92,7 +92,7 @@ class Decoder(nn.Module):
                 yield path, module
 
     def matrices(self) -> Iterator[tuple[str, tuple[int, int]]]:
-        """Canonical name and shape [N, K] of every stored matrix; a tied head has none."""
+        """Canonical name and shape [N, K] of every stored matrix; a tied head is not stored."""
         yield "embed", self.embed.shape
         for prefix, projection in self.projections():
             if projection is self.head and self.embed.tied_to_head:

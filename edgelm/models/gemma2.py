@@ -1,6 +1,6 @@
 """Gemma 2: four norms a layer, soft-caps, scaled embeddings, every other layer in a window.
 
-Gemma Team 2024, arXiv:2408.00118; the oracle is ``Gemma2ForCausalLM`` of transformers 5.
+Gemma Team 2024, arXiv:2408.00118; the reference is ``Gemma2ForCausalLM`` of transformers 5.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ WEIGHTS: dict[str, Source] = llama.WEIGHTS | {
 
 
 def read_config(data: Mapping[str, Any]) -> ModelConfig:
-    """The numbers of a ``config.json`` whose ``model_type`` is gemma2."""
+    """Read the settings of a ``config.json`` whose ``model_type`` is gemma2."""
     reader = ConfigReader(data)
     if reader.flag("use_bidirectional_attention"):
         raise UnsupportedModelError(
-            "config.json: use_bidirectional_attention is true; only causal Gemma 2 is run."
+            "config.json: use_bidirectional_attention is true; only causal Gemma 2 is supported."
         )
     hidden, layers = reader.integer("hidden_size"), reader.layers("num_hidden_layers")
     heads, kv_heads, head_size = head_layout(reader, hidden)
@@ -65,14 +65,14 @@ def read_config(data: Mapping[str, Any]) -> ModelConfig:
 
 
 def _softcap(reader: ConfigReader, key: str, default: float) -> float | None:
-    """An explicit null switches a cap off; an absent key has the original models' value."""
+    """Soft-cap of a key: null disables it; an absent key has the original models' value."""
     if key in reader.data and reader.data[key] is None:
         return None
     return reader.number(key, default=default)
 
 
 def _windows(reader: ConfigReader, layers: int, context: int) -> tuple[int | None, ...]:
-    """``layer_types``, or for configs without them the original models' even layers."""
+    """Windows by ``layer_types``; by default the original models': in even layers."""
     window = reader.integer("sliding_window", default=4096)
     kinds = reader.value("layer_types")
     if kinds is None:
@@ -92,7 +92,7 @@ def _windows(reader: ConfigReader, layers: int, context: int) -> tuple[int | Non
 
 
 def build(config: ModelConfig, head: Head | None) -> Decoder:
-    """The decoder under ``head``, without weights."""
+    """Build the decoder with ``head``, without weights."""
     assert config.rope is not None
     rope = Rope(config.rope)
 

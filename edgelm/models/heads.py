@@ -1,7 +1,7 @@
-"""What stands on a decoder: the table of tasks, and the labels that a config gives them.
+"""Task heads: the table of tasks, and the labels that a config gives them.
 
-Heads other than the language model's stay in float: they are small and stand last. The oracles are
-the ``For...`` classes of transformers 5.
+Heads other than the language model's stay in float: they are small and come last. The reference
+implementations are the ``For...`` classes of transformers 5.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PROBLEMS = ("regression", "single_label_classification", "multi_label_classifica
 
 @dataclass(frozen=True)
 class HeadKind:
-    """names: the head's tensor in the file by family; a family that is absent has none."""
+    """A task's head. names: its tensor in the file by family; absent families have no such head."""
 
     names: Mapping[str, str]
     bias: bool = False
@@ -41,14 +41,14 @@ def head_for(
     config: ModelConfig, task: str, data: Mapping[str, Any] | None = None,
     num_labels: int | None = None, problem_type: str | None = None,
 ) -> Head | None:  # fmt: skip
-    """The head of ``task``, without weights; None for ``base``.
+    """Build the head of ``task``, without weights; None for ``base``.
 
     Args:
         data: the config.json, for labels and problem_type.
-        num_labels, problem_type: a user's own, see ``load``.
+        num_labels, problem_type: given by the user, see ``load``.
 
     Raises:
-        UsageError: an unknown task or problem, labels for a task without.
+        UsageError: an unknown task or problem, or labels for a task without labels.
         UnsupportedModelError: the family has no such head.
     """
     if task not in TASKS:
@@ -95,7 +95,7 @@ def _problem(data: Mapping[str, Any]) -> str | None:
 
 
 def _labels(data: Mapping[str, Any], wanted: int | None) -> tuple[str, ...]:
-    """The config's labels in order; LABEL_0, LABEL_1, ... where it names none or another number."""
+    """The config's labels in order; LABEL_0, LABEL_1, ... if it has none or another number."""
     named = data.get("id2label")
     if named is None and isinstance(data.get("label2id"), Mapping):
         named = {index: label for label, index in data["label2id"].items()}

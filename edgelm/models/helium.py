@@ -1,6 +1,6 @@
 """Helium 1: a Llama whose rotary pairs are neighbours and whose output projection has no bias.
 
-Kyutai 2025 (huggingface.co/kyutai/helium-1-preview-2b); the oracle is ``HeliumForCausalLM``.
+Kyutai 2025 (huggingface.co/kyutai/helium-1-preview-2b); the reference is ``HeliumForCausalLM``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ WEIGHTS = llama.WEIGHTS
 
 
 def read_config(data: Mapping[str, Any]) -> ModelConfig:
-    """The numbers of a ``config.json`` whose ``model_type`` is helium."""
+    """Read the settings of a ``config.json`` whose ``model_type`` is helium."""
     defaults = {"rms_norm_eps": 1e-8, "max_position_embeddings": 4096, "rope_theta": 100000.0}
     given = {key: value for key, value in data.items() if value is not None}
     config = llama.read_config(defaults | given)
@@ -34,7 +34,7 @@ def read_config(data: Mapping[str, Any]) -> ModelConfig:
 
 
 def build(config: ModelConfig, head: Head | None) -> Decoder:
-    """The decoder under ``head``, without weights."""
+    """Build the decoder with ``head``, without weights."""
     assert config.rope is not None
     hidden, eps, rope = config.hidden_size, config.norm_eps, Rope(config.rope, interleaved=True)
     layers = [

@@ -1,7 +1,7 @@
-"""What families are built from: projections, embeddings, norms and the gated MLP.
+"""Building blocks of all families: projections, embeddings, norms and MLPs.
 
-Built without memory: a layer knows its shapes and names, the plan reads them, and the loader puts
-the weights in. Names are canonical (``layers.3.attn.q``); a family's table ties them to files.
+They are built without memory: a layer has shapes and names, the plan reads them, and the loader
+adds the weights. Names are canonical (``layers.3.attn.q``); a family's table maps them to files.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Projection(nn.Module):
-    """Matrices that multiply the same input, their outputs side by side.
+    """Matrices that multiply the same input; their outputs are concatenated.
 
     Args:
         parts: output size of each matrix by its name, in order; the loader fuses neighbours of
@@ -52,13 +52,13 @@ class Projection(nn.Module):
 
 
 class Head(Projection):
-    """What makes a task's result of final hidden states: canonical name ``head``.
+    """Computes a task's results from final hidden states; its canonical name is ``head``.
 
     Args:
         task, source: the task, and the tensor's name in the file.
         tied: the matrix is the embedding's. softcap: bound of the results (Gemma 2's logits).
         labels: names of the rows, none for the language model. problem: regression or kind of
-            classification, None where the config leaves it open.
+            classification, None if the config does not say.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Head(Projection):
         return self.task == "causal-lm"
 
     def logits(self, hidden: Tensor, out: Tensor, ops: Ops) -> Tensor:
-        """hidden [M, N] -> float32 out [M, V], within the soft-cap."""
+        """hidden [M, N] -> float32 out [M, V], soft-capped."""
         if hidden.dtype == torch.float32:
             self(hidden, out, ops)
         else:
@@ -94,7 +94,7 @@ class Embedding(nn.Module):
 
     @classmethod
     def for_head(cls, config: ModelConfig, head: Head | None) -> Embedding:
-        """The embedding of a model, tied when its head says so."""
+        """The embedding of a model, tied if its head is."""
         return cls(config.vocab_size, config.hidden_size, head is not None and head.tied)
 
     def forward(self, ids: Tensor, out: Tensor, ops: Ops) -> Tensor:
@@ -107,7 +107,7 @@ class Norm(nn.Module):
     """A norm over the last dimension; its vectors [size] and all statistics are float32.
 
     Args:
-        offset: what a file's weight is stored less than (1 in Gemma, whose weight is 1 + w).
+        offset: number to add to the stored weight (1 in Gemma, whose weight is 1 + w).
     """
 
     vectors: tuple[str, ...] = ("weight",)
@@ -173,12 +173,12 @@ class MLP(nn.Module):
 
 
 def part_names(prefix: str, parts: Sequence[str]) -> list[str]:
-    """Canonical names of a projection's parts; the head stands alone, without a prefix."""
+    """Canonical names of a projection's parts; that of the head has no prefix."""
     return [f"{prefix}.{part}" if prefix else part for part in parts]
 
 
 def all_finite(x: Tensor) -> bool:
-    """Whether all of ``x`` is finite; one reduction, no copy."""
-    if x.device.type == "mps":  # which has no float64
+    """True if all of ``x`` is finite; one reduction, no copy."""
+    if x.device.type == "mps":  # MPS has no float64
         return bool(torch.isfinite(x).all())
     return bool(torch.isfinite(x.sum(dtype=torch.float64)))

@@ -1,6 +1,6 @@
 """Llama 1-3, CodeLlama, SmolLM2, TinyLlama: the plain pre-norm decoder with a gated MLP.
 
-Touvron et al. 2023, arXiv:2302.13971; the oracle is ``LlamaForCausalLM`` of transformers 5.
+Touvron et al. 2023, arXiv:2302.13971; the reference is ``LlamaForCausalLM`` of transformers 5.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ WEIGHTS: dict[str, Source] = {
 
 
 def read_config(data: Mapping[str, Any]) -> ModelConfig:
-    """The numbers of a ``config.json`` whose ``model_type`` is llama."""
+    """Read the settings of a ``config.json`` whose ``model_type`` is llama."""
     reader = ConfigReader(data)
     hidden, layers = reader.integer("hidden_size"), reader.layers("num_hidden_layers")
     heads, kv_heads, head_size = head_layout(reader, hidden)
@@ -61,7 +61,7 @@ def read_config(data: Mapping[str, Any]) -> ModelConfig:
 
 
 def build(config: ModelConfig, head: Head | None) -> Decoder:
-    """The decoder under ``head``, without weights."""
+    """Build the decoder with ``head``, without weights."""
     assert config.rope is not None
     hidden, eps, rope = config.hidden_size, config.norm_eps, Rope(config.rope)
     layers = [

@@ -1,4 +1,4 @@
-"""ModelFiles: an opened model before anything is loaded. Headers, config, names, tokenizer."""
+"""ModelFiles: an opened model before weights are loaded. Headers, config, names, tokenizer."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ _WEIGHTS = {".safetensors", ".bin", ".pt", ".msgpack", ".gguf"}
 
 
 class ModelFiles:
-    """What a checkpoint's headers tell; reading them takes no memory to speak of.
+    """The headers of a checkpoint and what follows from them; they take very little memory.
 
     Args:
-        name: the reference it was opened by, for messages and reports.
+        name: the reference it was opened with, for messages and reports.
     """
 
     def __init__(self, name: str, checkpoint: Checkpoint) -> None:
         self.name = name
         self.checkpoint = checkpoint
-        self.skeleton: Skeleton | None = None  # held, since its files go when nobody holds it
+        self.skeleton: Skeleton | None = None  # kept, since its files are deleted with it
         self._family = family_of(checkpoint.config)
         self.config: ModelConfig = self._family.read_config(checkpoint.config)
 
@@ -52,12 +52,12 @@ class ModelFiles:
     ) -> ModelFiles:  # fmt: skip
         """Find the files of a model reference (see ``hub.resolve``) and read their headers.
 
-        headers_only: of a model on the Hub fetch no weights, so that it can be planned and not
+        headers_only: do not fetch the weights of a Hub model, which then can be planned but not
             loaded.
 
         Raises:
             HubError: a Hub model could not be fetched.
-            ModelFileError, UnsupportedModelError: damaged files, or a model not run here.
+            ModelFileError, UnsupportedModelError: damaged files, or an unsupported model.
         """
         name, offline = str(model), offline or is_offline()
         skeleton = None
@@ -73,15 +73,15 @@ class ModelFiles:
     def assemble(
         self, task: str, num_labels: int | None = None, problem_type: str | None = None
     ) -> Assembled:
-        """The model's modules with ``task``'s head, still without weights, and where these are.
+        """Build the model's modules with ``task``'s head, without weights, and the weight names.
 
         Args:
-            num_labels, problem_type: a user's own, see ``load``; a head that the files lack is
-                then a fresh one.
+            num_labels, problem_type: given by the user, see ``load``; a head that the files lack
+                is then initialised at random.
 
         Raises:
-            UsageError, UnsupportedModelError: the task does not go with the model or the options.
-            ModelFileError: the files lack the head and nobody asked for a fresh one.
+            UsageError, UnsupportedModelError: the task does not fit the model or the options.
+            ModelFileError: the files lack the head and no fresh one was requested.
         """
         head = head_for(self.config, task, self.checkpoint.config, num_labels, problem_type)
         decoder: Decoder = self._family.build(self.config, head)
@@ -106,7 +106,7 @@ class ModelFiles:
         return Assembled(self.name, self.config, decoder, names)
 
     def assemble_layer(self, index: int) -> Assembled:
-        """Layer ``index`` as a model of this one layer, with the embedding and the final norm."""
+        """Build layer ``index`` as a one-layer model, with the embedding and the final norm."""
         config = replace(self.config, num_layers=1, windows=(self.config.windows[index],))
         table, size = self._family.WEIGHTS, config.head_size
         names = WeightNames(table, self.checkpoint, size, first_layer=index)
@@ -133,7 +133,7 @@ class ModelFiles:
 
     @cached_property
     def sha256(self) -> str:
-        """Of config.json and the weight files, in the order of their names; reads all of them."""
+        """Hash of config.json and the weight files, in the order of their names; reads them all."""
         path = self.checkpoint.path
         found = [path] if path.is_file() else sorted(
             p for p in path.iterdir() if p.suffix in _WEIGHTS or p.name == "config.json"
@@ -146,17 +146,17 @@ class ModelFiles:
 
     @property
     def source_sha256(self) -> str | None:
-        """``sha256`` of the model that these files were quantized from, None if nobody wrote it."""
+        """``sha256`` of the model that these files were quantized from, None if not recorded."""
         if isinstance(self.checkpoint, PackedCheckpoint):
             return self.checkpoint.manifest.source_sha256
         return None
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The model's tokenizer; its family's chat template where the files hold none.
+        """The model's tokenizer, with its family's chat template if the files have none.
 
         Raises:
-            ModelFileError: the files hold none.
+            ModelFileError: the files have no tokenizer.
         """
         from edgelm.text.tokenizer import load_tokenizer
 
@@ -166,7 +166,7 @@ class ModelFiles:
 
     @cached_property
     def generation_config(self) -> dict[str, Any]:
-        """The model's own sampling defaults, empty when it has none."""
+        """The model's default sampling settings, empty if it has none."""
         path = self.checkpoint.path / "generation_config.json"
         if not self.checkpoint.path.is_dir() or not path.exists():
             return {}

@@ -1,6 +1,6 @@
 """Persimmon 8B: LayerNorms, normed queries and keys, half of each head rotated, squared ReLU.
 
-Adept 2023 (adept.ai/blog/persimmon-8b); the oracle is ``PersimmonForCausalLM``. Dropouts in its
+Adept 2023 (adept.ai/blog/persimmon-8b); the reference is ``PersimmonForCausalLM``. Dropouts in its
 config belong to training and never act here.
 """
 
@@ -34,7 +34,7 @@ WEIGHTS: dict[str, Source] = {
     "head": "lm_head",
 }
 
-# The prompt that Adept documents for persimmon-8b-chat, whose files hold no template.
+# The prompt format that Adept documents for persimmon-8b-chat, whose files have no template.
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
     "{% if message['role'] == 'user' %}{{ 'human: ' }}"
@@ -46,7 +46,7 @@ CHAT_TEMPLATE = (
 
 
 def read_config(data: Mapping[str, Any]) -> ModelConfig:
-    """The numbers of a ``config.json`` whose ``model_type`` is persimmon."""
+    """Read the settings of a ``config.json`` whose ``model_type`` is persimmon."""
     reader = ConfigReader(data)
     hidden, layers = reader.integer("hidden_size"), reader.layers("num_hidden_layers")
     heads, kv_heads, head_size = head_layout(reader, hidden)
@@ -77,7 +77,7 @@ def read_config(data: Mapping[str, Any]) -> ModelConfig:
 
 
 def build(config: ModelConfig, head: Head | None) -> Decoder:
-    """The decoder under ``head``, without weights."""
+    """Build the decoder with ``head``, without weights."""
     assert config.rope is not None
     hidden, eps, rope = config.hidden_size, config.norm_eps, Rope(config.rope)
     qk_norm_eps = eps if config.qk_norm else None

@@ -1,4 +1,4 @@
-"""From canonical names to a file's tensors: one table per family, applied by one class."""
+"""Canonical names mapped to a file's tensors: one table per family, applied by one class."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _INDEX = re.compile(r"\.(\d+)\.")
 
 @dataclass(frozen=True)
 class Interleaved:
-    """One of ``of`` matrices whose rows take turns, head by head, in one stored tensor."""
+    """One of ``of`` matrices whose rows alternate, head by head, in one stored tensor."""
 
     name: str
     index: int
@@ -33,8 +33,8 @@ class WeightNames:
     """Finds a model's tensors in a checkpoint, checks their shapes, and reads them.
 
     Args:
-        table: canonical name -> source. head_size: rows of a turn in interleaved tensors.
-        first_layer: the file's layer that is called ``layers.0``.
+        table: canonical name -> source. head_size: consecutive rows of a matrix when interleaved.
+        first_layer: index in the file of the layer named ``layers.0``.
     """
 
     def __init__(
@@ -46,10 +46,10 @@ class WeightNames:
         self._present = set(checkpoint.names())
 
     def file_name(self, canonical: str, kind: str = "weight") -> str:
-        """``layers.3.attn.q`` -> ``model.layers.3.self_attn.q_proj.weight``, as the file has it.
+        """Stored name: ``layers.3.attn.q`` -> ``model.layers.3.self_attn.q_proj.weight``.
 
         Checkpoints of a bare decoder lack the family's prefix, and those of some heads have
-        ``transformer.`` instead; whichever is there is found.
+        ``transformer.`` instead; the name that exists is returned.
         """
         source, layer = self._source(canonical)
         pattern = source.name if isinstance(source, Interleaved) else source
@@ -65,7 +65,7 @@ class WeightNames:
         return self.file_name(canonical, kind) in self._present
 
     def info(self, canonical: str, shape: tuple[int, ...], kind: str = "weight") -> TensorInfo:
-        """What the header says of a tensor that must have ``shape`` (its own share, if fused).
+        """Header entry of a tensor that must have ``shape`` (of its part only, if fused).
 
         Raises:
             ModelFileError: it is missing or has another shape.
@@ -80,7 +80,7 @@ class WeightNames:
         if info.shape != expected:
             raise ModelFileError(
                 f"{self.checkpoint.path}: tensor {name} has shape {list(info.shape)}; config.json "
-                f"implies {list(expected)}. The two do not belong together: fetch both again."
+                f"implies {list(expected)}. The two do not match: fetch both again."
             )
         return info
 
@@ -97,7 +97,7 @@ class WeightNames:
         return found[0] if len(found) == 1 else torch.cat(found)
 
     def read_packed(self, canonical: str, shape: tuple[int, int]) -> PackedWeight:
-        """A whole tensor whose integers the file holds, as they are."""
+        """A whole tensor stored as integers, unchanged."""
         name = self.file_name(canonical)
         scheme = self.checkpoint.info(name).scheme
         assert scheme is not None
@@ -112,7 +112,7 @@ class WeightNames:
         return packed
 
     def _spans(self, canonical: str, start: int, stop: int) -> Iterator[tuple[int, int]]:
-        """Where rows ``start`` to ``stop`` stand in the stored tensor."""
+        """Row ranges of the stored tensor that hold rows ``start`` to ``stop``."""
         source = self._source(canonical)[0]
         if not isinstance(source, Interleaved):
             yield start, stop

@@ -1,8 +1,19 @@
-"""The seam to the hardware: the short list of operations that layers call.
+"""Operations: the interface between layers and hardware.
 
-Every operation writes into buffers given by ``out`` and allocates nothing that lasts. ``reference``
-defines what is right; ``native`` (CPUs) and ``triton`` (CUDA devices) have the same operations and
-match it within named bounds.
+Every operation writes to buffers given by ``out`` and allocates nothing that lasts. ``reference``
+defines the correct result; ``native`` (CPUs) and ``triton`` (CUDA devices) have the same
+operations and match it within named bounds.
+
+Modules:
+    reference: all operations in plain torch.
+    native: operations in the native library.
+    triton: operations as Triton kernels, which are in ``kernels``.
+    step: ``Step``, one forward pass and its buffers.
+    cache, cache_sizes: the KV cache and its memory.
+    position: rotary embeddings and ALiBi.
+
+May import ``quant`` and, in this package, errors, version, progress, config, machine, text,
+checkpoint, hub and budget.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Keys and values of past tokens, in rows of fixed capacity.
+"""KV cache: keys and values of past tokens, in rows of fixed capacity.
 
-A row is one conversation. Rows know their own length; layers never do. What is held is addressed
-by position: a layer that sees everything keeps position p in slot p, a layer with a window keeps it
-in slot p modulo the ring's size, and masks are made from the positions alone.
+A row is one conversation. Rows track their length; layers do not. Entries are addressed by
+position: a layer without a window keeps position p in slot p, a layer with a window keeps it in
+slot p modulo the ring's size, and masks are made from the positions alone.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ class LayerStore:
 
     @property
     def tensors(self) -> list[Tensor]:
-        """Everything it holds, each [layers, rows, G, slots, ...]."""
+        """All tensors of the store, each [layers, rows, slots, ...]."""
         return [*self.memory, *self.scales]
 
     def flat_slots(self, row: int, start: int, count: int) -> list[int]:
-        """Where positions ``start`` to ``start + count`` of a row go, counted over all rows."""
+        """Slots of positions ``start`` to ``start + count`` of a row, counted over all rows."""
         return [row * self.slots + p % self.slots for p in range(start, start + count)]
 
     def key_positions(self, length: int, device: torch.device | str = "cpu") -> Tensor:
@@ -62,7 +62,7 @@ class LayerStore:
         return length - 1 - (length - 1 - slots) % self.slots
 
     def write(self, index: int, slots: Tensor, new: tuple[Tensor, Tensor]) -> None:
-        """Put keys and values [M, G, D] of the store's layer ``index`` into flat ``slots`` [M]."""
+        """Write keys and values [M, G, D] of the store's layer ``index`` to flat ``slots`` [M]."""
         rows, places = slots // self.slots, slots % self.slots
         for which, numbers in enumerate(new):
             target = self.memory[which][index]
@@ -75,14 +75,14 @@ class LayerStore:
             self.scales[which][index][rows, :, places] = scale
 
     def read(self, index: int, row: int, length: int) -> Stored:
-        """Views of what a row of ``length`` tokens holds: [visible, G, D]."""
+        """Views of the entries of a row of ``length`` tokens: [visible, G, D]."""
         visible = min(length, self.slots)
         return Stored(*(own[index, row, :, :visible].transpose(0, 1) for own in self.tensors))
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A copy of what one row held, as ``KVCache.row_tensors`` names it."""
+    """A copy of one row, in the form of ``KVCache.row_tensors``."""
 
     owner: object
     length: int
@@ -101,11 +101,11 @@ class KVCache:
     Full for models without windows, a hybrid of full layers and rings for those with (Gemma 2).
 
     Args:
-        chunk: the most tokens that one step writes into a row.
-        take: the Ledger's way to get memory.
-        owner: the loaded model; another model's snapshots are refused by it.
-        lend: the Ledger's way to get memory beyond the plan, for snapshots.
-        on_host: how many of the first layers lie on the CPU beside an accelerator.
+        chunk: maximum number of tokens that one step writes to a row.
+        take: the Ledger's function to allocate memory.
+        owner: the loaded model, used to refuse another model's snapshots.
+        lend: the Ledger's function to allocate memory beyond the plan, for snapshots.
+        on_host: number of first layers that are on the CPU when an accelerator has the others.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class KVCache:
 
     @property
     def lengths(self) -> list[int]:
-        """Tokens that each row has seen."""
+        """Number of tokens in each row."""
         return list(self._lengths)
 
     @property
@@ -147,7 +147,7 @@ class KVCache:
 
     @property
     def rings(self) -> list[LayerStore]:
-        """The stores that cannot hold a full row."""
+        """The stores whose rings are smaller than a row."""
         return [store for store in self.stores if store.slots < self.context]
 
     def check_room(self, row: int, count: int) -> None:
@@ -162,11 +162,11 @@ class KVCache:
             )
 
     def store_of(self, layer: int) -> int:
-        """Which of ``stores`` holds a layer."""
+        """Index in ``stores`` of the store that holds a layer."""
         return self._place[layer][0]
 
     def window_of(self, layer: int) -> int | None:
-        """How many positions a token sees in a layer; None: all."""
+        """Number of positions visible to a token in a layer; None: all."""
         return self.stores[self.store_of(layer)].window
 
     def tensors_of(self, layer: int) -> list[Tensor]:
@@ -175,17 +175,17 @@ class KVCache:
         return [tensor[index] for tensor in self.stores[number].tensors]
 
     def write(self, layer: int, slots: list[Tensor], keys: Tensor, values: Tensor) -> None:
-        """Put keys and values [M, G, D] of a layer into its store's flat ``slots`` [M]."""
+        """Write keys and values [M, G, D] of a layer to its store's flat ``slots`` [M]."""
         number, index = self._place[layer]
         self.stores[number].write(index, slots[number], (keys, values))
 
     def read(self, layer: int, row: int, count: int) -> Stored:
-        """What a row holds in a layer once its ``count`` new tokens are written, as views."""
+        """Views of a row's entries in a layer once its ``count`` new tokens are written."""
         number, index = self._place[layer]
         return self.stores[number].read(index, row, self._lengths[row] + count)
 
     def advance(self, row: int, count: int) -> None:
-        """Count ``count`` written tokens as held; a step that failed never gets here."""
+        """Add ``count`` written tokens to the row's length; not called for a failed step."""
         self._lengths[row] += count
         self._written[row] = max(self._written[row], self._lengths[row])
 
@@ -207,7 +207,7 @@ class KVCache:
         return True
 
     def reaches(self, length: int, written: int) -> bool:
-        """Whether all that token ``length`` sees is there when ``written`` tokens were written."""
+        """True if all that token ``length`` sees is still present after ``written`` tokens."""
         for store in self.stores:
             needed = 0 if store.window is None else max(0, length - store.window + 1)
             if length and needed < written - store.slots:
@@ -215,9 +215,9 @@ class KVCache:
         return length <= written <= self.context
 
     def row_tensors(self, row: int, written: int | None = None) -> dict[str, Tensor]:
-        """Views of what a row holds, or would hold with ``written`` tokens written.
+        """Views of a row's entries, or of those it would have with ``written`` tokens written.
 
-        ``<store>.<number>`` -> [layers, G, slots in use, D or 1], slots as they lie in memory.
+        ``<store>.<number>`` -> [layers, G, slots in use, D or 1], slots in memory order.
         """
         count = self.written(row) if written is None else written
         return {
@@ -227,15 +227,15 @@ class KVCache:
         }
 
     def written(self, row: int) -> int:
-        """One past the highest position whose key a row holds; ``truncate`` leaves it."""
+        """One past the highest position whose key a row holds; ``truncate`` does not change it."""
         return self._written[self._checked(row)]
 
     def rewind(self, row: int, length: int, written: int) -> None:
-        """Count tokens as held and written; the caller has put their keys into the row."""
+        """Set the row's length and written count; the caller has written their keys to the row."""
         self._lengths[row], self._written[row] = length, written
 
     def add(self) -> int:
-        """Claim a row that nobody uses, empty.
+        """Claim an unused, empty row.
 
         Raises:
             UsageError: all rows are in use; ``drop`` one, or make a cache with more.
@@ -248,15 +248,15 @@ class KVCache:
         return row
 
     def drop(self, row: int) -> None:
-        """Empty a row and give it back for ``add``."""
+        """Empty a row and release it for ``add``."""
         self.truncate(row, 0)
         self._claimed[row] = False
 
     def snapshot(self, row: int) -> Snapshot:
-        """A copy of a row, to be put back with ``restore``; its memory goes when it goes.
+        """Copy a row for a later ``restore``; the memory is released with the snapshot.
 
         Raises:
-            BudgetExceededError: the budget has no room for it.
+            BudgetExceededError: it does not fit the budget.
         """
         held = self.row_tensors(row)
 
@@ -272,7 +272,7 @@ class KVCache:
         )
 
     def copy_row(self, source: int, target: int) -> None:
-        """Make row ``target`` hold what row ``source`` holds."""
+        """Copy row ``source`` to row ``target``."""
         written = self.written(source)
         targets = self.row_tensors(self._checked(target), written)
         for name, tensor in self.row_tensors(source).items():
@@ -280,7 +280,7 @@ class KVCache:
         self.rewind(target, self._lengths[source], written)
 
     def restore(self, row: int, snapshot: Snapshot) -> None:
-        """Make a row hold what it (or another row) held when the snapshot was made."""
+        """Restore a row to the state of the row from which the snapshot was made."""
         self._checked(row)
         if snapshot.owner is not self._owner:
             raise UsageError(
@@ -293,7 +293,7 @@ class KVCache:
                 "the same kv."
             )
         targets = self.row_tensors(row, snapshot.written)
-        # Slots mean positions only in rings of one size, once a ring has gone round.
+        # Once a ring wraps around, slots map to the same positions only in rings of equal size.
         fits = all(targets[name].shape == own.shape for name, own in snapshot.tensors.items())
         if not fits or snapshot.written > self.context:
             raise ContextLengthError(

@@ -1,4 +1,4 @@
-"""What caches of keys and values take, by kind of layer."""
+"""Memory sizes of KV caches, by kind of layer."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import torch
 from edgelm.budget.parts import PartName, Share, Where
 from edgelm.config import ModelConfig
 
-SCALE_DTYPE = torch.bfloat16  # range matters more than digits: codes are rounded to the scale
+SCALE_DTYPE = torch.bfloat16  # range matters more than precision: codes are rounded to the scale
 
 
 def ring_slots(window: int | None, context: int, chunk: int) -> int:
     """Slots of a row in a layer of ``window``: exact for chunks of up to ``chunk`` tokens.
 
-    The first query of a chunk looks ``window - 1`` tokens back while the chunk's last key is
-    already written, so ``window + chunk - 1`` positions are alive at once.
+    The first query of a chunk sees ``window - 1`` tokens back while the chunk's last key is
+    already written, so ``window + chunk - 1`` positions are live at once.
     """
     return context if window is None else min(context, window + chunk - 1)
 
 
 def cache_part(window: int | None) -> PartName:
-    """The plan part of the layers with such a window: those that see everything, and the others."""
+    """Plan part of the layers with such a window: one for full layers, one for windowed ones."""
     return PartName.KV_FULL if window is None else PartName.KV_WINDOW
 
 
@@ -28,7 +28,7 @@ def cache_parts(
     config: ModelConfig, rows: int, context: int, chunk: int, dtype: torch.dtype,
     *, rings_only: bool = False, place: Where = "host", on_host: int = 0,
 ) -> dict[Share, int]:  # fmt: skip
-    """Bytes of keys and values by plan part, int8 scales included: what ``KVCache`` takes.
+    """Bytes of keys and values by plan part, int8 scales included, as ``KVCache`` allocates.
 
     Args:
         rings_only: count the layers whose rings are smaller than the context.

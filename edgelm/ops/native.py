@@ -1,4 +1,4 @@
-"""The operations in the native library, run at once and, for a decode step, recorded on the way.
+"""Operations in the native library, run immediately and, for a decode step, also recorded.
 
 Only for float32 activations. Matches ``reference`` to about 110 dB (tests/quant/test_native_ops.py)
 where the products are the same.
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
 
 
 def runs_natively(products: Iterable[MatrixPlan], dtype: torch.dtype) -> bool:
-    """Whether every operation of a step has a native version; any table may be looked up first."""
+    """True if every operation of a step has a native version; the embedding may be of any kind."""
     return dtype == torch.float32 and all(
         p.kernel.startswith("native.") for p in products if p.kind != "embed"
     )
 
 
 def holds_natively(dtype: torch.dtype) -> bool:
-    """Whether the library reads and writes caches of this type."""
+    """True if the library supports caches of this type."""
     return dtype in ops.STORAGES
 
 
@@ -64,14 +64,16 @@ class NativeOps:
     """The operations of ``reference`` as calls of the native library.
 
     Args:
-        attention: uint8 workspace of ``attend``. products: uint8 workspace of products that are
-            recorded; None runs them at once with memory of their own.
+        attention: uint8 workspace of ``attend``. products: uint8 workspace of recorded products;
+            None runs them immediately with their own memory.
     """
 
     def __init__(self, attention: Tensor, products: Tensor | None = None) -> None:
         self._attention, self._products = attention, products
         self.calls: list[Call] = []
-        self.first: Callable[[], object] | None = None  # runs before them: a table that is not ours
+        self.first: Callable[[], object] | None = (
+            None  # runs before them: a lookup outside the native library
+        )
 
     @property
     def _recording(self) -> bool:

@@ -1,9 +1,9 @@
-"""Where a token stands: rotary embeddings of every type, and ALiBi.
+"""Position encodings: rotary embeddings of every type, and ALiBi.
 
-The formulas follow transformers 5 (``modeling_rope_utils.py``), which the parity tests compare
-with. Types whose table depends on the length (``dynamic``, ``longrope``) get one table per load,
-fixed from the context the plan chose, so that chunks and single tokens agree; transformers
-switches tables from call to call instead.
+The formulas follow transformers 5 (``modeling_rope_utils.py``), against which the parity tests
+compare. Types whose table depends on the length (``dynamic``, ``longrope``) get one table per
+load, fixed by the context in the plan, so that chunks and single tokens agree; transformers
+switches tables between calls instead.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from edgelm.errors import ModelFileError, UnsupportedModelError
 
 @dataclass(frozen=True)
 class Angles:
-    """Where tokens stand in the rotary table.
+    """Positions of tokens in the rotary table.
 
     table: [2, context, rotary_size / 2], cosines and sines. positions: [M] int64.
     cos, sin: [M, 1, rotary_size / 2], the rows at the positions, for the reference.
@@ -35,7 +35,7 @@ class Angles:
 
 
 class Rope:
-    """Rotates pairs of dimensions of queries and keys by an angle that grows with position.
+    """Rotates pairs of dimensions of queries and keys by an angle proportional to position.
 
     Args:
         parameters: the checkpoint's numbers.
@@ -74,10 +74,10 @@ class Rope:
 
 
 class Alibi:
-    """No rotation; scores fall linearly with distance, by a slope of its own for each head.
+    """ALiBi: no rotation; scores decrease linearly with distance, with one slope per head.
 
-    Press et al. 2022, arXiv:2108.12409. Head counts that are no power of two interleave the
-    slopes of the next one, as transformers' BLOOM does.
+    Press et al. 2022, arXiv:2108.12409. Numbers of heads that are not a power of two interleave
+    the slopes of the next one, as transformers' BLOOM does.
     """
 
     def __init__(self, heads: int) -> None:
@@ -178,7 +178,7 @@ def _llama3(rope: RopeParameters, context: int) -> tuple[Tensor, float]:
 
 
 def llama3_divisors(rope: RopeParameters) -> Tensor:
-    """What Llama 3.1's rule divides each frequency by, float32 [rotary_size / 2]."""
+    """Divisor of each frequency by Llama 3.1's rule, float32 [rotary_size / 2]."""
     return _inverse(rope, rope.theta) / _llama3(rope, rope.trained_context)[0]
 
 

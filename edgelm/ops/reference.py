@@ -1,6 +1,6 @@
-"""Each operation in plain torch, with ``out``: the definition that other versions are held to.
+"""Reference operations in plain torch, with ``out``: the definition other versions must match.
 
-M tokens of any rows stand one after another in ``[M, ...]`` buffers; padding never gets here.
+M tokens of any rows follow one another in ``[M, ...]`` buffers; there is no padding.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 
 
 def linear(product: QuantLinear, x: Tensor, out: Tensor) -> Tensor:
-    """x [M, K] times a matrix, plus its bias: out [M, N]."""
+    """Multiply x [M, K] by a matrix, plus its bias: out [M, N]."""
     return product.forward(x, out)
 
 
 def embed(table: QuantEmbedding, ids: Tensor, out: Tensor) -> Tensor:
-    """Rows ``ids`` [M] of a table: out [M, N]."""
+    """Look up rows ``ids`` [M] of a table: out [M, N]."""
     return table.forward(ids, out)
 
 
 def scale_(x: Tensor, factor: float) -> Tensor:
-    """x * factor in place, the factor rounded to x's dtype first."""
+    """Multiply x by factor in place, the factor rounded to x's dtype first."""
     return x.mul_(torch.tensor(factor, dtype=x.dtype))
 
 
@@ -93,11 +93,11 @@ def rotate(x: Tensor, rope: Rope, angles: Angles, out: Tensor) -> Tensor:
 
 
 def causal_mask(queries: Tensor, keys: Tensor, window: int | None, out: Tensor) -> Tensor:
-    """0 where a key may be seen and the lowest number where not, from positions alone.
+    """Mask: 0 where a key is visible, else the lowest number; computed from positions alone.
 
     Args:
         queries: [T] positions. keys: [S] positions, negative where a slot is empty.
-        window: how many tokens back a query sees, itself included; None: all.
+        window: number of tokens a query sees, itself included; None: all.
         out: [T, S] floating.
     """
     hidden = keys > queries[:, None]
@@ -109,7 +109,7 @@ def causal_mask(queries: Tensor, keys: Tensor, window: int | None, out: Tensor) 
 
 @dataclass(frozen=True)
 class Scoring:
-    """How scores become weights: scale * q k^T, soft-capped, plus slopes[head] * distance.
+    """Score function of attention: scale * q k^T, soft-capped, plus slopes[head] * distance.
 
     softcap c: c * tanh(score / c) (Gemma 2, arXiv:2408.00118). slopes: [H] float32 of ALiBi
     (Press et al. 2022, arXiv:2108.12409).
@@ -121,14 +121,14 @@ class Scoring:
 
 
 def store(step: Step, layer: int, keys: Tensor, values: Tensor) -> None:
-    """Put keys and values [M, G, D] of the step's tokens into the cache."""
+    """Write keys and values [M, G, D] of the step's tokens to the cache."""
     step.cache.write(layer, step.slots, keys, values)
 
 
 def rotate_and_store(
     step: Step, layer: int, both: Tensor, values: Tensor, rope: Rope, out: Tensor
 ) -> Tensor:
-    """Queries and keys [M, H + G, D] rotated, keys and values [M, G, D] into the cache.
+    """Rotate queries and keys [M, H + G, D], and write keys and values [M, G, D] to the cache.
 
     Returns:
         The queries [M, H, D], in ``out`` [M, H + G, D], other memory than ``both``.
@@ -141,9 +141,9 @@ def rotate_and_store(
 
 
 def attend(step: Step, layer: int, queries: Tensor, scoring: Scoring, out: Tensor) -> Tensor:
-    """Attention of the step's tokens over what their rows hold: queries, out [M, H, D].
+    """Attention of the step's tokens over the cached keys of their rows: queries, out [M, H, D].
 
-    Probabilities go to the step's list where somebody asked for them.
+    Probabilities are appended to the step's list if they were requested.
     """
     store = step.cache.store_of(layer)
     recorded: list[Tensor] = []
@@ -175,9 +175,9 @@ def attend_row(
     Args:
         queries: [T, H, D]. stored: keys and values [S, G, D] with H a multiple of G.
         mask: [T, S] added to the scores, or None when every key is visible.
-        distances: [S] float32, each key's position less the last one's: ALiBi's, up to a constant
-            that softmax does not see.
-        out: [T, H, D]. probabilities: [H, T, S] to be filled when somebody asked for them.
+        distances: [S] float32, each key's position minus the last one's: those of ALiBi up to a
+            constant, which softmax ignores.
+        out: [T, H, D]. probabilities: [H, T, S], filled if they were requested.
     """
     heads, size = queries.shape[1:]
     keys, values = scratch.widen(stored)
@@ -221,7 +221,7 @@ def softmax_(scores: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Stored:
-    """Keys and values [S, G, D] as a cache holds them, with scales [S, G, 1] for int8."""
+    """Keys and values [S, G, D] in the cache's dtype, with scales [S, G, 1] for int8."""
 
     keys: Tensor
     values: Tensor
@@ -234,7 +234,7 @@ class AttentionScratch:
 
     Args:
         buffer: [elements(...)] float32. widened: scratch for keys and values in float32, or None
-            when the cache holds float32 already.
+            if the cache is float32 already.
     """
 
     def __init__(self, buffer: Tensor, tile: int, widened: Tensor | None) -> None:
@@ -244,7 +244,7 @@ class AttentionScratch:
 
     @staticmethod
     def elements(tile: int, heads: int, context: int, size: int) -> int:
-        """Elements of ``buffer`` for ``tile`` queries at once over ``context`` keys."""
+        """Number of elements of ``buffer`` for ``tile`` queries at once over ``context`` keys."""
         return tile * heads * (context + 2 * size)
 
     def views(
@@ -268,7 +268,7 @@ class AttentionScratch:
         )
 
     def widen(self, stored: Stored) -> tuple[Tensor, Tensor]:
-        """Keys and values [S, G, D] in float32, converted only when stored in fewer bits."""
+        """Return keys and values [S, G, D] in float32, converted only if stored in fewer bits."""
         if stored.keys.dtype == torch.float32:
             return stored.keys, stored.values
         assert self.widened is not None

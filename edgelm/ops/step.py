@@ -1,4 +1,4 @@
-"""Step: one pass of the model over some tokens, and the static buffers it runs in.
+"""Step: one forward pass over a number of tokens, and the static buffers it uses.
 
 A step holds M tokens of one or more rows, one row's tokens after another and never padding.
 Lengths and positions live here and in the cache, outside the layers.
@@ -28,11 +28,11 @@ _QUERY_TILE = 64  # queries scored at once: bounds the score buffer, not the res
 
 @dataclass(frozen=True)
 class Seen:
-    """Which keys of one store a segment's tokens see.
+    """Visible keys of one store for a segment's tokens.
 
     mask: [count, visible] added to the scores; None: all keys are visible.
-    distances: [visible] float32, each key's position less the last one's.
-    length: tokens of the row, these included.
+    distances: [visible] float32, each key's position minus the last one's.
+    length: number of tokens of the row, these included.
     """
 
     mask: Tensor | None
@@ -50,7 +50,7 @@ class Seen:
 class Segment:
     """Tokens ``start`` to ``start + count`` of a step, which continue ``row`` at ``position``.
 
-    seen: by the cache's stores, since layers with a window hold other keys than those without.
+    seen: one per store of the cache, since layers with a window hold other keys than those without.
     """
 
     row: int
@@ -77,29 +77,29 @@ class Buffers:
 
 @dataclass
 class Step:
-    """What layers need besides their input."""
+    """State that layers need in addition to their input."""
 
     ops: Ops
     buffers: Buffers
     scratch: AttentionScratch
     cache: KVCache
     segments: list[Segment]
-    slots: list[Tensor]  # [M] by store: where in the cache each token's key and value go
-    rows: Tensor  # [M] int64: which row of the cache each token continues
-    positions: Tensor  # [M] int64: and its place there
+    slots: list[Tensor]  # [M] per store: cache slot of each token's key and value
+    rows: Tensor  # [M] int64: the cache row that each token continues
+    positions: Tensor  # [M] int64: and its position there
     angles: Angles | None  # None without rotary positions
-    hidden_states: list[Tensor] | None = None  # filled when asked for: [M, N] each
+    hidden_states: list[Tensor] | None = None  # filled if requested: [M, N] each
     attentions: list[list[Tensor]] | None = None  # per layer and segment: [H, count, visible]
-    host: Step | None = None  # the same on the CPU, where a model is split
+    host: Step | None = None  # the same on the CPU, if a model is split
     find_nonfinite: bool = False  # check every layer's output, to name the first bad one
 
 
 class Workspace:
-    """The buffers of one engine, taken once at their largest size.
+    """The buffers of one engine, allocated once at their largest size.
 
     Args:
         config, tokens, context, dtype, kv: sizes; ``tokens`` is the largest M of a step.
-        take: the Ledger's way to get memory under a part's name.
+        take: the Ledger's function to allocate memory under a part's name.
     """
 
     def __init__(
@@ -120,18 +120,18 @@ class Workspace:
         self._buffers: dict[int, Buffers] = {}
 
     def mask(self, start: int, count: int, visible: int) -> Tensor:
-        """Room for one segment's mask [count, visible]; ``start`` elements are in use already."""
+        """Buffer for one segment's mask [count, visible]; ``start`` elements are already in use."""
         return self._memory["masks"][start : start + count * visible].view(count, visible)
 
     def angles(self, count: int) -> tuple[Tensor, Tensor]:
-        """Room for cos and sin of ``count`` tokens: [M, 1, rotary_size / 2] each."""
+        """Buffers for cos and sin of ``count`` tokens: [M, 1, rotary_size / 2] each."""
         assert self.config.rope is not None
         pairs = self.config.rope.rotary_size // 2
         both = self._memory["angles"][: 2 * count * pairs].view(2, count, 1, pairs)
         return both[0], both[1]
 
     def buffers(self, count: int) -> Buffers:
-        """Views for ``count`` tokens; the small counts of decode steps are made once."""
+        """Views for ``count`` tokens; those for the small counts of decode steps are cached."""
         if count in self._buffers:
             return self._buffers[count]
         views = {}
@@ -162,7 +162,7 @@ def _widths(config: ModelConfig) -> dict[str, int]:
 def workspace_sizes(
     config: ModelConfig, tokens: int, context: int, dtype: torch.dtype, kv: torch.dtype
 ) -> dict[str, tuple[PartName, int, torch.dtype]]:
-    """Name -> (plan part, elements, dtype) of every buffer: the plan and the engine both add up."""
+    """Name -> (plan part, elements, dtype) of every buffer, used by both plan and engine."""
     sizes = {k: (PartName.ACTIVATIONS, tokens * w, dtype) for k, w in _widths(config).items()}
     heads = config.num_heads + config.num_kv_heads
     sizes["statistics"] = (PartName.ACTIVATIONS, 2 * tokens * heads, torch.float32)
@@ -179,7 +179,7 @@ def workspace_sizes(
 
 
 def widened_elements(config: ModelConfig, context: int) -> int:
-    """Elements of the scratch in which one row's keys and values of a layer become float32."""
+    """Elements of the scratch for one row's keys and values of a layer in float32."""
     return 2 * context * config.num_kv_heads * config.head_size
 
 

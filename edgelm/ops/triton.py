@@ -1,9 +1,9 @@
-"""The operations as Triton kernels, for CUDA devices (and ROCm's, untested there).
+"""Operations as Triton kernels, for CUDA devices (and ROCm's, untested there).
 
 Sums are float32 whatever the activations are. A step of single tokens reads its rows, positions and
-lengths on the device and takes no memory, so it can be captured as a CUDA graph. Matches
-``reference`` within the bounds of tests/interpreted/triton_ops.py; what they cannot do
-(probabilities that somebody asked for) the engine leaves to ``reference``.
+lengths on the device and allocates nothing, so it can be captured as a CUDA graph. Matches
+``reference`` within the bounds of tests/interpreted/triton_ops.py; what is not supported here
+(returning probabilities) the engine leaves to ``reference``.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
     from edgelm.ops.step import Step
 
 SPLIT = 256  # slots of a row that one program of a decode step takes
-_TILE_BYTES = 16 << 10  # of keys, and as many of values
+_TILE_BYTES = 16 << 10  # of keys, and the same for values
 _QUERY_BYTES = {2: 32 << 10, 4: 16 << 10}  # of a prompt's queries, by the size of a number
 _BLOCK = 1024  # numbers of a row that one program of a map takes
 
 
 def serves(device: torch.device) -> str | None:
-    """Why these operations cannot run on a device; None if they can: as products of quant/triton.
+    """Reason why these operations cannot run on a device, as in quant/triton; None if they can.
 
-    Under TRITON_INTERPRET=1 they run on CPUs too, number by number: that is how they are tested.
+    Under TRITON_INTERPRET=1 they also run on CPUs, number by number, as in the tests.
     """
     if device.type == "cpu" and _interpreted():
         return products.uninstalled()
@@ -41,7 +41,7 @@ def serves(device: torch.device) -> str | None:
 
 
 def workspace_elements(config: ModelConfig, tokens: int, chunk: int, context: int) -> int:
-    """float32 numbers that steps of up to ``tokens`` tokens need in ``attend``."""
+    """Number of float32 elements that ``attend`` needs for steps of up to ``tokens`` tokens."""
     slots = max(ring_slots(window, context, chunk) for window in config.windows)
     pieces = -(-slots // SPLIT)
     return tokens * config.num_heads * pieces * (config.head_size + 2)
@@ -51,8 +51,8 @@ class TritonOps:
     """The operations of ``reference`` as launches of kernels.
 
     Args:
-        partial: float32 [workspace_elements(...)] for what the pieces of ``attend`` give.
-        most: tokens of a step whose keys are taken in pieces; larger steps are prompts.
+        partial: float32 [workspace_elements(...)] for the results of the pieces of ``attend``.
+        most: maximum tokens of a step whose keys are split into pieces; larger steps are prompts.
     """
 
     def __init__(self, partial: Tensor, most: int) -> None:
@@ -156,7 +156,7 @@ class TritonOps:
 def _attend_together(
     step: Step, layer: int, queries: Tensor, scoring: Scoring, out: Tensor
 ) -> None:
-    """Row by row; lengths come from the host, so this is not captured."""
+    """Attend row by row; lengths come from the host, so this cannot be captured."""
     from edgelm.ops.kernels import prefill
 
     cached = _cached(step, layer)
@@ -198,19 +198,19 @@ def _transform(name: str, x: Tensor, y: Tensor | None, out: Tensor, number: floa
 
 
 def _cached(step: Step, layer: int) -> tuple[Any, ...]:
-    """Keys, values [rows, G, slots, D] of a layer, and their scales or None."""
+    """Keys and values [rows, G, slots, D] of a layer, and their scales or None."""
     held = step.cache.tensors_of(layer)
     return (*held, None, None)[:4]
 
 
 def _stride(tensor: Tensor) -> int:
-    """Numbers from one token to the next; what a token holds must be contiguous."""
+    """Stride from one token to the next; the numbers of a token must be contiguous."""
     assert tensor.shape[0] == 0 or tensor[0].is_contiguous()
     return tensor.stride(0)
 
 
 def _compute(queries: Tensor) -> Any:
-    """The type that products of attention are made of; the interpreter has no bfloat16 there."""
+    """Type in which products of attention are computed; the interpreter lacks bfloat16."""
     import triton.language as tl
 
     if _interpreted():
@@ -219,9 +219,9 @@ def _compute(queries: Tensor) -> Any:
 
 
 def _tile(keys: Tensor, queries: Tensor) -> dict[str, Any]:
-    """How many keys are taken at once: so many that any card has the memory for them.
+    """Number of keys per tile, chosen so that they fit the memory of any card.
 
-    float32 is not read ahead: it waits for products without tensor cores, not for memory.
+    float32 is not prefetched: it is bound by products without tensor cores, not by memory.
     """
     block_d = max(16, _power(keys.shape[-1]))
     block_s = max(16, min(64, _TILE_BYTES // (block_d * keys.itemsize)))
@@ -234,7 +234,7 @@ def _tile(keys: Tensor, queries: Tensor) -> dict[str, Any]:
 
 
 def _power(count: int) -> int:
-    """The next power of two: what a block can be."""
+    """The next power of two, as block sizes must be."""
     return 1 << max(0, count - 1).bit_length()
 
 

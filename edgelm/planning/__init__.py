@@ -1,1 +1,15 @@
-"""."""
+"""Planning: settings that fit the memory budget, computed from headers alone.
+
+Modules:
+    settings: a user's settings, checked.
+    solver: the search for the best settings that fit.
+    planner: ``Plan`` of one choice of settings, with all its bytes.
+    matrices: scheme, kernel and bytes of every weight.
+    load_peak: peak memory while loading.
+    host_split: the layers that run on the CPU when an accelerator is too small.
+    kernel_choice: kernels measured to be fastest on this machine.
+    expected_accuracy: expected accuracy of a choice, from measurements.
+
+May import ``quant`` and, in this package, errors, version, progress, config, machine, text,
+checkpoint, hub, budget, ops, models, layerstore, engine, generation and tasks.
+"""

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+import quant
 from edgelm.budget.plan import MatrixPlan, Plan
 from edgelm.errors import KernelUnavailableError
 from edgelm.machine import accelerators, hardware
@@ -23,14 +24,14 @@ from edgelm.machine.measurements import keep, kept
 from edgelm.planning.settings import DTYPES
 from edgelm.progress import Progress
 from edgelm.version import __version__
-from quant import KernelUnavailable, Scheme
+from quant import Scheme
 from quant.backends.timing import PROBES, shape_class, time_kernels
 
 KEPT = "kernels.json"
 MEASURED_SCHEMES = (
     *("int4-g32", "int4-g64", "int4-g128", "int8", "int8-g32", "nf4", "nf4-g32", "fp4"),
 )
-log = logging.getLogger("edgelm")
+logger = logging.getLogger("edgelm")
 Rankings = dict[str, list[str]]
 
 
@@ -46,7 +47,7 @@ def measure(folder: Path, device: str = "cpu") -> Rankings:
             for text in MEASURED_SCHEMES
             for kind, probe in PROBES.items()
         }
-    except KernelUnavailable as error:
+    except quant.KernelUnavailableError as error:
         raise KernelUnavailableError(str(error)) from error
     keep(folder / KEPT, _read(folder) | {_machine(device): found})
     return found
@@ -85,7 +86,7 @@ def tune(plan: Plan, folder: Path, progress: Progress | None) -> None:
         try:
             tuning.tune([case], folder, device)
         except OSError as error:  # chosen, but not for later loads
-            log.warning("measured kernels cannot be kept in %s: %s", folder, error)
+            logger.warning("measured kernels cannot be kept in %s: %s", folder, error)
     accelerators.release(plan.device)
 
 
@@ -100,7 +101,7 @@ def warn_of_slow(products: tuple[MatrixPlan, ...], tied: bool) -> None:
     ]
     for scheme in sorted({p.scheme for p in slow}):
         own = [p for p in slow if p.scheme == scheme]
-        log.warning(
+        logger.warning(
             "%d matrices in %s (%s, ...) run on the slow kernel `reference`: no faster one is "
             "known for them here; `edgelm doctor -v` gives the reasons and measures the others",
             *(len(own), scheme, own[0].names[0]),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+import quant
 from edgelm.budget.parts import Part, PartName, Where
 from edgelm.budget.plan import MatrixPlan
 from edgelm.budget.weight_name import WeightName
@@ -15,7 +16,7 @@ from edgelm.models.decoder import Decoder
 from edgelm.models.layers import Embedding, part_names
 from edgelm.models.weight_names import WeightNames
 from edgelm.planning import kernel_choice
-from quant import KernelUnavailable, QuantError, Recipe, Scheme, choose, find
+from quant import QuantError, Recipe, Scheme, choose, find
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ class WeightPlanner:
             kernel = choose(
                 scheme, shape, self.device, self.backend, lookup, multiply, ranking, self.exact
             )
-        except KernelUnavailable as error:
+        except quant.KernelUnavailableError as error:
             raise KernelUnavailableError(f"{names[0]}: {error}") from error
         nbytes = kernel.nbytes(scheme, shape)
         named, each = tuple(names), tuple(shapes)

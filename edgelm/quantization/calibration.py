@@ -1,9 +1,9 @@
-"""Calibration: what a text's tokens are inside a model, layer after layer, for GPTQ.
+"""Calibration: the inputs of each layer for a text's tokens, layer by layer, for GPTQ.
 
-One layer is in memory at a time, as floats, beside the tokens' inputs to it. Every layer sees what
-it sees in the original model, not what quantized layers before it would make of it: a layer runs
-once instead of twice, and a run that goes on after a kill needs nothing of what was packed before
-to choose the same integers. It runs the layers that were done again, without their Hessians.
+One layer is in memory at a time, as floats, with the tokens' inputs to it. Every layer gets its
+inputs from the original model, not from the quantized layers before it: a layer runs once instead
+of twice, and a resumed run chooses the same integers without needing those packed before. It
+reruns the finished layers, without their Hessians.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 SEQUENCES = 32
 SEQUENCE_TOKENS = 256
 LEAST_SEQUENCES = 4
-_MOST_CHARACTERS = 1 << 20  # of a longer text the beginning counts
+_MOST_CHARACTERS = 1 << 20  # only the beginning of a longer text is used
 _BUILT_IN = "data/calibration.txt"
 # torch's float products are the same whether or not the native library is built.
 _EXACT: dict[str, Any] = {
@@ -48,19 +48,19 @@ _EXACT: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class CalibrationText:
-    """Ids [sequences, tokens] int64, spread over a text; each begins with BOS where texts do."""
+    """Ids [sequences, tokens] int64, spread over a text; each begins with BOS if texts do."""
 
     name: str
     ids: Tensor
 
     @classmethod
     def read(cls, path: str | Path | None, tokenizer: Tokenizer, context: int) -> CalibrationText:
-        """Of a UTF-8 file, or of the text that the package brings.
+        """Read a UTF-8 file, or the text built into the package.
 
-        context: tokens that the model can see; sequences are no longer.
+        context: the model's context, which limits the length of sequences.
 
         Raises:
-            UsageError: the file is missing, no UTF-8, or too short.
+            UsageError: the file is missing, not UTF-8, or too short.
         """
         name = "the built-in text" if path is None else str(path)
         ids = tokenizer.encode(_text(path), add_special=False)
@@ -77,7 +77,7 @@ class CalibrationText:
         return cls(name, torch.tensor([start + ids[first : first + length] for first in firsts]))
 
     def to_dict(self) -> dict[str, Any]:
-        """What was used, JSON-able."""
+        """Summary of the calibration as JSON-able data."""
         sequences, tokens = self.ids.shape
         return {"sequences": sequences, "tokens_each": tokens, "text": self.name}
 
@@ -97,7 +97,7 @@ def _text(path: str | Path | None) -> str:
 
 @dataclass(frozen=True)
 class Inputs:
-    """Matrices that multiply the same numbers: ``size`` of them a token, in ``projection``."""
+    """Matrices that multiply the same inputs: ``size`` numbers per token, in ``projection``."""
 
     projection: str
     size: int
@@ -116,12 +116,12 @@ class Calibration:
 
     @property
     def identity(self) -> str:
-        """Changes with the tokens."""
+        """Hash of the tokens."""
         return hashlib.sha256(self.text.ids.numpy().tobytes()).hexdigest()
 
     @property
     def parts(self) -> dict[str, int]:
-        """Bytes by name, beside what any method takes; known from headers."""
+        """Bytes by name, in addition to those of any method; known from headers."""
         config = self.files.config
         kinds = {window: index for index, window in enumerate(config.windows)}
         kinds |= {0: 0, -1: config.num_layers - 1}  # with the embedding's norm and the final one
@@ -135,14 +135,14 @@ class Calibration:
         }
 
     def factored(self, done: Container[str]) -> Iterator[tuple[Target, Tensor | None]]:
-        """Every target with its inputs' factor (see ``quant.Hessian``), layer after layer.
+        """Yield every target with its inputs' factor (see ``quant.Hessian``), layer by layer.
 
-        First those without one: what is copied or kept, embedding and head. ``done``: names of
-        targets whose factor nobody needs any more.
+        Targets without a factor come first: copied and kept ones, embedding and head. ``done``:
+        names of targets whose factor is no longer needed.
 
         Raises:
             NonFiniteError: a layer produced NaN or infinity.
-            ModelFileError: a matrix's inputs make no Hessian.
+            ModelFileError: a matrix's inputs give no valid Hessian.
         """
         layered = {t.name for layer in self._layers for own in layer for t in own.targets}
         yield from ((target, None) for target in self._targets if target.name not in layered)
@@ -166,7 +166,7 @@ class Calibration:
                 del factor
 
     def _inputs(self, index: int) -> tuple[Inputs, ...]:
-        """The projections of a layer that hold matrices to be packed."""
+        """The projections of a layer that hold matrices to pack."""
         layer = self.files.assemble_layer(index)
         packed = {t.name: t for t in self._targets if t.scheme is not None and not t.kept}
         found = []
@@ -182,7 +182,7 @@ class Calibration:
         return tuple(found)
 
     def _run_layer(self, index: int, hidden: Tensor, hessians: dict[str, Hessian]) -> None:
-        """Take all tokens through a layer: ``hidden`` [tokens, N] becomes the next one's input."""
+        """Run all tokens through a layer: ``hidden`` [tokens, N] becomes the next layer's input."""
         engine = layer_engine(self.files, index, self._settings)
         for name, hessian in hessians.items():
             engine.decoder.get_submodule(name).register_forward_pre_hook(
@@ -214,7 +214,7 @@ class Calibration:
 def factored(
     calibration: Calibration | None, targets: Sequence[Target], done: Container[str]
 ) -> Iterator[tuple[Target, Tensor | None]]:
-    """``calibration.factored``, or without one every target in its order, without a factor."""
+    """``calibration.factored``, or without calibration every target in order with no factor."""
     if calibration is None:
         return ((target, None) for target in targets)
     return calibration.factored(done)

@@ -1,4 +1,4 @@
-"""The files beside the weights: tokenizer, generation defaults, licence and model card."""
+"""Companion files of the weights: tokenizer, generation defaults, licence and model card."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CARRIED = (
 
 
 def copy_companions(files: ModelFiles, folder: Path) -> None:
-    """Copy them out of a model's folder; a GGUF file's tokenizer is written as files."""
+    """Copy them from a model's folder; a GGUF file's tokenizer is written as files."""
     source = files.checkpoint.path
     if source.is_dir():
         for pattern in CARRIED:
@@ -28,7 +28,7 @@ def copy_companions(files: ModelFiles, folder: Path) -> None:
     try:
         tokenizer = files.tokenizer
     except ModelFileError:
-        return  # a file of weights alone makes a folder of weights alone
+        return  # a file without a tokenizer gives a folder without one
     tokenizer.save(folder)
     ends = sorted(tokenizer.eos_ids)
     if ends:

@@ -1,9 +1,9 @@
-"""What becomes of each stored weight when a model is quantized into a folder: all decisions.
+"""Conversion plan: all decisions about the stored weights of a model that is quantized.
 
 Weights keep the names of the file. A matrix that several canonical ones share (query_key_value of
-BLOOM and Persimmon) is packed as a whole, so that transformers finds it under its own name; rows
-are packed independently of each other, so its integers are those of its parts. Where a recipe
-gives the parts different schemes the whole takes the one with the most bits.
+BLOOM and Persimmon) is packed as a whole, so that transformers finds it under its name; rows are
+packed independently of each other, so its integers are those of its parts. If a recipe gives the
+parts different schemes, the whole takes the one with the most bits.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from edgelm.reports.inspection import HEAD, licence_of
 from edgelm.version import __version__
 from quant import CALIBRATED_METHODS, METHODS, PackedWeight, QuantError, Recipe, Scheme
 
-TABLE_METHOD = "mse"  # of embedding and head beside a calibrated method
+TABLE_METHOD = "mse"  # for embedding and head when the method is calibrated
 
 DTYPES = {
     name: getattr(torch, name) for name in ("float64", "float32", "float16", "bfloat16")
@@ -36,7 +36,7 @@ DTYPES = {
 class Target:
     """One weight of the new folder.
 
-    scheme: None for a weight copied as it is, in `dtype`. kept: the file's own integers stay.
+    scheme: None for a weight copied unchanged, in ``dtype``. kept: the file's integers are kept.
     parts: canonical names of the matrices in it, none for norms, biases and other tensors.
     theirs: in bitsandbytes' layout instead of compressed-tensors'.
     """
@@ -51,7 +51,7 @@ class Target:
     theirs: bool = False
 
     def specs(self, scales: torch.dtype | None) -> dict[str, Spec]:
-        """The tensors it is stored as, by full name."""
+        """Dtype and shape of its stored tensors, by full name."""
         if self.scheme is None:
             return {self.name: (self.dtype, self.shape)}
         outputs, inputs = self.shape
@@ -63,13 +63,13 @@ class Target:
 
     @property
     def stem(self) -> str:
-        """What the names of its stored tensors begin with."""
+        """Common prefix of the names of its stored tensors."""
         return self.name.removesuffix("weight")
 
     def stored(
         self, rows: PackedWeight, start: int, scales: torch.dtype | None
     ) -> Iterator[tuple[str, int, torch.Tensor]]:
-        """(full name, row of that tensor, numbers) of the weight's rows from `start` on."""
+        """Yield (full name, row of that tensor, numbers) of the weight's rows from ``start`` on."""
         if self.theirs:
             for suffix, part in bitsandbytes_layout.to_stored(rows).items():
                 row = bitsandbytes_layout.first_row(suffix, self.shape[1], start)
@@ -89,9 +89,9 @@ class Target:
 
 @dataclass(frozen=True)
 class Conversion:
-    """Every weight of the new folder, in the order of the old one.
+    """All weights of the new folder, in the order of the old one.
 
-    peer_note: why transformers cannot load the folder, empty if it can.
+    peer_note: reason why transformers cannot load the folder, empty if it can.
     """
 
     targets: tuple[Target, ...]
@@ -101,8 +101,8 @@ class Conversion:
 
     @property
     def scale_dtype(self) -> torch.dtype | None:
-        """float32 where transformers dequantizes while loading, in the scales' type; else None,
-        the scheme's own."""
+        """float32 if transformers dequantizes while loading, in the scales' type; else None, for
+        the scheme's type."""
         exact = self.settings is not None and self.settings.get("dequantize")
         return torch.float32 if exact else None
 
@@ -112,10 +112,10 @@ class Conversion:
 
 
 def plan_conversion(files: ModelFiles, quant: QuantChoice, method: str) -> Conversion:
-    """Decide for every weight of a model, from headers alone.
+    """Plan the conversion of every weight of a model, from headers alone.
 
     Raises:
-        UsageError: unknown scheme or method, or overrides that name nothing.
+        UsageError: unknown scheme or method, or overrides that match nothing.
         ModelFileError: a weight is missing or has another shape.
     """
     allowed = (*METHODS, *CALIBRATED_METHODS)
@@ -140,14 +140,14 @@ def plan_conversion(files: ModelFiles, quant: QuantChoice, method: str) -> Conve
 
 
 def _said_of_tables(target: Target) -> Target:
-    """Embedding and head have no layer whose inputs a calibration could look at."""
+    """Note for embedding and head, which have no layer inputs to calibrate on."""
     if target.scheme is None or target.kept or target.parts[0] not in ("embed", "head"):
         return target
     return replace(target, note=f"{TABLE_METHOD}: only layers are calibrated")
 
 
 def _fits_bitsandbytes(targets: tuple[Target, ...]) -> bool:
-    """Whether transformers + bitsandbytes can load it: one code for all, in linear layers alone."""
+    """True if transformers + bitsandbytes can load it: one code for all, in linear layers alone."""
     packed = [target for target in targets if target.scheme is not None]
     return len({target.scheme for target in packed}) == 1 and all(
         bitsandbytes_layout.holds(t.scheme) and "embed" not in t.parts for t in packed if t.scheme
@@ -155,7 +155,7 @@ def _fits_bitsandbytes(targets: tuple[Target, ...]) -> bool:
 
 
 def _matrices(files: ModelFiles, recipe: Recipe) -> dict[str, Target]:
-    """The matrices that a recipe speaks of, by the file's names."""
+    """The matrices that a recipe applies to, by the file's names."""
     has_head = files.config.tied or HEAD in files.checkpoint.names()
     model = files.assemble("causal-lm" if has_head else "base")
     names = model.names
@@ -166,7 +166,7 @@ def _matrices(files: ModelFiles, recipe: Recipe) -> dict[str, Target]:
     known = ["head", *(name for own in parts.values() for name, _ in own)]
     unused = recipe.unused_patterns(known)
     if unused:
-        raise UsageError(f"quant: the overrides {', '.join(unused)} name nothing in this model.")
+        raise UsageError(f"quant: the overrides {', '.join(unused)} match nothing in this model.")
     return {name: _matrix(files, name, own, recipe) for name, own in parts.items()}
 
 
@@ -183,7 +183,7 @@ def _matrix(
     scheme = max(wanted, key=lambda each: (each.bits, each.nbytes(parts[0][1])))
     note = "" if len(set(wanted)) == 1 else "fused in the file: the scheme with the most bits"
     if info.scheme is not None or info.nearest is not None:
-        note = f"quantized again: the file holds {info.dtype}"
+        note = f"requantized: the file holds {info.dtype}"
     if scheme.is_float:
         return Target(name, info.shape, float_dtype, None, False, canonical, note)
     return Target(name, info.shape, float_dtype, scheme, False, canonical, note)
@@ -193,7 +193,7 @@ def _copied(checkpoint: Checkpoint, name: str) -> Target:
     info = checkpoint.info(name)
     if info.scheme is None and info.nearest is None and info.dtype not in DTYPES:
         raise UnsupportedModelError(
-            f"{checkpoint.path}: tensor {name} is stored as {info.dtype}; weights are read from "
+            f"{checkpoint.path}: tensor {name} is stored as {info.dtype}; supported: "
             f"{', '.join(DTYPES)}. Convert the model to one of these."
         )
     return Target(name, info.shape, DTYPES.get(info.dtype, torch.float32))
@@ -202,11 +202,11 @@ def _copied(checkpoint: Checkpoint, name: str) -> Target:
 def _settings(
     files: ModelFiles, targets: tuple[Target, ...]
 ) -> tuple[dict[str, Any] | None, str]:  # fmt: skip
-    """config.json's quantization_config and why transformers cannot follow it.
+    """config.json's quantization_config, and the reason why transformers cannot use it.
 
     transformers 5.23 with compressed-tensors 0.20 loads in two ways. With "dequantize" it reads
     every matrix by the first group, so there may be only one; without, it reads mixed groups, but
-    only symmetric ones of linear layers. A mix with more is described truly and fails there.
+    only symmetric ones of linear layers. Other mixes are described correctly but fail to load.
     """
     packed = [target for target in targets if target.scheme is not None]
     if not packed:
@@ -219,8 +219,8 @@ def _settings(
         return bitsandbytes_layout.settings(packed[0].scheme, packed[0].dtype, ignored), ""
     if any(t.scheme.zeros == "float" or t.scheme.codebook for t in packed if t.scheme):
         note = (
-            "float zeros or codebooks, which compressed-tensors cannot say: read by edgelm only; "
-            "nf4 with the embedding in floats loads in transformers with bitsandbytes too"
+            "float zeros or codebooks, which compressed-tensors cannot express: loads in edgelm "
+            "only; nf4 with the embedding in floats loads in transformers with bitsandbytes too"
         )
         return {"quant_method": "edgelm"}, note
     groups: dict[Scheme, list[str]] = {}
@@ -267,7 +267,7 @@ def manifest_of(
     files: ModelFiles, conversion: Conversion, method: str, errors: dict[str, float | None],
     nbytes: int, sums: dict[str, str],
 ) -> Manifest:  # fmt: skip
-    """What was written, in words. errors: in dB by weight; nbytes: of all tensors."""
+    """The manifest of the new folder. errors: in dB by weight; nbytes: of all tensors."""
     modules = {}
     for target in conversion.targets:
         if target.scheme is not None:

@@ -1,4 +1,4 @@
-"""Rows of a weight as they are to be stored: read, packed by the method, a block at a time."""
+"""Conversion of a weight's rows to their stored form: read and packed a block at a time."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def converted_rows(
     checkpoint: Checkpoint, target: Target, start: int, stop: int, method: str, error: Sqnr,
     factor: torch.Tensor | None = None,
 ) -> PackedWeight | torch.Tensor:  # fmt: skip
-    """Rows [start, stop) of a weight as they are to be stored; what that costs goes to `error`.
+    """Convert rows [start, stop) of a weight to their stored form; adds the loss to ``error``.
 
-    factor: of the weight's inputs, for a calibrated method.
+    factor: that of the weight's inputs, for a calibrated method.
     """
     if target.kept:
         return checkpoint.read_packed(target.name, start, stop)

@@ -1,4 +1,4 @@
-"""A model as one .gguf file for llama.cpp: the tables of the reader, applied backwards."""
+"""Export of a model to one .gguf file for llama.cpp: the reader's tables applied in reverse."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ RECIPES: dict[str, Any] = {
     },
     "int8": "int8-g32",
 }
-"""What the short names mean here, where groups are always of 32."""
+"""Meaning of the short names in GGUF files, whose groups always have 32 weights."""
 
 
 def plan_gguf(files: ModelFiles, quant: QuantChoice, method: str) -> Conversion:
-    """As `plan_conversion`, with the short recipes as GGUF files can hold them."""
+    """As ``plan_conversion``, with the short recipes mapped to schemes that GGUF supports."""
     wanted = "int4" if quant == "auto" else quant
     recipe = RECIPES.get(wanted, wanted) if isinstance(wanted, str) else wanted
     return plan_conversion(files, recipe, method)
@@ -58,7 +58,7 @@ class GGUFExport:
     """One .gguf file being written.
 
     Raises:
-        UnsupportedModelError, UsageError: GGUF or llama.cpp has no words for this model or scheme.
+        UnsupportedModelError, UsageError: GGUF or llama.cpp cannot express this model or scheme.
     """
 
     def __init__(
@@ -88,11 +88,11 @@ class GGUFExport:
 
     @property
     def nbytes(self) -> int:
-        """Of all tensors."""
+        """Bytes of all tensors."""
         return sum(entry.nbytes for entry in self.entries)
 
     def run(self, progress: Progress | None) -> Manifest:
-        """Write beside, read back, rename; what was written, in words."""
+        """Write a temporary file, verify and rename it; returns the manifest."""
         if self.out.exists():
             return self._finished_before()
         self._prepare()
@@ -108,10 +108,10 @@ class GGUFExport:
         return manifest
 
     def _finished_before(self) -> Manifest:
-        """A run killed after the file got its name leaves a journal and nothing to do."""
+        """True if a run was killed after renaming the file: only its journal is left."""
         if self.partial.exists() or not self.journal.read():
             raise UsageError(
-                f"{self.out} exists and is left as it is. Give another name, or delete it first."
+                f"{self.out} exists and is not overwritten. Give another name, or delete it first."
             )
         self.resumed = len(self.journal.done)
         manifest = self._manifest()
@@ -119,25 +119,25 @@ class GGUFExport:
         return manifest
 
     def _prepare(self) -> None:
-        """A file at full length and a journal; those of an interrupted run where they fit."""
+        """Create the file at full length and a journal, or reuse those of an interrupted run."""
         ours = self.journal.read()
         if ours and self.journal.done and self.partial.exists():
             self.resumed = len(self.journal.done)
             return
         if self.partial.exists() and not ours:
-            logger.warning("%s is of another job and is begun anew.", self.partial)
+            logger.warning("%s belongs to a different job; starting over.", self.partial)
         self.out.parent.mkdir(parents=True, exist_ok=True)
         self.journal.start()
         try:
             entries = [*self.entries, *self._rope_entry()]
             create_gguf(self.partial, self.files.config.model_type, self.metadata, entries)
-        except OSError:  # nothing of worth is in it yet
+        except OSError:  # it holds nothing worth keeping yet
             self.partial.unlink(missing_ok=True)
             self.journal.remove()
             raise
 
     def _write_tensors(self, tensors: GGUFTensors, progress: Progress | None) -> dict[str, str]:
-        """What an earlier run had not finished; the sha256 of every tensor."""
+        """Write what an earlier run had not finished; returns the sha256 of every tensor."""
         done, finished = 0, self.journal.done
         entries = {t.name: entry for t, entry in zip(self.targets, self.entries, strict=True)}
         for target, factor in factored(self.calibration, self.targets, finished):
@@ -148,7 +148,7 @@ class GGUFExport:
                 db = error.db if error.noise else None
                 told = {"tensor": entry.name, "sha256": digest, "error_db": db}
                 self.journal.add(target.name, told)
-            del factor  # before the next layer's Hessians are there
+            del factor  # before the next layer's Hessians are allocated
             done += entry.nbytes
             if progress:
                 progress(target.name, done, self.nbytes)
@@ -163,7 +163,7 @@ class GGUFExport:
         return manifest_of(self.files, self.conversion, self.method, errors, self.nbytes, sums)
 
     def _tensor(self, target: Target, entry: Entry, error: Sqnr, factor: Tensor | None) -> Tensor:
-        """The tensor's bytes, uint8 [rows, row_bytes]; what packing costs goes to `error`."""
+        """The tensor's bytes, uint8 [rows, row_bytes]; adds the loss of packing to ``error``."""
         raw = torch.empty(entry.shape[0], entry.row_bytes, dtype=torch.uint8)
         for start, stop in row_blocks(target):
             rows = converted_rows(
@@ -179,7 +179,7 @@ class GGUFExport:
         return raw if order is None else raw[self._permutation(order, len(raw))]
 
     def _permutation(self, order: RowOrder, rows: int) -> Tensor:
-        """Row i of the file is this row of Hugging Face's tensor."""
+        """Index of the row of Hugging Face's tensor for each row of the file."""
         config = self.files.config
         own = config.num_kv_heads if order.heads_key.endswith("_kv") else config.num_heads
         ids = torch.arange(rows)
@@ -197,8 +197,8 @@ class GGUFExport:
         if target.scheme not in KINDS:
             allowed = ", ".join(map(str, KINDS))
             raise UsageError(
-                f"quant: {target.name} would be {target.scheme}, which GGUF has no block for; "
-                f"allowed there: {allowed}, none."
+                f"quant: {target.name} would be {target.scheme}, which has no GGUF block type; "
+                f"allowed: {allowed}, none."
             )
         return Entry(name, KINDS[target.scheme], target.shape)
 
@@ -232,7 +232,7 @@ def model_metadata(files: ModelFiles) -> dict[str, Any]:
     config, name = files.config, files.config.model_type
     if config.keep_normed:
         raise UnsupportedModelError(
-            "apply_residual_connection_post_layernorm is true, which llama.cpp does not run."
+            "apply_residual_connection_post_layernorm is true, which llama.cpp does not support."
         )
     epsilon = "layer_norm_epsilon" if name == "bloom" else "layer_norm_rms_epsilon"
     keys: dict[str, Any] = {
@@ -282,7 +282,7 @@ def _rope_keys(files: ModelFiles) -> dict[str, Any]:
 
 
 def _gemma2_keys(files: ModelFiles) -> dict[str, Any]:
-    """llama.cpp knows the layers that slide and the query scale by rule, so both must follow it."""
+    """Keys of Gemma 2; sliding layers and query scale must follow llama.cpp's fixed rule."""
     config = files.config
     size = config.hidden_size // config.num_heads if config.num_layers == 46 else config.head_size
     windows = {window for window in config.windows if window is not None}

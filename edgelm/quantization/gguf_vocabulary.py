@@ -1,7 +1,7 @@
-"""A folder's tokenizer as the metadata of a GGUF file: the reverse of `tokenizer_gguf`.
+"""Export of a folder's tokenizer as GGUF metadata: the reverse of ``text.gguf_tokenizer``.
 
-Which pre-tokenizer the file must name is found by trying: the one whose ids for a probing text are
-the folder's own. Nothing is concluded from names.
+The pre-tokenizer for the file is found by trial: it is the one that encodes a probe text to the
+same ids as the folder's tokenizer. Nothing is inferred from names.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ PROBE = (
 
 
 def vocabulary_metadata(files: ModelFiles) -> dict[str, Any]:
-    """The `tokenizer.` keys for a model's folder; none, with a warning, where it has no tokenizer.
+    """The ``tokenizer.`` keys for a model's folder; none, with a warning, if it has no tokenizer.
 
-    Raises ModelFileError for a tokenizer that GGUF files have no words for.
+    Raises ModelFileError for a tokenizer that GGUF files cannot express.
     """
     folder = files.checkpoint.path
     if not folder.is_dir():
@@ -112,7 +112,7 @@ def _byte_level_keys(path: Path, tokenizer: Tokenizer, files: ModelFiles) -> dic
     model = data.get("model", {})
     if model.get("type") != "BPE" or "ByteLevel" not in json.dumps(data.get("decoder")):
         raise ModelFileError(
-            f"{path} is no byte-level BPE, the only kind of tokenizer.json that GGUF files take. "
+            f"{path} is not byte-level BPE, the only kind of tokenizer.json that GGUF supports. "
             "Put the model's tokenizer.model into its folder, or give a folder as OUT."
         )
     added = {entry["id"]: entry for entry in data.get("added_tokens", [])}
@@ -135,7 +135,7 @@ def _byte_level_keys(path: Path, tokenizer: Tokenizer, files: ModelFiles) -> dic
         if _agrees(tokenizer, tried):
             return tried
     raise ModelFileError(
-        f"{path} cuts texts in a way that none of the pre-tokenizers known here does "
+        f"{path} splits texts in a way that none of the supported pre-tokenizers does "
         f"({', '.join(PRE_TOKENIZERS)}). Give a folder as OUT."
     )
 
@@ -151,6 +151,6 @@ def _agrees(tokenizer: Tokenizer, keys: dict[str, Any]) -> bool:
 
 
 def _added(tokenizer: Tokenizer, token_id: int) -> str:
-    """The name of a token behind the model file's pieces; rows of padding have none."""
+    """The name of a token after the model file's pieces; padding rows have none."""
     known = token_id < tokenizer.vocab_size and tokenizer.token_of(token_id)
     return known or f"[PAD{token_id}]"

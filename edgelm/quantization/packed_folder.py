@@ -1,7 +1,7 @@
-"""A folder of packed weights being written: streamed, resumable, verified.
+"""Writer of a folder of packed weights: streamed, resumable, verified.
 
-Written as OUT.partial with its journal beside it; both carry on after a kill. The folder gets its
-name only when every file was read back, so what is called OUT is whole.
+It writes OUT.partial and a journal next to it; both are reused after a kill. The folder is renamed
+only after every file was read back, so OUT is always complete.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ logger = logging.getLogger("edgelm")
 
 
 class PackedFolder:
-    """One folder being written; `resumed` counts the weights that an earlier run had finished."""
+    """One folder being written; ``resumed`` counts the weights that an earlier run had finished."""
 
     def __init__(
         self, files: ModelFiles, out: Path, conversion: Conversion, method: str,
@@ -61,16 +61,16 @@ class PackedFolder:
 
     @property
     def nbytes(self) -> int:
-        """Of the files with weights."""
+        """Bytes of the files with weights."""
         return self.layout.nbytes
 
     @property
     def weight_bytes(self) -> int:
-        """Of all tensors."""
+        """Bytes of all tensors."""
         return sum(place.nbytes for place in self.layout.places.values())
 
     def run(self, progress: Progress | None) -> Manifest:
-        """Write, verify, rename; the manifest of what was written."""
+        """Write, verify and rename the folder; returns its manifest."""
         if self.out.exists():
             return self._finished_before()
         self._prepare()
@@ -85,17 +85,17 @@ class PackedFolder:
         return manifest
 
     def _finished_before(self) -> Manifest:
-        """A run killed after the folder got its name leaves a journal and nothing to do."""
+        """True if a run was killed after renaming the folder: only its journal is left."""
         if self.partial.exists() or not self.journal.read():
             raise UsageError(
-                f"{self.out} exists and is left as it is. Give another name, or delete it first."
+                f"{self.out} exists and is not overwritten. Give another name, or delete it first."
             )
         self.resumed = len(self.journal.done)
         self.journal.remove()
         return Manifest.read(self.out / MANIFEST)
 
     def _prepare(self) -> None:
-        """Files at full length and a journal; those of an interrupted run where they fit."""
+        """Create files at full length and a journal, or reuse those of an interrupted run."""
         sizes = {p.name: p.stat().st_size for p in self.partial.glob("*")}
         ours = self.journal.read()
         if ours and self.layout.sizes.items() <= sizes.items():
@@ -103,7 +103,7 @@ class PackedFolder:
             return
         if self.partial.exists():
             if not ours:
-                logger.warning("%s is of another job and is begun anew.", self.partial)
+                logger.warning("%s belongs to a different job; starting over.", self.partial)
             shutil.rmtree(self.partial)
         free = shutil.disk_usage(_existing(self.out.parent)).free
         if free < self.layout.nbytes:
@@ -115,7 +115,7 @@ class PackedFolder:
         self.journal.start()
         try:
             TensorFiles.create(self.partial, self.layout)
-        except OSError:  # nothing of worth is in them yet
+        except OSError:  # they hold nothing worth keeping yet
             shutil.rmtree(self.partial)
             self.journal.remove()
             raise
@@ -134,7 +134,7 @@ class PackedFolder:
                     db = error.db if error.noise else None
                     entry = {"error_db": db, "sha256": files.finish(names)}
                     self.journal.add(target.name, entry)
-                del factor  # before the next layer's Hessians are there
+                del factor  # before the next layer's Hessians are allocated
                 done += sum(self.layout.places[name].nbytes for name in names)
                 if progress:
                     progress(target.name, done, total)
@@ -145,7 +145,7 @@ class PackedFolder:
     def _write(
         self, target: Target, files: TensorFiles, error: Sqnr, factor: torch.Tensor | None
     ) -> None:
-        """One weight, a block of rows at a time."""
+        """Write one weight, a block of rows at a time."""
         for start, stop in row_blocks(target):
             rows = converted_rows(
                 self.files.checkpoint, target, start, stop, self.method, error, factor
@@ -160,7 +160,7 @@ class PackedFolder:
                 files.write(name, 0, part)
 
     def _write_rest(self, digests: dict[str, str]) -> Manifest:
-        """Everything but weights; the manifest last."""
+        """Write everything except weights; the manifest last."""
         config = dict(self.files.checkpoint.config)
         if self.conversion.settings is not None:
             config["quantization_config"] = self.conversion.settings
@@ -181,7 +181,7 @@ class PackedFolder:
 def job_identity(
     files: ModelFiles, conversion: Conversion, method: str, calibration: Calibration | None
 ) -> str:
-    """Changes with the input's files, the settings, the tokens of calibration and the format."""
+    """Hash of the input's files, the settings, the calibration tokens and the format."""
     stamps = file_stamps(files.checkpoint.path)
     told = [FORMAT_VERSION, __version__, stamps, method, repr(conversion)]
     told += [calibration.identity] if calibration else []
@@ -198,13 +198,13 @@ def file_sha256(path: Path) -> str:
 
 
 def sync_file(path: Path) -> None:
-    """The file's content is on the disk when this returns."""
-    with path.open("r+b") as file:  # some systems refuse to sync what is open for reading only
+    """Flush the file's content to the disk."""
+    with path.open("r+b") as file:  # some systems refuse to sync a file opened for reading only
         os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path, files: bool = True) -> None:
-    """The folder's entries, and its files' content, are on the disk when this returns."""
+    """Flush the folder's entries and its files' content to the disk."""
     for path in folder.iterdir() if files else ():
         sync_file(path)
     if os.name == "posix":  # elsewhere a folder cannot be opened

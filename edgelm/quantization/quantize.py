@@ -1,4 +1,4 @@
-"""``quantize``: a model into a folder of packed weights or a .gguf file, in little memory."""
+"""``quantize``: writes a model as a folder of packed weights or a .gguf file, in little memory."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from quant import CALIBRATED_METHODS
 
 logger = logging.getLogger("edgelm")
 
-OVERHEAD_BYTES = 260 << 20  # with what a command imports beside torch: 300 MiB
+OVERHEAD_BYTES = 260 << 20  # 300 MiB with what a command imports in addition to torch
 Announce = Callable[[dict[str, int]], None]
 
 
 @dataclass(frozen=True)
 class Quantized:
-    """What ``quantize`` wrote. Peaks are of the whole process; ``resumed`` counts weights that an
-    interrupted run had finished. ``promised_parts`` are the promised peak's, in bytes by name.
-    ``calibration``: the text, sequences and tokens of each, None for a method without.
+    """Result of ``quantize``. Peaks are of the whole process; ``resumed`` counts weights that an
+    interrupted run had finished. ``promised_parts`` are those of the promised peak, in bytes by
+    name. ``calibration``: text, number of sequences and tokens of each, None for other methods.
     ``peer_note`` says why transformers cannot load the folder."""
 
     path: str
@@ -56,24 +56,24 @@ def quantize(
     method: str = "rtn", calibration: str | Path | None = None, revision: str | None = None,
     offline: bool = False, progress: Progress | None = None, announce: Announce | None = None,
 ) -> Quantized:  # fmt: skip
-    """Write a model as a folder of packed weights, or, where ``out`` ends in .gguf, for llama.cpp.
+    """Write a model as a folder of packed weights, or, if ``out`` ends in .gguf, for llama.cpp.
 
-    An interrupted call leaves OUT.partial; the same call goes on where it stopped and ends with
+    An interrupted call leaves OUT.partial; the same call resumes where it stopped and ends with
     the same bytes.
 
     Args:
-        quant, method: as for ``load``. A file's own integers stay where the recipe accepts them.
-            Method ``gptq`` is one more: it runs a text through the original layers, and takes
-            minutes for every billion weights.
-        calibration: a UTF-8 text file for ``gptq``; None means the text that the package brings.
+        quant, method: as for ``load``. A file's integers are kept if the recipe accepts them.
+            The additional method ``gptq`` runs a text through the original layers, and takes
+            minutes per billion weights.
+        calibration: a UTF-8 text file for ``gptq``; None means the built-in text.
         progress: called with (weight, bytes done, bytes in all).
-        announce: called with the parts of the promised peak of memory, in bytes by name, before
-            any work.
+        announce: called with the parts of the promised peak memory, in bytes by name, before any
+            work.
 
     Raises:
         UsageError: OUT exists, another process is writing it, or the recipe, method or
             calibration text is wrong.
-        DoesNotFitError: memory for one layer in float32, which ``gptq`` needs, is not there.
+        DoesNotFitError: there is not enough memory for one layer in float32, which ``gptq`` needs.
         ModelFileError: a weight is damaged, or does not read back as written.
         EdgeLMError: the disk is full or refuses.
     """
@@ -108,7 +108,7 @@ def quantize(
 def _calibration(
     files: ModelFiles, conversion: Conversion, method: str, path: str | Path | None
 ) -> Calibration | None:
-    """What the method has to know of the layers' inputs, if it is one that asks."""
+    """Calibration of the layers' inputs, if the method needs one, else None."""
     if method not in CALIBRATED_METHODS:
         if path is not None:
             raise UsageError(
@@ -121,7 +121,7 @@ def _calibration(
 
 
 def _promise(files: ModelFiles, runtime: int, calibration: Calibration | None) -> dict[str, int]:
-    """Bytes by name; ``runtime``: what the process took before. The sum is its peak at most."""
+    """Bytes by name; ``runtime``: those of the process before. The sum bounds its peak."""
     checkpoint = files.checkpoint
     largest = max(checkpoint.info(name).nbytes for name in checkpoint.names())
     promise = {
@@ -137,7 +137,7 @@ def _promise(files: ModelFiles, runtime: int, calibration: Calibration | None) -
 
 @contextmanager
 def _alone(out: Path) -> Iterator[None]:
-    """Keep other processes away from OUT; a killed one's lock is free. The file goes at the end."""
+    """Lock OUT against other processes; a killed one's lock is free. The file is deleted after."""
     from filelock import FileLock, Timeout
 
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -151,6 +151,6 @@ def _alone(out: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        if os.name == "posix":  # while it is held: filelock sees that what it opened is gone
+        if os.name == "posix":  # while locked: filelock notices that the file it opened is gone
             Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()

@@ -1,4 +1,4 @@
-"""What ``edgelm bench`` measures: speed and memory of one model through the generation loop."""
+"""Benchmark of ``edgelm bench``: speed and memory of one model in the generation loop."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ OnRound = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Workload:
-    """What is run: ``repeat`` rounds after one that warms up, each from an empty cache.
+    """Workload: ``repeat`` rounds after a warm-up round, each from an empty cache.
 
-    ``seed`` draws the ids of the prompt; ``decode_tokens`` are steps after the first token.
+    ``seed`` determines the ids of the prompt; ``decode_tokens`` are steps after the first token.
     """
 
     prompt_tokens: int = 512
@@ -50,13 +50,13 @@ class Workload:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One row of a benchmark; the keys that tools rely on.
+    """One row of a benchmark; tools rely on its keys.
 
     Speeds are medians over the rounds. ``bytes_per_token`` are the weights that one decode step
-    reads and ``decode_gb_s`` the rate at which it reads them; ``read_gb_s`` is what plain reading
-    reached right after (on CUDA devices copying, reads and writes both counted).
-    ``first_token_s`` is what the first request after loading waited, nothing being warm. Peaks are
-    of the whole process.
+    reads and ``decode_gb_s`` the rate at which it reads them; ``read_gb_s`` is the rate of plain
+    reading measured right after (on CUDA devices of copying, reads and writes both counted).
+    ``first_token_s`` is the latency of the first request after loading, without warm-up. Peaks
+    are of the whole process.
     """
 
     model: str
@@ -88,7 +88,7 @@ def measure(
     progress: Progress | None = None, on_round: OnRound | None = None,
     **settings: Unpack[LoadSettings],
 ) -> Measurement:  # fmt: skip
-    """Load a model, run the workload and say what it took.
+    """Load a model, run the workload and measure it.
 
     Args:
         progress: see ``load``. on_round: called with (rounds done, rounds in all).
@@ -105,7 +105,9 @@ def measure(
             rounds.append(run_round(lm, workload))
             if on_round:
                 on_round(done + 1, workload.repeat + 1)
-        peak = hardware.peak_resident_bytes()  # before the buffer that the bandwidth is read from
+        peak = (
+            hardware.peak_resident_bytes()
+        )  # before the buffer of the bandwidth measurement is allocated
         device_peak = accelerators.peak_bytes(lm.plan.device)
     on_cuda = lm.plan.device.startswith("cuda")
     read_gb_s = accelerators.copy_gb_s(lm.plan.device) if on_cuda else hardware.read_gb_s()
@@ -135,12 +137,12 @@ def measure(
 
 
 def run_round(lm: LanguageModel, workload: Workload) -> Stats:
-    """One greedy answer to random ids that no end token stops."""
+    """Generate one greedy answer to random ids, ignoring end tokens."""
     generator = torch.Generator().manual_seed(workload.seed)
     ids = torch.randint(lm.config.vocab_size, (workload.prompt_tokens,), generator=generator)
     sampling = SamplingSettings(seed=workload.seed)
     prompt, count = tuple(ids.tolist()), workload.decode_tokens + 1
-    request = Request(prompt, count, sampling, speculate="off")  # a step a token is what is timed
+    request = Request(prompt, count, sampling, speculate="off")  # one step per token is timed
     with lm.batch([request], end_ids=frozenset()) as batch:
         for _ in batch.tokens():
             pass
@@ -148,7 +150,7 @@ def run_round(lm: LanguageModel, workload: Workload) -> Stats:
 
 
 def _backends(lm: LanguageModel) -> str:
-    """The backends of all matrices that are multiplied, an embedding only where it is the head."""
+    """The backends of all matrices that are multiplied; the embedding only if it is the head."""
     named = {p.names[0]: find(p.kernel).backend for p in lm.plan.products}
     if "head" in named:
         del named["embed"]
@@ -156,7 +158,7 @@ def _backends(lm: LanguageModel) -> str:
 
 
 def random_model(shape: str | dict[str, Any], quant: str | Recipe = "int4") -> ModelFiles:
-    """A model with random weights, made directly in the recipe's schemes.
+    """Build a model with random weights, made directly in the recipe's schemes.
 
     Args:
         shape: a name of ``checkpoint.shapes``, or the content of a config.json.

@@ -1,4 +1,4 @@
-"""What ``edgelm doctor`` says of a machine: versions, processor, memory, kernels, cache."""
+"""Diagnosis of ``edgelm doctor``: versions, processor, memory, kernels and cache of a machine."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ PACKAGES = (
     *("huggingface_hub", "gguf", "numpy"),
 )
 SCHEMES = ("int4-g32", "int4-g64", "int4-g128", "int8", "int8-g32", "nf4", "bfloat16", "float32")
-_SHAPE = (4096, 4096)  # a matrix that every kernel's own limits on shapes admit
+_SHAPE = (4096, 4096)  # a shape that every kernel accepts
 
 
 @dataclass(frozen=True)
 class KernelChoice:
-    """What ``auto`` picks for a scheme, and why not the kernels that cannot hold it.
+    """Kernel that ``auto`` picks for a scheme, and the reasons against kernels without support.
 
-    ``use`` is ``multiply``, or ``lookup`` for a matrix whose rows must be readable too.
+    ``use`` is ``multiply``, or ``lookup`` for a matrix whose rows must also be readable.
     """
 
     device: str
@@ -47,10 +47,10 @@ class KernelChoice:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Bytes, GB/s and versions; ``cache_bytes`` is all that the cache folder holds.
+    """Bytes, GB/s and versions; ``cache_bytes`` is the size of the whole cache folder.
 
-    ``runs`` are plans against what was taken, oldest first; ``learned_bytes`` is what later plans
-    add because of them.
+    ``runs`` are planned against measured peaks, oldest first; ``learned_bytes`` is what later
+    plans add because of them.
     """
 
     version: str
@@ -78,7 +78,7 @@ class Diagnosis:
 
 
 def diagnose() -> Diagnosis:
-    """Ask the machine; measures bandwidth and kernels and records both for later plans."""
+    """Diagnose the machine; measures bandwidth and kernels and records both for later plans."""
     cache = cache_dir()
     torch.set_num_threads(hardware.default_threads())  # as loading does
     card = accelerators.find("auto")
@@ -110,7 +110,7 @@ def diagnose() -> Diagnosis:
 
 
 def clear_cache() -> int:
-    """Delete what this package keeps in its cache folder, and nothing else there; bytes freed."""
+    """Delete what this package keeps in its cache folder, nothing else; returns the bytes freed."""
     cache = cache_dir()
     before = _folder_bytes(cache)
     demo = cache / "demo"
@@ -134,7 +134,7 @@ def _choices(cache: Path, name: str) -> Iterator[KernelChoice]:
         for use in ("multiply", "lookup"):
             lookup = use == "lookup"
             chosen = choose(scheme, _SHAPE, device, lookup=lookup, ranking=ranking)
-            reasons = {k.name: k.supports(scheme, _SHAPE, device, lookup) for k in KERNELS}
+            reasons = {k.name: k.refusal(scheme, _SHAPE, device, lookup) for k in KERNELS}
             declined = {name: reason for name, reason in reasons.items() if reason is not None}
             yield KernelChoice(name, text, use, chosen.name, declined)
 

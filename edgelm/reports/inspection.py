@@ -1,4 +1,4 @@
-"""What a model's files hold and what a plan makes of them, from headers alone."""
+"""Inspection of a model's files and of their default loading plan, from headers alone."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _FRONT_MATTER_LICENCE = re.compile(r"\A---\n(?:.*\n)*?license:\s*(\S+)\s*\n(?:.*
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One tensor of the file: dtype as the file has it, bytes with scales."""
+    """One tensor of the file: the file's dtype, bytes including scales."""
 
     name: str
     shape: tuple[int, ...]
@@ -46,7 +46,7 @@ class StoredType:
 
 @dataclass(frozen=True)
 class Change:
-    """Matrices that loading with default settings converts or quantizes again.
+    """Matrices that loading with default settings converts or requantizes.
 
     ``stored`` is the file's type, ``loaded`` the scheme in memory; ``names`` are the file's.
     """
@@ -59,8 +59,8 @@ class Change:
 
 @dataclass(frozen=True)
 class Loading:
-    """What ``load`` with default settings would do. ``kept`` counts the matrices whose integers
-    stay as the file has them; ``error`` says why the files cannot be loaded, None if they can."""
+    """Effect of ``load`` with default settings. ``kept`` counts the matrices whose integers are
+    used unchanged; ``error`` says why the files cannot be loaded, None if they can."""
 
     kept: int = 0
     changes: tuple[Change, ...] = ()
@@ -69,7 +69,7 @@ class Loading:
 
 @dataclass(frozen=True)
 class Inspection:
-    """``tokenizer`` holds its facts, or ``error`` where the files have none.
+    """Report on a model. ``tokenizer`` holds its facts, or ``error`` if the files have none.
 
     ``limits``: context in tokens, rope, window, vocabulary and the like.
     ``certificate``: format version, recipe, method and accuracy of a folder that ``quantize``
@@ -96,7 +96,7 @@ class Inspection:
 
 
 def inspect_files(files: ModelFiles) -> Inspection:
-    """Tensors, numbers, tokenizer and licence of an opened model."""
+    """Report tensors, sizes, tokenizer and licence of an opened model."""
     checkpoint = files.checkpoint
     infos = ((name, checkpoint.info(name)) for name in checkpoint.names())
     tensors = tuple(StoredTensor(name, i.shape, i.dtype, i.nbytes) for name, i in infos)
@@ -146,7 +146,7 @@ def _tokenizer(files: ModelFiles) -> dict[str, Any]:
 
 
 def _limits(config: ModelConfig) -> dict[str, Any]:
-    """What a prompt or a setting may not go beyond; ``windows`` counts layers by window."""
+    """Limits on prompts and settings; ``windows`` counts layers by window."""
     rope = config.rope
     windows = Counter(window for window in config.windows if window is not None)
     return {
@@ -162,7 +162,7 @@ def _limits(config: ModelConfig) -> dict[str, Any]:
 
 
 def _loading(files: ModelFiles) -> Loading:
-    """From the plan that ``load`` would make; a model without a language head is loaded bare."""
+    """Report of the plan ``load`` would make; a model without a language head is loaded bare."""
     checkpoint = files.checkpoint
     try:
         has_head = files.config.tied or HEAD in checkpoint.names()
@@ -206,7 +206,7 @@ def _certificate(checkpoint: Checkpoint) -> dict[str, Any] | None:
 
 
 def licence_of(checkpoint: Checkpoint) -> str | None:
-    """What the metadata says, else a model card's front matter, else a licence file's name."""
+    """Licence in the metadata, else in a model card's front matter, else a licence file's name."""
     if isinstance(checkpoint, PackedCheckpoint) and checkpoint.manifest.licence:
         return checkpoint.manifest.licence
     told = checkpoint.metadata.get("general.license")

@@ -1,8 +1,8 @@
-"""Who may attend to whom: the masks of a model's layers for some texts, without its weights.
+"""Attention masks of a model's layers for given texts, without its weights.
 
 Nothing here decides what is visible. Positions come from the cache's stores and masks from
-``ops.reference.causal_mask``, the way the engine asks for them chunk by chunk, so what a ring has
-overwritten is missing here too.
+``ops.reference.causal_mask``, chunk by chunk as in the engine, so keys that a ring has overwritten
+are missing here too.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ _ZERO = torch.zeros(1, dtype=torch.int8)
 
 
 class Cell(IntEnum):
-    """What a key is to a query."""
+    """Relation of a key to a query."""
 
     SEEN = 0
     LATER = 1  # comes after the query
     BEYOND = 2  # too far back for the layer's window
-    PADDING = 3  # the query or the key is no token
+    PADDING = 3  # the query or the key is not a token
 
 
 @dataclass(frozen=True)
 class LayerMask:
     """The mask that ``layers`` share.
 
-    window: how many tokens back a query sees, itself included, or None.
-    slots: positions that such a layer holds of a row in a cache for the model's whole context.
+    window: number of tokens a query sees, itself included, or None.
+    slots: positions of a row that such a layer keeps in a cache of the model's whole context.
     rows: a Tensor [T, T] int8 of ``Cell`` for each text, queries by keys, T the longest text.
     """
 
@@ -53,7 +53,7 @@ class LayerMask:
         return "full" if self.window is None else f"window of {self.window}"
 
     def seen(self, row: int) -> list[list[tuple[int, int]]]:
-        """For each query of a row the runs [first, stop) of keys that it sees."""
+        """For each query of a row, the ranges [first, stop) of keys that it sees."""
         return [_runs(cells == Cell.SEEN) for cells in self.rows[row]]
 
 
@@ -64,12 +64,12 @@ def layer_masks(
 
     Args:
         lengths: tokens of each text; shorter ones are padded to the longest.
-        chunk: tokens that go through the model at once: sizes the rings, never what is seen.
+        chunk: tokens processed at once: affects the size of the rings, never visibility.
         padding: the side on which short texts are padded.
 
     Raises:
         ContextLengthError: a text is longer than the model's context.
-        UsageError: nothing to draw, or an argument that is not allowed.
+        UsageError: nothing to draw, or an invalid argument.
     """
     if padding not in PADDING_SIDES:
         raise UsageError(f"padding {padding!r} is not known; allowed: {', '.join(PADDING_SIDES)}.")
@@ -99,7 +99,7 @@ def layer_masks(
 
 
 def mask_of_layer(masks: Sequence[LayerMask], layer: int) -> LayerMask:
-    """The mask of one layer; UsageError if the model has no such layer."""
+    """The mask of one layer; raises UsageError if the model has no such layer."""
     for mask in masks:
         if layer in mask.layers:
             return mask
@@ -114,7 +114,7 @@ def _no_memory(
 
 
 def _seen(store: LayerStore, length: int, chunk: int) -> Tensor:
-    """What each token of a text sees of the others: [length, length] bool."""
+    """Visibility between the tokens of a text: [length, length] bool."""
     seen = torch.zeros(length, length, dtype=torch.bool)
     for start in range(0, length, chunk):
         stop = min(start + chunk, length)
@@ -126,7 +126,7 @@ def _seen(store: LayerStore, length: int, chunk: int) -> Tensor:
 
 
 def _cells(seen: Tensor, total: int, padding: str) -> Tensor:
-    """Cells [total, total] of a text's ``seen`` [length, length] among padding."""
+    """Cells [total, total] of a text's ``seen`` [length, length], padding included."""
     length = seen.shape[0]
     later = torch.ones_like(seen).triu_(1)
     own = torch.full(seen.shape, int(Cell.BEYOND), dtype=torch.int8)
@@ -139,6 +139,6 @@ def _cells(seen: Tensor, total: int, padding: str) -> Tensor:
 
 
 def _runs(flags: Tensor) -> list[tuple[int, int]]:
-    """Where ``flags`` [N] are true, as [first, stop) runs."""
+    """Ranges [first, stop) in which ``flags`` [N] are true."""
     edges = torch.nonzero(torch.diff(flags.to(torch.int8), prepend=_ZERO, append=_ZERO)).flatten()
     return [(int(first), int(stop)) for first, stop in edges.view(-1, 2)]

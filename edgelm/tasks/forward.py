@@ -1,7 +1,7 @@
-"""``forward``: batches with padding in, tensors on transformers' grid out.
+"""``forward``: runs padded batches and returns tensors in transformers' shapes.
 
-Padding is taken out before anything is computed and put back (as zeros) in the result, so that a
-row gets what it would get alone.
+Padding is removed before anything is computed and restored (as zeros) in the result, so that a
+row gets the same result as alone.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from edgelm.tasks.losses import Loss, loss_for
 
 @dataclass(frozen=True)
 class Output:
-    """What ``forward`` gives, on the CPU; a field is None when the head has none or nobody asked.
+    """Result of ``forward``, on the CPU; fields not requested or without a head are None.
 
     logits: [B, T or kept, V] float32, zeros at padding; [B, T, labels] of token and [B, labels] of
     sequence classification. start_logits, end_logits: [B, T], of question answering.
@@ -43,7 +43,7 @@ class Output:
 
 @dataclass(frozen=True)
 class _Batch:
-    """A padded batch by row: where its real tokens stand in the [B, T] grid."""
+    """A padded batch by row, with the positions of real tokens in the [B, T] grid."""
 
     tokens: Tensor  # [B, T] ids or [B, T, N] embeddings
     spans: list[tuple[int, int]]  # first column and count of each row's tokens
@@ -57,7 +57,7 @@ class _Batch:
         return found
 
     def step(self, row: int, start: int, count: int) -> tuple[RowTokens, slice] | None:
-        """Tokens ``start`` to ``start + count`` of a row with their columns, None when none."""
+        """Tokens ``start`` to ``start + count`` of a row with their columns, None if none."""
         first, length = self.spans[row]
         columns = slice(first + start, first + min(start + count, length))
         if columns.start >= columns.stop:
@@ -72,11 +72,11 @@ def forward(
 ) -> Output:  # fmt: skip
     """Run a batch through the model, continuing the rows of ``cache``.
 
-    Sequence classification looks at each row's last real token: by ``attention_mask``, else the
+    Sequence classification uses each row's last real token: by ``attention_mask``, else the
     last one that is not the config's pad_token_id, else (embeddings) the last column.
 
     Raises:
-        UsageError: shapes, ids, masks or options that do not go together.
+        UsageError: shapes, ids, masks or options that do not match.
         ContextLengthError: a row does not fit the cache; nothing is changed then.
     """
     checked(options, FORWARD)
@@ -91,7 +91,7 @@ def forward(
         options.get("end_positions"),
     )  # fmt: skip
     if not _keeps_all(logits_to_keep) and (loss or (head and not head.is_language_model)):
-        raise UsageError("logits_to_keep goes with a language model's logits, without labels.")
+        raise UsageError("logits_to_keep requires a language model's logits and no labels.")
     if head is not None and head.task == "sequence-classification":
         columns = _last_columns(batch, mask is not None, engine.config.pad_id)
     else:
@@ -121,7 +121,7 @@ def _results(head: Head | None, result: _Assembly, loss: Loss | None) -> dict[st
 
 
 def _steps(batch: _Batch, chunk: int) -> Iterator[list[tuple[RowTokens, slice]]]:
-    """The batch in steps of at most ``chunk`` tokens, the rows of a step side by side."""
+    """Split the batch into steps of at most ``chunk`` tokens, which may combine rows."""
     rows = len(batch.spans)
     for first in range(0, rows, chunk):
         group = range(first, min(first + chunk, rows))
@@ -260,7 +260,7 @@ def _checked_positions(positions: Tensor, rows: int, width: int, context: int) -
 
 
 def _spans(mask: Tensor | None, rows: int, width: int, past: int) -> list[tuple[int, int]]:
-    """First column and count of each row's real tokens; a mask may cover the cache as well."""
+    """First column and count of each row's real tokens; a mask may include the cached tokens."""
     if mask is None:
         return [(0, width)] * rows
     if mask.dim() != 2 or mask.shape[0] != rows or mask.shape[1] not in (width, past + width):
@@ -285,7 +285,7 @@ def _keeps_all(logits_to_keep: int | Tensor) -> bool:
 
 
 def _kept_columns(logits_to_keep: int | Tensor, rows: int, width: int) -> Tensor:
-    """[B, kept] columns whose logits are wanted: the last n (0: all), or those of an index."""
+    """[B, kept] columns whose logits are returned: the last n (0: all), or those of an index."""
     if isinstance(logits_to_keep, int):
         if logits_to_keep < 0:
             raise UsageError(f"logits_to_keep is {logits_to_keep}; expected 0 (all) or a count.")

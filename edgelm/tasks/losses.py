@@ -1,7 +1,7 @@
-"""Losses of every head, as transformers has them (``loss/loss_utils.py``).
+"""Losses of all heads, defined as in transformers (``loss/loss_utils.py``).
 
-Targets are checked before anything is computed. Padding takes no part: it is not computed here,
-where transformers lets whatever it computes there into the mean if a target stands on it.
+Targets are checked before anything is computed. Padding is ignored: it is not computed, whereas
+transformers includes its results in the mean if it has a target.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from edgelm.models.layers import Head
 
 IGNORED = -100
 Loss = Callable[[Tensor], Tensor]
-"""From a head's results to a scalar, both float32."""
+"""Maps a head's results to a scalar, both float32."""
 
 
 def loss_for(
     head: Head | None, real: Tensor, labels: Tensor | None, start_positions: Tensor | None,
     end_positions: Tensor | None,
 ) -> Loss | None:  # fmt: skip
-    """The loss of these targets, None where none are given.
+    """Loss function for these targets, None if none are given.
 
     Args:
         real: [B, T] bool, False at padding.
@@ -33,7 +33,7 @@ def loss_for(
         start_positions, end_positions: [B] columns; those at T or beyond are ignored.
 
     Raises:
-        UsageError: targets that do not go with the head, of another shape, or out of range.
+        UsageError: targets that do not fit the head, have another shape, or are out of range.
     """
     spans = start_positions is not None or end_positions is not None
     if labels is None and not spans:
@@ -65,7 +65,7 @@ def _token_loss(head: Head, real: Tensor, labels: Tensor) -> Loss:
 
 
 def _sequence_loss(head: Head, rows: int, labels: Tensor) -> Loss:
-    """logits [B, labels]; a problem that the config leaves open follows from labels and dtype."""
+    """Loss of logits [B, labels]; a problem not set in the config follows from labels and dtype."""
     count, problem = head.out_size, head.problem
     if problem is None and count == 1:
         problem = "regression"
@@ -89,7 +89,7 @@ def _sequence_loss(head: Head, rows: int, labels: Tensor) -> Loss:
 
 
 def _span_loss(real: Tensor, starts: Tensor | None, ends: Tensor | None) -> Loss:
-    """logits [B, T, 2]: mean of two cross-entropies over each row's tokens."""
+    """Loss of logits [B, T, 2]: mean of two cross-entropies over each row's tokens."""
     if starts is None or ends is None:
         raise UsageError("Give both start_positions and end_positions, [B] each.")
     rows, width = real.shape

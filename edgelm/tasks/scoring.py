@@ -1,4 +1,4 @@
-"""How likely a model finds a text."""
+"""Log-likelihood of a text under a model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def log_likelihoods(engine: Engine, cache: KVCache, ids: Sequence[int]) -> Tenso
     """Natural log-likelihood of each id after the first given those before: [T - 1] float32.
 
     Args:
-        cache: an empty row that the text fits.
+        cache: a cache with an empty row that fits the text.
     """
     if len(ids) < 2:
         raise UsageError("Scoring needs at least two tokens.")

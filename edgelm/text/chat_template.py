@@ -1,6 +1,6 @@
-"""Chat templates: messages -> the text a model was trained on.
+"""Chat templates: render messages to the text format a model was trained on.
 
-A template is a program that came with somebody's model file: ``sandbox`` runs it.
+A template is an untrusted program from a model file, so it runs in ``sandbox``.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ def render(
     """The prompt text of a conversation.
 
     messages: mappings with ``role`` and ``content``, oldest first. bos, eos: the tokens' text,
-    None where the model has none. extra: whatever else the template reads (``tools=`` ...).
+    None if the model has none. extra: other variables of the template (``tools=`` ...).
     Encode the result with ``add_special=False, parse_special=True``: the template writes BOS.
-    Where the template refuses a system message, the first user message takes it in, as Gemma's
-    authors do it: its text, an empty line, the user's text.
+    If the template refuses a system message, it is prepended to the first user message, as
+    Gemma's authors do: its text, an empty line, the user's text.
 
-    Raises UsageError for messages that do not fit, or when there is no template; ModelFileError for
-    a template that is broken, reaches out of its sandbox, or exceeds the sandbox's limits.
+    Raises UsageError for invalid messages or a missing template; ModelFileError for a template
+    that is broken, tries to leave its sandbox, or exceeds the sandbox's limits.
     """
     if not template:
         raise UsageError(
@@ -55,7 +55,7 @@ def render(
 
 
 def _folded(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]] | None:
-    """The system message inside the user message after it; None where they are not texts."""
+    """Merge the system message into the user message after it; None if they are not texts."""
     if [message["role"] for message in messages[:2]] != ["system", "user"]:
         return None
     system, user = (message.get("content") for message in messages[:2])

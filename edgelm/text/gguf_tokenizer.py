@@ -1,9 +1,9 @@
-"""The tokenizer inside a GGUF file: its metadata keys -> a Vocabulary.
+"""Tokenizer of a GGUF file: converts its metadata keys to a Vocabulary.
 
 ``tokenizer.ggml.model`` is ``llama`` (sentencepiece's BPE with scores), ``t5`` (its unigram) or
-``gpt2`` (byte-level BPE with merges). The first two are written as sentencepiece's own ModelProto
-(sentencepiece_model.proto), the last is put together with ``tokenizers``; both libraries then do
-the work.
+``gpt2`` (byte-level BPE with merges). The first two are written as sentencepiece's ModelProto
+(sentencepiece_model.proto), the last is built with ``tokenizers``; these libraries then do the
+work.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from edgelm.text.vocabulary import (
 logger = logging.getLogger("edgelm")
 
 SENTENCEPIECE = {"llama": 2, "t5": 1}  # tokenizer.ggml.model -> sentencepiece's ModelType
-# Token types are numbered alike in GGUF and in sentencepiece.
+# Token types have the same numbers in GGUF and in sentencepiece.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 
 _GPT2 = (
@@ -37,21 +37,21 @@ _LLAMA3 = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
-_BLOOM = r" ?[^(\s|.,!?…。，、।۔،)]+"  # of BLOOM's own tokenizer.json
+_BLOOM = r" ?[^(\s|.,!?…。，、।۔،)]+"  # of BLOOM's tokenizer.json
 
 
 @dataclass(frozen=True)
 class PreTokenizer:
-    """How a text is cut before merges apply: each pattern cuts what the one before left."""
+    """Splitting of a text before merges apply: each pattern splits the previous one's result."""
 
     patterns: tuple[str, ...]
     ignore_merges: bool = False  # a piece that is a token as a whole needs no merges
-    add_bos: bool = False  # where the metadata does not say
+    add_bos: bool = False  # if the metadata does not say
 
 
 _LLAMA_BPE = PreTokenizer((_LLAMA3,), ignore_merges=True, add_bos=True)
 
-# tokenizer.ggml.pre -> the cut, as llama.cpp's llama-vocab.cpp assigns them.
+# tokenizer.ggml.pre -> the split, as llama.cpp's llama-vocab.cpp assigns them.
 PRE_TOKENIZERS = {
     "bloom": PreTokenizer((_BLOOM,)),
     "default": PreTokenizer((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]")),
@@ -66,8 +66,8 @@ PRE_TOKENIZERS = {
 def read_vocabulary(metadata: Mapping[str, Any]) -> tuple[Vocabulary, bool]:
     """Build the vocabulary that the metadata describes.
 
-    Returns it and whether a text starts with BOS where ``add_bos_token`` is absent.
-    Raises ModelFileError for missing or contradicting keys, UnsupportedModelError for a kind of
+    Returns it and whether a text starts with BOS if ``add_bos_token`` is absent.
+    Raises ModelFileError for missing or contradictory keys, UnsupportedModelError for a kind of
     tokenizer or a pre-tokenizer that is not in the tables.
     """
     kind = _required(metadata, "tokenizer.ggml.model")
@@ -85,7 +85,7 @@ def read_vocabulary(metadata: Mapping[str, Any]) -> tuple[Vocabulary, bool]:
 def _sentencepiece(metadata: Mapping[str, Any], model_type: int) -> Vocabulary:
     if metadata.get("tokenizer.ggml.precompiled_charsmap"):
         raise UnsupportedModelError(
-            "tokenizer.ggml.precompiled_charsmap normalizes texts, which is not read here. "
+            "tokenizer.ggml.precompiled_charsmap normalizes texts, which is not supported. "
             "Use the model's folder in Hugging Face layout instead."
         )
     tokens = _tokens(metadata)

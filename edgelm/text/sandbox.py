@@ -1,7 +1,7 @@
-"""Where chat templates run: Jinja's immutable sandbox, with bounds on time and on what is built.
+"""Sandbox for chat templates: Jinja's immutable sandbox, with bounds on time and output size.
 
-The sandbox keeps templates away from Python's internals (CVE-2024-34359), the bounds keep one from
-hanging the process or eating its memory. Everything else follows transformers'
+The sandbox keeps templates away from Python's internals (CVE-2024-34359); the bounds keep one from
+hanging the process or exhausting its memory. Everything else follows transformers'
 ``chat_template_utils``: trimmed blocks, loop controls, ``{% generation %}``, ``raise_exception``,
 ``strftime_now``, and a ``tojson`` that leaves non-ASCII text and HTML alone.
 """
@@ -53,9 +53,11 @@ _REFUSED_FILTERS = (
 
 
 def run(template: str, variables: Mapping[str, Any]) -> str:
-    """The template's text; raises SecurityError for what is forbidden or out of bounds."""
+    """Render the template; raises SecurityError for forbidden operations or exceeded bounds."""
     if len(template) > MAX_CHARS // 16:
-        raise SecurityError(f"it has {len(template)} characters, at most {MAX_CHARS // 16} are run")
+        raise SecurityError(
+            f"it has {len(template)} characters, at most {MAX_CHARS // 16} are allowed"
+        )
     try:
         compiled = _compile(template)
     except (RecursionError, MemoryError, SyntaxError) as error:
@@ -71,8 +73,8 @@ def _compile(template: str) -> Template:
 
 @contextmanager
 def _deadline(filename: str) -> Iterator[None]:
-    """Stop code of this file after MAX_SECONDS: a trace function works on every platform and in
-    every thread, unlike signals, and a template has too few lines for it to cost anything."""
+    """Stop a running template after MAX_SECONDS: a trace function works on every platform and in
+    every thread, unlike signals, and a template has too few lines for it to be slow."""
     end = time.monotonic() + MAX_SECONDS
 
     def trace(frame: FrameType, event: str, _: Any) -> Callable[..., Any] | None:
@@ -91,7 +93,7 @@ def _deadline(filename: str) -> Iterator[None]:
 
 
 def _plain(value: Any) -> Any:
-    """The value rebuilt from JSON's own types: objects with methods never reach a template."""
+    """Rebuild the value from JSON types: objects with methods never reach a template."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -108,7 +110,7 @@ def _plain(value: Any) -> Any:
 
 
 class _ConcatGenerator(CodeGenerator):
-    """Sends ``a ~ b`` through the environment, as the sandbox does with other operators."""
+    """Sends ``a ~ b`` through the environment, as the sandbox does for other operators."""
 
     def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:
         self.write("environment.join_values((")
@@ -119,7 +121,7 @@ class _ConcatGenerator(CodeGenerator):
 
 
 class _Generation(Extension):
-    """``{% generation %}`` marks what a model wrote, for training; here it is just its content."""
+    """``{% generation %}`` marks a model's output for training; here it renders its content."""
 
     tags = {"generation"}  # noqa: RUF012 (Jinja declares it for instances)
 
@@ -129,7 +131,7 @@ class _Generation(Extension):
 
 
 class _Namespace(Namespace):
-    """Jinja's namespace without names that could stand for Python's internals."""
+    """Jinja's namespace without names that refer to Python's internals."""
 
     def __init__(*args: Any, **kwargs: Any) -> None:  # as Jinja's: ``self`` may be a keyword
         self, *rest = args
@@ -155,7 +157,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         super().__init__(
             trim_blocks=True,
             lstrip_blocks=True,
-            optimized=False,  # nothing is computed while compiling, where no deadline holds
+            optimized=False,  # nothing is computed while compiling, when no deadline applies
             finalize=self._finalize,
             extensions=[loopcontrols, _Generation],
         )
@@ -179,7 +181,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         return value
 
     def concat(self, parts: Iterable[str]) -> str:
-        """Joins what a template, a macro or a block writes."""
+        """Join the output of a template, a macro or a block."""
         written, total = [], 0
         for part in parts:
             total += len(part)
@@ -202,7 +204,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         return super().call_binop(context, operator, left, right)
 
     def call(self, context: Context, obj: Any, *args: Any, **kwargs: Any) -> Any:
-        """Calls from a template; the methods of strings that grow are bounded first."""
+        """Run calls from a template; string methods that produce longer text are bounded first."""
         method = getattr(obj, "__wrapped__", obj)  # the sandbox wraps str.format
         owner = getattr(method, "__self__", None)
         if isinstance(owner, str | bytes):

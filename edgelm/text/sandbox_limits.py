@@ -1,4 +1,4 @@
-"""How large the values of a chat template may become: checks made before a value is built.
+"""Size limits for the values of a chat template, checked before a value is built.
 
 A template can grow text by operators, by filters and by methods of strings; each is bounded here.
 All raise jinja2's SecurityError, which ``chat.render`` explains.
@@ -14,24 +14,24 @@ from typing import Any
 from jinja2.exceptions import SecurityError
 from jinja2.runtime import Context
 
-MAX_CHARS = 16 * 2**20  # of the output, and of each value on the way to it
+MAX_CHARS = 16 * 2**20  # of the output, and of each intermediate value
 MAX_BITS = 1024  # of an integer
-ELEMENT_CHARS = 64  # what an element of a list or mapping counts besides its text
+ELEMENT_CHARS = 64  # charged for an element of a list or mapping in addition to its text
 
 # A width of four digits, or one that is itself an argument.
 _WIDE_FIELD = re.compile(r"\d{4}|%[^a-z%]*\*|\{[^{}]*:[^{}]*\{")
 
 
 def limit(chars: int) -> None:
-    """Refuse a value of so many characters."""
+    """Raise SecurityError for a value of more than MAX_CHARS characters."""
     if chars > MAX_CHARS:
         raise SecurityError(f"it builds a value of more than {MAX_CHARS} characters")
 
 
 def size(value: Any) -> int:
-    """About how many characters a value takes when written out; raises once that is too many.
+    """Approximate length of a value when written out; raises once that is too many.
 
-    Counts what is shared as often as it would be written, without writing it.
+    Shared values are counted as often as they would be written, without writing them.
     """
     total, waiting = 0, [value]
     while waiting:
@@ -49,12 +49,12 @@ def size(value: Any) -> int:
 
 
 def length(value: Any) -> int:
-    """Characters of a text, the size of anything else."""
+    """Number of characters of a text; ``size`` of any other value."""
     return len(value) if isinstance(value, str | bytes) else size(value)
 
 
 def check_product(operator: str, left: Any, right: Any) -> None:
-    """Before ``*`` and ``**``: of two integers, or of a text or list and an integer."""
+    """Check ``*`` and ``**`` of two integers, or of a text or list and an integer."""
     if isinstance(left, int) and isinstance(right, int):
         a, b = left.bit_length(), right.bit_length()
         if (a * abs(right) if operator == "**" else a + b) > MAX_BITS:
@@ -72,14 +72,14 @@ def replaced_length(text: Any, old: Any, new: Any) -> int:
 
 
 def check_format(text: str, values: Any) -> None:
-    """Before ``%`` or ``.format``: each field takes at most all values or a width of 999."""
+    """Check ``%`` or ``.format``: each field takes at most all values or a width of 999."""
     if _WIDE_FIELD.search(text):
         raise SecurityError("it formats text to an extreme width")
     limit(len(text) + (text.count("%") + text.count("{")) * (size(values) + 1000))
 
 
 def bounded(call: Callable[..., Any]) -> Callable[..., Any]:
-    """A filter that refuses arguments which are too large to write out."""
+    """Wrap a filter to refuse arguments that are too large to write out."""
 
     @functools.wraps(call)
     def checked(*args: Any, **kwargs: Any) -> Any:

@@ -1,7 +1,7 @@
-"""Text <-> token ids, and ids -> text token by token.
+"""Tokenizer: text to token ids, and ids to text, whole or token by token.
 
-``load_tokenizer`` gathers from a model's files what generation needs to know: which ids begin and
-end a text, the chat template, whether BOS is put in front.
+``load_tokenizer`` also reads from a model's files what generation needs: the ids that begin and
+end a text, the chat template, and whether BOS is added.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from edgelm.text.tokenizer_config import (
 )
 from edgelm.text.vocabulary import SPACE, SentencePieceVocabulary, TokenizersVocabulary, Vocabulary
 
-# Tokens that end a turn; they stop generation where the model's own chat template writes them.
+# Tokens that end a turn; they stop generation if the model's chat template writes them.
 END_OF_TURN = (
     "<|im_end|>",
     "<|eot_id|>",
@@ -40,19 +40,19 @@ END_OF_TURN = (
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """What a model's files say about the ends of its texts."""
+    """Special tokens that begin and end a model's texts, according to its files."""
 
     bos_id: int | None = None
-    eos_id: int | None = None  # the tokenizer's own, which templates write
-    eos_ids: frozenset[int] = frozenset()  # all that end a text
+    eos_id: int | None = None  # the tokenizer's EOS, which templates write
+    eos_ids: frozenset[int] = frozenset()  # all ids that end a text
     pad_id: int | None = None
     prefix: tuple[int, ...] = ()  # ids put before a text ...
-    suffix: tuple[int, ...] = ()  # ... and behind it
+    suffix: tuple[int, ...] = ()  # ... and after it
     chat_template: str | None = None
 
 
 class Tokenizer:
-    """Encodes text to ids and decodes ids to text, whichever library the files ask for."""
+    """Encodes text to ids and decodes ids to text, with whichever library the files need."""
 
     def __init__(self, vocabulary: Vocabulary, special: SpecialTokens) -> None:
         self._vocabulary = vocabulary
@@ -71,9 +71,9 @@ class Tokenizer:
     ) -> list[int]:
         """Token ids of a text.
 
-        add_special puts BOS (and whatever else the model's files ask for) around it, but never a
-        second BOS. parse_special reads special tokens written in the text, as a rendered chat
-        template needs it; without it they are plain text, so that a user cannot forge a turn.
+        add_special adds BOS (and whatever else the model's files specify), but never a second BOS.
+        parse_special recognises special tokens written in the text, as rendered chat templates
+        require; without it they are plain text, so that a user cannot forge a turn.
         """
         if not isinstance(text, str):
             raise UsageError(f"A text must be a str, not {type(text).__name__}.")
@@ -105,11 +105,11 @@ class Tokenizer:
     def decode(
         self, ids: Iterable[Any], *, skip_special: bool = True, continues: bool = False
     ) -> str | list[str]:
-        """Text of the ids; bytes that are no UTF-8 become U+FFFD. A list of rows gives a list.
+        """Text of the ids; bytes that are not UTF-8 become U+FFFD. A list of rows gives a list.
 
-        Where the encoder puts a space before a text it is taken away again, unless the ids
-        continue a text that was there before. Spaces before punctuation stay: files that ask for
-        ``clean_up_tokenization_spaces`` mean WordPiece, and transformers ignores it too.
+        If the encoder adds a space before a text, it is removed, unless the ids continue an
+        earlier text. Spaces before punctuation stay: ``clean_up_tokenization_spaces`` applies to
+        WordPiece, and transformers ignores it too.
         """
         ids = list(ids)
         if ids and isinstance(ids[0], Sequence):
@@ -118,14 +118,14 @@ class Tokenizer:
         return "".join(map(stream.push, ids)) + stream.finish()
 
     def stream(self, *, skip_special: bool = True, continues: bool = False) -> DecodeStream:
-        """A decoder that takes ids one by one; see ``decode`` for the arguments."""
+        """Return a decoder that takes ids one by one; see ``decode`` for the arguments."""
         return DecodeStream(self._vocabulary, skip_special, continues)
 
     def spans(self, text: str, ids: Sequence[int]) -> list[tuple[int, int]] | None:
-        """Characters [start, stop) of the text that each of its ids (without BOS) stands for.
+        """Character range [start, stop) in the text of each of its ids (without BOS).
 
-        A character of several ids belongs to all of them. White space may have been added,
-        squeezed or replaced. None where the ids do not spell the text otherwise: the tokenizer
+        A character of several ids belongs to all of them. Whitespace may have been added,
+        collapsed or replaced. None if the ids differ from the text in any other way: the tokenizer
         normalized it, or has no token for a part.
         """
         owners = [index for index, char in enumerate(text) for _ in char.encode()] + [len(text)]
@@ -157,20 +157,20 @@ class Tokenizer:
         (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
 
     def token_of(self, token_id: int | None) -> str | None:
-        """The token as the vocabulary writes it (chat templates want BOS and EOS so)."""
+        """Spelling of the token in the vocabulary (chat templates need BOS and EOS like this)."""
         return None if token_id is None else self._vocabulary.name_of(token_id)
 
     def is_special(self, token_id: int) -> bool:
-        """Whether the token steers the model rather than stands for text."""
+        """True if the token is a control token rather than text."""
         return self._vocabulary.is_special(token_id)
 
     def bytes_of(self, token_id: int) -> bytes:
-        """UTF-8 (perhaps only a part of a character) that the token stands for."""
+        """UTF-8 bytes of the token (possibly only part of a character)."""
         return self._vocabulary.bytes_of(token_id)
 
 
 class DecodeStream:
-    """Ids in, text out, only whole UTF-8 characters; all the text together equals ``decode``."""
+    """Streaming decoder: emits whole UTF-8 characters; the total output equals ``decode``."""
 
     def __init__(self, vocabulary: Vocabulary, skip_special: bool, continues: bool) -> None:
         self._vocabulary = vocabulary
@@ -179,10 +179,10 @@ class DecodeStream:
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, token_id: int) -> str:
-        """The text that became whole with this id, '' while a character is incomplete.
+        """Add an id and return the text it completes, '' while a character is incomplete.
 
-        An id beyond the vocabulary stands for nothing (models pad their embeddings); a negative
-        one raises UsageError.
+        An id beyond the vocabulary has no text (models pad their embeddings); a negative id
+        raises UsageError.
         """
         if token_id < 0:
             raise UsageError(f"Token id {token_id} is negative; ids start at 0.")
@@ -197,17 +197,17 @@ class DecodeStream:
         return self._utf8.decode(data)
 
     def finish(self) -> str:
-        """What is left: U+FFFD if the ids ended inside a character, else ''."""
+        """The remaining text: U+FFFD if the ids ended inside a character, else ''."""
         return self._utf8.decode(b"", final=True)
 
 
 def load_tokenizer(
     path: Path, metadata: Mapping[str, Any] | None = None, default_template: str | None = None
 ) -> Tokenizer:
-    """The tokenizer of a model: a folder in Hugging Face layout, or a GGUF file's metadata.
+    """Load a model's tokenizer from a folder in Hugging Face layout or a GGUF file's metadata.
 
-    In a folder ``tokenizer.json`` goes before ``tokenizer.model``. default_template: the chat
-    template where the files hold none. Raises ModelFileError when there is no tokenizer or a file
+    In a folder ``tokenizer.json`` takes precedence over ``tokenizer.model``. default_template: the
+    chat template if the files have none. Raises ModelFileError if there is no tokenizer or a file
     is damaged, UnsupportedModelError for a tokenizer of an unknown kind.
     """
     read = _from_folder(Path(path)) if metadata is None else _from_metadata(metadata)

@@ -1,7 +1,7 @@
-"""The JSON files beside a tokenizer, read with their types checked: anybody may have written them.
+"""The JSON files that accompany a tokenizer, read with type checks: they are untrusted input.
 
-``tokenizer_config.json``, ``special_tokens_map.json``, ``generation_config.json`` and what
-``config.json`` says of tokens. Everything here raises ModelFileError with the key and its value.
+These are ``tokenizer_config.json``, ``special_tokens_map.json``, ``generation_config.json`` and
+the token keys of ``config.json``. All errors are ModelFileError with the key and its value.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any
 
 from edgelm.errors import ModelFileError
 
-MAX_ID = 1 << 24  # no vocabulary comes near; a larger id is a lie that would cost memory
+MAX_ID = 1 << 24  # no vocabulary is nearly as large; a larger id would only cost memory
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file, {} where there is no such file."""
+    """The object in a JSON file, {} if the file does not exist."""
     if not path.is_file():
         return {}
     try:
@@ -59,10 +59,10 @@ def added_tokens(config: Mapping[str, Any]) -> dict[str, tuple[int, bool]]:
 
 
 def space_scheme(config: Mapping[str, Any]) -> str:
-    """Which stretches of a text get a space in front, in the words of tokenizers' Metaspace.
+    """Prefix-space scheme of a text's segments, in the terms of tokenizers' Metaspace.
 
-    ``add_prefix_space: false`` means none, ``legacy: false`` only the text's beginning, and not
-    what follows a special token. Where neither is said it is every stretch.
+    ``add_prefix_space: false`` means no segment, ``legacy: false`` only the text's beginning, and
+    not the segments after special tokens. Without either key it is every segment.
     """
     for key in ("add_prefix_space", "legacy"):
         if not isinstance(config.get(key), bool | None):
@@ -79,7 +79,7 @@ def chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:
         try:
             return file.read_text(encoding="utf-8")
         except (ValueError, OSError) as error:
-            raise ModelFileError(f"{file} is no readable text ({error}).") from error
+            raise ModelFileError(f"{file} is not readable text ({error}).") from error
     template = config.get("chat_template")
     if isinstance(template, list):
         entries = [entry for entry in template if isinstance(entry, dict)]
@@ -89,14 +89,14 @@ def chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:
 
 
 def checked_template(template: Any, origin: str) -> str | None:
-    """The template, which must be a text if it is there at all."""
+    """The template, which must be a text if it is present."""
     if template is not None and not isinstance(template, str):
         raise _damaged(origin, template, "a template's text")
     return template
 
 
 def token_ids(value: Any, origin: str) -> list[int]:
-    """Token ids of a key that may be absent, null, a number or a list of numbers."""
+    """Token ids under a key that may be absent, null, a number or a list of numbers."""
     ids = [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
     if any(isinstance(i, bool) or not isinstance(i, int) for i in ids):
         raise ModelFileError(f"{origin} must be a token id or a list of them, not {value!r:.80}.")
@@ -104,7 +104,7 @@ def token_ids(value: Any, origin: str) -> list[int]:
 
 
 def is_text(text: str) -> bool:
-    """Whether the text can be written as UTF-8: JSON may hold half a surrogate pair."""
+    """True if the text can be written as UTF-8: JSON may hold half a surrogate pair."""
     try:
         text.encode()
     except UnicodeEncodeError:

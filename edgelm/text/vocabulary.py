@@ -1,8 +1,8 @@
-"""What a tokenizer file holds, behind one face: two libraries do the splitting.
+"""Vocabularies of tokenizer files behind one interface; two libraries do the splitting.
 
 ``tokenizers`` reads ``tokenizer.json``, ``sentencepiece`` reads ``tokenizer.model``. Both turn text
-into ids here and say which bytes an id stands for; joining those bytes back into text is
-``tokenizer.DecodeStream``'s work, so that both give the same text in one piece and token by token.
+into ids here and give the bytes of an id; ``tokenizer.DecodeStream`` joins those bytes back into
+text, so that the text is the same whole and token by token.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
     from tokenizers import Tokenizer as LibraryTokenizer
 
-SPACE = "\u2581"  # the sign that stands for a space inside sentencepiece's pieces
+SPACE = "\u2581"  # represents a space inside sentencepiece's pieces
 # normalizer_spec.add_dummy_prefix = false, as protobuf: what follows a message is merged into it.
 _NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -31,10 +31,10 @@ class Vocabulary(Protocol):
     """Token ids of one tokenizer: 0 <= id < size."""
 
     size: int
-    strips_first_space: bool  # the encoder puts a space before a text; decoding takes it away
-    prefix: tuple[int, ...]  # ids that the file itself wants before a text
-    suffix: tuple[int, ...]  # ... and behind it
-    bos_id: int | None  # as far as the file names one
+    strips_first_space: bool  # the encoder adds a space before a text; decoding removes it
+    prefix: tuple[int, ...]  # ids that the file itself adds before a text
+    suffix: tuple[int, ...]  # ... and after it
+    bos_id: int | None  # None if the file has none
     eos_id: int | None
     pad_id: int | None
 
@@ -42,25 +42,25 @@ class Vocabulary(Protocol):
         """Ids of the text alone; special tokens written in it count only with parse_special."""
 
     def id_of(self, token: str) -> int | None:
-        """The id of a token by its name, None where there is no such token."""
+        """The id of a token by its name, None if there is no such token."""
 
     def name_of(self, token_id: int) -> str:
-        """The token as the vocabulary writes it, '' for an id without a token."""
+        """Spelling of the token in the vocabulary, '' for an id without a token."""
 
     def bytes_of(self, token_id: int) -> bytes:
-        """UTF-8 (perhaps only a part of a character) that the token stands for."""
+        """UTF-8 bytes of the token (possibly only part of a character)."""
 
     def save(self, folder: Path) -> None:
         """Write it as the file that its library reads: tokenizer.json or tokenizer.model."""
 
     def is_special(self, token_id: int) -> bool:
-        """Whether the token steers the model rather than stands for text."""
+        """True if the token is a control token rather than text."""
 
 
 def byte_alphabet() -> dict[str, int]:
-    """The 256 characters that stand for bytes in byte-level BPE (OpenAI's GPT-2 encoder.py).
+    """The 256 characters that represent bytes in byte-level BPE (OpenAI's GPT-2 encoder.py).
 
-    Printable Latin-1 stands for itself; the other bytes take U+0100 and up, in order.
+    Printable Latin-1 represents itself; the other bytes take U+0100 and up, in order.
     """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = [b for b in range(256) if b not in printable]
@@ -70,12 +70,14 @@ def byte_alphabet() -> dict[str, int]:
 class TokenizersVocabulary:
     """A ``tokenizers.Tokenizer``: byte-level BPE, or sentencepiece's pieces with byte fallback."""
 
-    eos_id: int | None = None  # tokenizer.json names neither; the configs beside it do
+    eos_id: int | None = None  # tokenizer.json has neither; the accompanying configs do
     pad_id: int | None = None
 
     def __init__(self, library: LibraryTokenizer) -> None:
         self._library = library
-        self._lock = threading.Lock()  # encode_special_tokens belongs to the object, not to a call
+        self._lock = (
+            threading.Lock()
+        )  # encode_special_tokens is a setting of the object, not of a call
         self._read_decoder()
         self._read_tokens()
         self._read_affixes()
@@ -89,7 +91,7 @@ class TokenizersVocabulary:
             library = LibraryTokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception for whatever it cannot read
             raise ModelFileError(
-                f"{path} is no readable tokenizer ({error}). Fetch the file again."
+                f"{path} is not a readable tokenizer ({error}). Fetch the file again."
             ) from error
         library.no_truncation()
         library.no_padding()
@@ -120,7 +122,7 @@ class TokenizersVocabulary:
         self.size = max(self._library.get_vocab_size(True), max(added, default=-1) + 1)
 
     def _read_affixes(self) -> None:
-        """What the post-processor puts around a text, found by asking it; BOS opens it."""
+        """Ids that the post-processor adds around a text, found by probing it; BOS comes first."""
         bare = self._library.encode("a", add_special_tokens=False).ids
         full = self._library.encode("a", add_special_tokens=True).ids
         starts = range(len(full) - len(bare) + 1)
@@ -130,7 +132,7 @@ class TokenizersVocabulary:
         self.suffix = tuple(full[start + len(bare) :])
 
     def mark_special(self, names: list[str]) -> None:
-        """Treat these tokens, where they exist, as special: configs name some that files do not."""
+        """Mark these tokens, if they exist, as special: configs name some that files do not."""
         known = [n for n in names if (i := self.id_of(n)) is not None and i not in self._special]
         if known:
             self._library.add_special_tokens(known)
@@ -165,7 +167,7 @@ class TokenizersVocabulary:
 
 
 class SentencePieceVocabulary:
-    """A sentencepiece model, and the tokens that a folder's configs add behind its pieces."""
+    """A sentencepiece model, and the tokens that a folder's configs add after its pieces."""
 
     prefix: tuple[int, ...]
     suffix: tuple[int, ...] = ()
@@ -176,9 +178,9 @@ class SentencePieceVocabulary:
         added: Mapping[str, tuple[int, bool]] | None = None,
         scheme: str = "always",
     ) -> None:
-        """added: name -> (id, special) of tokens that the model file does not hold.
+        """added: name -> (id, special) of tokens that the model file does not have.
 
-        scheme: which stretches between special tokens get the space that the model file asks for,
+        scheme: the segments between special tokens that get the space the model file specifies,
         "always", "first" (only the text's beginning) or "never".
         """
         spaceless = library if scheme == "always" else _without_space(library)
@@ -196,7 +198,9 @@ class SentencePieceVocabulary:
         self.bos_id = _present(library.bos_id())
         self.eos_id = _present(library.eos_id())
         self.pad_id = _present(library.pad_id())
-        self.prefix = () if self.bos_id is None else (self.bos_id,)  # what such models train with
+        self.prefix = (
+            () if self.bos_id is None else (self.bos_id,)
+        )  # such models are trained with BOS
         self.strips_first_space = self._adds_space()
 
     @classmethod
@@ -207,7 +211,7 @@ class SentencePieceVocabulary:
         return cls(load_sentencepiece(path.read_bytes(), str(path)), added, scheme)
 
     def _adds_space(self) -> bool:
-        """Whether decoding drops the space of the first piece, asked of the library itself."""
+        """True if decoding drops the space of the first piece, determined by a trial."""
         for token_id in range(self._pieces):
             piece = self._library.id_to_piece(token_id)
             if len(piece) > 1 and piece[0] == SPACE and piece[1] != SPACE:
@@ -215,14 +219,14 @@ class SentencePieceVocabulary:
         return False
 
     def encode(self, text: str, parse_special: bool) -> list[int]:
-        """Each stretch between special tokens is a text of its own, as Meta's and llama.cpp's
-        encoders have it: each gets the space that the model puts before a text, unless the scheme
+        """Encode each segment between special tokens as a separate text, as Meta's and llama.cpp's
+        encoders do: each gets the space that the model adds before a text, unless the scheme
         says otherwise."""
         pattern = self._parsed if parse_special else self._always
         if pattern is None:
             return self._library.encode(text)
         ids: list[int] = []
-        for part in pattern.split(text):  # plain text and matched tokens take turns
+        for part in pattern.split(text):  # plain text and matched tokens alternate
             if (token_id := self.id_of(part)) is not None and pattern.fullmatch(part):
                 ids.append(token_id)
             elif part:
@@ -232,7 +236,7 @@ class SentencePieceVocabulary:
     def id_of(self, token: str) -> int | None:
         if token in self._added:
             return self._added[token]
-        token_id = self._library.piece_to_id(token)  # the unknown piece's id stands for "absent"
+        token_id = self._library.piece_to_id(token)  # the unknown piece's id means "absent"
         return token_id if self._library.id_to_piece(token_id) == token else None
 
     def name_of(self, token_id: int) -> str:
@@ -258,7 +262,7 @@ class SentencePieceVocabulary:
 
 
 def load_sentencepiece(model: bytes, origin: str) -> SentencePieceProcessor:
-    """A processor over a serialized ModelProto; ``origin`` names the file in the error."""
+    """Load a processor from a serialized ModelProto; ``origin`` names the file in the error."""
     from sentencepiece import SentencePieceProcessor
 
     try:
@@ -267,7 +271,7 @@ def load_sentencepiece(model: bytes, origin: str) -> SentencePieceProcessor:
         return SentencePieceProcessor(model_proto=model)
     except (ValueError, RuntimeError, OSError) as error:
         raise ModelFileError(
-            f"{origin} holds no readable sentencepiece model ({error}). Fetch the file again."
+            f"{origin} has no readable sentencepiece model ({error}). Fetch the file again."
         ) from error
 
 
@@ -277,7 +281,7 @@ def _without_space(library: SentencePieceProcessor) -> SentencePieceProcessor:
 
 
 def _alternatives(names: set[str]) -> re.Pattern[str] | None:
-    """A pattern that splits a text at any of the names, the longest first."""
+    """Compile a pattern that splits a text at any of the names, the longest first."""
     longest_first = sorted(filter(None, names), key=len, reverse=True)
     return re.compile(f"({'|'.join(map(re.escape, longest_first))})") if longest_first else None
 

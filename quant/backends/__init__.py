@@ -1,7 +1,7 @@
-"""The table of kernels, fastest first, and the choice among them.
+"""Kernel backends: the table of kernels, fastest first, and the choice among them.
 
-What follows the reference runs on libraries that take long to import: `auto` asks for those only
-where they were measured to be faster on this very machine (`timing.py`).
+Kernels after the reference need libraries that are slow to import: ``auto`` uses those only
+where they were measured to be faster on this machine (``timing.py``).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ..errors import KernelUnavailable
+from ..errors import KernelUnavailableError
 from ..scheme import Scheme
 from .bitsandbytes_backend import Dequantized4Bit, Fused4Bit, LlmInt8
 from .kernel import Kernel, Shape
@@ -25,7 +25,7 @@ __all__ = ["BACKENDS", "KERNELS", "Kernel", "choose", "find"]
 
 REFERENCE = Reference()
 NATIVE_FLOAT = NativeProduct("float", exact=True)
-# Those that never round activations: they compute in float32 whatever the weights are.
+# Kernels that never round activations: they compute in float32 whatever the weights are.
 EXACT_CODES: tuple[Kernel, ...] = tuple(
     NativeProduct(kind, exact=True) for kind in ("int4", "int8", "nf4", "fp4")
 )
@@ -49,17 +49,17 @@ def choose(
     ranking: Sequence[str] = (),
     exact: bool = False,
 ) -> Kernel:
-    """The kernel that will hold a matrix of `shape` [N, K].
+    """The kernel that will hold a matrix of ``shape`` [N, K].
 
     backend: "auto" takes the first of the table that supports the matrix; a name takes the first
     of that backend. lookup: rows must be readable. multiply: False for a table that is only read
-    by rows, which the reference does for every backend. ranking: names of kernels that go before
-    the rest of the table, as `timing.time_kernels` found them; names of no kernel are passed over.
-    exact: only kernels that take float32 activations as they are.
-    Raises KernelUnavailable, with each kernel's reason, when the named backend has none.
+    by rows, which the reference does for every backend. ranking: names of kernels to try before
+    the rest of the table, as ``timing.time_kernels`` ranks them; unknown names are ignored.
+    exact: only kernels that do not round float32 activations.
+    Raises KernelUnavailableError, with each kernel's reason, when the named backend has none.
     """
     if backend != "auto" and backend not in BACKENDS:
-        raise KernelUnavailable(
+        raise KernelUnavailableError(
             f"unknown backend {backend!r}; allowed here: auto, {', '.join(BACKENDS)}"
         )
     if not multiply:
@@ -70,16 +70,16 @@ def choose(
     for kernel in (*ranked, *table):
         if backend not in ("auto", kernel.backend):
             continue
-        reason = kernel.supports(scheme, shape, torch.device(device), lookup)
+        reason = kernel.refusal(scheme, shape, torch.device(device), lookup)
         if reason is None:
             return kernel
         reasons.append(f"{kernel.name}: {reason}")
-    raise KernelUnavailable(
-        f"backend {backend!r} cannot hold {scheme} {list(shape)} on {device} "
+    raise KernelUnavailableError(
+        f"backend {backend!r} has no kernel for {scheme} {list(shape)} on {device} "
         f"({'; '.join(reasons) or 'it rounds activations'}); use backend auto or reference"
     )
 
 
 def find(name: str) -> Kernel:
-    """The kernel called `name`, as reports show it."""
+    """The kernel named ``name`` in reports."""
     return next(kernel for kernel in KERNELS if kernel.name == name)

@@ -1,7 +1,7 @@
-"""bitsandbytes' products: on CPUs its fused nf4 and fp4 and LLM.int8, there and on CUDA devices
-its dequantization, and on the latter its product with one row.
+"""bitsandbytes kernels: its fused nf4 and fp4 products and LLM.int8 on CPUs, its dequantization
+on CPUs and CUDA devices, and its product with a single row on CUDA devices.
 
-Its bytes hold the even input in the high nibble, ours in the low one.
+bitsandbytes keeps the even input in the high nibble, the canonical layout in the low one.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ _TILE_OUTPUTS = 32  # outputs that the fused kernel's layout interleaves
 
 
 class Fused4Bit:
-    """nf4 and fp4 as `Linear4bit` runs them in `.eval()`: in bfloat16, unpacked on the way."""
+    """nf4 and fp4 as ``Linear4bit`` runs them in ``.eval()``: in bfloat16, unpacked on the fly."""
 
     name = "bitsandbytes.fused4bit"
     backend = "bitsandbytes"
 
-    def supports(
+    def refusal(
         self, scheme: Scheme, shape: Shape, device: torch.device, lookup: bool
     ) -> str | None:
         if scheme.codebook not in ("nf4", "fp4"):
-            return "holds nf4 and fp4"
+            return "supports nf4 and fp4 only"
         if lookup:
             return "its layout cannot be read by rows"
         if shape[0] % _TILE_OUTPUTS:
@@ -89,25 +89,25 @@ class Fused4Bit:
         finish(product, bias, out)
 
     def lookup(self, ids: Tensor, tensors: Tensors, scheme: Scheme, out: Tensor) -> None:
-        raise AssertionError("supports() refuses lookups")
+        raise AssertionError("refusal() rules lookups out")
 
 
 class Dequantized4Bit(Reference):
-    """nf4 and fp4 turned to the activations' dtype by bitsandbytes, a block of rows at a time.
+    """nf4 and fp4 dequantized to the activations' dtype by bitsandbytes, a block of rows at a time.
 
-    One row of activations on a CUDA device goes through its product that unpacks on the way.
+    One row of activations on a CUDA device goes through its product that unpacks on the fly.
     """
 
     name = "bitsandbytes.4bit"
     backend = "bitsandbytes"
 
-    def supports(
+    def refusal(
         self, scheme: Scheme, shape: Shape, device: torch.device, lookup: bool
     ) -> str | None:
         if scheme.codebook not in ("nf4", "fp4"):
-            return "holds nf4 and fp4"
+            return "supports nf4 and fp4 only"
         if device.type not in ("cpu", "cuda"):
-            return f"is wired for CPUs and CUDA devices, not for {device}"
+            return f"supports CPUs and CUDA devices, not {device}"
         return _missing()
 
     def prepare(self, packed: PackedWeight) -> Tensors:
@@ -155,16 +155,16 @@ class Dequantized4Bit(Reference):
 
 
 class LlmInt8(Reference):
-    """Int8 times activations rounded to int8 by rows, columns with outliers apart in float."""
+    """Int8 times activations rounded to int8 by row; outlier columns are multiplied in float."""
 
     name = "bitsandbytes.int8"
     backend = "bitsandbytes"
 
-    def supports(
+    def refusal(
         self, scheme: Scheme, shape: Shape, device: torch.device, lookup: bool
     ) -> str | None:
         if scheme != Scheme(8, scales=scheme.scales):
-            return "holds int8 with one scale per row and no zeros"
+            return "supports only int8 with one scale per row and no zeros"
         if torch.backends.cpu.get_cpu_capability() != "AVX512":
             return "its int8 product is emulated without AVX512"
         return _not_a_cpu(device) or _missing()
@@ -204,7 +204,7 @@ def _no_fused_kernel() -> str | None:
 
 
 def _not_a_cpu(device: torch.device) -> str | None:
-    return None if device.type == "cpu" else f"is wired for CPUs, not for {device}"
+    return None if device.type == "cpu" else f"supports CPUs, not {device}"
 
 
 def _missing() -> str | None:
@@ -215,5 +215,5 @@ def _missing() -> str | None:
 
 def _library() -> Any:
     found = library("bitsandbytes")
-    assert found is not None, "supports() asks for the library"
+    assert found is not None, "refusal() has looked for the library"
     return found

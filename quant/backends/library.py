@@ -1,4 +1,4 @@
-"""Libraries that a backend may run on: whether one is installed, and its import at first use."""
+"""Optional libraries of the backends, imported at first use."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from types import ModuleType
 
 @cache
 def library(name: str) -> ModuleType | None:
-    """The module `name`, None if it is not installed or cannot be loaded on this machine.
+    """Import the module ``name``; None if it is not installed or cannot be loaded here.
 
-    Takes seconds and about a hundred MiB the first time, so kernels ask for it last.
+    Takes seconds and about 100 MiB the first time, so kernels check this last.
     """
     with _quiet():
         try:
@@ -26,7 +26,7 @@ def library(name: str) -> ModuleType | None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    # bitsandbytes asks the Hub for code when the package `kernels` is there: hide it meanwhile.
+    # bitsandbytes fetches code from the Hub if the package ``kernels`` is installed: hide it.
     hidden = sys.modules.get("kernels")
     sys.modules["kernels"] = None  # type: ignore[assignment]
     before = logging.root.manager.disable

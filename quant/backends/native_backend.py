@@ -1,11 +1,11 @@
-"""The products of the native library, over panels of 32 rows (native/src/layout/layout.h).
+"""Kernels of the native library, over panels of 32 rows (native/src/layout/layout.h).
 
 Activations are rounded to 8 bits per group of inputs (of 32 where the weights have one scale
-per row), the integers multiplied exactly, and groups summed in float32 in one order. Groups with
-numbers that stand out are rounded twice, to 16 bits (native/src/products/rounded/activations.h).
-The exact products take float32 activations as they are, and are the only ones over weights of
-floats (native/src/products/exact/activations.h). A row of the result depends on its own row of
-activations alone, and is the same on every instruction set.
+per row), the integers multiplied exactly, and groups summed in float32 in a fixed order. Groups
+with outliers are rounded twice, to 16 bits (native/src/products/rounded/activations.h). The exact
+products do not round float32 activations, and are the only ones over float weights
+(native/src/products/exact/activations.h). A row of the result depends only on its row of
+activations, and is the same on every instruction set.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from ..packing import PackedWeight
 from ..scheme import Scheme
 from .kernel import Shape, Tensors
 
-# Products of Gaussian numbers agree with the reference's to this many dB: what rounding the
-# activations to 8 bits leaves. Groups of 32 measure 46 dB, of 128 43.5 dB.
+# Products of Gaussian numbers agree with the reference's to at least this many dB after rounding
+# the activations to 8 bits. Groups of 32 measure 46 dB, of 128 43.5 dB.
 ACTIVATIONS_FLOOR_DB = 41.0
-_PANEL = 32  # rows that lie together; those beyond the last are zeros
+_PANEL = 32  # rows stored together; the last panel is padded with zeros
 
 
 class NativeProduct:
     """One kind of weights, with any groups, zeros and scales.
 
-    kind: "int4", "int8", "nf4", "fp4" or "float", which has the three float types. exact: float32
+    kind: "int4", "int8", "nf4", "fp4" or "float" (all three float types). exact: float32
     activations are not rounded.
     """
 
@@ -43,17 +43,18 @@ class NativeProduct:
         self.exact = exact
         self.name = f"native.{kind}.exact" if exact and kind != "float" else f"native.{kind}"
 
-    def supports(
+    def refusal(
         self, scheme: Scheme, shape: Shape, device: torch.device, lookup: bool
     ) -> str | None:
         kind = "float" if scheme.is_float else scheme.codebook or f"int{scheme.bits}"
         if kind != self.kind:
-            return f"holds {self.kind}" if self.kind != "float" else "holds floats"
+            supported = "float types" if self.kind == "float" else self.kind
+            return f"supports {supported} only"
         if device.type != "cpu":
             return f"runs on CPUs, not on {device}"
         missing = native.missing()
         if missing is None:
-            native.library()  # raises where EDGELM_ISA is wrong: not what is passed over in silence
+            native.library()  # raises for a wrong EDGELM_ISA, which must not be ignored silently
         return missing
 
     def prepare(self, packed: PackedWeight) -> Tensors:
@@ -113,9 +114,10 @@ class NativeProduct:
         ids = ids.contiguous()
         held = tensors["layout"].nbytes // _layout_bytes(scheme, (1, out.shape[1])) * _PANEL
         if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < held:
-            raise QuantError(f"rows {int(ids.min())} to {int(ids.max())} asked of {held} rows")
+            found = f"{int(ids.min())}-{int(ids.max())}"
+            raise QuantError(f"row ids {found} are out of range: the table has {held} rows")
         call = structs.Reading(
-            # The number of outputs plays no part in where a row lies.
+            # A row's place does not depend on the number of outputs.
             native.matrix(scheme, (1, out.shape[1])),
             tensors["layout"].data_ptr(),
             ids.data_ptr(),
@@ -138,17 +140,17 @@ def _layout_bytes(scheme: Scheme, shape: Shape) -> int:
 
 
 def _check(x: Tensor, layout: Tensor, scheme: Scheme, bias: Tensor | None, out: Tensor) -> None:
-    """QuantError unless all sizes belong together: the library itself would read beyond them."""
+    """Raise QuantError unless all sizes match: the library would read out of bounds."""
     shape = (out.shape[1], x.shape[1])
     wanted = _layout_bytes(scheme, shape)
     if layout.nbytes != wanted or not layout.is_contiguous():
         raise QuantError(
-            f"a matrix {list(shape)} of {scheme} takes {wanted} bytes in one piece; the layout "
-            f"given has {layout.nbytes}. Give the tensors that prepare() made, and x and out of "
-            "their sizes"
+            f"a matrix {list(shape)} of {scheme} takes {wanted} contiguous bytes; the given layout "
+            f"has {layout.nbytes}. Pass the tensors that prepare() returned, and x and out of "
+            "matching sizes"
         )
     if len(out) != len(x) or (bias is not None and bias.shape != (shape[0],)):
         raise QuantError(
             f"x {list(x.shape)}, bias {None if bias is None else list(bias.shape)} and out "
-            f"{list(out.shape)} do not belong together; allowed: [M, K], [N], [M, N]"
+            f"{list(out.shape)} do not match; allowed: [M, K], [N], [M, N]"
         )

@@ -1,6 +1,6 @@
-"""The reference: canonical tensors as they are, turned to floats a block of rows at a time.
+"""The reference: canonical tensors, dequantized a block of rows at a time.
 
-It defines what is right, and runs every scheme on every device that torch has.
+It defines the correct result, and supports every scheme on every torch device.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Reference:
     name = "reference"
     backend = "reference"
 
-    def supports(
+    def refusal(
         self, scheme: Scheme, shape: Shape, device: torch.device, lookup: bool
     ) -> str | None:
         return None
@@ -77,9 +77,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
 
 
 def linear_scratch_bytes(shape: Shape, rows: int) -> int:
-    """Upper bound of what `linear` takes, the activations' or the result's other dtype included.
+    """Upper bound of the bytes ``linear`` takes, conversions of activations and result included.
 
-    Alone, a row of bfloat16 goes through float32 copies inside ATen: 12 bytes a number, measured.
+    A single row of bfloat16 goes through float32 copies inside ATen: 12 bytes a number, measured.
     """
     return (rows * 4 + 14) * sum(shape)
 

@@ -1,6 +1,6 @@
-"""Which kernel is fastest on this machine: each one timed on a small product, a few ms in all.
+"""Kernel timing: finds the fastest kernel on this machine with small products, in a few ms.
 
-On a CUDA device the time is the device's own: captured steps do without the calls.
+On a CUDA device only device time counts: captured steps avoid the cost of launches.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ from . import EXACT_CODES, KERNELS, REFERENCE
 from .bitsandbytes_backend import LlmInt8
 from .kernel import Kernel, Shape
 
-# What stands for each class of shapes. They are told apart because calls cost more than bytes in
-# small matrices: a kernel that is best in one class need not be in the other.
+# The shape measured for each class of shapes. For small matrices the cost of a call outweighs
+# that of the bytes, so the best kernel of one class may not be the best of the other.
 PROBES: dict[str, Shape] = {"small": (512, 512), "large": (4096, 1024)}
 _SMALL_ELEMENTS = 1 << 20
 _ROUNDS = 5
-# Gaussian numbers through any kernel agree with the reference's to more dB than this; one that does
-# not (a library changed its layout, a device computes nonsense) is not to be chosen for its speed.
+# Products of Gaussian numbers agree with the reference's to more dB than this; a kernel that does
+# not (a library changed its layout, a faulty device) must not be chosen for its speed.
 _AGREES_DB = 30.0
 
 
 def shape_class(shape: Shape) -> str:
-    """The key of ``PROBES`` that stands for a matrix of `shape` [N, K]."""
+    """The key of ``PROBES`` that stands for a matrix of ``shape`` [N, K]."""
     return "small" if shape[0] * shape[1] <= _SMALL_ELEMENTS else "large"
 
 
 def time_kernels(scheme: Scheme, shape: Shape, device: torch.device | str) -> dict[str, float]:
     """Seconds of one product by one row of activations, fastest first, by kernel name.
 
-    On the CPU the best of a few rounds in which the kernels take turns, on a CUDA device the median
-    of some. Kernels that cannot hold the matrix or disagree with the reference are left out, and so
-    is the one that rounds activations to 8 bits without a second look: speed alone does not make
-    it the better choice. Exact products of codes are for those who ask. The caller sets the number
-    of threads.
+    On the CPU it is the best of a few rounds in which the kernels alternate, on a CUDA device the
+    median of a few. Left out are kernels that do not support the matrix or disagree with the
+    reference, the one that rounds activations to 8 bits without handling outliers (speed alone
+    does not make it the better choice), and exact products of codes, which must be requested.
+    The caller sets the number of threads.
     """
     device = torch.device(device)
     source = torch.Generator().manual_seed(0)
@@ -85,5 +85,5 @@ def _candidates(scheme: Scheme, shape: Shape, device: torch.device) -> list[Kern
         for kernel in KERNELS
         if not isinstance(kernel, LlmInt8)
         and kernel not in EXACT_CODES
-        and kernel.supports(scheme, shape, device, lookup=False) is None
+        and kernel.refusal(scheme, shape, device, lookup=False) is None
     ]

@@ -1,6 +1,6 @@
-"""ATen's products over weights, each used where it was measured to be fast.
+"""Kernels on ATen's products, each used where it was measured to be fast.
 
-The packed ones round activations to bfloat16, sum in float32, and give bfloat16 (their float32
+The packed ones round activations to bfloat16, sum in float32, and return bfloat16 (their float32
 forms have no vector code: 5 to 75 times slower). Their layouts belong to one machine: they are
 made at load and never stored. benches/LOG.md has the timings behind every choice.
 """
@@ -18,7 +18,7 @@ from .reference import Reference, linear, linear_scratch_bytes
 
 # Codes unpacked to int32 at once while a layout is made: 4 MiB.
 _BLOCK_ELEMENTS = 1 << 20
-# Outputs that ATen's int4 layouts interleave at most; blocks of so many pack independently.
+# Maximum number of outputs that ATen's int4 layouts interleave; blocks of that size pack alone.
 _TILE_ROWS = 64
 
 
@@ -28,11 +28,11 @@ class TorchMatmul(Reference):
     name = "torch.mm"
     backend = "torch"
 
-    def supports(
+    def refusal(
         self, scheme: Scheme, shape: Shape, device: torch.device, lookup: bool
     ) -> str | None:
         if scheme.codebook not in ("float32", "bfloat16"):
-            return "holds float32 and bfloat16"
+            return "supports float32 and bfloat16 only"
         if scheme.codebook == "bfloat16" and device.type == "cpu" and not has_bfloat16():
             return "bfloat16 products are slow on this CPU (no AVX512-BF16)"
         return None
@@ -53,7 +53,7 @@ class TorchMatmul(Reference):
 class Int4Pack:
     """Int4 in groups through aten::_weight_int4pack_mm_for_cpu.
 
-    Its weight is (q - 8) * scale + zero, which every kind of zeros maps onto; scale and zero are
+    A weight is (q - 8) * scale + zero, which every kind of zeros maps to; scale and zero are
     bfloat16 [G, N, 2]. Rows cannot be read back, so embeddings and tied heads go elsewhere.
     """
 
@@ -61,14 +61,14 @@ class Int4Pack:
     backend = "torch"
     outputs_step = 16
 
-    def supports(
+    def refusal(
         self, scheme: Scheme, shape: Shape, device: torch.device, lookup: bool
     ) -> str | None:
         return self._unfit(scheme, shape, lookup) or self._missing(device)
 
     def _unfit(self, scheme: Scheme, shape: Shape, lookup: bool) -> str | None:
         if scheme.bits != 4 or scheme.codebook is not None:
-            return "holds int4"
+            return "supports int4 only"
         if lookup:
             return "its layout cannot be read by rows"
         if shape[0] % self.outputs_step:
@@ -118,13 +118,13 @@ class Int4Pack:
         finish(product, bias, out)
 
     def lookup(self, ids: Tensor, tensors: Tensors, scheme: Scheme, out: Tensor) -> None:
-        raise AssertionError("supports() refuses lookups")
+        raise AssertionError("refusal() rules lookups out")
 
 
 class Int4Tile(Int4Pack):
-    """Int4 in groups on CUDA devices, in tiles of the tensor cores (torchao's tile-packed int4).
+    """Int4 in groups on CUDA devices, in tensor-core tiles (torchao's tile-packed int4).
 
-    Its weight is as that of `Int4Pack`; activations and results are bfloat16.
+    Weights have the same form as in ``Int4Pack``; activations and results are bfloat16.
     """
 
     name = "torch.int4tile"
@@ -132,7 +132,7 @@ class Int4Tile(Int4Pack):
 
     def _missing(self, device: torch.device) -> str | None:
         if device.type != "cuda" or torch.version.cuda is None:
-            return f"runs on CUDA devices of NVIDIA, not on {device}"
+            return f"runs on NVIDIA CUDA devices, not on {device}"
         return None if torch.cuda.get_device_capability(device) >= (8, 0) else "needs Ampere"
 
     def prepare(self, packed: PackedWeight) -> Tensors:
@@ -154,7 +154,7 @@ class Int4Tile(Int4Pack):
 
 
 def _group_size(scheme: Scheme, inputs: int) -> int:
-    """The op's groups: those of the scheme, or the largest that divide a row with one scale."""
+    """Group size for the op: the scheme's, or the largest that divides a row with one scale."""
     return scheme.group_size or max(size for size in GROUP_SIZES if inputs % size == 0)
 
 

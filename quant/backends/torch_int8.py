@@ -1,8 +1,8 @@
 """Symmetric int8 on CPUs through ATen, in layouts whose rows can be read: one copy of an
-embedding serves as its tied head too.
+embedding also serves as its tied head.
 
-Few rows of activations go through aten::_weight_int8pack_mm. More of them go through blocks of
-the matrix turned to the dtype that this CPU multiplies fastest.
+Few rows of activations go through aten::_weight_int8pack_mm. More rows are multiplied with blocks
+of the matrix converted to the dtype that this CPU multiplies fastest.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .aten import finish, has_bfloat16, no_vector_code
 from .kernel import Shape, Tensors
 from .reference import Reference
 
-# From so many rows of activations on, blocks are faster than the int8 product, by row or by group.
+# Number of rows of activations from which blocks beat the int8 product, by row or by group.
 _BLOCKWISE_ROWS = 16
 _BLOCKWISE_ROWS_GROUPED = 8
 # A call per group does not pay for fewer outputs than this.
@@ -29,7 +29,7 @@ _BLOCK_ELEMENTS = 1 << 21
 
 
 class Int8Rows(Reference):
-    """One scale per row: canonical tensors as they are.
+    """Int8 with one scale per row: the canonical tensors.
 
     The scales are applied to the sums, so blocks hold bare codes, which bfloat16 holds exactly.
     """
@@ -37,11 +37,11 @@ class Int8Rows(Reference):
     name = "torch.int8pack"
     backend = "torch"
 
-    def supports(
+    def refusal(
         self, scheme: Scheme, shape: Shape, device: torch.device, lookup: bool
     ) -> str | None:
         if scheme != Scheme(8, scales=scheme.scales):
-            return "holds int8 with one scale per row and no zeros"
+            return "supports only int8 with one scale per row and no zeros"
         if shape[1] % 32:
             # The op reads whole vectors, past the end of a row that does not fill them.
             return f"needs a multiple of 32 inputs, got {shape[1]}"
@@ -71,7 +71,7 @@ class Int8Rows(Reference):
 
 
 class Int8Groups:
-    """One scale per group: group-major codes [G, N, g] and scales [G, N].
+    """Int8 with one scale per group: group-major codes [G, N, g] and scales [G, N].
 
     Each group of inputs is then an int8 matrix with a scale per row, as the op wants it.
     """
@@ -79,11 +79,11 @@ class Int8Groups:
     name = "torch.int8groups"
     backend = "torch"
 
-    def supports(
+    def refusal(
         self, scheme: Scheme, shape: Shape, device: torch.device, lookup: bool
     ) -> str | None:
         if scheme.bits != 8 or scheme.group_size is None or scheme.zeros != "none":
-            return "holds int8 in groups without zeros"
+            return "supports only int8 in groups without zeros"
         return no_vector_code(device)
 
     def prepare(self, packed: PackedWeight) -> Tensors:
@@ -133,7 +133,7 @@ class Int8Groups:
 def _block_products(
     x: Tensor, outputs: int, fill: Callable[[Tensor, int, int], None]
 ) -> Iterator[tuple[int, int, Tensor]]:
-    """(start, stop, x [M, K] times rows [start, stop) of a matrix), by blocks of its rows.
+    """Yield (start, stop, x [M, K] times rows [start, stop) of a matrix), by blocks of its rows.
 
     fill(block, start, stop) writes those rows as numbers.
     """
@@ -161,7 +161,7 @@ def _ones(outputs: int) -> Tensor:
 
 
 def _scratch_bytes(shape: Shape, rows: int) -> int:
-    """The larger of what the product by the op and the product by blocks take."""
+    """Bytes of the op's product or of the product by blocks, whichever is larger."""
     outputs, inputs = shape
     # Activations twice, ones, one product in bfloat16 and the total in float32.
     few = min(rows, _BLOCKWISE_ROWS)

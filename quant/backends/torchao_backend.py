@@ -1,7 +1,7 @@
-"""torchao's int8 weights: its `Int8Tensor`, as `Int8WeightOnlyConfig` makes it.
+"""torchao kernels: int8 weights in its ``Int8Tensor``, as ``Int8WeightOnlyConfig`` makes it.
 
-It turns the codes to the activations' dtype, all of them in every call, and applies the scales to
-the sums. The tensors are the canonical ones, so rows can be read.
+Every call converts all codes to the activations' dtype and applies the scales to the sums. The
+tensors are the canonical ones, so rows can be read.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ _MODULE = "torchao.quantization"
 
 
 class TorchaoInt8(Reference):
-    """Int8 with one scale per row, on every device that torch has."""
+    """Int8 with one scale per row, on every torch device."""
 
     name = "torchao.int8"
     backend = "torchao"
 
-    def supports(
+    def refusal(
         self, scheme: Scheme, shape: Shape, device: torch.device, lookup: bool
     ) -> str | None:
         if scheme != Scheme(8, scales=scheme.scales):
-            return "holds int8 with one scale per row and no zeros"
+            return "supports only int8 with one scale per row and no zeros"
         if library(_MODULE) is None:
             return "torchao is not installed; pip install torchao"
         return None

@@ -1,10 +1,10 @@
-"""Our own CUDA products, written in Triton: int4, int8, nf4 and fp4 with every group and zeros.
+"""CUDA kernels written in Triton: int4, int8, nf4 and fp4 with any groups and zeros.
 
-Few rows of activations are multiplied in float32 from numbers made in registers, and a row's
-result does not depend on how many rows there are; more go through the tensor cores in the
-activations' own type, with weights rounded to it once. Rows can be read, so one copy of an
-embedding serves as its tied head. quant/triton has the layout and the kernels; it is imported at
-first use, because most machines never need it.
+Few rows of activations are multiplied in float32 with weights dequantized in registers, and a
+row's result does not depend on the number of rows; more rows go through the tensor cores in the
+activations' type, with weights rounded to it once. Rows can be read, so one copy of an embedding
+also serves as its tied head. quant/triton has the layout and the kernels; it is imported at first
+use, because most machines never need it.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from .kernel import Shape, Tensors
 if TYPE_CHECKING:
     from ..triton.launch import Matrix
 
-# Products of Gaussian numbers agree with the exact ones to so many dB, for activations in: what
-# rounding the result (and, beyond FEW_ROWS, the weights) to their type leaves.
+# Products of Gaussian numbers agree with the exact ones to at least this many dB, by the type of
+# the activations, to which the result (and, beyond FEW_ROWS, the weights) are rounded.
 FLOOR_DB = {torch.float32: 110.0, torch.float16: 62.0, torch.bfloat16: 46.0}
 
 
@@ -37,11 +37,11 @@ class TritonProduct:
         self.kind = kind
         self.name = f"triton.{kind}"
 
-    def supports(
+    def refusal(
         self, scheme: Scheme, shape: Shape, device: torch.device, lookup: bool
     ) -> str | None:
         if (scheme.codebook or f"int{scheme.bits}") != self.kind:
-            return f"holds {self.kind}"
+            return f"supports {self.kind} only"
         return triton.missing(device)
 
     def prepare(self, packed: PackedWeight) -> Tensors:
@@ -83,13 +83,13 @@ class TritonProduct:
 
         matrix = launch.Matrix(tensors, scheme, (len(tensors["qweight"]), out.shape[1]))
         if len(ids) != len(out) or out.stride(1) != 1:
-            raise QuantError(f"{len(ids)} rows asked into out {list(out.shape)}; allowed: [n, K]")
+            raise QuantError(f"{len(ids)} ids do not match out {list(out.shape)}; allowed: [n, K]")
         if len(ids):
             launch.lookup(ids.contiguous(), matrix, out)
 
 
 def _check(x: Tensor, matrix: Matrix, bias: Tensor | None, out: Tensor) -> None:
-    """QuantError unless all sizes belong together: kernels would read beyond the tensors."""
+    """Raise QuantError unless all sizes match: kernels would read out of bounds."""
     from ..triton import layout
 
     outputs, inputs = matrix.shape
@@ -97,16 +97,16 @@ def _check(x: Tensor, matrix: Matrix, bias: Tensor | None, out: Tensor) -> None:
     if tuple(matrix.tensors["qweight"].shape) != (outputs, words):
         raise QuantError(
             f"a matrix {[outputs, inputs]} of {matrix.scheme} has words {[outputs, words]}; the "
-            f"layout given has {list(matrix.tensors['qweight'].shape)}. Give the tensors that "
-            "prepare() made, and x and out of their sizes"
+            f"given layout has {list(matrix.tensors['qweight'].shape)}. Pass the tensors that "
+            "prepare() returned, and x and out of matching sizes"
         )
     if len(out) != len(x) or (bias is not None and bias.shape != (outputs,)):
         raise QuantError(
             f"x {list(x.shape)}, bias {None if bias is None else list(bias.shape)} and out "
-            f"{list(out.shape)} do not belong together; allowed: [M, K], [N], [M, N]"
+            f"{list(out.shape)} do not match; allowed: [M, K], [N], [M, N]"
         )
     if x.stride(1) != 1 or out.stride(1) != 1 or x.dtype not in FLOOR_DB:
         raise QuantError(
-            f"x {x.dtype} with strides {x.stride()} and out with {out.stride()}; allowed: rows in "
-            f"one piece, of {', '.join(str(dtype) for dtype in FLOOR_DB)}"
+            f"x {x.dtype} with strides {x.stride()} and out with {out.stride()}; allowed: "
+            f"contiguous rows of {', '.join(str(dtype) for dtype in FLOOR_DB)}"
         )

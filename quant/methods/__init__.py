@@ -1,7 +1,7 @@
-"""How integers are chosen: a table from a method's name to its function.
+"""Rounding methods: a table from a method's name to its function.
 
-A method takes rows of a matrix, float32 [n, K], and a Scheme, and gives those rows packed. One
-that is calibrated also takes what the matrix's inputs say, the factor of `quant.hessian`.
+A method takes rows of a matrix, float32 [n, K], and a Scheme, and returns those rows packed. A
+calibrated method also takes the factor that ``quant.hessian`` computes from the matrix's inputs.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""GPTQ: each column's rounding error is made up for by the columns that are not rounded yet.
+"""GPTQ: the rounding error of each column is compensated by the columns not yet rounded.
 
-Frantar et al. 2022, arXiv:2210.17323, without reordering of columns: scales are found group by
-group as columns are reached, on weights that carry the errors before them. A group's grid is the
-one of least squared error (`mse`). No code of theirs.
+Frantar et al. 2022, arXiv:2210.17323, without reordering of columns: scales are computed group by
+group as columns are reached, on weights already corrected for the errors of earlier columns. A
+group's grid is the one of least squared error (``mse``). None of the authors' code is used.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ _COLUMNS = 128  # a multiple of every group size; errors reach the columns behin
 
 
 def gptq(rows: Tensor, factor: Tensor, scheme: Scheme) -> PackedWeight:
-    """Pack `rows` (float32 [n, K]), each by itself; takes twice their bytes while it runs.
+    """Pack ``rows`` (float32 [n, K]), each by itself; takes twice their bytes while it runs.
 
-    factor: upper Cholesky factor [K, K] of the inverse damped Hessian, see `quant.hessian`; the
-    identity rounds to nearest. Raises QuantError as `rtn` does.
+    factor: upper Cholesky factor [K, K] of the inverse damped Hessian, see ``quant.hessian``; the
+    identity rounds to nearest. Raises QuantError as ``rtn`` does.
     """
     inputs = rows.shape[1]
     packed, rest = PackedWeight.empty((len(rows), inputs), scheme), rows.clone()
@@ -39,7 +39,7 @@ def gptq(rows: Tensor, factor: Tensor, scheme: Scheme) -> PackedWeight:
 
 
 def _round_(columns: Tensor, factor: Tensor, packed: PackedWeight, start: int) -> Tensor:
-    """Codes [b, n] of the columns [b, n] from `start` on.
+    """Compute the codes [b, n] of the columns [b, n] from ``start`` on.
 
     The columns are overwritten by their errors over the factor's diagonal.
     """

@@ -1,10 +1,10 @@
 """Half-quadratic quantization: a grid whose errors are small in most weights and large in few.
 
 Badri & Shaji 2023 (mobiusml.github.io/hqq_blog): the loss is the sum of |error|^p with p < 1,
-split by an auxiliary error e that a shrinkage finds in closed form; what is left is quadratic in
-the zero. The scale stays that of round-to-nearest. Schemes without a zero of float type have no
-such number to move: there the same quadratic is solved for the scale. Errors are counted in steps
-of the first grid, so that the constants suit weights of any size. No code of theirs.
+split by an auxiliary error e that shrinkage gives in closed form; the rest is quadratic in the
+zero. The scale stays that of round-to-nearest. Schemes without a zero of float type cannot move
+it: there the same quadratic is solved for the scale. Errors are measured in steps of the first
+grid, so that the constants suit weights of any size. None of the authors' code is used.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ _TINY = 1e-6  # steps: below it an error counts as none, and its power stays fin
 
 
 def hqq(block: Tensor, scheme: Scheme) -> PackedWeight:
-    """Pack the rows `block` (float32 [n, K]); takes about seven times their bytes while it runs.
+    """Pack the rows ``block`` (float32 [n, K]); takes about seven times their bytes while it runs.
 
-    No group's loss is larger than round-to-nearest's. Raises QuantError as `rtn` does.
+    No group's loss is larger than round-to-nearest's. Raises QuantError as ``rtn`` does.
     """
     groups = block.view(len(block), scheme.groups(block.shape[1]), -1)
     current = grid(*extremes(block, scheme), scheme)
@@ -55,7 +55,7 @@ def hqq(block: Tensor, scheme: Scheme) -> PackedWeight:
 
 
 def _moved(wanted: Tensor, values: Tensor, current: Grid, scheme: Scheme) -> Grid:
-    """The grid nearest in least squares to `wanted` under the codes that gave `values`."""
+    """The grid nearest in least squares to ``wanted`` under the codes that gave ``values``."""
     scales, zeros = current
     if scheme.zeros == "float":
         assert zeros is not None

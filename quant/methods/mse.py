@@ -1,9 +1,9 @@
-"""Clipping search: of many grids for a group, the one with the least squared error.
+"""Clipping search: the grid of least squared error among many for each group.
 
-The grid of round-to-nearest is the first candidate, so no group gets worse than there. Narrower
-ones follow, each end pulled in alone and both together, then a few least-squares fits of scale
+The grid of round-to-nearest is the first candidate, so no group gets worse than with that. Narrower
+grids follow, each end pulled in alone and both together, then a few least-squares fits of scale
 and minimum to the codes of the best. Every candidate is rounded to its stored type before its
-error is taken. After the search of HQQ's and llama.cpp's quantizers in spirit; no code of theirs.
+error is computed. The search resembles HQQ's and llama.cpp's; their code is not used.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from .rtn import extremes, grid, stored
 
 Grid = tuple[Tensor, Tensor | None]
 
-# Shares of a group's range that are tried. Eight bits gain from none below the first few.
+# Fractions of a group's range to try. Eight bits gain only from the first few.
 _SHARES = {4: (0.96, 0.92, 0.88, 0.84, 0.8, 0.76, 0.72, 0.68, 0.6), 8: (0.98, 0.95, 0.9)}
 _FITS = 3
 
 
 def mse(block: Tensor, scheme: Scheme) -> PackedWeight:
-    """Pack the rows `block` (float32 [n, K]); takes about five times their bytes while it runs.
+    """Pack the rows ``block`` (float32 [n, K]); takes about five times their bytes while it runs.
 
-    Raises QuantError as `rtn` does.
+    Raises QuantError as ``rtn`` does.
     """
     return quantize(block, *best_grid(block, scheme), scheme)
 
@@ -60,7 +60,7 @@ def _narrower(low: Tensor, high: Tensor, scheme: Scheme) -> Iterator[Grid]:
 
 
 def _fit(groups: Tensor, current: Grid, scheme: Scheme) -> Grid:
-    """The grid that is nearest in least squares to `groups` under the codes they have now."""
+    """The grid that is nearest in least squares to ``groups`` under the codes they have now."""
     scales, zeros = current
     codes = nearest(groups, scales, zeros, scheme)
     if scheme.codebook is not None:
@@ -85,7 +85,7 @@ def _ratio(upper: Tensor, lower: Tensor, otherwise: Tensor) -> Tensor:
 def _keep_better(
     groups: Tensor, best: Grid, least: Tensor, candidate: Grid, scheme: Scheme
 ) -> None:
-    """Write into `best` and `least` [n, G], in place, where `candidate` has the smaller error."""
+    """Update ``best`` and ``least`` [n, G] in place where ``candidate`` has the smaller error."""
     error = _error(groups, candidate, scheme)
     better = error < least
     for target, source in zip((least, *best), (error, *candidate), strict=True):

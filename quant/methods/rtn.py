@@ -1,4 +1,4 @@
-"""Round to nearest: each group's scale comes from its extremes alone, no data is looked at.
+"""Round to nearest: each group's scale comes from its extremes alone, without calibration data.
 
 Symmetric int4 follows ggml's Q4_0: the scale may be negative, so that the number of largest
 magnitude, whatever its sign, lands on code -8 exactly and all sixteen codes are in use.
@@ -17,7 +17,7 @@ from ..scheme import Scheme
 
 
 def rtn(block: Tensor, scheme: Scheme) -> PackedWeight:
-    """Pack the rows `block` (float32 [n, K]) in an integer scheme.
+    """Pack the rows ``block`` (float32 [n, K]) in an integer scheme.
 
     Scales and zeros are rounded to their stored type before the codes are chosen. Every number
     comes back within half a step, except that symmetric int4 has no code +8: numbers nearer to
@@ -28,7 +28,7 @@ def rtn(block: Tensor, scheme: Scheme) -> PackedWeight:
 
 
 def extremes(block: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
-    """Smallest and largest number of every group of `block` [n, K], both float32 [n, G]."""
+    """Smallest and largest number of every group of ``block`` [n, K], both float32 [n, G]."""
     groups = block.view(len(block), scheme.groups(block.shape[1]), -1)
     low, high = (extreme.float() for extreme in torch.aminmax(groups, dim=-1))
     if not bool(torch.isfinite(high - low).all()):
@@ -37,7 +37,7 @@ def extremes(block: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
 
 
 def grid(low: Tensor, high: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor | None]:
-    """Scales and zeros [n, G], in their stored types, of the grid from `low` to `high`."""
+    """Scales and zeros [n, G], in their stored types, of the grid from ``low`` to ``high``."""
     if scheme.zeros == "none":
         return _symmetric_scales(low, high, scheme), None
     if scheme.zeros == "int":
@@ -71,7 +71,7 @@ def _float_zeros(low: Tensor, high: Tensor, scheme: Scheme) -> tuple[Tensor, Ten
 
 
 def stored(values: Tensor, scheme: Scheme) -> Tensor:
-    """Scales or minima in the type that the scheme keeps them in."""
+    """Scales or minima in the type in which the scheme stores them."""
     largest, limit = float(values.abs().max()), torch.finfo(scheme.scale_dtype).max
     if largest > limit:
         raise QuantError(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from ..errors import KernelUnavailable
+from ..errors import KernelUnavailableError
 from ..scheme import Scheme
 from . import library_file, structs
 
@@ -73,7 +73,7 @@ def _other_struct(library: ctypes.CDLL, file: str) -> str | None:
 def library() -> ctypes.CDLL:
     """The library with its functions' types declared and the instruction set chosen.
 
-    Only where `missing()` is None. Raises KernelUnavailable if EDGELM_ISA names an instruction
+    Only where `missing()` is None. Raises KernelUnavailableError if EDGELM_ISA names an instruction
     set that this CPU lacks.
     """
     own = ctypes.CDLL(str(path()))
@@ -102,7 +102,7 @@ def isas() -> list[str]:
 
 
 def use_isa(name: str) -> None:
-    """Run products with the instruction set `name` from now on, else KernelUnavailable."""
+    """Run products with the instruction set `name` from now on, else KernelUnavailableError."""
     _use(library(), name)
 
 
@@ -113,7 +113,7 @@ def threads() -> int:
 
 def _use(own: ctypes.CDLL, name: str) -> None:
     if not own.edgelm_use_isa(name.encode()):
-        raise KernelUnavailable(
+        raise KernelUnavailableError(
             f"EDGELM_ISA={name!r}: this CPU and library have {', '.join(_isas(own))}; name one of "
             "them, or unset the variable for the fastest"
         )

@@ -1,9 +1,9 @@
-"""A decoding step's operations in the native library, as calls to be run now or recorded.
+"""Operations of a decoding step in the native library, as calls to run now or to record.
 
 Each function makes a ``Call``: a function of the library and a struct of pointers and sizes, as
-src/api/edgelm_ops.h describes them. A call runs as often as it likes; positions and rows are read
-from their tensors each time. Tensors are float32 on the CPU with neighbouring numbers in the last
-dimension; what a token holds is contiguous, tokens may be apart. Nothing is allocated but the call.
+src/api/edgelm_ops.h describes them. A call can be run any number of times; positions and rows are
+read from their tensors each time. Tensors are float32 on the CPU; the numbers of one token are
+contiguous, with any stride between tokens. Nothing is allocated but the call.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ STORAGES = {torch.bfloat16: 1, torch.float32: 2, torch.int8: 3}
 class Call:
     """One call of the library: ``function(pointer to struct)``.
 
-    ``tensors`` is the memory that the struct points into, held for as long as the call is.
+    ``tensors`` is the memory that the struct points into, kept alive as long as the call.
     """
 
     function: str
@@ -157,7 +157,7 @@ def attention_bytes(tokens: int, heads: int, shape: tuple[int, int, int]) -> int
 
 
 def _attention_threads() -> int:
-    """Never more than ``attention_bytes`` counted, whatever torch is set to later."""
+    """Number of threads, at most that of ``attention_bytes``, even if torch's setting changes."""
     return min(threads(), _cores())
 
 

@@ -1,4 +1,4 @@
-"""Products and table lookups of the native library as calls, beside the operations of ``ops``."""
+"""Matrix products and table lookups of the native library as calls, complementing ``ops``."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def workspace_bytes(scheme: Scheme, shape: tuple[int, int], rows: int, exact: bo
 
 def embed(layout: Tensor, scheme: Scheme, ids: Tensor, out: Tensor) -> Call:
     """out [M, K] = rows ``ids`` [M] int64 of a matrix in ``NativeProduct``'s layout."""
-    # The number of outputs plays no part in where a row lies.
+    # A row's place does not depend on the number of outputs.
     struct = structs.Reading(
         matrix(scheme, (1, out.shape[1])), *map(address, (layout, ids, out)),
         len(ids), stride(out),

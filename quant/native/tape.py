@@ -1,4 +1,4 @@
-"""Tape: calls of the native library, recorded once and run again without Python."""
+"""Tape: calls of the native library, recorded once and replayed without Python."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from .ops import Call
 
 
 class Tape:
-    """Calls in order; calling it runs them all on the memory they were recorded with.
+    """Calls in order; calling the tape replays them on the memory they were recorded with.
 
-    first: what runs before them in Python.
+    first: Python code to run before them.
     """
 
     def __init__(self, calls: Sequence[Call], first: Callable[[], object] | None = None) -> None:

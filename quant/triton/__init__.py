@@ -1,10 +1,11 @@
 """Products over packed matrices on CUDA devices, written in Triton.
 
-`layout` says how a matrix lies in memory; `decoding`, `gemv`, `gemm` and `rows` are the kernels,
-imported at first use because they need Triton; `configs` has the tiles to choose from, `choices`
-what was measured to be fastest on a card, `tuning` measures; `launch` is what the backend calls.
+``layout`` defines the memory layout of a matrix; ``decoding``, ``gemv``, ``gemm`` and ``rows`` are
+the kernels, imported at first use because they need Triton; ``configs`` has the tiles to choose
+from, ``choices`` those measured to be fastest on a card, ``tuning`` measures; the backend calls
+``launch``; ``workspace`` has the memory that products on one device share.
 
-On CPU tensors the kernels run under TRITON_INTERPRET=1 alone, as the tests do it.
+On CPU tensors the kernels run only under TRITON_INTERPRET=1, as in the tests.
 """
 
 from __future__ import annotations
@@ -15,21 +16,21 @@ import torch
 
 from ..backends.library import library
 
-# Part of the key of kept choices: to be raised whenever a kernel changes what is fastest.
+# Part of the key of kept choices: raise it whenever a change to a kernel changes what is fastest.
 VERSION = 1
-# Triton dropped older cards than Ampere, and bfloat16 begins there.
+# Triton dropped cards older than Ampere, which is also the first with bfloat16.
 _CAPABILITY = (8, 0)
 
 
 def missing(device: torch.device) -> str | None:
-    """Why these kernels are not to run on `device`; None if they are."""
+    """Reason why these kernels cannot run on ``device``; None if they can."""
     if device.type != "cuda":
         return f"runs on CUDA devices, not on {device}"
     return _unfit(device) or uninstalled()
 
 
 def uninstalled() -> str | None:
-    """What to do where Triton is not installed."""
+    """Remedy if Triton is not installed, else None."""
     return None if library("triton") else "Triton is not installed; pip install 'edgelm[gpu]'"
 
 

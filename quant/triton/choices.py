@@ -1,6 +1,6 @@
-"""Which config is fastest on this card: measured once, kept in a folder, read by later runs.
+"""Measured configs: the fastest one per product on this card, kept in a folder for later runs.
 
-The file holds several cards and versions beside each other; what it says of others is kept.
+The file holds entries of several cards and versions; those of others are preserved.
 """
 
 from __future__ import annotations
@@ -20,32 +20,32 @@ from . import VERSION
 from .configs import Config, bucket
 
 FILE = "triton.json"
-log = logging.getLogger("quant")
+logger = logging.getLogger("quant")
 _CHOSEN: dict[str, Config] = {}
 _FIELDS = {name: type(value) for name, value in asdict(Config("")).items()}
 _MOST = 1 << 12  # larger than any sensible tile, small enough not to compile for hours
 
 
 def key(scheme: Scheme, shape: tuple[int, int], rows: int, x: torch.dtype) -> str:
-    """What a choice holds for: one matrix shape, rows up to a power of two, one activation type."""
+    """Key of a choice: one matrix shape, rows up to a power of two, one activation type."""
     dtype = str(x).removeprefix("torch.")
     return f"{scheme} {shape[0]}x{shape[1]} {dtype} rows {bucket(rows)}"
 
 
 def chosen(name: str) -> Config | None:
-    """The config that `use` or `choose` gave for this key; None where nobody measured."""
+    """The config set by ``use`` or ``choose`` for this key; None if it was not measured."""
     return _CHOSEN.get(name)
 
 
 def choose(name: str, config: Config) -> None:
-    """Let products run with `config` from now on; never in the middle of an answer."""
+    """Run products with ``config`` from now on; must not be called during an answer."""
     _CHOSEN[name] = config
 
 
 def use(folder: Path, device: torch.device) -> int:
-    """Take what `folder` keeps for this card; returns how many choices that are.
+    """Load the choices that ``folder`` keeps for this card; returns their number.
 
-    A damaged file is passed over with a warning, and written anew by the next `keep`.
+    A damaged file is ignored with a warning, and rewritten by the next ``keep``.
     """
     own = _read(folder / FILE).get(card(device), {})
     _CHOSEN.update({name: Config(**fields) for name, fields in own.items()})
@@ -53,7 +53,7 @@ def use(folder: Path, device: torch.device) -> int:
 
 
 def keep(folder: Path, device: torch.device) -> None:
-    """Write all choices of this process beside those of other cards, then rename.
+    """Write all choices of this process together with those of other cards, then rename.
 
     OSError if the folder cannot be written.
     """
@@ -68,7 +68,7 @@ def keep(folder: Path, device: torch.device) -> None:
 
 @cache
 def card(device: torch.device) -> str:
-    """Name of the card and versions of Triton and of our kernels: what timings belong to."""
+    """Name of the card and versions of Triton and of these kernels, which identify timings."""
     from importlib.metadata import version
 
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
@@ -81,16 +81,16 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as error:
-        log.warning("measured kernels in %s cannot be read and are ignored: %s", path, error)
+        logger.warning("measured kernels in %s cannot be read and are ignored: %s", path, error)
         return {}
     if not _is_valid(data):
-        log.warning("measured kernels in %s are damaged and are ignored", path)
+        logger.warning("measured kernels in %s are damaged and are ignored", path)
         return {}
     return data
 
 
 def _is_valid(data: Any) -> bool:
-    """Whether `data` maps cards to keys, and those to configs that a kernel could run with."""
+    """True if ``data`` maps cards to keys, and those to configs that a kernel could run with."""
     return isinstance(data, dict) and all(
         isinstance(own, dict) and all(map(_is_config, own.values())) for own in data.values()
     )

@@ -1,4 +1,4 @@
-"""Tiles that a product can run with: what is taken unmeasured, and what is worth measuring."""
+"""Tile configs of a product: the default, and the candidates worth measuring."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from dataclasses import dataclass
 
 from .layout import Geometry
 
-# Rows of activations that the product in registers takes; more go to the tensor cores.
+# Maximum number of rows for the product in registers; more go to the tensor cores.
 FEW_ROWS = 8
-# From so many rows on, weights as numbers and the vendor's product are expected to be fastest:
-# reading and writing the numbers then costs a quarter of the product, and no more rows cost more.
+# Number of rows from which dequantizing and the vendor's product are expected to be fastest:
+# reading and writing the numbers then costs a quarter of the product, whatever the rows.
 _UNPACK_ROWS = 128
 _MOST_SPLITS = 8
-# Numbers of float32 that split sums may take, in thousands of outputs: bounds the workspace.
+# Maximum number of float32 for split sums, in thousands of outputs: bounds the workspace.
 _SPLIT_OUTPUTS = 1 << 16
 
 
 @dataclass(frozen=True)
 class Config:
-    """How a product runs. how: "rows" (gemv), "tile" (gemm), or "unpack", which has no tiles.
+    """Config of one product. how: "rows" (gemv), "tile" (gemm), or "unpack", which has no tiles.
 
-    block_words: words of a row that a program takes at once. splits: ranges of a row that different
-    programs add up. Of "rows", a thread takes 4 words, and block_n * block_words / (128 * warps)
-    outputs.
+    block_words: words of a row that a program takes at once. splits: ranges of a row that
+    different programs add up. For "rows", a thread takes 4 words, and
+    block_n * block_words / (128 * warps) outputs.
     """
 
     how: str
@@ -36,14 +36,14 @@ class Config:
 
 
 def bucket(rows: int) -> int:
-    """Rows of activations that stand for `rows`: all few ones share one, so that bits agree."""
+    """Representative number of rows for ``rows``: small numbers share one, so that bits agree."""
     if rows <= FEW_ROWS:
         return FEW_ROWS
     return min(2048, 1 << (rows - 1).bit_length())
 
 
 def usual(own: Geometry, outputs: int, rows: int, processors: int) -> Config:
-    """What runs where nobody measured: enough programs for twice the card's processors."""
+    """Default config without a measurement: enough programs for twice the card's processors."""
     if bucket(rows) == FEW_ROWS:
         # A thread's second output halves the reads of activations; but where 2 threads share a
         # group, the compiler would then send scales through shared memory.
@@ -58,7 +58,7 @@ def usual(own: Geometry, outputs: int, rows: int, processors: int) -> Config:
 
 
 def candidates(own: Geometry, outputs: int, rows: int, processors: int) -> Iterator[Config]:
-    """What `tuning` times, the usual one first."""
+    """Configs that ``tuning`` times, the usual one first."""
     first = usual(own, outputs, rows, processors)
     yield first
     few = first.how == "rows"
@@ -101,7 +101,7 @@ def _splits(outputs: int, words: int, block_words: int, programs: int, processor
 
 
 def _may_split(outputs: int, words: int, block_words: int, splits: int) -> bool:
-    """Whether every range has a block of its own, and the sums fit what is kept for them."""
+    """True if every range has at least one block, and the sums fit the memory kept for them."""
     blocks = -(-words // block_words)
     return splits == 1 or (splits <= blocks and splits * outputs <= _SPLIT_OUTPUTS)
 
@@ -112,7 +112,7 @@ def split_bytes(config: Config, outputs: int, rows: int) -> int:
 
 
 def most_split_bytes(outputs: int, rows: int) -> int:
-    """Upper bound of `split_bytes` over all configs."""
+    """Upper bound of ``split_bytes`` over all configs."""
     most = min(_MOST_SPLITS, _SPLIT_OUTPUTS // outputs)
-    # Tiles split for up to 64 rows when measured, and below `_UNPACK_ROWS` otherwise.
+    # Tiles split for up to 64 rows when measured, and below ``_UNPACK_ROWS`` otherwise.
     return most * min(rows, _UNPACK_ROWS) * outputs * 4 if most > 1 else 0

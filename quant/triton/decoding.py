@@ -1,13 +1,13 @@
-"""Device functions that every kernel shares: numbers from the bits of a word.
+"""Device functions shared by all kernels: decoding the codes of a word.
 
-The bits of a code, put into the mantissa of a float32 whose exponent makes its lowest bit count
-one, are 2^e + code: an `and`, an `or` and an exact subtraction, where a conversion of integers
-would run at a quarter of that speed.
+The bits of a code, placed in the mantissa of a float32 whose exponent makes its lowest bit worth
+one, read as 2^e + code: an ``and``, an ``or`` and an exact subtraction, four times as fast as a
+conversion of integers.
 
-`one` is 1 where the compiler must not know it: constants times `one` stay in registers, and so the
-`and` and the `or` become one instruction, which takes a single literal.
+``one`` is 1, hidden from the compiler: constants times ``one`` stay in registers, so the ``and``
+and the ``or`` become one instruction, which takes a single literal.
 
-What is named in capitals is known when a kernel is compiled, and so are tensors that are None.
+Names in capitals are compile-time constants, as are tensors that are None.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def plane_values(
     words: tl.tensor, offset: tl.tensor, table: tl.tensor, one: tl.tensor,
     PLANE: tl.constexpr, BITS: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """float32: the codes of a plane less `offset`, exactly; or the numbers of `table`."""
+    """Codes of a plane minus ``offset`` as exact float32, or the numbers of ``table``."""
     if table is not None:
         values = tl.load(table + ((words >> (BITS * PLANE)) & 15))
     else:
@@ -39,7 +39,7 @@ def group_numbers(
     scales: tl.tensor, zeros: tl.tensor, at: tl.tensor, live: tl.tensor,
     BITS: tl.constexpr, ZEROS: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """(scale, what is taken from codes, what is added to scaled codes) of the groups `at`."""
+    """(scale, offset subtracted from codes, minimum added to scaled codes) of the groups ``at``."""
     scale = tl.load(scales + at, mask=live, other=0.0).to(tl.float32)
     shift = tl.zeros_like(scale)
     if ZEROS == "int":

@@ -1,9 +1,9 @@
-"""Many rows of activations through the tensor cores.
+"""Products with many rows of activations on the tensor cores.
 
-Weights become numbers in registers and are rounded once, to the activations' type. Each plane of
-the words is a product of its own, over the inputs that lie in that plane. Tiles of words have the
-words first: of dimensions that are equals to it the compiler takes the first as the fastest, and so
-gives scales and words one layout.
+Weights are dequantized in registers and rounded once, to the activations' type. Each plane of the
+words is a separate product, over the inputs in that plane. Tiles of words have the words as their
+first dimension: among dimensions of equal rank the compiler takes the first as the fastest, and
+so gives scales and words one layout.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def multiply_tile(
     tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_W: tl.constexpr, SPLITS: 
     tl.constexpr, STEPS: tl.constexpr,
 ) -> None:  # fmt: skip
-    """x [rows, K] times the transposed matrix into out [rows, N], or its sums into partial.
+    """Multiply x [rows, K] by the transposed matrix into out [rows, N], or its sums into partial.
 
     BLOCK_W words of each of BLOCK_N rows at a time, STEPS times in a range. COMPUTE: the type of
     the tensor cores' operands, that of x (or float32 in the interpreter, which has no bfloat16).

@@ -1,9 +1,10 @@
-"""One to eight rows of activations: weights become numbers in registers, sums stay in float32.
+"""Products with one to eight rows of activations: weights are dequantized in registers, sums are
+float32.
 
-A program takes BLOCK_N outputs and one of SPLITS ranges of their words; what the ranges gave is
-added up in one order by a second kernel. Every row of activations goes through the same
-operations in the same order, fused multiply-adds among them by name, so that its result does not
-depend on how many rows there are.
+A program takes BLOCK_N outputs and one of SPLITS ranges of their words; a second kernel adds up
+the results of the ranges in a fixed order. Every row of activations goes through the same
+operations in the same order, with explicit fused multiply-adds, so that its result does not
+depend on the number of rows.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ def multiply_rows(
     ROWS: tl.constexpr, LANES: tl.constexpr, EACH: tl.constexpr, PIECES: tl.constexpr,
     SPLITS: tl.constexpr, STEPS: tl.constexpr,
 ) -> None:  # fmt: skip
-    """x [rows, K] times the transposed matrix into out [rows, N], or its sums into partial.
+    """Multiply x [rows, K] by the transposed matrix into out [rows, N], or its sums into partial.
 
-    A block is words [SPAN, LANES * PIECES, EACH]: threads take 4 words each and follow each other
-    along PIECES pieces of LANES outputs, and each thread has EACH outputs. So the compiler gives
-    all loads one layout (its order of dimensions is the order of equals), and activations are read
-    once for EACH outputs. STEPS: blocks in a range. If the compiler knew that `one` is 1, it would
-    load scales in another layout to have several at once.
+    A block is words [SPAN, LANES * PIECES, EACH]: threads take 4 words each and are arranged
+    along PIECES pieces of LANES outputs, and each thread has EACH outputs. This way the compiler
+    gives all loads one layout (it orders dimensions that are equal by position), and activations
+    are read once for EACH outputs. STEPS: blocks in a range. If the compiler knew that ``one`` is
+    1, it would load scales in another layout to have several at once.
     """
     row_blocks = tl.cdiv(rows, ROWS)  # neighbours in time: the second finds words in the cache
     first = tl.program_id(0) % row_blocks * ROWS
@@ -85,7 +86,7 @@ def _add_row(
     table: tl.tensor,
     BITS: tl.constexpr, SPAN: tl.constexpr, GROUPED: tl.constexpr, ZEROS: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """acc plus the products of a row of activations with the words `packed`."""
+    """Add to acc the products of a row of activations with the words ``packed``."""
     scale, offset, shift = stretch
     piece, pieces, inputs, one = place
     PLANES: tl.constexpr = 32 // BITS
@@ -138,7 +139,7 @@ def add_splits(
     out_stride: tl.tensor,
     SPLITS: tl.constexpr, BLOCK_N: tl.constexpr,
 ) -> None:  # fmt: skip
-    """partial [SPLITS, rows, N] added up from the first to the last, plus bias, into out."""
+    """Add up partial [SPLITS, rows, N] from first to last, plus bias, into out."""
     row = tl.program_id(1)
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     mask = n < outputs

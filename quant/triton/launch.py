@@ -1,7 +1,7 @@
-"""Products and rows of a matrix that lies as `layout` says: which kernel, with which tiles.
+"""Kernel launches: products and row lookups over a matrix in the layout of ``layout``.
 
-Nothing here looks at numbers on the device or takes memory while a step runs, so every call can be
-captured in a CUDA graph once it has run: Triton compiles at the first one.
+Nothing here reads numbers on the device or allocates memory while a step runs, so every call can
+be captured in a CUDA graph after its first run, when Triton compiles.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from . import choices, workspace
 from .configs import FEW_ROWS, Config, most_split_bytes, split_bytes, usual
 from .layout import geometry
 
-# Weights as numbers, at once: few enough for the second-level cache of a large card, enough rows
-# for the vendor's product to fill it.
+# Number of weights dequantized at once: few enough for the L2 cache of a large card, enough rows
+# for the vendor's product to use the card fully.
 _BLOCK_BYTES = 64 * 2**20
-_BLOCK_ROWS = 256  # blocks are multiples of so many rows, as the vendor's tiles are
+_BLOCK_ROWS = 256  # blocks are multiples of this number of rows, as the vendor's tiles are
 _ROWS_AT_ONCE = 4  # rows of activations that a program of gemv holds
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """A matrix [N, K] in memory, as the kernels' arguments name its parts."""
+    """A matrix [N, K] in memory; fields are named as the kernels' arguments."""
 
     tensors: dict[str, Tensor]
     scheme: Scheme
@@ -55,9 +55,9 @@ class Matrix:
 
 
 def multiply(x: Tensor, matrix: Matrix, bias: Tensor | None, out: Tensor) -> None:
-    """x [M, K] times the transposed matrix, plus bias [N], into out [M, N].
+    """Multiply x [M, K] by the transposed matrix, plus bias [N], into out [M, N].
 
-    Whichever config was chosen; rows of x and of out must each lie in one piece.
+    Uses the config chosen for this product; each row of x and of out must be contiguous.
     """
     config = config_for(matrix.scheme, matrix.shape, len(x), x.dtype, x.device)
     run(config, x, matrix, bias, out)
@@ -66,13 +66,13 @@ def multiply(x: Tensor, matrix: Matrix, bias: Tensor | None, out: Tensor) -> Non
 def config_for(
     scheme: Scheme, shape: tuple[int, int], rows: int, dtype: torch.dtype, device: torch.device
 ) -> Config:
-    """The measured config, or the usual one where nobody measured."""
+    """The measured config, or the usual one without a measurement."""
     found = choices.chosen(choices.key(scheme, shape, rows, dtype))
     return found or usual(geometry(scheme, shape[1]), shape[0], rows, processors(device))
 
 
 def run(config: Config, x: Tensor, matrix: Matrix, bias: Tensor | None, out: Tensor) -> None:
-    """The product with the tiles of `config`."""
+    """Run the product with the tiles of ``config``."""
     # Triton launches on the current device, whichever the tensors are on.
     with torch.cuda.device_of(x):
         if config.how == "unpack":
@@ -124,7 +124,7 @@ def _launch_product(
 
 
 def _steps(count: int, block: int, splits: int) -> int:
-    """Blocks in each of `splits` ranges over `count` pieces or words."""
+    """Blocks in each of ``splits`` ranges over ``count`` pieces or words."""
     blocks = -(-count // block)
     return -(-blocks // splits)
 
@@ -141,7 +141,7 @@ def _unpack_and_multiply(x: Tensor, matrix: Matrix, bias: Tensor | None, out: Te
 
 
 def lookup(ids: Tensor, matrix: Matrix, out: Tensor) -> None:
-    """Rows `ids` (int64 [n]) into out [n, K]."""
+    """Copy rows ``ids`` (int64 [n]) into out [n, K]."""
     with torch.cuda.device_of(out):
         _read(ids, 0, matrix, out)
 
@@ -159,7 +159,7 @@ def _read(ids: Tensor | None, first: int, matrix: Matrix, out: Tensor) -> None:
 
 
 def workspace_bytes(shape: tuple[int, int], rows: int) -> int:
-    """Upper bound of what products with up to `rows` rows of activations share."""
+    """Upper bound of the memory that products with up to ``rows`` rows of activations share."""
     outputs, inputs = shape
     splits = most_split_bytes(outputs, rows)
     if rows <= FEW_ROWS:
@@ -168,7 +168,7 @@ def workspace_bytes(shape: tuple[int, int], rows: int) -> int:
 
 
 def _block_rows(inputs: int, itemsize: int) -> int:
-    """Rows of weights as numbers that are made at once."""
+    """Number of rows of weights that are dequantized at once."""
     return max(1, _BLOCK_BYTES // (inputs * itemsize * _BLOCK_ROWS)) * _BLOCK_ROWS
 
 

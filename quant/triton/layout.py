@@ -1,9 +1,9 @@
-"""How a matrix lies in memory for the Triton kernels: words of 32 bits in planes.
+"""Memory layout of a matrix for the Triton kernels: 32-bit words in planes.
 
 A word holds 8 codes of int4 (nf4, fp4) or 4 of int8. Its codes are not neighbours: the words of a
 group hold, in their lowest bits, the first inputs of the group, in the next bits the inputs after
-those, and so on. So all threads take the same bits of their word at once, and what they need of
-the activations lies side by side. Where a row has one scale the whole row is such a group.
+those, and so on. So all threads take the same bits of their word at once, and the activations they
+need are contiguous. If a row has one scale, the whole row is such a group.
 
 Codes are unsigned (int8 has 128 added, and its integer zeros too), scales and zeros as packed.
 """
@@ -19,16 +19,16 @@ from torch import Tensor
 from ..packing import PackedWeight, unpack_codes
 from ..scheme import Scheme
 
-# Rows with one scale are filled up to a multiple of so many words, so that every plane begins
-# where 16 bytes of activations begin.
+# Rows with one scale are padded to a multiple of this number of words, so that every plane begins
+# at a multiple of 16 bytes of activations.
 _ROW_WORDS = 16
 _ROW_PIECE = 4  # words of such a row that are summed before the rest: one load of 16 bytes
-_BLOCK_ELEMENTS = 1 << 20  # codes that `words` has in hand at once
+_BLOCK_ELEMENTS = 1 << 20  # codes that ``words`` processes at once
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """Where input k of a row lies: piece p, plane i and word j of the piece hold
+    """Position of each input of a row: word j of plane i of piece p holds input
     k = p * piece_stride + i * plane_stride + j, in bits [i * bits, (i + 1) * bits).
 
     span: words of a piece. A piece is a group, or 4 words of a row with one scale. groups: scales
@@ -56,7 +56,7 @@ class Geometry:
 
 @cache
 def geometry(scheme: Scheme, inputs: int) -> Geometry:
-    """The layout of rows of `inputs` weights."""
+    """The layout of rows of ``inputs`` weights."""
     planes = 32 // scheme.bits
     if scheme.group_size is not None:
         groups, span = scheme.groups(inputs), scheme.group_size // planes
@@ -85,7 +85,7 @@ def laid_out(packed: PackedWeight) -> dict[str, Tensor]:
 
 
 def words(packed: PackedWeight) -> Tensor:
-    """The codes of `packed` as int32 [N, words], a block of rows at a time."""
+    """The codes of ``packed`` as int32 [N, words], a block of rows at a time."""
     outputs, inputs = packed.shape
     own = geometry(packed.scheme, inputs)
     made = torch.zeros(outputs, own.words, dtype=torch.int32, device=packed.qweight.device)
@@ -107,7 +107,7 @@ def words(packed: PackedWeight) -> Tensor:
 
 
 def words_bytes(scheme: Scheme, shape: tuple[int, int]) -> int:
-    """Upper bound of what `words` takes beside its result."""
+    """Upper bound of the bytes ``words`` takes in addition to its result."""
     width = geometry(scheme, shape[1]).words * (32 // scheme.bits)
     block = min(max(1, _BLOCK_ELEMENTS // shape[1]), shape[0]) * width
     # Codes of a byte, nibbles of it apart, and of a plane int32 codes before and after the shift.

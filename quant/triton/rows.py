@@ -1,4 +1,4 @@
-"""Rows of a matrix as numbers: those that ids name (an embedding), or a block of neighbours."""
+"""Dequantized rows of a matrix: those selected by ids (an embedding), or a contiguous block."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def read_rows(
     BITS: tl.constexpr, SPAN: tl.constexpr, GROUPED: tl.constexpr, ZEROS: tl.constexpr, BLOCK_W: 
     tl.constexpr,
 ) -> None:  # fmt: skip
-    """Row ids[i], or first + i without ids, into out[i]; scaled in float32 and rounded once.
+    """Write row ids[i], or first + i without ids, to out[i]; scaled in float32 and rounded once.
 
-    An id that names no row gives zeros: stopping to say so would stop the device.
+    An id out of range gives zeros: reporting it would require a device synchronization.
     """
     PLANES: tl.constexpr = 32 // BITS
     target = tl.program_id(0).to(tl.int64)

@@ -1,4 +1,4 @@
-"""Times the tiles that a product could run with on this card, once; `choices` keeps the fastest."""
+"""Tuning: times the candidate tiles of a product on this card; ``choices`` keeps the fastest."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from . import choices, launch
 from .configs import FEW_ROWS, Config, candidates
 from .layout import geometry, laid_out
 
-# So many times the second-level cache is overwritten before every timing: weights must come from
-# memory, as they do in a model, and the device is busy while the host prepares the launch.
+# Number of times the L2 cache is overwritten before every timing: weights must come from memory,
+# as they do in a model, and the device is busy while the host prepares the launch.
 _CACHES = 4
 _ROUNDS = 9
 Clock = Callable[[Callable[[], None]], float]
@@ -24,7 +24,7 @@ Clock = Callable[[Callable[[], None]], float]
 
 @dataclass(frozen=True)
 class Case:
-    """A product to be tuned. rows: of activations; choices hold up to the next power of two."""
+    """A product to tune. rows: of activations; a choice applies up to the next power of two."""
 
     scheme: Scheme
     shape: tuple[int, int]
@@ -37,10 +37,10 @@ class Case:
 
 
 def tune(cases: Iterable[Case], folder: Path, device: torch.device) -> int:
-    """Measure what `folder` has no choice for and keep it there; returns how many those were.
+    """Measure the cases for which ``folder`` has no choice, keep those; returns their number.
 
-    Takes seconds a case, most of them the compiler's, and memory for one matrix and `_CACHES`
-    caches. OSError if the folder cannot be written.
+    Takes seconds per case, most of them for compilation, and memory for one matrix and
+    ``_CACHES`` caches. Raises OSError if the folder cannot be written.
     """
     choices.use(folder, device)
     clock = None
@@ -81,7 +81,7 @@ def timings(case: Case, device: torch.device, clock: Clock) -> dict[Config, floa
 
 
 def device_clock(device: torch.device, rounds: int = _ROUNDS) -> Clock:
-    """Seconds on the device, the median of the rounds, with the weights out of its cache."""
+    """Median device time of the rounds in seconds, with the weights evicted from the cache."""
     cache = torch.cuda.get_device_properties(device).L2_cache_size
     other = torch.empty(_CACHES * cache, dtype=torch.uint8, device=device)
 

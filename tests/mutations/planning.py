@@ -36,7 +36,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "memory: snapshots are in the ledger",
         "edgelm/ops/cache.py",
-        "return self._lend(\n            {PartName.SNAPSHOTS: sum(tensor.nbytes for tensor in held.values())}, copied\n"
+        "return self._lend(\n"
+        "            {PartName.SNAPSHOTS: sum(tensor.nbytes for tensor in held.values())}, copied\n"
         "        )",
         "return copied()",
         ("tests/test_memory.py::test_caches_and_snapshots_come_out_of_the_budget",),

@@ -73,7 +73,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "second start: a disk that refuses is no error",
         "edgelm/layerstore/layer_folder.py",
-        "        except OSError as error:  # a lock that is taken is one too",
+        "        except OSError as error:  # includes a lock held by another process",
         "        except KeyError as error:",
         (f"{TESTS}::test_a_full_disk_costs_the_second_start_only",),
     ),

@@ -31,7 +31,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "progress: bars while fetching",
         "edgelm/hub/references.py",
-        "_progress_bars(log.isEnabledFor(logging.INFO))",
+        "_progress_bars(logger.isEnabledFor(logging.INFO))",
         "_progress_bars(False)",
         ("tests/test_hub_server.py::test_bars_while_fetching",),
     ),

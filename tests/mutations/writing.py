@@ -45,7 +45,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "quantize: a factor is gone before the next layer runs",
         "edgelm/quantization/packed_folder.py",
-        "                del factor  # before the next layer's Hessians are there\n",
+        "                del factor  # before the next layer's Hessians are allocated\n",
         "",
         (f"{_GPTQ}test_no_factor_is_left_when_the_next_layer_runs",),
     ),

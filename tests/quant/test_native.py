@@ -284,7 +284,7 @@ def run_with_isa(isa: str) -> subprocess.CompletedProcess[str]:
 def test_an_instruction_set_by_environment() -> None:
     assert run_with_isa("generic").stdout.strip() == str(64 * (64 // 2 + 2 * 2))
     refused = run_with_isa("avx9")
-    assert "KernelUnavailable: EDGELM_ISA='avx9': this CPU and library have" in refused.stderr
+    assert "KernelUnavailableError: EDGELM_ISA='avx9': this CPU and library have" in refused.stderr
     assert "generic" in refused.stderr and "unset the variable" in refused.stderr
 
 

@@ -12,7 +12,7 @@ import torch
 from quant import QuantError, Scheme, choose, native, pack
 from quant.backends import find
 from quant.backends.timing import time_kernels
-from quant.errors import KernelUnavailable
+from quant.errors import KernelUnavailableError
 
 CPU = torch.device("cpu")
 SCHEME, SHAPE = Scheme.parse("int4-g32"), (70, 64)
@@ -30,22 +30,22 @@ def test_short_buffers_are_refused() -> None:
     kernel, tensors = find("native.int4"), prepared()
     x, out = torch.randn(3, 64), torch.empty(3, 70)
     short = {"layout": tensors["layout"][:-1]}
-    with pytest.raises(QuantError, match=r"takes 3456 bytes in one piece.* has 3455"):
+    with pytest.raises(QuantError, match=r"takes 3456 contiguous bytes.* has 3455"):
         kernel.multiply(x, short, SCHEME, None, out)
     every_second = {"layout": torch.stack([tensors["layout"]] * 2, dim=1)[:, 0]}
-    with pytest.raises(QuantError, match="in one piece"):
+    with pytest.raises(QuantError, match="contiguous bytes"):
         kernel.multiply(x, every_second, SCHEME, None, out)
-    with pytest.raises(QuantError, match="bytes in one piece"):
+    with pytest.raises(QuantError, match=r"takes \d+ contiguous bytes"):
         kernel.multiply(torch.randn(3, 96), tensors, SCHEME, None, out)
-    with pytest.raises(QuantError, match="do not belong together"):
+    with pytest.raises(QuantError, match="do not match"):
         kernel.multiply(x, tensors, SCHEME, None, torch.empty(4, 70))
-    with pytest.raises(QuantError, match="do not belong together"):
+    with pytest.raises(QuantError, match="do not match"):
         kernel.multiply(x, tensors, SCHEME, torch.zeros(69), out)
 
 
 @pytest.mark.parametrize("ids", [[-1], [0, 96], [2**40]])
 def test_rows_that_are_not_there_are_refused(ids: list[int]) -> None:
-    with pytest.raises(QuantError, match="asked of 96 rows"):
+    with pytest.raises(QuantError, match="the table has 96 rows"):
         find("native.int4").lookup(torch.tensor(ids), prepared(), SCHEME, torch.empty(len(ids), 64))
 
 
@@ -87,7 +87,7 @@ def test_without_a_usable_library_others_run_and_say_so(
         for exact in (False, True):
             kernel = choose(Scheme.parse(text), (64, 64), CPU, exact=exact)
             assert kernel.backend != "native"
-    with pytest.raises(KernelUnavailable, match=reason):
+    with pytest.raises(KernelUnavailableError, match=reason):
         choose(SCHEME, (64, 64), CPU, "native")
 
 

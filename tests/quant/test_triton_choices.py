@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import quant.triton
-from quant import KernelUnavailable, PackedWeight, QuantError, Scheme, choose, find
+from quant import KernelUnavailableError, PackedWeight, QuantError, Scheme, choose, find
 from quant.triton import choices, configs, launch, layout, tuning, workspace
 from quant.triton.configs import Config
 
@@ -137,19 +137,19 @@ def test_a_measured_config_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_backend_says_why_it_declines(monkeypatch: pytest.MonkeyPatch) -> None:
     kernel, shape = find("triton.int4"), (16, 192)
-    assert kernel.supports(Scheme.parse("int8"), shape, CUDA, False) == "holds int4"
-    assert "not on cpu" in str(kernel.supports(INT4, shape, CPU, False))
-    with pytest.raises(KernelUnavailable, match="runs on CUDA devices, not on cpu"):
+    assert kernel.refusal(Scheme.parse("int8"), shape, CUDA, False) == "supports int4 only"
+    assert "not on cpu" in str(kernel.refusal(INT4, shape, CPU, False))
+    with pytest.raises(KernelUnavailableError, match="runs on CUDA devices, not on cpu"):
         choose(INT4, shape, "cpu", "triton")
     if not torch.cuda.is_available():
         quant.triton._unfit.cache_clear()
-        assert "torch sees no CUDA device" in str(kernel.supports(INT4, shape, CUDA, False))
+        assert "torch sees no CUDA device" in str(kernel.refusal(INT4, shape, CUDA, False))
     monkeypatch.setattr(quant.triton, "_unfit", lambda device: None)
     monkeypatch.setattr(quant.triton, "library", lambda name: None)
-    assert "edgelm[gpu]" in str(kernel.supports(INT4, shape, CUDA, False))
+    assert "edgelm[gpu]" in str(kernel.refusal(INT4, shape, CUDA, False))
     monkeypatch.setattr(quant.triton, "library", lambda name: torch)
     for lookup in (False, True):
-        assert kernel.supports(INT4, shape, CUDA, lookup) is None
+        assert kernel.refusal(INT4, shape, CUDA, lookup) is None
     assert choose(INT4, shape, "cuda").name == "triton.int4"
 
 

@@ -1,5 +1,6 @@
-"""The operations of a step as Triton kernels; ``edgelm.ops.triton`` launches them.
+"""Triton kernels of a step's operations; ``edgelm.ops.triton`` launches them.
 
-``rows`` are norms and maps, ``places`` rotation and the writing of the cache, ``decode`` and
-``prefill`` attention. Only what is named at the first use is imported: they need Triton.
+``rows``: norms and elementwise maps. ``places``: rotation and writes to the cache. ``decode`` and
+``prefill``: attention. Each module is imported at first use, because it needs Triton. The kernels
+import nothing of this package except each other.
 """

@@ -1,8 +1,8 @@
-"""Attention of single tokens: keys in pieces of a fixed size, joined in one order.
+"""Attention of single tokens: keys in pieces of a fixed size, joined in a fixed order.
 
 A program takes one token, the query heads of one group, and SPLIT slots of the row; ``join`` adds
-up what the pieces gave (Dao et al. 2023, "Flash-Decoding"). The pieces are the same at every
-length and beside any other row, so a token's bits do not depend on its neighbours.
+up the results of the pieces (Dao et al. 2023, "Flash-Decoding"). The pieces are the same at every
+length and in any batch, so a token's bits do not depend on other rows.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ def weighed(
     scores: tl.tensor, value: tl.tensor, largest: tl.tensor, total: tl.tensor, mixed: tl.tensor,
     COMPUTE: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
-    """Largest score [Q], sum of weights [Q] and weighted values [Q, D] with a tile of keys more.
+    """Update largest score [Q], sum of weights [Q] and weighted values [Q, D] by a tile of keys.
 
-    scores: [Q, S], minus infinity where a key is not seen. value: [S, D].
+    scores: [Q, S], minus infinity for invisible keys. value: [S, D].
     """
     now = tl.maximum(largest, tl.max(scores, 1))
     safe = tl.where(now == NEVER, 0.0, now)
@@ -68,10 +68,10 @@ def attend_piece(
     SHARE: tl.constexpr, HEADS: tl.constexpr, SPLIT: tl.constexpr, BLOCK_S: tl.constexpr,
     BLOCK_D: tl.constexpr, COMPUTE: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Largest score, sum of weights and weighted values of one piece, in ``partial``.
+    """Compute largest score, sum of weights and weighted values of one piece into ``partial``.
 
-    partial: float32 [M, H, pieces, size + 2]. SHARE: query heads of a group; HEADS: as many or 16,
-    the least that the tensor cores take. window: None where all is seen.
+    partial: float32 [M, H, pieces, size + 2]. SHARE: query heads of a group; HEADS: at least that
+    and 16, the minimum of the tensor cores. window: None if all keys are visible.
     """
     token, group, piece = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     row, position = tl.load(rows + token).to(tl.int64), tl.load(positions + token).to(tl.int32)
@@ -86,11 +86,11 @@ def attend_piece(
     largest = tl.full([HEADS], NEVER, tl.float32)
     total = tl.zeros([HEADS], tl.float32)
     mixed = tl.zeros([HEADS, BLOCK_D], tl.float32)
-    # Slots beyond the newest position hold nothing until a ring has gone round.
+    # Slots beyond the newest position are empty until a ring wraps around.
     end = tl.minimum(tl.minimum((piece + 1) * SPLIT, slots), position + 1)
     for start in range(piece * SPLIT, end, BLOCK_S):
         slot = start + tl.arange(0, BLOCK_S)
-        back = (position - slot + slots) % slots  # how long ago the slot's position was
+        back = (position - slot + slots) % slots  # distance of the slot's position from the newest
         seen = (slot < end) & (back <= position)
         if window is not None:
             seen = seen & (back < window)
@@ -114,7 +114,7 @@ def join(
     partial: tl.tensor, out: tl.tensor, pieces: tl.tensor, size: tl.tensor, out_stride: tl.tensor,
     BLOCK_D: tl.constexpr,
 ) -> None:  # fmt: skip
-    """The pieces' results in order: out [M, H, size]. A program a token and head."""
+    """Join the pieces' results in order: out [M, H, size]. One program per token and head."""
     token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     at = tl.arange(0, BLOCK_D)
     live = at < size

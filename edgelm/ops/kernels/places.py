@@ -1,6 +1,6 @@
-"""Kernels that put tokens where they belong: rotation by position, keys and values into the cache.
+"""Kernels for positions: rotary embedding, and writing keys and values to the cache.
 
-Rows and positions are read on the device, so a captured step serves every token.
+Rows and positions are read on the device, so a captured step can be replayed for every token.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ def rotate_and_store(
     x_stride: tl.tensor, value_stride: tl.tensor, out_stride: tl.tensor,
     INTERLEAVED: tl.constexpr, PAIRS: tl.constexpr, REST: tl.constexpr, BLOCK: tl.constexpr,
 ) -> None:  # fmt: skip
-    """x [M, queries + G, size] rotated: queries into out, keys and values [M, G, size] cached.
+    """Rotate x [M, queries + G, size]: queries to out, keys and values [M, G, size] to the cache.
 
-    A program a token and head. table [2, context, pairs]: cosines, sines. PAIRS, REST, BLOCK: at
-    least the pairs, the dimensions that are not rotated (0 for none), and the size.
+    One program per token and head. table [2, context, pairs]: cosines, sines. PAIRS, REST, BLOCK:
+    at least the pairs, the dimensions that are not rotated (0 for none), and the size.
     """
     token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     place = tl.load(table_places + token).to(tl.int64)
@@ -71,9 +71,10 @@ def store(
     slots: tl.tensor, groups: tl.tensor, size: tl.tensor, key_stride: tl.tensor,
     value_stride: tl.tensor, BLOCK: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Keys and values [M, G, D] into position % slots of their rows; a program a token and group.
+    """Write keys and values [M, G, D] to slot position % slots of their rows.
 
-    Rounded to 8 bits by the largest of each D numbers where there are scales.
+    One program per token and group. With scales, rounded to 8 bits by the largest of each D
+    numbers.
     """
     token, group = tl.program_id(0).to(tl.int64), tl.program_id(1)
     slot = slot_of(rows, positions, token, group, slots, groups)
@@ -86,7 +87,7 @@ def slot_of(
     rows: tl.tensor, positions: tl.tensor, token: tl.tensor, group: tl.tensor, slots: tl.tensor,
     groups: tl.tensor,
 ) -> tl.tensor:  # fmt: skip
-    """Where a token's numbers of a group begin in the cache, in heads."""
+    """Start of a token's numbers of a group in the cache, in heads."""
     row, position = tl.load(rows + token).to(tl.int64), tl.load(positions + token).to(tl.int64)
     return (row * groups + group) * slots + position % slots
 
@@ -96,7 +97,7 @@ def head_into(
     source: tl.tensor, group: tl.tensor, cached: tl.tensor, scales: tl.tensor, slot: tl.tensor,
     size: tl.tensor, BLOCK: tl.constexpr,
 ) -> None:  # fmt: skip
-    """A head's numbers as they are into its slot."""
+    """Copy a head's numbers to its slot."""
     at = tl.arange(0, BLOCK)
     live = at < size
     numbers = tl.load(source + group * size + at, mask=live, other=0.0)
@@ -114,12 +115,12 @@ def put(
     numbers: tl.tensor, largest: tl.tensor, cached: tl.tensor, scales: tl.tensor, slot: tl.tensor,
     size: tl.tensor, at: tl.tensor, live: tl.tensor,
 ) -> None:  # fmt: skip
-    """Some of a head's numbers into a slot; largest: the magnitude that its scale comes from."""
+    """Write some of a head's numbers to a slot; largest: the magnitude that sets its scale."""
     if scales is not None:
         scale = (largest / 127.0).to(scales.dtype.element_ty)
         tl.store(scales + slot, scale)
         codes = numbers.to(tl.float32) / tl.maximum(scale.to(tl.float32), 1e-30)
-        # Adding 1.5 * 2^23 leaves no digits after the point: round to nearest, ties to even.
+        # Adding 1.5 * 2^23 leaves no fractional digits: round to nearest, ties to even.
         codes = (codes + 12582912.0) - 12582912.0
         codes = tl.minimum(tl.maximum(codes, -127.0), 127.0)
         tl.store(cached + slot * size + at, codes.to(tl.int8), mask=live)

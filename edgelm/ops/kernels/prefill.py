@@ -18,9 +18,9 @@ def attend_tile(
     softcap: tl.tensor, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
     COMPUTE: tl.constexpr,
 ) -> None:  # fmt: skip
-    """out [T, H, size] of queries [T, H, size] at ``position`` and after, whose keys are cached.
+    """Attention out [T, H, size] of queries [T, H, size] from ``position`` on; keys are cached.
 
-    A program takes BLOCK_T tokens of one head. window: None where all is seen.
+    A program takes BLOCK_T tokens of one head. window: None if all keys are visible.
     """
     first, head = tl.program_id(0) * BLOCK_T, tl.program_id(1)
     token, at = first + tl.arange(0, BLOCK_T), tl.arange(0, BLOCK_D)
@@ -33,7 +33,7 @@ def attend_tile(
     slope = None
     if slopes is not None:
         slope = tl.zeros([BLOCK_T], tl.float32) + tl.load(slopes + head)
-    # Until the ring has gone round, a slot's number is its position.
+    # Until the ring wraps around, a slot's number is its position.
     straight = last < slots
     end = tl.where(straight, tl.minimum(last, position + first + BLOCK_T - 1) + 1, slots)
     begin = last * 0
@@ -60,5 +60,5 @@ def attend_tile(
         value = read(cached_values, value_scales, place, size, at, mask).to(COMPUTE)
         largest, total, mixed = weighed(scores, value, largest, total, mixed, COMPUTE)
     target = out + offset * out_stride + head * size + at[None, :]
-    # Tokens beyond the last saw nothing; they are not stored.
+    # Tokens beyond the last see no keys; they are not stored.
     tl.store(target, mixed / tl.where(total == 0.0, 1.0, total)[:, None], mask=exists)

@@ -1,7 +1,7 @@
 """Kernels over rows of numbers: norms, activations, additions, soft-caps.
 
-Everything is computed in float32 and rounded once, to the type of the result. What a token holds
-is contiguous; tokens may be apart.
+Everything is computed in float32 and rounded once, to the type of the result. The numbers of a
+token are contiguous, with any stride between tokens.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import triton.language as tl
 
 @triton.jit
 def tanh(x: tl.tensor) -> tl.tensor:
-    """By exp alone, which every device has; off by 1e-7 at most."""
+    """Hyperbolic tangent by exp alone, which every device has; error at most 1e-7."""
     return 1.0 - 2.0 / (tl.exp(2.0 * x) + 1.0)
 
 
@@ -23,7 +23,7 @@ def norm(
 ) -> None:  # fmt: skip
     """x / rms(x) * weight, with a bias (x - mean) / deviation * weight + bias.
 
-    A program a token and head: x, out [M, heads, size]. weight, bias: [size] float32.
+    One program per token and head: x, out [M, heads, size]. weight, bias: [size] float32.
     """
     token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     at = tl.arange(0, BLOCK)
@@ -44,7 +44,7 @@ def transform(
     x_stride: tl.tensor, y_stride: tl.tensor, out_stride: tl.tensor, NAME: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:  # fmt: skip
-    """out = NAME(x) [M, size], for "add" x + y; other functions times y where there is one."""
+    """out = NAME(x) [M, size], for "add" x + y; other functions are multiplied by y if given."""
     token = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     live = at < size
