@@ -1,4 +1,4 @@
-"""Turn: a lock that serialises calls to one model, in the process that loaded it."""
+"""CallLock: a lock that serialises calls to one model, in the process that loaded it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from edgelm.errors import CancelledError, UsageError
 _LOOK_S = 0.02  # interval at which a waiting call checks whether it was cancelled
 
 
-class Turn:
+class CallLock:
     """A lock that records its thread and its process."""
 
     def __init__(self) -> None:

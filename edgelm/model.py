@@ -17,7 +17,7 @@ from edgelm.budget.ledger import Ledger
 from edgelm.budget.past_runs import Watch
 from edgelm.budget.placement import host_layers
 from edgelm.budget.plan import Plan
-from edgelm.call_lock import Turn
+from edgelm.call_lock import CallLock
 from edgelm.engine.engine import Engine
 from edgelm.engine.loader import Loader, warn_of_requantizing
 from edgelm.engine.restore_points import RestorePoints
@@ -64,7 +64,7 @@ class LanguageModel(AsyncForms):
         self._files = files
         self._session: Session | None = session
         self._closing = closing
-        self._turn = Turn()
+        self._calls = CallLock()
 
     @classmethod
     def load(
@@ -246,7 +246,7 @@ class LanguageModel(AsyncForms):
 
         Waits for other threads' calls; an answer half read in this thread is given up.
         """
-        with self._turn.end():
+        with self._calls.end():
             if self._session is not None:
                 self._session = None
                 for close in self._closing:
@@ -278,7 +278,7 @@ class LanguageModel(AsyncForms):
     @contextmanager
     def _running(self, cancelled: Callable[[], bool] = bool) -> Iterator[Session]:
         """The session for one call; other threads wait, this thread must not nest calls."""
-        with self._turn.take(cancelled):
+        with self._calls.take(cancelled):
             session = self._open_session()
             forget = session.engine.forget
             with accelerators.current(self.plan.device), memory_reported(self.plan, forget):

@@ -31,7 +31,8 @@ import fuzz_corpus as corpus
 import fuzz_folders as folders
 import torch
 
-from edgelm.checkpoint import Checkpoint, open_checkpoint
+from edgelm.checkpoint.opening import open_checkpoint
+from edgelm.checkpoint.protocol import Checkpoint
 from edgelm.errors import EdgeLMError
 from edgelm.models.model_files import ModelFiles
 from edgelm.planning.settings import Settings

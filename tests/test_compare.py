@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 import torch
 
-from edgelm.checkpoint import open_checkpoint
 from edgelm.checkpoint.gguf_header import read_header
 from edgelm.checkpoint.gguf_writer import Entry, create_gguf
+from edgelm.checkpoint.opening import open_checkpoint
 from edgelm.reports.benchmark import random_model
 
 BENCHES = Path(__file__).resolve().parent.parent / "benches"

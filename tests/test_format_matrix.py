@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from test_other_files import flax_folder, pickled
 
 import edgelm
-from edgelm.checkpoint import open_checkpoint
+from edgelm.checkpoint.opening import open_checkpoint
 
 for library in ("compressed_tensors", "bitsandbytes"):
     pytest.importorskip(library)

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from edgelm.checkpoint import open_checkpoint
 from edgelm.checkpoint.manifest import FORMAT_VERSION, Manifest
+from edgelm.checkpoint.opening import open_checkpoint
 from edgelm.errors import ModelFileError, UnsupportedModelError
 from edgelm.text.tokenizer import load_tokenizer
 

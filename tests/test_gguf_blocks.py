@@ -14,9 +14,9 @@ from gguf_models import random_rows
 from test_gguf_files import LLAMA_KEYS, permute
 
 import edgelm
-from edgelm.checkpoint import open_checkpoint
 from edgelm.checkpoint.gguf_blocks import EXACT, NEAREST, PACKED
 from edgelm.checkpoint.gguf_header import TYPES
+from edgelm.checkpoint.opening import open_checkpoint
 from quant.groupwise import dequantize
 
 HIDDEN, INNER, VOCAB, HEADS = 256, 512, 40, 4

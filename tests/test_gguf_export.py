@@ -12,8 +12,8 @@ import torch
 from oracle import share_of_range
 
 import edgelm
-from edgelm.checkpoint import open_checkpoint
 from edgelm.checkpoint.gguf_writer import KINDS, to_blocks
+from edgelm.checkpoint.opening import open_checkpoint
 from quant import Scheme, dequantize
 from quant.methods.rtn import rtn
 

@@ -14,7 +14,8 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType as Type
 
-from edgelm.checkpoint import TensorInfo, open_checkpoint
+from edgelm.checkpoint.opening import open_checkpoint
+from edgelm.checkpoint.protocol import TensorInfo
 from edgelm.errors import ModelFileError, UnsupportedModelError
 from quant.groupwise import dequantize
 from quant.scheme import Scheme

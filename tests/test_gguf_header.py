@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgelm.checkpoint import open_checkpoint
 from edgelm.checkpoint.gguf_header import MAX_ARRAY_ENTRIES, read_header
+from edgelm.checkpoint.opening import open_checkpoint
 from edgelm.errors import ModelFileError, UnsupportedModelError
 
 SIZES = {4: "I", 6: "f", 7: "B", 10: "Q"}

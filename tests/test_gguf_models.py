@@ -13,7 +13,7 @@ from gguf_models import ARCHITECTURES, as_stored, write_gguf_model
 from oracle import family, load_exact, share_of_range
 
 import edgelm
-from edgelm.checkpoint import open_checkpoint
+from edgelm.checkpoint.opening import open_checkpoint
 
 KEPT_BOUND = 1e-5
 """The file's own integers through the reference kernel, against the float32 they stand for."""

@@ -16,8 +16,9 @@ from oracle import FAMILIES, family
 from safetensors.torch import load_file
 
 import edgelm
-from edgelm.checkpoint import open_checkpoint, torch_files
+from edgelm.checkpoint import torch_files
 from edgelm.checkpoint.flax_files import CHUNKED
+from edgelm.checkpoint.opening import open_checkpoint
 from edgelm.cli.main import main
 
 PROMPT = torch.arange(5, 22).view(1, -1)

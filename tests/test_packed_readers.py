@@ -12,7 +12,7 @@ from packed_folders import VARIANTS, Variant, awq, compressed, eight_bit, four_b
 from safetensors.torch import load_file, save_file
 
 import edgelm
-from edgelm.checkpoint import open_checkpoint
+from edgelm.checkpoint.opening import open_checkpoint
 
 for library in ("compressed_tensors", "bitsandbytes"):
     pytest.importorskip(library)

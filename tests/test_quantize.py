@@ -16,10 +16,11 @@ import pytest
 import torch
 
 import edgelm
-from edgelm.checkpoint import open_checkpoint, safetensors_writer
+from edgelm.checkpoint import safetensors_writer
 from edgelm.checkpoint.gguf_writer import GGUFTensors
 from edgelm.checkpoint.journal import Journal
 from edgelm.checkpoint.manifest import MANIFEST
+from edgelm.checkpoint.opening import open_checkpoint
 from edgelm.checkpoint.packed_layout import ROW_STEP, from_stored, specs, to_stored
 from edgelm.checkpoint.safetensors_writer import TensorFiles
 from edgelm.quantization.packed_folder import file_sha256

@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from edgelm.checkpoint import TensorInfo, open_checkpoint
+from edgelm.checkpoint.opening import open_checkpoint
+from edgelm.checkpoint.protocol import TensorInfo
 from edgelm.checkpoint.safetensors_files import INDEX, SINGLE
 from edgelm.errors import ModelFileError, UnsupportedModelError
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edgelm.checkpoint import open_checkpoint
+from edgelm.checkpoint.opening import open_checkpoint
 from edgelm.errors import ModelFileError, UnsupportedModelError, UsageError
 from edgelm.text import chat_template
 from edgelm.text.gguf_tokenizer import PRE_TOKENIZERS

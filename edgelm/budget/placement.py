@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from edgelm.budget.parts import Part, PartName
-from edgelm.budget.plan import MatrixPlan, Plan
 from edgelm.errors import UsageError
+
+if TYPE_CHECKING:
+    from edgelm.budget.plan import MatrixPlan, Plan
 
 OFFLOADS = ("none", "cpu", "disk")
 ALIGNMENT = 64  # bytes: where tensors begin in a buffer, as torch's own memory does

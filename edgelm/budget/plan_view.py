@@ -9,13 +9,14 @@ from io import StringIO
 from typing import TYPE_CHECKING
 
 from edgelm.budget.placement import streamed_layers
-from edgelm.budget.plan import Plan
 from edgelm.budget.shortage import shortage
 from edgelm.budget.units import human, human_speed
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+
+    from edgelm.budget.plan import Plan
 
 TEXT_WIDTH = 110
 _BAR_WIDTH = 40

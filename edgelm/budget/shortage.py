@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from edgelm.budget.parts import PartName
-from edgelm.budget.plan import Plan
 from edgelm.budget.units import human
+
+if TYPE_CHECKING:
+    from edgelm.budget.plan import Plan
 
 
 def shortage(plan: Plan) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from edgelm.checkpoint import TensorInfo
+from edgelm.checkpoint.protocol import TensorInfo
 from edgelm.checkpoint.rows import fill, fill_columns, opened, span
 from edgelm.checkpoint.safetensors_files import AGAIN, read_json
 from edgelm.errors import ModelFileError, UnsupportedModelError

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgelm.checkpoint import Checkpoint, flax_files, safetensors_files, torch_files
+from edgelm.checkpoint import flax_files, safetensors_files, torch_files
 from edgelm.checkpoint.flax_files import FlaxCheckpoint
 from edgelm.checkpoint.manifest import MANIFEST
 from edgelm.checkpoint.packed import PackedCheckpoint
+from edgelm.checkpoint.protocol import Checkpoint
 from edgelm.checkpoint.quantized_folders import QuantizedFolder, quantization_settings
 from edgelm.checkpoint.safetensors_files import SafetensorsCheckpoint
 from edgelm.checkpoint.torch_files import TorchCheckpoint

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edgelm.checkpoint import Checkpoint, TensorInfo
+from edgelm.checkpoint.protocol import Checkpoint, TensorInfo
 from edgelm.checkpoint.rows import span
 from quant import PackedWeight
 

@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 
-from edgelm.checkpoint import TensorInfo
 from edgelm.checkpoint.gguf_blocks import EXACT, NEAREST, PACKED, dequantized, take_apart
 from edgelm.checkpoint.gguf_families import FAMILIES, ROPE_FACTORS, Family, RowOrder
 from edgelm.checkpoint.gguf_header import StoredTensor, read_header
 from edgelm.checkpoint.gguf_metadata import Metadata
+from edgelm.checkpoint.protocol import TensorInfo
 from edgelm.checkpoint.rows import fill, opened, span
 from edgelm.errors import ModelFileError, UnsupportedModelError
 from quant.groupwise import dequantize

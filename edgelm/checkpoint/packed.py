@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 
-from edgelm.checkpoint import TensorInfo, bitsandbytes_files
+from edgelm.checkpoint import bitsandbytes_files
 from edgelm.checkpoint.bitsandbytes_layout import METHOD
 from edgelm.checkpoint.manifest import MANIFEST, Manifest, Module
 from edgelm.checkpoint.packed_layout import Spec, first_row, from_stored, specs
 from edgelm.checkpoint.packed_matrix import PackedMatrix
+from edgelm.checkpoint.protocol import TensorInfo
 from edgelm.checkpoint.rows import span
 from edgelm.checkpoint.safetensors_files import FLOATS, INTEGERS, SafetensorsCheckpoint
 from edgelm.errors import ModelFileError

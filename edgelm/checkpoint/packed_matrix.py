@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from edgelm.checkpoint import TensorInfo
+from edgelm.checkpoint.protocol import TensorInfo
 from edgelm.checkpoint.safetensors_files import SafetensorsCheckpoint
 from edgelm.errors import ModelFileError, UnsupportedModelError
 from quant.errors import QuantError

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from edgelm.checkpoint import TensorInfo
 from edgelm.checkpoint.gptq import ActOrder
 from edgelm.checkpoint.packed_matrix import PackedMatrix, damaged
+from edgelm.checkpoint.protocol import TensorInfo
 from edgelm.checkpoint.rows import span
 from edgelm.checkpoint.safetensors_files import SafetensorsCheckpoint, read_json
 from edgelm.errors import UnsupportedModelError

@@ -13,7 +13,7 @@ from zlib import crc32
 import torch
 from torch import Tensor
 
-from edgelm.checkpoint import TensorInfo
+from edgelm.checkpoint.protocol import TensorInfo
 from edgelm.checkpoint.rows import span
 from quant.codebooks import numbers
 from quant.groupwise import dequantize

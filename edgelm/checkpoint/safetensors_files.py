@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, TypeVar
 
-from edgelm.checkpoint import TensorInfo
+from edgelm.checkpoint.protocol import TensorInfo
 from edgelm.checkpoint.stored import FLOATS, INTEGERS, Stored, StoredTensors
 from edgelm.errors import ModelFileError
 

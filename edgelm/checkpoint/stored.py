@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from edgelm.checkpoint import TensorInfo
+from edgelm.checkpoint.protocol import TensorInfo
 from edgelm.checkpoint.rows import fill, fill_columns, opened, span
 from edgelm.errors import UnsupportedModelError
 

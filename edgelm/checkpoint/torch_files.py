@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from edgelm.checkpoint import TensorInfo
+from edgelm.checkpoint.protocol import TensorInfo
 from edgelm.checkpoint.safetensors_files import AGAIN, open_shards, read_json
 from edgelm.checkpoint.stored import Stored, StoredTensors
 from edgelm.errors import ModelFileError, UnsupportedModelError

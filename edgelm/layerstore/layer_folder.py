@@ -22,7 +22,7 @@ import torch
 from edgelm.budget.placement import file_groups
 from edgelm.budget.plan import MatrixPlan
 from edgelm.budget.units import human
-from edgelm.checkpoint import file_stamps
+from edgelm.checkpoint.opening import file_stamps
 from edgelm.errors import EdgeLMError
 from edgelm.layerstore.layer_file import DamagedLayerError, LayerFile, Prepared, write_layer
 from edgelm.machine import hardware

@@ -10,9 +10,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgelm.checkpoint import Checkpoint, open_checkpoint
 from edgelm.checkpoint.fresh_head import FreshHead
+from edgelm.checkpoint.opening import open_checkpoint
 from edgelm.checkpoint.packed import PackedCheckpoint
+from edgelm.checkpoint.protocol import Checkpoint
 from edgelm.config import ConfigReader, ModelConfig
 from edgelm.errors import ModelFileError, UsageError
 from edgelm.hub.headers import Skeleton, headers_or_cached

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from edgelm.checkpoint import Checkpoint, TensorInfo
+from edgelm.checkpoint.protocol import Checkpoint, TensorInfo
 from edgelm.errors import ModelFileError
 from quant import PackedWeight
 

@@ -15,9 +15,10 @@ from typing import Any
 
 import torch
 
-from edgelm.checkpoint import Checkpoint, bitsandbytes_layout, packed_layout
+from edgelm.checkpoint import bitsandbytes_layout, packed_layout
 from edgelm.checkpoint.manifest import Manifest, Module
 from edgelm.checkpoint.packed_layout import Spec
+from edgelm.checkpoint.protocol import Checkpoint
 from edgelm.errors import UnsupportedModelError, UsageError
 from edgelm.models.model_files import ModelFiles
 from edgelm.planning.settings import QuantChoice

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import torch
 
 from edgelm.budget.units import BLOCK_BYTES
-from edgelm.checkpoint import Checkpoint
 from edgelm.checkpoint.packed_layout import ROW_STEP
+from edgelm.checkpoint.protocol import Checkpoint
 from edgelm.errors import ModelFileError
 from edgelm.quantization.conversion import TABLE_METHOD, Target
 from quant import CALIBRATED_METHODS, PackedWeight, QuantError, Sqnr, pack, pack_calibrated

@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 
 from edgelm.budget.units import human
-from edgelm.checkpoint import file_stamps
 from edgelm.checkpoint.journal import Journal
 from edgelm.checkpoint.manifest import FORMAT_VERSION, MANIFEST, Manifest
+from edgelm.checkpoint.opening import file_stamps
 from edgelm.checkpoint.safetensors_writer import (
     Layout,
     TensorFiles,

@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 
-import edgelm
 from edgelm.budget import past_runs
 from edgelm.hub.references import DEMO_MEMBER, cache_dir
 from edgelm.layerstore.layer_folder import clear_layers
 from edgelm.machine import accelerators, disk, hardware
 from edgelm.machine.accelerators import Accelerator
 from edgelm.planning import kernel_choice
+from edgelm.version import __version__
 from quant import Scheme
 from quant.backends import KERNELS, choose
 from quant.triton.choices import FILE as TILES
@@ -87,7 +87,7 @@ def diagnose() -> Diagnosis:
         with accelerators.current(device):
             kernel_choice.measure(cache, device)
     return Diagnosis(
-        version=edgelm.__version__,
+        version=__version__,
         python=platform.python_version(),
         system=platform.platform(),
         packages={name: _version(name) for name in PACKAGES},

@@ -11,9 +11,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from edgelm.checkpoint import Checkpoint
 from edgelm.checkpoint.manifest import FORMAT_VERSION
 from edgelm.checkpoint.packed import PackedCheckpoint
+from edgelm.checkpoint.protocol import Checkpoint
 from edgelm.config import ModelConfig
 from edgelm.errors import EdgeLMError
 from edgelm.models.model_files import ModelFiles

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from ..codebooks import numbers
 from ..groupwise import dequantize
+from ..library import library
 from ..packing import PackedWeight, swap_nibbles
 from ..scheme import Scheme
 from .aten import finish
 from .kernel import Shape, Tensors
-from .library import library
 from .reference import Reference, linear, linear_scratch_bytes
 
 # LLM.int8 against the reference, in dB: activations are rounded to 8 bits, which leaves 40 to 43

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..library import library
 from ..scheme import Scheme
 from .aten import finish
 from .kernel import Shape, Tensors
-from .library import library
 from .reference import Reference
 
 _MODULE = "torchao.quantization"

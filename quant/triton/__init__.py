@@ -14,7 +14,7 @@ from functools import cache
 
 import torch
 
-from ..backends.library import library
+from ..library import library
 
 # Part of the key of kept choices: raise it whenever a change to a kernel changes what is fastest.
 VERSION = 1

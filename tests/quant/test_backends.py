@@ -23,9 +23,9 @@ from quant import (
 from quant.backends import KERNELS, Kernel
 from quant.backends.aten import BFLOAT16_FLOOR_DB, no_vector_code
 from quant.backends.bitsandbytes_backend import INT8_ACTIVATIONS_FLOOR_DB
-from quant.backends.library import library
 from quant.backends.native_backend import ACTIVATIONS_FLOOR_DB
 from quant.backends.torch_backend import Int4Tile
+from quant.library import library
 
 CPU = torch.device("cpu")
 LAYOUTS = ("int4-g32", "int4-g64", "int4-g128", "int8", "int8-g32", "int8-g64", "int8-g128")

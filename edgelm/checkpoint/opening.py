@@ -1,0 +1,39 @@
+"""Opens a model's files in whatever format they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgelm.checkpoint.folders import ORIGINAL_RELEASE, open_folder
+from edgelm.checkpoint.gguf_files import GGUFCheckpoint
+from edgelm.checkpoint.protocol import Checkpoint
+from edgelm.errors import ModelFileError, UnsupportedModelError
+
+
+def open_checkpoint(path: Path, *, allow_pickle: bool = False) -> Checkpoint:
+    """Open a folder in Hugging Face layout or a .gguf file and check its headers.
+
+    allow_pickle: whether pytorch_model*.bin may be opened if there is nothing else.
+    Raises ModelFileError for missing or damaged files, UnsupportedModelError for valid files
+    with content this package does not support.
+    """
+    if path.is_dir():
+        return open_folder(path, allow_pickle)
+    if path.is_file() and path.suffix.lower() == ".gguf":
+        return GGUFCheckpoint(path)
+    if path.is_file() and path.suffix.lower() == ".pt":
+        raise UnsupportedModelError(f"{path} {ORIGINAL_RELEASE}")
+    problem = "is neither a folder nor a .gguf file" if path.exists() else "does not exist"
+    raise ModelFileError(
+        f"{path} {problem}. Give a folder with config.json and *.safetensors, or a .gguf file."
+    )
+
+
+def file_stamps(path: Path) -> list[tuple[str, int, int]]:
+    """Name, size and time of each of a model's files, which differ once it was changed.
+
+    Empty for weights that come from no file.
+    """
+    own = sorted(path.iterdir()) if path.is_dir() else [path] if path.exists() else []
+    stats = [(file.name, file.stat()) for file in own]
+    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
