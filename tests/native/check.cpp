@@ -89,8 +89,8 @@ std::vector<float> product(const Packed& packed, const float* x, int64_t rows, i
     std::vector<float> out(static_cast<size_t>(rows * m.outputs));
     const size_t bytes = static_cast<size_t>(edgelm_workspace_bytes(&m, rows));
     const std::unique_ptr<uint8_t[]> workspace(new uint8_t[bytes]);
-    const edgelm_product call{&m,   packed.layout(), x,         nullptr, out.data(), workspace.get(),
-                              rows, m.inputs,        m.outputs, threads};
+    const edgelm_product call{&m,       packed.layout(), x,    nullptr,  out.data(),
+                              workspace.get(), rows, m.inputs, m.outputs, threads};
     edgelm_multiply(&call);
     return out;
 }

@@ -49,6 +49,7 @@ template <Stored S, int ROWS>
 INLINE void dot_step(const uint8_t* at, __m512i plane, const int8_t* x, int64_t stride,
                      Dots<ROWS>& dots) {
     constexpr int64_t kBytes = step_bytes(bits_of(S));
+    constexpr int kLast = chains(ROWS) - 1;
     __m512i low[kHalves], high[kHalves];
     UNROLL
     for (int h = 0; h < kHalves; ++h) {
@@ -56,11 +57,12 @@ INLINE void dot_step(const uint8_t* at, __m512i plane, const int8_t* x, int64_t 
     }
     UNROLL
     for (int r = 0; r < ROWS; ++r) {
-        const __m512i first = Avx512::spread4(x + r * stride), second = Avx512::spread4(x + r * stride + 4);
+        const __m512i first = Avx512::spread4(x + r * stride);
+        const __m512i second = Avx512::spread4(x + r * stride + 4);
         UNROLL
         for (int h = 0; h < kHalves; ++h) {
             dots[r][h][0] = Avx512::dot4(dots[r][h][0], low[h], first);
-            dots[r][h][chains(ROWS) - 1] = Avx512::dot4(dots[r][h][chains(ROWS) - 1], high[h], second);
+            dots[r][h][kLast] = Avx512::dot4(dots[r][h][kLast], high[h], second);
         }
     }
 }
