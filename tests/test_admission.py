@@ -17,7 +17,7 @@ from test_hub_server import Hub, server  # noqa: F401  (a fixture)
 import edgelm
 from edgelm.budget import past_runs
 from edgelm.budget.ledger import Ledger
-from edgelm.budget.parts import Part
+from edgelm.budget.parts import Part, PartName
 from edgelm.hub.references import cache_dir
 from edgelm.machine import cgroups, hardware
 from edgelm.planning.load_peak import load_peak_bytes
@@ -132,7 +132,7 @@ def test_runs_are_kept_and_shown(
 
     folder = tiny_llama()
     plan = edgelm.plan(folder, quant="none", context=32)
-    assert past_runs.LEARNED not in {part.name for part in plan.parts}
+    assert PartName.RUNTIME_LEARNED not in {part.name for part in plan.parts}
     beyond = 30 << 20
     peaks = iter([1, plan.predicted_peak_bytes + beyond])  # when it begins, when it is closed
     monkeypatch.setattr(hardware, "peak_resident_bytes", lambda: next(peaks))
@@ -142,7 +142,7 @@ def test_runs_are_kept_and_shown(
     assert run.predicted_bytes == predicted and run.version == __version__
     assert abs(run.beyond_bytes - beyond) < 8 << 20  # the process may have grown since the plan
     after = {p.name: p.bytes for p in edgelm.plan(folder, quant="none", context=32).parts}
-    assert after[past_runs.LEARNED] == run.beyond_bytes == past_runs.correction_bytes(cache)
+    assert after[PartName.RUNTIME_LEARNED] == run.beyond_bytes == past_runs.correction_bytes(cache)
     monkeypatch.setattr(hardware, "read_gb_s", lambda: 20.0)
     assert main(["doctor", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)

@@ -12,6 +12,7 @@ import torch
 from oracle import family, load_exact
 
 import edgelm
+from quant import native
 
 PROMPT = "It is a truth universally acknowledged, that a single man in possession of a good"
 
@@ -23,13 +24,17 @@ def lm(assets: Path) -> Iterator[edgelm.LanguageModel]:
         yield model
 
 
+@pytest.mark.skipif(native.missing() is not None, reason=f"no native library: {native.missing()}")
 @pytest.mark.parametrize("name", ["llama", "gemma2"])
 def test_n_answers_share_one_prompt(
     assets: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """Five answers on three rows: each as alone with its seed, the prompt run once."""
+    """Five answers on three rows: each as alone with its seed, the prompt run once.
+
+    With native products, whose rows are the same in any company; torch's differ in the last bits.
+    """
     sizes: list[int] = []
-    with edgelm.load(assets / "nano" / name, quant="none", context=160, chunk=16, rows=3) as lm:
+    with edgelm.load(assets / "nano" / name, quant="int8", context=160, chunk=16, rows=3) as lm:
         options: dict[str, Any] = {"max_new_tokens": 12, "temperature": 0.9}
         alone = [lm.generate(PROMPT, seed=40 + index, **options) for index in range(5)]
         original = lm._session.engine.run

@@ -85,7 +85,9 @@ def test_bytes_are_the_formula(lm: edgelm.LanguageModel) -> None:
         cache = lm.new_cache(rows=3, context=17, kv=kv)
         expected = 2 * 3 * 3 * 17 * 2 * 16 * size  # keys and values, layers, rows, tokens, G, D
         assert cache.nbytes == expected
-        assert cache_parts(lm.config, 3, 17, 11, cache.dtype) == {"kv cache.full": expected}
+        assert cache_parts(lm.config, 3, 17, 11, cache.dtype) == {
+            ("kv cache.full", "host"): expected
+        }
 
 
 def test_bfloat16_cache_stays_near(lm: edgelm.LanguageModel) -> None:

@@ -334,7 +334,7 @@ def test_ctrl_c_ends_with_130(run: Run, nano: Path, monkeypatch: pytest.MonkeyPa
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("edgelm.cli.opening.load", interrupt)
+    monkeypatch.setattr("edgelm.cli.opening.prepare", interrupt)
     ran = run("generate", nano, "Once", "--json")
     assert ran.code == 130 and ran.document["error"]["type"] == "CancelledError"
 

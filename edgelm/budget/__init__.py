@@ -1,12 +1,13 @@
 """Memory budget: the plan of a load, and the checks that hold allocations to it.
 
 Modules:
-    plan: ``Plan``, the bytes of every part of a load, and ``Ledger``, which enforces it at run
-        time.
+    plan: ``Plan``, what a load does and the bytes of its every part; ``Execution``, how it runs.
+    parts, weight_name, dtypes, units: the names of parts, weights, number types and amounts.
+    ledger: ``Ledger``, which holds allocations to the plan at run time.
+    plan_view, shortage: a plan as people read it, and what it lacks of its budget.
     placement: the layers kept in memory and those streamed from disk.
     admission: the check, just before allocating, that the memory is still available.
     past_runs: planned and measured peaks of earlier runs, from which later plans learn.
 
-May import ``quant`` and, in this package, errors, version, progress, config, machine, text,
-checkpoint and hub.
+Above ``hub`` and below ``ops`` in the ladder of tests/test_house.py: imports point down only.
 """

@@ -18,5 +18,5 @@ Modules:
     safetensors_writer, gguf_writer, journal: writing files, verified and resumable.
     random_weights, shapes, fresh_head: weights without a file, published configs, and new heads.
 
-May import ``quant`` and, in this package, errors, version, progress, config, machine and text.
+Above ``text`` and below ``hub`` in the ladder of tests/test_house.py: imports point down only.
 """

@@ -4,9 +4,9 @@ Modules:
     engine: ``Engine``, which runs steps over static buffers.
     loader: reading, quantizing and laying out weights according to the plan.
     host_layers: the layers of a split model that run on the CPU.
-    tapes, cuda_graphs: small steps recorded once and replayed, on CPUs and CUDA devices.
+    steps, tapes, cuda_graphs: small steps recorded once and replayed, on CPUs and CUDA devices.
     restore_points: saved states of a row's ring buffers.
 
-May import ``quant`` and, in this package, errors, version, progress, config, machine, text,
-checkpoint, hub, budget, ops, models and layerstore.
+Above ``layerstore`` and below ``generation`` in the ladder of tests/test_house.py:
+imports point down only.
 """

@@ -10,7 +10,6 @@ Modules:
     layerwise: running a model with one layer in memory at a time.
     rows: float32 rows in a file.
 
-May import ``quant`` and, in this package, errors, version, progress, config, machine, text,
-checkpoint, hub, budget, ops, models, layerstore, engine, generation, tasks, planning, call_lock,
-asynchronous, model, loading and reports.
+Above ``reports`` and below ``quantization`` in the ladder of tests/test_house.py:
+imports point down only.
 """

@@ -1,7 +1,9 @@
 """Generation: from requests to token ids and text.
 
 Modules:
-    options: a caller's options checked and turned into a ``Request``.
+    option_table, options: every generation option; options checked and turned into a ``Request``.
+    text_calls: ``generate``, ``stream`` and ``chat`` of a loaded model, with their types.
+    session: what answers run on: an engine, its cache and what each row holds.
     request, answer: requests, results and statistics, and the state of a request in progress.
     batch: the generation loop, for one or many requests.
     sampling, processors: the sampler and its logits processors.
@@ -10,6 +12,5 @@ Modules:
     speculation, draft_model, prompt_lookup: speculative decoding and its two sources of guesses.
     conversation: conversations saved to a file.
 
-May import ``quant`` and, in this package, errors, version, progress, config, machine, text,
-checkpoint, hub, budget, ops, models, layerstore and engine.
+Above ``engine`` and below ``tasks`` in the ladder of tests/test_house.py: imports point down only.
 """

@@ -5,6 +5,6 @@ Modules:
     headers: headers of a Hub model, read without its weights.
     weights: resumable downloads into the Hub's cache.
 
-May import ``quant`` and, in this package, errors, version, progress, config, machine, text and
-checkpoint.
+Above ``checkpoint`` and below ``budget`` in the ladder of tests/test_house.py:
+imports point down only.
 """

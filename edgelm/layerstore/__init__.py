@@ -5,6 +5,5 @@ Modules:
     layer_folder: all files of one model, their creation and clean-up.
     layer_stream: layers read from disk while others compute.
 
-May import ``quant`` and, in this package, errors, version, progress, config, machine, text,
-checkpoint, hub, budget, ops and models.
+Above ``models`` and below ``engine`` in the ladder of tests/test_house.py: imports point down only.
 """

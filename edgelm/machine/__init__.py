@@ -8,5 +8,5 @@ Modules:
     transfer: copies from the host to an accelerator.
     measurements: files that keep measurements for later runs.
 
-May import ``quant`` and, in this package, errors, version, progress and config.
+Above ``config`` and below ``text`` in the ladder of tests/test_house.py: imports point down only.
 """

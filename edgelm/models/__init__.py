@@ -6,9 +6,10 @@ Modules:
     heads: task heads and their labels.
     weight_names: canonical names mapped to a file's tensors.
     model_files: ``ModelFiles``, an opened model before its weights are loaded.
+    assembled: ``Assembled``, the modules of a model for one task, without weights.
 
-May import ``quant`` and, in this package, errors, version, progress, config, machine, text,
-checkpoint, hub, budget and ops.
+Above ``ops`` and below ``layerstore`` in the ladder of tests/test_house.py:
+imports point down only.
 """
 
 from __future__ import annotations

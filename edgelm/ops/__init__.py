@@ -12,8 +12,7 @@ Modules:
     cache, cache_sizes: the KV cache and its memory.
     position: rotary embeddings and ALiBi.
 
-May import ``quant`` and, in this package, errors, version, progress, config, machine, text,
-checkpoint, hub and budget.
+Above ``budget`` and below ``models`` in the ladder of tests/test_house.py: imports point down only.
 """
 
 from __future__ import annotations

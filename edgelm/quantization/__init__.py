@@ -8,7 +8,6 @@ Modules:
     packed_folder, gguf_export: the writers of the two formats.
     companions, gguf_vocabulary: tokenizer and other files that accompany the weights.
 
-May import ``quant`` and, in this package, errors, version, progress, config, machine, text,
-checkpoint, hub, budget, ops, models, layerstore, engine, generation, tasks, planning, call_lock,
-asynchronous, model, loading, reports and evaluation.
+Above ``evaluation`` and below ``cli`` in the ladder of tests/test_house.py:
+imports point down only.
 """

@@ -6,7 +6,6 @@ Modules:
     diagnosis: the machine and its kernels, for ``edgelm doctor``.
     masks: attention masks, for ``edgelm mask``.
 
-May import ``quant`` and, in this package, errors, version, progress, config, machine, text,
-checkpoint, hub, budget, ops, models, layerstore, engine, generation, tasks, planning, call_lock,
-asynchronous, model and loading.
+Above ``loading`` and below ``evaluation`` in the ladder of tests/test_house.py:
+imports point down only.
 """

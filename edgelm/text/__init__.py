@@ -8,5 +8,6 @@ Modules:
     chat_template: messages rendered to text.
     sandbox, sandbox_limits: the sandbox of chat templates and its size limits.
 
-May import ``quant`` and, in this package, errors, version, progress, config and machine.
+Above ``machine`` and below ``checkpoint`` in the ladder of tests/test_house.py:
+imports point down only.
 """

@@ -1,7 +1,14 @@
 """Kernel backends: the table of kernels, fastest first, and the choice among them.
 
 Kernels after the reference need libraries that are slow to import: ``auto`` uses those only
-where they were measured to be faster on this machine (``timing.py``).
+where they were measured to be faster on this machine.
+
+Modules:
+    kernel: the protocol of a kernel. reference: plain torch, which defines what is right.
+    native_backend: the native library. triton_backend: CUDA products written in Triton.
+    torch_backend, torch_int8, aten: kernels of ATen. torchao_backend, bitsandbytes_backend: those
+    of these libraries.
+    timing: how long a kernel takes here.
 """
 
 from __future__ import annotations

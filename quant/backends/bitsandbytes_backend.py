@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from ..codebooks import numbers
+from ..float_product import linear, linear_scratch_bytes
 from ..groupwise import dequantize
 from ..library import library
 from ..packing import PackedWeight, swap_nibbles
 from ..scheme import Scheme
 from .aten import finish
 from .kernel import Shape, Tensors
-from .reference import Reference, linear, linear_scratch_bytes
+from .reference import Reference
 
 # LLM.int8 against the reference, in dB: activations are rounded to 8 bits, which leaves 40 to 43
 # on Gaussian numbers.

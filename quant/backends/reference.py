@@ -10,6 +10,7 @@ import math
 import torch
 from torch import Tensor
 
+from ..float_product import linear, linear_scratch_bytes
 from ..groupwise import dequantize
 from ..packing import PackedWeight
 from ..scheme import Scheme
@@ -66,22 +67,6 @@ class Reference:
             torch.index_select(tensors["qweight"], 0, ids, out=out)
         else:
             dequantize(PackedWeight.of(tensors, scheme).take(ids), out=out)
-
-
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
-    """x [M, K] times weight [N, K] transposed, plus bias [N], into out [M, N]; one dtype."""
-    if bias is None:
-        torch.mm(x, weight.t(), out=out)
-    else:
-        torch.addmm(bias, x, weight.t(), out=out)
-
-
-def linear_scratch_bytes(shape: Shape, rows: int) -> int:
-    """Upper bound of the bytes ``linear`` takes, conversions of activations and result included.
-
-    A single row of bfloat16 goes through float32 copies inside ATen: 12 bytes a number, measured.
-    """
-    return (rows * 4 + 14) * sum(shape)
 
 
 def _block_rows(inputs: int) -> int:

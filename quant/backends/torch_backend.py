@@ -10,11 +10,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..float_product import linear, linear_scratch_bytes
 from ..packing import PackedWeight, swap_nibbles, unpack_codes
 from ..scheme import GROUP_SIZES, Scheme
 from .aten import finish, has_bfloat16, no_vector_code
 from .kernel import Shape, Tensors
-from .reference import Reference, linear, linear_scratch_bytes
+from .reference import Reference
 
 # Codes unpacked to int32 at once while a layout is made: 4 MiB.
 _BLOCK_ELEMENTS = 1 << 20

@@ -2,6 +2,9 @@
 
 A method takes rows of a matrix, float32 [n, K], and a Scheme, and returns those rows packed. A
 calibrated method also takes the factor that ``quant.hessian`` computes from the matrix's inputs.
+
+Modules:
+    rtn: to the nearest. mse: the grid of least error. hqq: half-quadratic. gptq: with Hessians.
 """
 
 from __future__ import annotations

@@ -1,6 +1,11 @@
 """The native library: found, checked and called through ctypes.
 
 Pointers go in as integers; what they must point to is written in src/api/edgelm_native.h.
+
+Modules:
+    library_file: where the library lies, and whether it is of the sources at hand.
+    structs: mirrors of the C structs. products, ops: calls of products and of a step's operations.
+    tape: recorded calls, run again as one.
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backends.reference import linear
 from ..codebooks import CODEBOOKS, numbers
+from ..float_product import linear
 from ..scheme import Scheme
 from . import choices, workspace
 from .configs import FEW_ROWS, Config, most_split_bytes, split_bytes, usual

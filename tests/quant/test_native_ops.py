@@ -263,7 +263,7 @@ class Row:
         # Bytes that nobody wrote must never count: as float32 and bfloat16 they are NaN.
         self.store = LayerStore(
             config, window, 3, slots, dtype,
-            lambda _, shape, kind: torch.full(shape, -1, dtype=torch.int8).repeat_interleave(
+            lambda _, shape, kind, where: torch.full(shape, -1, dtype=torch.int8).repeat_interleave(
                 kind.itemsize, -1).view(kind),
         )  # fmt: skip
         self.cache = ops.LayerCache(*(tensor[0] for tensor in self.store.tensors))
