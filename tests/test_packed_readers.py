@@ -122,7 +122,7 @@ MISSING = [
 def test_a_missing_part_is_named(variant: Variant, name: str, tmp_path: Path) -> None:
     packed, _ = variant.write(tmp_path)
     edited(packed, {name: None}, {})
-    with pytest.raises(edgelm.ModelFileError, match=rf"no tensor {name}.*fetch them again"):
+    with pytest.raises(edgelm.ModelFileError, match=rf"{name}, which is missing.*fetch them again"):
         open_checkpoint(packed)
 
 
