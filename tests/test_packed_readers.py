@@ -187,7 +187,7 @@ UNSUPPORTED: list[tuple[Variant, dict[str, Any], dict[str, Any], str]] = [
     (COMPRESSED, {}, {"transform_config": {"config_groups": {"R1": {}}}}, "transformed"),
     (COMPRESSED, {}, {"sparsity_config": {"format": "sparse-24-bitmask"}}, "sparse"),
     (NF4, {STATE: state(quant_type="af4")}, {}, "code 'nf4'"),
-    (NF4, {f"{Q}.weight.quant_map": torch.linspace(-1, 1, 16)}, {}, "table of its own"),
+    (NF4, {f"{Q}.weight.quant_map": torch.linspace(-1, 1, 16)}, {}, "custom table"),
     (INT8, {f"{Q}.weight_format": torch.tensor(1, dtype=torch.uint8)}, {}, "weight_format = 1"),
 ]
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 class TensorInfo:
     """Header entry of one tensor.
 
-    ``dtype`` is torch's name ("bfloat16") or the file's own ("Q4_0", "F8_E4M3"); ``scheme`` is set
+    ``dtype`` is torch's name ("bfloat16") or the file's ("Q4_0", "F8_E4M3"); ``scheme`` is set
     when the file holds packed integers; ``nbytes`` counts the tensor's bytes in the file.
     ``stays_float`` marks a matrix that a quantized file left in floats on purpose.
     ``nearest`` is the scheme for a matrix in blocks that no scheme stores exactly (GGUF's Q6_K):
@@ -57,7 +57,7 @@ class TensorInfo:
 class Checkpoint(Protocol):
     """An opened model whose headers are read and checked; no weight is resident.
 
-    ``config`` is the content of a Hugging Face config.json, ``metadata`` a GGUF file's own keys
+    ``config`` is the content of a Hugging Face config.json, ``metadata`` are a GGUF file's keys
     (empty for other formats).
     """
 
