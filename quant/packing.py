@@ -1,7 +1,7 @@
 """The canonical layout of a stored matrix, from which every kernel's layout is made.
 
 int4: uint8 [N, K / 2], input k in byte k // 2, even k in the low nibble (the little-endian bytes
-of compressed-tensors' int32 words). int8: int8 [N, K]. Floats: [N, K] in their own type.
+of compressed-tensors' int32 words). int8: int8 [N, K]. Floats: [N, K] in their type.
 scales: [N, G] in the scheme's scale type, float16 by default. zeros: uint8 (int4) or
 int8 (int8) for "int", the scales' type for "float". nf4 and fp4: codes as for int4.
 

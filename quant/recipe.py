@@ -37,7 +37,7 @@ _KEYS = ("default", "overrides")
 
 @dataclass(frozen=True)
 class Rule:
-    """Schemes in order of preference; None stands for "none", the model's own float type.
+    """Schemes in order of preference; None means "none", the model's float type.
 
     relaxed: weights that arrive packed in another layout of no more bits satisfy the rule.
     """

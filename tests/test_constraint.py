@@ -106,10 +106,10 @@ def test_every_kind_of_tokenizer(assets: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ({"schema": "{"}, "no JSON"),
+        ({"schema": "{"}, "not JSON"),
         ({"schema": "[]"}, "object"),
-        ({"schema": {"type": "sandwich"}}, "cannot be followed"),
-        ({"grammar": "start: ("}, "cannot be followed"),
+        ({"schema": {"type": "sandwich"}}, "invalid or not supported"),
+        ({"grammar": "start: ("}, "invalid or not supported"),
         ({"grammar": "start: /a/", "schema": {}}, "one of them"),
     ],
 )

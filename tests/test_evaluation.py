@@ -259,14 +259,14 @@ def test_a_baseline_file_is_kept_and_checked(assets: Path, tmp_path: Path) -> No
     made = kept.read_bytes()
     again = run(assets, "llama", quant="int4-g64", baseline=kept)
     assert first == again and kept.read_bytes() == made and len(list(tmp_path.iterdir())) == 1
-    with pytest.raises(UsageError, match="other text"):
+    with pytest.raises(UsageError, match="does not match the text"):
         run(assets, "llama", baseline=kept, text=assets / "text" / "wiki.test.raw")
-    with pytest.raises(UsageError, match="other windows"):
+    with pytest.raises(UsageError, match="does not match the windows"):
         run(assets, "llama", baseline=kept, limit=2)
-    with pytest.raises(UsageError, match="other weights"):
+    with pytest.raises(UsageError, match="does not match the weights"):
         run(assets, "helium", baseline=kept)
     kept.write_bytes(made[:-100])
-    with pytest.raises(ModelFileError, match="not a whole baseline"):
+    with pytest.raises(ModelFileError, match="not a complete baseline"):
         run(assets, "llama", baseline=kept)
 
 
@@ -305,7 +305,7 @@ def test_a_folder_knows_what_it_was_quantized_from(assets: Path, tmp_path: Path)
         score = edgelm.evaluate(tmp_path / name, baseline=kept, **folder).text
         assert score is not None and score.kld_mean is not None
         print(f"{name}: KLD {score.kld_mean:.6f}")
-    with pytest.raises(UsageError, match=r"llama\.baseline is a baseline of other weights") as told:
+    with pytest.raises(UsageError, match=r"llama\.baseline does not match the weights") as told:
         edgelm.evaluate(tmp_path / "other", baseline=kept, **folder)
     print(told.value)
     manifest = json.loads((tmp_path / "other" / "edgelm.json").read_text())

@@ -72,7 +72,7 @@ def test_llama3_scaling_survives(tiny_llama: Any, tmp_path: Path) -> None:
 
 def test_what_gguf_cannot_hold_is_refused(assets: Path, tiny_llama: Any, tmp_path: Path) -> None:
     out = tmp_path / "model.gguf"
-    with pytest.raises(edgelm.UsageError, match="no block"):
+    with pytest.raises(edgelm.UsageError, match="no GGUF block type"):
         edgelm.quantize(tiny_llama(), out, quant="int4-g32-zint")
     with pytest.raises(edgelm.UnsupportedModelError, match="bloom"):
         edgelm.quantize(assets / "nano" / "helium", out)

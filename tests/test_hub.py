@@ -95,7 +95,7 @@ def test_paths_that_do_not_exist(reference: str) -> None:
 
 def test_other_files_are_no_models(tmp_path: Path) -> None:
     (tmp_path / "weights.bin").write_bytes(b"x")
-    with pytest.raises(ModelFileError, match=r"no \.gguf file"):
+    with pytest.raises(ModelFileError, match=r"not a \.gguf file"):
         references.resolve(str(tmp_path / "weights.bin"))
 
 
@@ -390,5 +390,5 @@ def test_hub_cache_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_invalid_hub_id() -> None:
     """The real library's own rules about names come back as our error."""
-    with pytest.raises(HubError, match=r"no valid Hub id"):
+    with pytest.raises(HubError, match=r"not a valid Hub id"):
         references.resolve("owner/na--me", offline=True)

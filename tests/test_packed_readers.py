@@ -122,7 +122,7 @@ MISSING = [
 def test_a_missing_part_is_named(variant: Variant, name: str, tmp_path: Path) -> None:
     packed, _ = variant.write(tmp_path)
     edited(packed, {name: None}, {})
-    with pytest.raises(edgelm.ModelFileError, match=rf"no tensor {name}.*fetch them again"):
+    with pytest.raises(edgelm.ModelFileError, match=rf"{name}, which is missing.*fetch them again"):
         open_checkpoint(packed)
 
 
@@ -187,7 +187,7 @@ UNSUPPORTED: list[tuple[Variant, dict[str, Any], dict[str, Any], str]] = [
     (COMPRESSED, {}, {"transform_config": {"config_groups": {"R1": {}}}}, "transformed"),
     (COMPRESSED, {}, {"sparsity_config": {"format": "sparse-24-bitmask"}}, "sparse"),
     (NF4, {STATE: state(quant_type="af4")}, {}, "code 'nf4'"),
-    (NF4, {f"{Q}.weight.quant_map": torch.linspace(-1, 1, 16)}, {}, "table of its own"),
+    (NF4, {f"{Q}.weight.quant_map": torch.linspace(-1, 1, 16)}, {}, "custom table"),
     (INT8, {f"{Q}.weight_format": torch.tensor(1, dtype=torch.uint8)}, {}, "weight_format = 1"),
 ]
 

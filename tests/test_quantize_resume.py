@@ -50,7 +50,7 @@ def test_another_gguf_begins_anew(tiny_llama: Callable[..., Path], tmp_path: Pat
                                   caplog: Any) -> None:  # fmt: skip
     source, out = tiny_llama(), tmp_path / "out.gguf"
     in_child(lambda: edgelm.quantize(source, out, quant="int8"), kill_at=20)
-    assert edgelm.quantize(source, out).resumed == 0 and "another job" in caplog.text
+    assert edgelm.quantize(source, out).resumed == 0 and "a different job" in caplog.text
     edgelm.quantize(source, tmp_path / "undisturbed.gguf")
     assert out.read_bytes() == (tmp_path / "undisturbed.gguf").read_bytes()
 

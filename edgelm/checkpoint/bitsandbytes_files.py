@@ -158,7 +158,7 @@ def _four_bit(files: SafetensorsCheckpoint, name: str, codebook: str) -> FourBit
     shaped(files, f"{name}.quant_map", (16,), ("float32",))
     table = numbers(codebook, torch.device("cpu"))
     if not torch.allclose(files.read_stored(f"{name}.quant_map"), table, rtol=0, atol=1e-6):
-        raise unsupported(files, f"has a table of its own for {name} (quant_map), not {codebook}")
+        raise unsupported(files, f"has a custom table for {name} (quant_map), not {codebook}")
     nested = None
     if "nested_blocksize" in state:
         nested = Nested(_count(files, state, "nested_blocksize"), _offset(files, state))

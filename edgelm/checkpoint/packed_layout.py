@@ -2,10 +2,10 @@
 
 A matrix [N, K] named ``x.weight`` becomes, under ``x.``:
     weight_packed      int32 [N, ceil(K * bits / 32)]: unsigned codes, the first in the lowest bits
-    weight_scale       the scheme's own type, or float32 [N, G]
+    weight_scale       the scheme's type, or float32 [N, G]
     weight_zero_point  int32 [ceil(N * bits / 32), G]: unsigned zeros, packed along the rows
     weight_shape       int64 [2]
-    weight_minimum     [N, G] in the scales' own type: the float zeros of ``-zfloat`` schemes
+    weight_minimum     [N, G] in the scales' type: the float zeros of ``-zfloat`` schemes
 Float zeros and codebooks (nf4, fp4) are not part of that format: only this package reads them.
 Unsigned codes are 0..15 as in the canonical layout, and for 8 bits the signed code plus 128.
 """
@@ -32,7 +32,7 @@ def specs(
 ) -> dict[str, Spec]:
     """Stored tensors of a matrix of ``shape``: suffix of the name -> dtype and shape.
 
-    scales: their stored type; None is the scheme's own.
+    scales: their stored type; None is the scheme's type.
     """
     own = FLOATS[scheme.scales]
     outputs, inputs = shape
@@ -112,7 +112,7 @@ def _signed(stored: Tensor, scheme: Scheme) -> Tensor:
 
 
 def _words(rows: Tensor) -> Tensor:
-    """uint8 [n, b] -> int32 [n, ceil(b / 4)], little-endian, zeros behind."""
+    """uint8 [n, b] -> int32 [n, ceil(b / 4)], little-endian, padded with zeros."""
     padded = pad(rows, (0, -rows.shape[1] % 4))
     return padded.reshape(-1).view(torch.int32).view(len(rows), padded.shape[1] // 4)
 

@@ -1,6 +1,6 @@
 """Reading bytes of a file into private memory, by plain reads.
 
-Nothing is mapped: a mapped page counts as resident beside the copy made of it, and a file that
+Nothing is mapped: a mapped page counts as resident in addition to its copy, and a file that
 shrinks under a mapping kills the process, where a short read is an error that can be explained.
 """
 

@@ -117,7 +117,7 @@ def disk_errors(what: Path) -> Iterator[None]:
         if error.errno in FULL:
             raise EdgeLMError(
                 f"The disk is full: {what} could not be written. What is finished is kept in "
-                f"{what.name}.partial; free some space and give the same command again to go on, "
+                f"{what.name}.partial; free some space and give the same command again to resume, "
                 "or delete that folder."
             ) from error
         raise EdgeLMError(f"{what} could not be written: {error.strerror or error}.") from error
@@ -181,7 +181,7 @@ def reserve(handle: int, nbytes: int) -> None:
 
 
 def verify_files(folder: Path, layout: Layout, tensors: Mapping[str, str]) -> dict[str, str]:
-    """Read all files back: each tensor against its sha256; returns each file's own.
+    """Read all files back and check each tensor's sha256; returns the sha256 of each file.
 
     Raises ModelFileError naming the first tensor that does not read back as written.
     """

@@ -91,7 +91,7 @@ class Scorer:
         cache = self._start(shared)
         tails = torch.zeros(cache.rows, max(map(len, own)), dtype=torch.long)
         mask = torch.zeros_like(tails, dtype=torch.bool)
-        mask[:, 0] = True  # rows beyond the item's choices hold one id that nobody looks at
+        mask[:, 0] = True  # rows beyond the item's choices hold one id that is ignored
         for row, ids in enumerate(own):
             tails[row, : len(ids)] = torch.tensor(ids)
             mask[row, : len(ids)] = True

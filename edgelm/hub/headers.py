@@ -26,7 +26,7 @@ CONFIG_FILES = (
     *("model.safetensors.index.json",),
 )
 FIRST_BYTES = 64 << 10  # of every file; most headers of a shard end before
-LONGEST_HEADER = 100_000_000  # the safetensors library's own limit
+LONGEST_HEADER = 100_000_000  # the safetensors library's limit
 LONGEST_CONFIG = 16 << 20  # an index of shards has a few hundred KiB
 CONNECTIONS = 8
 TIMEOUT_S = 30.0

@@ -65,7 +65,7 @@ class NativeOps:
 
     Args:
         attention: uint8 workspace of ``attend``. products: uint8 workspace of recorded products;
-            None runs them immediately with their own memory.
+            None runs them immediately with separate memory.
     """
 
     def __init__(self, attention: Tensor, products: Tensor | None = None) -> None:

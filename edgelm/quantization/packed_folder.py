@@ -85,7 +85,7 @@ class PackedFolder:
         return manifest
 
     def _finished_before(self) -> Manifest:
-        """True if a run was killed after renaming the folder: only its journal is left."""
+        """Manifest of a run that was killed after renaming the folder and left only its journal."""
         if self.partial.exists() or not self.journal.read():
             raise UsageError(
                 f"{self.out} exists and is not overwritten. Give another name, or delete it first."

@@ -83,7 +83,7 @@ def bounded(call: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(call)
     def checked(*args: Any, **kwargs: Any) -> Any:
-        size([arg for arg in args if not isinstance(arg, Context)])  # Jinja's own argument
+        size([arg for arg in args if not isinstance(arg, Context)])  # Jinja's argument
         return call(*args, **kwargs)
 
     return checked

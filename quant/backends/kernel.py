@@ -32,7 +32,7 @@ class Kernel(Protocol):
         """
 
     def prepare(self, packed: PackedWeight) -> Tensors:
-        """The kernel's own layout of ``packed``; may be its very tensors."""
+        """Convert ``packed`` to the kernel's layout; may return the same tensors."""
 
     def nbytes(self, scheme: Scheme, shape: Shape) -> int:
         """Exact size in bytes of what ``prepare`` returns."""

@@ -15,7 +15,7 @@ from ..packing import PackedWeight, pack_codes
 from ..scheme import Scheme
 from .mse import Grid, best_grid
 
-_COLUMNS = 128  # a multiple of every group size; errors reach the columns behind it at once
+_COLUMNS = 128  # a multiple of every group size; errors are applied to later columns in one product
 
 
 def gptq(rows: Tensor, factor: Tensor, scheme: Scheme) -> PackedWeight:

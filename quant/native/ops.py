@@ -174,10 +174,10 @@ def argmax(x: Tensor, out: Tensor) -> Call:
 def sample(
     logits: Tensor, uniform: float, *, temperature: float, top_k: int, top_p: float, min_p: float
 ) -> int:
-    """A token of logits [V], drawn by ``uniform`` in [0, 1) from those that the filters keep.
+    """Draw a token of logits [V] by ``uniform`` in [0, 1) from those that the filters keep.
 
-    The filters are ``edgelm.generation.processors``.; ``logits`` become
-    weights. -1 where every logit is -infinity.
+    The filters are those of ``edgelm.generation.processors``; ``logits`` are overwritten by
+    weights. -1 if every logit is -infinity.
     """
     assert logits.is_contiguous() and logits.dim() == 1
     out = ctypes.c_int64()

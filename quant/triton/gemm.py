@@ -2,8 +2,8 @@
 
 Weights are dequantized in registers and rounded once, to the activations' type. Each plane of the
 words is a separate product, over the inputs in that plane. Tiles of words have the words as their
-first dimension: among dimensions of equal rank the compiler takes the first as the fastest, and
-so gives scales and words one layout.
+first dimension: among dimensions that it ranks equal, the compiler takes the first as the
+fastest, and so gives scales and words one layout.
 """
 
 from __future__ import annotations

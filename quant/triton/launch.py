@@ -102,7 +102,7 @@ def _launch_product(
         "out_stride": out.stride(0),
         "SPLITS": config.splits,
         "num_warps": config.warps,
-        # Pipelined, each number of a codebook would take a way of its own through shared memory.
+        # Pipelined, each number of a codebook would take a separate path through shared memory.
         "num_stages": 1 if matrix.scheme.codebook else config.stages,
     }
     if config.how == "rows":

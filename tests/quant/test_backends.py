@@ -231,10 +231,10 @@ def test_tiles_of_cuda_s_int4_have_the_sizes_that_are_planned(text: str) -> None
 def test_bitsandbytes_on_a_card_dequantizes_and_leaves_the_rest() -> None:
     nf4, card = Scheme.parse("nf4"), torch.device("cuda")
     told = {k.name: str(k.refusal(nf4, (64, 64), card, False)) for k in KERNELS}
-    assert "wired for CPUs" in told["bitsandbytes.fused4bit"]
-    assert "wired for" not in told["bitsandbytes.4bit"]
+    assert "supports CPUs, not" in told["bitsandbytes.fused4bit"]
+    assert "supports CPUs" not in told["bitsandbytes.4bit"]
     xpu = find("bitsandbytes.4bit").refusal(nf4, (64, 64), torch.device("xpu"), False)
-    assert "CPUs and CUDA devices, not for xpu" in str(xpu)
+    assert "CPUs and CUDA devices, not xpu" in str(xpu)
 
 
 def test_a_backend_that_cannot_gives_every_reason() -> None:
