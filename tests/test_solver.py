@@ -123,7 +123,9 @@ def test_rows_stay_what_was_asked_unless_left_open(shape: ModelFiles) -> None:
             *(reason for reason in reasons if "accurate" in reason or "context" in reason),
         }
         more = [o for o in made.rejected if o["fits"] and o["rows"] > made.rows]
-        assert all("less accurate" in o["reason"] or "context" in o["reason"] for o in more)
+        for other in more:  # a scheme that no fast kernel holds may fit more, slower answers
+            words = ["less accurate", "context"] + ["is slower"] * (other["scheme"] != made.scheme)
+            assert any(word in other["reason"] for word in words), other
     print(found)
     rows = [own[-1] for own in found]
     assert rows[0] == 8 and len(set(rows)) > 2 and rows[-1] < 8

@@ -78,4 +78,26 @@ MUTATIONS: tuple[Mutation, ...] = (
         "if key not in before}",
         (f"{TABLES}::test_a_measured_peak_stays_until_it_is_measured_again",),
     ),
+    Mutation(
+        "house: imports point down the ladder",
+        "edgelm/budget/units.py",
+        "import re\n",
+        "import re\n\nimport edgelm.engine.steps\n",
+        (f"{HOUSE}::test_imports_of_edgelm_point_down_the_ladder",),
+    ),
+    Mutation(
+        "house: no modules import each other, inside functions too",
+        "edgelm/budget/units.py",
+        "def human(nbytes: float) -> str:\n",
+        "def _other() -> None:\n    from edgelm.budget import ledger\n\n\n"
+        "def human(nbytes: float) -> str:\n",
+        (f"{HOUSE}::test_no_modules_import_each_other",),
+    ),
+    Mutation(
+        "house: packages name their modules",
+        "edgelm/planning/__init__.py",
+        "    planner: ",
+        "    maker: ",
+        (f"{HOUSE}::test_packages_say_what_their_modules_are_for",),
+    ),
 )
