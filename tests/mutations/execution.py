@@ -53,8 +53,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "solver: reasons follow the order",
         "edgelm/planning/solver.py",
-        "if criterion.key(plan) > criterion.key(best):",
-        "if criterion.key(plan) != criterion.key(best):",
+        "for criterion in CRITERIA:",
+        "for criterion in reversed(CRITERIA):",
         (f"{TESTS}test_reasons_are_the_first_criterion_that_was_lost_by",),
     ),
     Mutation(
