@@ -21,6 +21,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from provenance import announce
 from results_file import RESULTS, store, stored_rows
 
 import edgelm
@@ -106,4 +107,5 @@ def bandwidth_of_the_comparison() -> float | None:
 
 
 if __name__ == "__main__":
+    announce()
     raise SystemExit(main())

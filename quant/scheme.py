@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
@@ -72,6 +73,10 @@ class Scheme:
     @classmethod
     def parse(cls, text: str) -> Scheme:
         """The scheme that ``text`` names, e.g. "int4-g64-zfloat" or "float32"; else QuantError."""
+        return _parsed(text)
+
+    @classmethod
+    def _parse(cls, text: str) -> Scheme:
         if text in FLOATS:
             return cls.floating(FLOATS[text])
         match = _TEXT.fullmatch(text)
@@ -161,3 +166,9 @@ class Scheme:
 def _usual_scales(codebook: str | None) -> str:
     # bitsandbytes keeps nf4's scales in float32, so its files use exactly this scheme.
     return "float32" if codebook else "float16"
+
+
+@lru_cache(maxsize=256)
+def _parsed(text: str) -> Scheme:
+    """Planners ask for the same few schemes once for each matrix and candidate."""
+    return Scheme._parse(text)

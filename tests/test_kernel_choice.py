@@ -16,6 +16,7 @@ import edgelm
 from edgelm import loading
 from edgelm.machine import accelerators
 from edgelm.machine.accelerators import Accelerator
+from edgelm.model import LanguageModel
 from edgelm.planning import kernel_choice
 from quant import Scheme, choose, native
 from quant.backends.timing import time_kernels
@@ -127,7 +128,7 @@ def test_a_card_s_tiles_are_measured_before_the_weights_are_loaded(
     monkeypatch.setattr(accelerators, "release", lambda name: None)
     monkeypatch.setattr(loading, "memory_reported", lambda plan: nullcontext())
     monkeypatch.setattr(accelerators, "current", lambda name: nullcontext())
-    monkeypatch.setattr(loading, "LanguageModel", lambda *given: given[3])
+    monkeypatch.setattr(LanguageModel, "load", lambda files, model, plan, *_: plan)
     told: list[str] = []
     plan: Any = edgelm.load(
         assets / "nano" / "llama", device="cuda", quant="int4-g32", context=64, chunk=16,

@@ -442,7 +442,7 @@ def test_another_recipe_has_its_own_files(machine: Path, nano: Path) -> None:
 
 
 def test_closing_ends_reads_and_closes_files(streaming: edgelm.LanguageModel) -> None:
-    stream = streaming._stream
+    stream = streaming._closing[-1].__self__
     streaming.generate(PROMPT, max_new_tokens=2, temperature=0.0)
     streaming.close()
     assert all(file._file.closed for file in stream._files)

@@ -142,7 +142,7 @@ class Rows:
         chunk = 1 if window is None else slots - window + 1
         self.cache = KVCache(
             config, 3, slots if window is None else 10_000, chunk, dtype,
-            lambda _, shape, kind: torch.full(shape, -1, dtype=torch.int8).repeat_interleave(
+            lambda _, shape, kind, where: torch.full(shape, -1, dtype=torch.int8).repeat_interleave(
                 kind.itemsize, -1).view(kind), None,
         )  # fmt: skip
         self.store = self.cache.stores[0]

@@ -34,7 +34,7 @@ class MatrixPlan:
     nbytes: int
     stored: bool = False
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, int]:
         """[N, K] of the fused matrix."""
         return (sum(n for n, _ in self.shapes), self.shapes[0][1])

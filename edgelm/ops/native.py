@@ -52,10 +52,10 @@ def workspaces(
     sizes = {PartName.ATTENTION: ops.attention_bytes(chunk, config.num_heads, shape)}
     if execution.recorded:
         tokens = execution.decode_tokens
+        kinds = {(p.scheme, p.shape, p.kernel) for p in products if p.kernel.startswith("native.")}
         sizes[PartName.RECORDED_STEP] = max(
-            calls.workspace_bytes(Scheme.parse(p.scheme), p.shape, tokens, _exact(p.kernel))
-            for p in products
-            if p.kernel.startswith("native.")
+            calls.workspace_bytes(Scheme.parse(scheme), shape, tokens, _exact(kernel))
+            for scheme, shape, kernel in kinds
         )
     return sizes
 
