@@ -73,3 +73,16 @@ def test_requests_of_many_lengths_leave_little(assets: Path) -> None:
     growth = max(seen) - seen[0]
     print(f"60 requests: {growth / MIB:+.1f} MiB after the first 20")
     assert growth <= GROWTH_LIMIT_BYTES
+
+
+def test_a_load_limits_what_onednn_keeps(assets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On every processor; where oneDNN makes the products, the test above measures it."""
+    limits = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+    for name in limits:
+        monkeypatch.delenv(name, raising=False)
+    program = (
+        "import os, sys, edgelm\n"
+        "with edgelm.load(sys.argv[1], context=16):\n"
+        f"    print(*(os.environ.get(name) for name in {limits!r}))"
+    )
+    assert fresh(program, assets / "nano" / "llama").split() == ["32", "32"]

@@ -131,6 +131,6 @@ MUTATIONS: tuple[Mutation, ...] = (
         "edgelm/loading.py",
         "    hardware.bound_kernel_caches()\n",
         "",
-        ("tests/test_promises.py::test_requests_of_many_lengths_leave_little",),
+        ("tests/test_promises.py::test_a_load_limits_what_onednn_keeps",),
     ),
 )
