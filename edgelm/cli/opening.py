@@ -24,7 +24,7 @@ def open_files(
     set_verbosity(output)
     if model != "demo":
         return ModelFiles.open(model, headers_only=headers_only, **asdict(source))
-    with waiting("opening the demo model (98 MB, fetched once)", output):
+    with waiting("opening the demo model (93 MB, fetched once)", output):
         return ModelFiles.open(model, **asdict(source))
 
 
