@@ -16,6 +16,7 @@ from edgelm.budget.plan import Plan
 from edgelm.budget.shortage import is_below_runtime, shortage
 from edgelm.budget.units import human_speed
 from edgelm.errors import DoesNotFitError, HubError, UsageError
+from edgelm.generation.draft_model import check_tokens
 from edgelm.hub.references import cache_dir, is_local, resolve
 from edgelm.machine import accelerators, disk, hardware
 from edgelm.model import LanguageModel
@@ -39,9 +40,13 @@ def plan(
 ) -> Plan:  # fmt: skip
     """What ``load`` with the same arguments would do and take, from headers alone."""
     files = _open(model, revision, offline, allow_pickle, headers_only=True)
-    drafting = None if draft is None else _open(draft, None, offline, allow_pickle)
+    drafting = None
+    if draft is not None:
+        drafting = _open(draft, None, offline, allow_pickle, headers_only=True)
+        if files.skeleton is None and drafting.skeleton is None:  # headers come without tokenizers
+            _check_tokens(drafting, files)
     assembled = files.assemble(task, num_labels, problem_type)
-    return _solved(files, assembled, read_settings(settings), drafting)[0]
+    return _solved(assembled, read_settings(settings), drafting)[0]
 
 
 def plan_table(model: str | Path | ModelFiles, **settings: Unpack[LoadSettings]) -> list[Plan]:
@@ -116,25 +121,45 @@ def prepare(
     threads: int | None = None, revision: str | None = None, offline: bool = False,
     allow_pickle: bool = False, **settings: Unpack[LoadSettings],
 ) -> Prepared:  # fmt: skip
-    """Open and plan a model, once. One on the Hub that does not fit is not even fetched.
+    """Open and plan a model, once. What is on the Hub is fetched when the plan fits.
 
     Args: as for ``load``.
 
     Raises:
         DoesNotFitError: the plan exceeds the budget; it is carried along.
     """
-    headers = not isinstance(model, ModelFiles) and not (offline or _is_here(str(model), revision))
-    files = _open(model, revision, offline, allow_pickle, headers_only=headers)
+    files = _open_cheaply(model, revision, offline, allow_pickle)
     use_threads(threads)
     chosen = read_settings(settings)
     assembled = files.assemble(task, num_labels, problem_type)
-    drafting = None if draft is None else _open(draft, None, offline, allow_pickle)
-    plan, own = _fitting_plan(files, assembled, chosen, drafting)
-    if headers:  # the plan stands: what the headers said is what the files hold
+    drafting = None if draft is None else _open_cheaply(draft, None, offline, allow_pickle)
+    plan, share = _solved(assembled, chosen, drafting)
+    if not plan.fits:
+        raise DoesNotFitError(
+            f"{files.name} does not fit: {shortage(plan)}. {_remedy(plan, chosen)}", plan
+        )
+    # The plan stands: what the headers said is what the files hold.
+    if files.skeleton is not None:
         files = _open(model, revision, offline, allow_pickle)
         assembled = files.assemble(task, num_labels, problem_type)
-    guessing = None if drafting is None or own is None else (drafting, own)
-    return Prepared(files, assembled, plan, chosen.backend, guessing)
+    if drafting is None or share is None:
+        return Prepared(files, assembled, plan, chosen.backend, None)
+    if draft is not None and drafting.skeleton is not None:
+        drafting = _open(draft, None, offline, allow_pickle)
+    _check_tokens(drafting, files)
+    return Prepared(files, assembled, plan, chosen.backend, (drafting, share))
+
+
+def _check_tokens(draft: ModelFiles, target: ModelFiles) -> None:
+    check_tokens(draft.name, draft.tokenizer, target.name, target.tokenizer)
+
+
+def _open_cheaply(
+    model: str | Path | ModelFiles, revision: str | None, offline: bool, allow_pickle: bool
+) -> ModelFiles:
+    """The files that are here; of a model on the Hub that is not, its headers."""
+    headers = not isinstance(model, ModelFiles) and not (offline or _is_here(str(model), revision))
+    return _open(model, revision, offline, allow_pickle, headers_only=headers)
 
 
 def _is_here(reference: str, revision: str | None) -> bool:
@@ -143,17 +168,6 @@ def _is_here(reference: str, revision: str | None) -> bool:
         return is_local(reference) or bool(resolve(reference, revision=revision, offline=True))
     except HubError:
         return False
-
-
-def _fitting_plan(
-    files: ModelFiles, assembled: Assembled, chosen: Settings, drafting: ModelFiles | None
-) -> tuple[Plan, Plan | None]:
-    made, draft = _solved(files, assembled, chosen, drafting)
-    if not made.fits:
-        raise DoesNotFitError(
-            f"{files.name} does not fit: {shortage(made)}. {_remedy(made, chosen)}", made
-        )
-    return made, draft
 
 
 def _remedy(made: Plan, settings: Settings) -> str:
@@ -169,7 +183,7 @@ def _remedy(made: Plan, settings: Settings) -> str:
 
 
 def _solved(
-    files: ModelFiles, assembled: Assembled, chosen: Settings, drafting: ModelFiles | None
+    assembled: Assembled, chosen: Settings, drafting: ModelFiles | None
 ) -> tuple[Plan, Plan | None]:
     """The plan of everything, and the draft model's own share of it."""
     if chosen.offload == "disk":
@@ -177,7 +191,7 @@ def _solved(
     made = solve(assembled, chosen, drafted=drafting is not None)
     if drafting is None:
         return made, None
-    draft = plan_draft(drafting, files, made, chosen)
+    draft = plan_draft(drafting, made, chosen)
     return with_draft(made, draft), draft
 
 

@@ -95,6 +95,21 @@ def test_a_request_too_long_is_refused_and_the_next_one_served(assets: Path) -> 
             assert lm.generate([5, 6, 7], max_new_tokens=4).token_ids == expected
 
 
+def with_the_hub(
+    server: Hub, home: Path, program: str, *references: str  # noqa: F811
+) -> subprocess.CompletedProcess[str]:  # fmt: skip
+    """Run a program in a process of its own; the stand-in serves "owner/model"."""
+    root = Path(edgelm.__file__).parent.parent
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("HF_")} | {
+        "HF_ENDPOINT": server.address, "HF_HOME": str(home), "NO_PROXY": "127.0.0.1",
+        "HF_HUB_DISABLE_XET": "1", "PYTHONPATH": str(root),
+    }  # fmt: skip
+    return subprocess.run(
+        [sys.executable, "-c", program, *references], env=environment, text=True,
+        capture_output=True, timeout=120, cwd=root,
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("call", ["edgelm.load(sys.argv[1], budget='64MiB')", "command"])
 def test_a_hub_model_that_does_not_fit_is_not_fetched(
     server: Hub, assets: Path, tmp_path: Path, call: str  # noqa: F811
@@ -108,19 +123,50 @@ def test_a_hub_model_that_does_not_fit_is_not_fetched(
         else f"import sys, edgelm\ntry:\n    {call}\nexcept edgelm.DoesNotFitError as error:\n"
         "    print(error)\n    sys.exit(error.exit_code)"
     )
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("HF_")} | {
-        "HF_ENDPOINT": server.address, "HF_HOME": str(tmp_path), "NO_PROXY": "127.0.0.1",
-        "HF_HUB_DISABLE_XET": "1", "PYTHONPATH": str(Path(edgelm.__file__).parent.parent),
-    }  # fmt: skip
-    command = [sys.executable, "-c", program, "owner/model"]
-    done = subprocess.run(
-        command, env=environment, text=True, capture_output=True, timeout=120,
-        cwd=Path(edgelm.__file__).parent.parent,
-    )  # fmt: skip
+    done = with_the_hub(server, tmp_path, program, "owner/model")
     assert done.returncode == 3, done.stdout + done.stderr
     print(f"sent {server.sent} bytes of {weight_bytes(server.files)}")
     assert server.sent < 100_000 < weight_bytes(server.files) / 50
     assert not list(tmp_path.rglob("*.safetensors"))
+
+
+PLANS = """
+import sys, edgelm
+from edgelm import loading
+planned, solve = [], loading.solve
+def counted(model, *given, **named):
+    planned.append(model.name)
+    return solve(model, *given, **named)
+loading.solve = counted
+draft = {"draft": sys.argv[2]} if len(sys.argv) > 2 else {}
+with edgelm.load(sys.argv[1], quant="int8", context=32, chunk=16, **draft) as lm:
+    print(*planned, len(lm.generate([5, 6, 7], max_new_tokens=4).token_ids))
+"""
+
+
+@pytest.mark.parametrize("draft", [None, "nano", "owner/model"])
+def test_a_hub_model_is_planned_once(
+    server: Hub, assets: Path, tmp_path: Path, draft: str | None  # noqa: F811
+) -> None:  # fmt: skip
+    """From headers, before it is fetched; its tokens and a draft's are compared after."""
+    folder = assets / "nano" / "llama"
+    server.files = files_of(folder)
+    more = [] if draft is None else [str(folder) if draft == "nano" else draft]
+    done = with_the_hub(server, tmp_path, PLANS, "owner/model", *more)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["owner/model", "4"]
+    assert list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_draft_that_does_not_fit_is_not_fetched(
+    server: Hub, assets: Path, tmp_path: Path  # noqa: F811
+) -> None:  # fmt: skip
+    folder = assets / "nano" / "llama"
+    server.files = files_of(folder)
+    program = PLANS.replace("context=32", "context=32, budget='64MiB'")
+    done = with_the_hub(server, tmp_path, program, str(folder), "owner/model")
+    assert done.returncode == 1 and "DoesNotFitError" in done.stderr
+    assert server.sent < 200_000 and not list(tmp_path.rglob("*.safetensors"))
 
 
 def test_runs_are_kept_and_shown(

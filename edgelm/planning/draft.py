@@ -7,27 +7,26 @@ from dataclasses import replace
 from edgelm.budget.parts import PROCESS, Part, PartName
 from edgelm.budget.plan import Plan
 from edgelm.errors import UsageError
-from edgelm.generation.draft_model import PREFIX, check_tokens
+from edgelm.generation.draft_model import PREFIX
 from edgelm.models.model_files import ModelFiles
 from edgelm.planning.settings import Settings
 from edgelm.planning.solver import solve
 
 
-def plan_draft(files: ModelFiles, target: ModelFiles, plan: Plan, settings: Settings) -> Plan:
+def plan_draft(files: ModelFiles, plan: Plan, settings: Settings) -> Plan:
     """The draft's own plan: one row of the large model's context, in the same schemes.
 
     Args:
         plan, settings: the large model's.
 
     Raises:
-        UsageError: the two have other tokens, or the plan has no room for guesses.
+        UsageError: the plan has no room for guesses.
     """
     if not plan.draft_depth:
         raise UsageError(
             "A draft model guesses tokens, and this plan guesses none: load a causal-lm with "
             "draft_depth and chunk above 1, or leave draft out."
         )
-    check_tokens(files.name, files.tokenizer, target.name, target.tokenizer)
     context = min(plan.context, files.config.max_context)
     left = max(1, plan.budget_bytes - plan.steady_peak_bytes + _process_bytes(plan))
     own = replace(

@@ -57,6 +57,20 @@ MUTATIONS: tuple[Mutation, ...] = (
         (f"{ADMISSION}test_a_hub_model_that_does_not_fit_is_not_fetched",),
     ),
     Mutation(
+        "hub: a draft is fetched after the plan",
+        "edgelm/loading.py",
+        "None if draft is None else _open_cheaply(draft, None, offline, allow_pickle)",
+        "None if draft is None else _open(draft, None, offline, allow_pickle)",
+        (f"{ADMISSION}test_a_draft_that_does_not_fit_is_not_fetched",),
+    ),
+    Mutation(
+        "hub: tokens are compared when there is a tokenizer",
+        "edgelm/loading.py",
+        "        drafting = _open(draft, None, offline, allow_pickle)\n    _check_tokens",
+        "        pass\n    _check_tokens",
+        (f"{ADMISSION}test_a_hub_model_is_planned_once[owner/model]",),
+    ),
+    Mutation(
         "runs: what was taken is recorded",
         "edgelm/budget/past_runs.py",
         "record(self._folder, self._model, self._plan, peak)",

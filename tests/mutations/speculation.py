@@ -145,9 +145,9 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "draft: the same tokens are asked for",
-        "edgelm/planning/draft.py",
-        "    check_tokens(files.name, files.tokenizer, target.name, target.tokenizer)\n",
-        "",
+        "edgelm/loading.py",
+        "    _check_tokens(drafting, files)\n    return Prepared",
+        "    return Prepared",
         (f"{DRAFT}::test_other_tokens_are_refused",),
     ),
     Mutation(
