@@ -1,4 +1,4 @@
-"""``load`` and ``plan``: from a model reference and settings to a model, or to what it takes."""
+"""``load`` and ``plan``: from a model reference and settings to a model, or to its plan."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def plan(
     revision: str | None = None, offline: bool = False, allow_pickle: bool = False,
     **settings: Unpack[LoadSettings],
 ) -> Plan:  # fmt: skip
-    """What ``load`` with the same arguments would do and take, from headers alone."""
+    """The plan that ``load`` with the same arguments would follow, from headers alone."""
     files = _open(model, revision, offline, allow_pickle, headers_only=True)
     drafting = None
     if draft is not None:
@@ -50,7 +50,7 @@ def plan(
 
 
 def plan_table(model: str | Path | ModelFiles, **settings: Unpack[LoadSettings]) -> list[Plan]:
-    """What fits: a plan for every scheme and context that ``settings`` leave open.
+    """A plan for every scheme and context that ``settings`` leave open.
 
     Args:
         model, settings: as for ``plan``.
@@ -93,7 +93,7 @@ def load(
 
 @dataclass(frozen=True)
 class Prepared:
-    """A model that is here and planned, and fits: what is left is to load it.
+    """A model whose files are here and whose plan fits, ready to load.
 
     Attributes:
         plan: of the model and its draft. draft: the draft's files and its share of the plan.
@@ -163,7 +163,7 @@ def _open_cheaply(
 
 
 def _is_here(reference: str, revision: str | None) -> bool:
-    """Whether there is nothing big to fetch: a local path, or whole in the Hub's cache."""
+    """True if no weights need fetching: a local path, or all files in the Hub's cache."""
     try:
         return is_local(reference) or bool(resolve(reference, revision=revision, offline=True))
     except HubError:
@@ -171,9 +171,9 @@ def _is_here(reference: str, revision: str | None) -> bool:
 
 
 def _remedy(made: Plan, settings: Settings) -> str:
-    """What may be changed where nothing fits."""
+    """Advice for a plan that does not fit."""
     if is_below_runtime(made):
-        return "Raise the budget: no choice of the model makes that less."
+        return "Raise the budget: no setting of the model lowers that."
     stream = "" if settings.offload == "disk" else "stream layers with offload='disk', "
     if settings.device not in ("auto", "cpu"):
         stream = "keep layers on the CPU with offload='cpu', "
@@ -196,7 +196,7 @@ def _solved(
 
 
 def _warn_of_streaming(made: Plan) -> None:
-    """Say beforehand how slow reading layers from disk will be."""
+    """Warn that layers are read from disk, with the expected speed."""
     streamed = streamed_layers(made)
     if streamed:
         logger.warning(
@@ -225,7 +225,7 @@ def _open(
 
 
 def use_threads(given: int | None) -> None:
-    """Compute with so many cores from now on; None means EDGELM_THREADS, else all.
+    """Set the number of cores to use; None means EDGELM_THREADS, else all.
 
     Raises:
         UsageError: more than there are, or several in a forked process.

@@ -102,7 +102,7 @@ class LanguageModel(AsyncForms):
         return self._files.tokenizer
 
     def sampling_defaults(self) -> dict[str, Any]:
-        """What the model's generation_config asks for; see ``options.sampling_defaults``."""
+        """Sampling options of the model's generation_config; see ``options.sampling_defaults``."""
         return sampling_defaults(self._files.generation_config)
 
     @contextmanager
@@ -171,7 +171,7 @@ class LanguageModel(AsyncForms):
     @overload
     def predict(self, inputs: list[tuple[str, str]]) -> list[Answer]: ...
     def predict(self, inputs: Any) -> Any:
-        """What the head of a classifier says of a text, or of each text of a list.
+        """Labels, token labels or answers for a text, or for each text of a list.
 
         A question-answering head takes pairs (question, context) in place of texts. See
         ``tasks.predict``.

@@ -1,4 +1,4 @@
-"""Option: what is known of a keyword, written once; and names that are no option, refused.
+"""Options: declarations of keywords, and errors that suggest the right name for a wrong one.
 
 A ``TypedDict`` whose fields carry an ``Option`` is the one table of a call's keywords: its
 signature, its checks, its flags on the command line and their help follow from it.
@@ -94,7 +94,7 @@ def declare(call: Call) -> Call:
 
 
 def _explained(name: str, call: Call) -> str:
-    """What to write instead of a name that ``call`` does not take here."""
+    """Advice for a name that ``call`` does not take."""
     if name in _ADVICE:
         return f"{name}: {_ADVICE[name]}."
     places = {known: other for other in _CALLS.values() for known in other.names}

@@ -114,12 +114,12 @@ def test_auto_says_what_it_made(
         assert bool(torch.isfinite(lm.forward(torch.tensor([[1, 2, 3]])).logits).all())
     scheme = PACKED.get(kind.name) or NEAREST[kind.name]
     assert {module.scheme for module in modules} == {scheme}
-    warnings = [r.getMessage() for r in caplog.records if "quantized anew" in r.getMessage()]
+    warnings = [r.getMessage() for r in caplog.records if "requantized" in r.getMessage()]
     if kind.name in PACKED:
         assert {module.note for module in modules} == {f"kept as stored ({kind.name})"}
         assert not warnings
         return
-    assert {module.note for module in modules} == {f"quantized anew from {kind.name}"}
+    assert {module.note for module in modules} == {f"requantized from {kind.name}"}
     [warning] = warnings
     assert f"({kind.name})" in warning and str(scheme) in warning
     worst = min(module.error_db for module in modules)

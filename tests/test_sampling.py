@@ -95,7 +95,7 @@ def test_nothing_is_drawn_where_all_is_banned() -> None:
     sample = Sampler(SamplingSettings(temperature=1.0, top_k=2, top_p=0.5))
     for draw_one in (sample._draw, sample._draw_natively):
         assert draw_one(torch.full((50,), -math.inf), SoFar()) == -1
-    with pytest.raises(edgelm.UsageError, match="Ban less"):
+    with pytest.raises(edgelm.UsageError, match="Every token is banned"):
         sample(torch.full((50,), -math.inf), 0, SoFar())
 
 

@@ -1,4 +1,4 @@
-"""Whether memory is really there, asked again just before it is taken: others take it meanwhile."""
+"""Check that planned memory is still available, just before it is taken."""
 
 from __future__ import annotations
 

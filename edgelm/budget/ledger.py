@@ -73,7 +73,7 @@ class Ledger:
         return _by_name(self._taken)
 
     def device_of(self, part: str, where: Where | None = None) -> torch.device:
-        """Where a part's tensors lie."""
+        """Device of a part's tensors."""
         on_device = self._share(part, where).where == "device"
         return accelerators.torch_device(self._device if on_device else "cpu")
 
@@ -90,7 +90,7 @@ class Ledger:
         self._take(self._share(part, where), sum(tensor.nbytes for tensor in tensors))
 
     def extend(self, parts: Mapping[PartName, int] | Mapping[Share, int]) -> None:
-        """Plan so many bytes more for each part at run time; less where they are negative.
+        """Add these bytes to the planned parts at run time; negative ones are given back.
 
         Raises:
             BudgetExceededError: the budget has no room for them, or the machine none any more.
@@ -117,9 +117,9 @@ class Ledger:
             )
 
     def lend(self, parts: Mapping[PartName, int] | Mapping[Share, int], make: Callable[[], T]) -> T:
-        """What ``make`` builds of so many bytes, the plan extended by those that it lacks.
+        """Build an object of these bytes with ``make``, after planning those that are missing.
 
-        They are given back when nobody holds the result any more.
+        The bytes are given back when the object is garbage.
 
         Raises:
             BudgetExceededError: as ``extend``.

@@ -11,7 +11,7 @@ Where = Literal["host", "device", "disk"]
 
 
 class PartName(StrEnum):
-    """What memory is taken for. A name that is not here cannot be planned, so not taken either."""
+    """Purposes of memory. Memory for a purpose that is not listed here cannot be taken."""
 
     EMBED = "weights.embed"
     ATTENTION_WEIGHTS = "weights.attn"

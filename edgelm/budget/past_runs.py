@@ -21,7 +21,7 @@ from edgelm.version import __version__
 KEPT = "runs.json"
 KEPT_RUNS = 32
 GROWTH_BYTES = 40 << 20  # up to 38 MiB were measured on Linux with one thread
-_OTHERS_BYTES = 256 << 20  # so much above a plan is somebody else's memory in the same process
+_OTHERS_BYTES = 256 << 20  # a larger excess is other memory of the same process
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Run:
 
     @property
     def beyond_bytes(self) -> int:
-        """How much more than planned was taken; below zero where it was less."""
+        """Bytes taken beyond the plan; negative if fewer were taken."""
         return self.peak_bytes - self.predicted_bytes
 
 
@@ -75,14 +75,14 @@ def recorded(folder: Path) -> tuple[Run, ...]:
 
 
 def runtime_parts(folder: Path, resident_bytes: int) -> list[Part]:
-    """What the process takes beside its tensors, of which it holds ``resident_bytes`` now."""
+    """Memory of the process beside its tensors, ``resident_bytes`` of which it holds now."""
     runtime = Part(PartName.RUNTIME, resident_bytes + GROWTH_BYTES)
     learned = correction_bytes(folder)
     return [runtime, Part(PartName.RUNTIME_LEARNED, learned)] if learned else [runtime]
 
 
 def correction_bytes(folder: Path) -> int:
-    """What plans add to the runtime's share: the median of this version's runs, never below 0."""
+    """Bytes that plans add to the runtime's share: the median of this version's runs, or 0."""
     beyond = [run.beyond_bytes for run in recorded(folder) if run.version == __version__]
     return max(0, int(median(beyond))) if beyond else 0
 

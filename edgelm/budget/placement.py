@@ -17,7 +17,7 @@ ALIGNMENT = 64  # bytes: where tensors begin in a buffer, as torch's own memory 
 BUFFERS = 2  # one layer is computed while the other is read
 Placement = tuple[str, ...]
 """``disk`` or a device for each layer."""
-_TENSORS = 3  # at most so many make up a matrix in any kernel's layout
+_TENSORS = 3  # maximum number of tensors of a matrix in any kernel's layout
 
 
 def place(
@@ -49,9 +49,7 @@ def check_offload(offload: str, device: str) -> None:
         return
     why = ""
     if offload == "cpu":
-        why = (
-            " (a model on the CPU has no other memory than the host's, so 'cpu' would move nothing)"
-        )
+        why = " (the model is on the CPU already)"
     elif offload == "disk":
         why = f" (layers are streamed to the CPU only, and the device is {device})"
     raise UsageError(
@@ -84,7 +82,7 @@ def placed_parts(
 
 
 def is_streamed(product: MatrixPlan, placement: Placement) -> bool:
-    """Whether a matrix belongs to a layer that is read from disk in every step."""
+    """True if a matrix belongs to a layer that is read from disk in every step."""
     layer = product.name.layer
     return layer is not None and placement[layer] == "disk"
 
@@ -95,7 +93,7 @@ def streamed_layers(plan: Plan) -> list[int]:
 
 
 def host_layers(plan: Plan) -> int:
-    """How many of the first layers of a model on an accelerator stay on the CPU."""
+    """Number of first layers that stay on the CPU beside an accelerator."""
     return 0 if plan.device == "cpu" else plan.placement.count("cpu")
 
 

@@ -1,4 +1,4 @@
-"""The Plan: what will be loaded, how it will run, and what every part weighs.
+"""The Plan: what will be loaded, how it will run, and the bytes of every part.
 
 The plan is arithmetic over the same size functions that allocate later. It is the only place where
 anything about a load is decided: schemes, kernels, cache type, context, chunk, operations, what is
@@ -46,13 +46,13 @@ class MatrixPlan:
 
     @property
     def kind(self) -> str:
-        """What the matrix is part of: embed, attn, mlp or head."""
+        """Part of the model that holds the matrix: embed, attn, mlp or head."""
         return self.name.kind
 
 
 @dataclass(frozen=True)
 class Execution:
-    """How a plan runs, decided once.
+    """Execution of a plan, decided once.
 
     Attributes:
         ops: whose operations run a step.
@@ -81,7 +81,7 @@ def judged_tokens(rows: int, draft_depth: int) -> int:
 
 @dataclass(frozen=True)
 class Plan:
-    """What ``load`` will do and what it will take; bytes are exact sums.
+    """Everything ``load`` will do, and the memory it will take; bytes are exact sums.
 
     ``expected_tok_s`` and ``expected_kld`` (nats per token) are estimates: this machine's measured
     bandwidth over ``moved_bytes_per_token``, and what other models measured in such a scheme.
@@ -113,7 +113,7 @@ class Plan:
 
     @property
     def place(self) -> Where:
-        """Where a part lies that is not said to lie elsewhere."""
+        """Default place of parts."""
         return "host" if self.device == "cpu" else "device"
 
     def _total(self, where: Where) -> int:
@@ -136,7 +136,7 @@ class Plan:
 
     @property
     def within_budgets(self) -> bool:
-        """Whether host and device hold it."""
+        """True if it fits the memory of host and device."""
         return (
             self.predicted_peak_bytes <= self.budget_bytes
             and self.predicted_device_peak_bytes <= self.device_budget_bytes

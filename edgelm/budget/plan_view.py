@@ -1,4 +1,4 @@
-"""A plan as people read it: the same lines and tables in Python, notebooks and on terminals."""
+"""Readable form of a plan: the same lines and tables in Python, notebooks and terminals."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def blocks(plan: Plan, name: str = "", all_choices: bool = False) -> Iterator[st
 
 
 def headline(plan: Plan, name: str = "") -> str:
-    """What is loaded, in one line."""
+    """Summary of the load, in one line."""
     each = f"{plan.context} tokens"
     if plan.rows > 1:
         each = f"{plan.rows} answers of {each} each"

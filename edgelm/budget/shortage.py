@@ -1,4 +1,4 @@
-"""What a plan lacks of its budget, in words."""
+"""The shortage of a plan that does not fit, in words."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def shortage(plan: Plan) -> str:
-    """What a plan lacks of its budget, and in which phase; or of its device's memory."""
+    """By how much a plan exceeds its budget and in which phase, or its device's memory."""
     device, free = plan.predicted_device_peak_bytes, plan.device_budget_bytes
     if device > free and plan.predicted_peak_bytes <= plan.budget_bytes:
         return (
@@ -34,7 +34,7 @@ def shortage(plan: Plan) -> str:
 
 
 def is_below_runtime(plan: Plan) -> bool:
-    """Whether the budget is spent before the model comes, so that no choice of it can fit."""
+    """True if the process alone exceeds the budget, so that no choice of the model can fit."""
     return _runtime_bytes(plan) > plan.budget_bytes
 
 

@@ -23,14 +23,14 @@ from edgelm.errors import EdgeLMError, UsageError
 from edgelm.generation.request import Result
 from edgelm.model import LanguageModel
 
-HELP = "/reset starts anew, /save FILE and /load FILE keep a conversation, /exit ends."
+HELP = "/reset starts over, /save FILE and /load FILE store a conversation, /exit ends."
 
 
 def chat(
     model: Model, sampling: SamplingOptions, source: SourceOptions, load: LoadOptions,
     guess: GuessOptions, run: RunOptions, output: OutputOptions,
 ) -> None:  # fmt: skip
-    """Talk with MODEL; /reset starts anew, /save FILE and /load FILE keep it, /exit ends it."""
+    """Chat with MODEL; /reset starts over, /save FILE and /load FILE store it, /exit ends it."""
     with load_for_text(model, source, load, guess, run, output, chat=True) as lm:
         talk = _Talk(lm, sampling.request(run) | guess.request(), output)
         for line in _lines(output):
@@ -81,7 +81,7 @@ class _Talk:
         elif name == "/load" and file:
             self.messages[:] = self.lm.restore_conversation(file)
         else:
-            raise UsageError(f"{name} {file}".strip() + f" is no command here: {HELP}")
+            raise UsageError(f"{name} {file}".strip() + f" is not a command. {HELP}")
 
     def _answer(self) -> Result | None:
         chunks = self.lm.stream_chat(self.messages, **self.options)
@@ -96,7 +96,7 @@ class _Talk:
 
 
 def _lines(output: OutputOptions) -> Iterator[str]:
-    """What the user types, without empty lines; a prompt is shown on terminals only."""
+    """The user's lines, without empty ones; a prompt is shown on terminals only."""
     if not sys.stdin.isatty():
         yield from filter(None, map(str.strip, sys.stdin))
         return

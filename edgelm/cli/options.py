@@ -112,7 +112,7 @@ class TableGroup(Group):
 
 @dataclass(frozen=True)
 class SourceOptions(Group):
-    """Where the files come from."""
+    """Source of the files."""
 
     panel = SOURCE
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None
@@ -126,7 +126,7 @@ class SourceOptions(Group):
 
 
 class LoadOptions(TableGroup):
-    """How a model is loaded; what a plan is made of."""
+    """Settings of a load and its plan."""
 
     panel, table = LOADING, LoadSettings
 
@@ -150,7 +150,7 @@ class LoadOptions(TableGroup):
 
 @dataclass(frozen=True)
 class RunOptions(Group):
-    """How a loaded model runs."""
+    """Settings of a loaded model."""
 
     panel = LOADING
     threads: Annotated[
@@ -177,7 +177,7 @@ class GuessOptions(Group):
 
 
 class SamplingOptions(TableGroup):
-    """How an answer is chosen; the model's own defaults where nothing is given, else greedy."""
+    """Choice of tokens: by default the model's own settings, else greedy."""
 
     panel, table = SAMPLING, GenerateOptions
     left_out = ("seed", "speculate", "logprobs")
@@ -189,7 +189,7 @@ class SamplingOptions(TableGroup):
 
 
 def _text(file: Path | None) -> str | None:
-    """What a file holds."""
+    """Content of a text file."""
     try:
         return None if file is None else file.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
@@ -198,7 +198,7 @@ def _text(file: Path | None) -> str | None:
 
 @dataclass(frozen=True)
 class OutputOptions(Group):
-    """What is shown."""
+    """Form of the output."""
 
     panel = OUTPUT
     json: Annotated[

@@ -1,4 +1,4 @@
-"""``edgelm plan``: what would be loaded, what each part weighs, and what else was considered."""
+"""``edgelm plan``: the plan of a load, its parts and the other choices."""
 
 from __future__ import annotations
 

@@ -122,7 +122,7 @@ class GraphedSteps:
         return self._heads[count][1], best
 
     def forget(self) -> None:
-        """Drop all graphs and the memory they hold; steps are captured anew."""
+        """Drop all graphs and the memory they hold; steps are captured again."""
         self._steps.clear()
         self._heads.clear()
 

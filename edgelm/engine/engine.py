@@ -51,7 +51,7 @@ class RowTokens:
 
 @dataclass
 class Recording:
-    """What a caller wants to see of a step beside its result."""
+    """Values of a step that a caller asks for beside its result."""
 
     hidden_states: list[Tensor] | None = None
     attentions: list[list[Tensor]] | None = None
@@ -59,7 +59,7 @@ class Recording:
 
 @dataclass(frozen=True)
 class Hidden:
-    """What a step leaves: hidden states [M, N] after the final norm, rows one after another.
+    """Result of a step: hidden states [M, N] after the final norm, rows one after another.
 
     They lie in a buffer that the next step overwrites. ``recorded``: by a step that was recorded,
     so that its head may be replayed too.
@@ -126,7 +126,7 @@ class Engine:
         )  # fmt: skip
 
     def forget(self) -> None:
-        """Drop what was recorded, with the memory it holds; it is recorded anew."""
+        """Drop recorded steps and their memory; they are recorded again when needed."""
         if self._recorded is not None:
             self._recorded.forget()
 
@@ -284,7 +284,7 @@ class Engine:
         return torch.cat(rows), torch.cat(places)
 
     def _seen(self, store: LayerStore, position: int, count: int, masked: int) -> Seen:
-        """What ``count`` tokens from ``position`` on see of a store; masks follow one another."""
+        """Keys of a store that ``count`` tokens from ``position`` see; masks follow one another."""
         length = position + count
         if length <= store.slots:
             positions, distances = self._positions[:length], self._distances[-length:]
@@ -299,7 +299,7 @@ class Engine:
         return Seen(mask, distances, length)
 
     def _angles(self, batch: Sequence[RowTokens], positions: Tensor, ops: Ops) -> Angles | None:
-        """Where the tokens stand in the rotary table, gathered for operations that want it so."""
+        """Positions of the tokens in the rotary table, gathered for operations that need that."""
         if self._rope_table is None:
             return None
         start = 0

@@ -47,7 +47,7 @@ from quant import (
 
 logger = logging.getLogger("edgelm")
 AGAIN = "quantized again: the file holds it in other bits"
-FROM_BLOCKS = "quantized anew from "
+FROM_BLOCKS = "requantized from "
 LEFT_ALONE = "left in floats by the file"
 
 
@@ -192,7 +192,7 @@ class Loader:
         return tensors, Scheme.parse(product.scheme), product.shape
 
     def _stays(self, name: str) -> bool:
-        """Whether a canonical name belongs to a layer of the host beside an accelerator."""
+        """True if a name belongs to a layer that stays on the host beside an accelerator."""
         layer = WeightName.parse(name).layer
         return layer is not None and layer < host_layers(self.plan)
 
@@ -206,7 +206,7 @@ class Loader:
         """A product's parts packed one below the other, in its kernel's layout.
 
         Raises:
-            DoesNotFitError: what the plan still needs is no longer there.
+            DoesNotFitError: the memory that the plan still needs is no longer available.
         """
         require_memory(self.plan)
         scheme = Scheme.parse(product.scheme)
@@ -283,7 +283,7 @@ class Loader:
 
 
 def _part_bytes(product: MatrixPlan, index: int, scheme: Scheme) -> int:
-    """What a part adds to a fused product: kernels that lay rows in panels pad only the last."""
+    """Bytes a part adds to a fused product: kernels that lay rows in panels pad only the last."""
 
     def nbytes(count: int) -> int:
         rows = sum(rows for rows, _ in product.shapes[:count])
@@ -304,8 +304,8 @@ def warn_of_requantizing(report: Report) -> None:
     blocks = [module for module in report.modules if module.note.startswith(FROM_BLOCKS)]
     if blocks:
         logger.warning(
-            "%d matrices come in blocks that no kernel here multiplies with (%s): they are "
-            "quantized anew to %s. The report says how well each fits.",
+            "%d matrices are stored in blocks that no kernel supports (%s): they are requantized "
+            "to %s. The report shows the error of each.",
             len(blocks),
             ", ".join(sorted({module.note.removeprefix(FROM_BLOCKS) for module in blocks})),
             " and ".join(sorted({str(module.scheme) for module in blocks})),

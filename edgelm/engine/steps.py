@@ -20,7 +20,7 @@ class Steps(Protocol):
     most: int
 
     def admits(self, cache: KVCache, tokens: Iterable[list[int] | Tensor]) -> bool:
-        """Whether a step of these tokens, by row, can be recorded."""
+        """True if a step of these tokens, by row, can be recorded."""
 
     def run(
         self, cache: KVCache, rows: Sequence[tuple[int, list[int]]],

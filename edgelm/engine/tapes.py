@@ -47,7 +47,7 @@ class RecordedSteps:
         self._heads: dict[tuple[int, int], _Recorded] = {}
 
     def admits(self, cache: KVCache, tokens: Iterable[list[int] | Tensor]) -> bool:
-        """Whether a step of these tokens, by row, can be recorded: ids, and few of them."""
+        """True if a step of these tokens, by row, can be recorded: ids, and few of them."""
         count = 0
         for own in tokens:
             if not isinstance(own, list):

@@ -53,7 +53,7 @@ class Batch:
     def _step(
         self, guide: Speculation | None, start: float
     ) -> Generator[tuple[Answer, int], None, None]:
-        """What every running answer has pending, in one step, and the ids that follow."""
+        """Run the pending ids of all running answers in one step; yield the ids that follow."""
         pieces = list(self._pieces())
         hidden = self.engine.run(self.cache, [RowTokens(own.row, ids) for own, ids in pieces])
         ready, at = [], -1
@@ -74,7 +74,7 @@ class Batch:
             yield answer, answer.choose(own, likeliest, self.end_ids)
 
     def _guide(self) -> Speculation | None:
-        """Who guesses now: nobody unless one answer runs alone, is in its text and allows it."""
+        """The speculation, if exactly one answer runs, has begun its text and allows guesses."""
         answer, guide = self._running[0], self.speculation
         if guide is None or len(self._running) > 1 or len(answer.pending) != 1:
             return None
@@ -140,7 +140,7 @@ class Batch:
         return bool(self._running)
 
     def _twin_in_prompt(self, answer: Answer) -> bool:
-        """Whether another answer is about to have run the prompt that this one shares."""
+        """True if another answer is still running the prompt that this one shares."""
         if not answer.request.shares_prompt:
             return False
         asked = answer.request.prompt_ids
@@ -160,7 +160,7 @@ class Batch:
         del self.held[row][:]
 
     def _pieces(self) -> Iterator[tuple[Answer, list[int]]]:
-        """What each running answer contributes to the next step; single tokens come first."""
+        """Ids of each running answer for the next step; single tokens come first."""
         room = self.engine.plan.chunk
         for answer in sorted(self._running, key=lambda a: len(a.pending)):
             ids = answer.pending[:room]
@@ -228,7 +228,7 @@ class Writer:
         return "" if ends else self.stops.push(self.decoder.push(token))
 
     def finish(self) -> str:
-        """What was held back, once nothing more comes."""
+        """Text held back until the end of the answer."""
         text = "" if self.stops.found else self.stops.push(self.decoder.finish())
         return text + self.stops.finish()
 
@@ -260,7 +260,7 @@ class StopStrings:
         return certain
 
     def finish(self) -> str:
-        """What was held back, once nothing more comes."""
+        """Text held back until the end of the answer."""
         rest, self._held = self._held, ""
         return rest
 

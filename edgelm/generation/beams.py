@@ -159,7 +159,7 @@ class BeamSearch:
         return "length" if len(beam.ids) == self.limit else None
 
     def _done(self, running: list[Beam]) -> bool:
-        """Whether nothing goes on, or the best that does would not get among the finished."""
+        """True if no beam continues, or the best one would not get among the finished."""
         if not running:
             return True
         full = len(self._finished) == self.width

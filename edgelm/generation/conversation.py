@@ -34,7 +34,7 @@ Messages = Sequence[dict[str, str]]
 
 @dataclass(frozen=True)
 class Facts:
-    """What a file says of itself.
+    """Metadata of a file.
 
     ``model``: sha256 of the weights' files; ``scheme``: of each matrix, since keys depend on it.
     ``ids``: those that the row holds. ``written``: see ``KVCache``.
@@ -50,7 +50,7 @@ class Facts:
 
 
 def facts_of(plan: Plan, sha256: str) -> Facts:
-    """What a file of a loaded model says, of a conversation of nothing.
+    """Metadata that a loaded model would write for an empty conversation.
 
     Args:
         sha256: of the weights' files.
@@ -70,7 +70,7 @@ def save_conversation(path: Path, session: Session, facts: Facts, messages: Mess
         UsageError: nothing is held. EdgeLMError: the file cannot be written.
     """
     if not session.held[0]:
-        raise UsageError("There is no conversation to save yet; chat first.")
+        raise UsageError("The conversation is empty; send a message before you save it.")
     facts = replace(
         facts,
         ids=session.held[0],
@@ -186,7 +186,7 @@ def _opened(path: Path) -> Iterator[Any]:
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
-        raise ModelFileError(f"{path} is no file: name one that a conversation was saved to.")
+        raise ModelFileError(f"{path} is not a file. Give one that a conversation was saved to.")
     try:
         with safe_open(path, framework="pt") as file:
             yield file
@@ -211,7 +211,7 @@ def _facts(path: Path, metadata: dict[str, str] | None) -> Facts:
         facts = Facts(**(told | {"messages": messages}))
         whole = [facts.format_version, facts.written, *facts.ids]
         if version != FORMAT_VERSION or any(type(number) is not int for number in whole):
-            raise ValueError(f"format_version is {version!r}, or an id is no number")
+            raise ValueError(f"format_version is {version!r}, or an id is not a number")
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ModelFileError(
             f"{path} is damaged, or no saved conversation ({type(error).__name__}: {error}). "

@@ -13,7 +13,7 @@ Schema = str | Mapping[str, Any] | bool
 
 
 class GenerateOptions(TypedDict, total=False):
-    """What ``generate``, ``stream``, ``chat`` and their asynchronous forms take.
+    """Options of ``generate``, ``stream``, ``chat`` and their asynchronous forms.
 
     None means the model's own default. For a list of prompts some take a list, one value a prompt.
     """

@@ -51,7 +51,7 @@ def build_request(
 
 
 def sampling_defaults(generation_config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a generation_config asks for, greedy when it does not ask for sampling."""
+    """Sampling options of a generation_config; greedy if it does not ask for sampling."""
     told = {k: v for k, v in generation_config.items() if v is not None}
     chosen: dict[str, Any] = {"seed": int.from_bytes(os.urandom(4), "little")}
     if "repetition_penalty" in told:

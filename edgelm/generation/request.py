@@ -1,4 +1,4 @@
-"""What is asked and what comes back: Request, Chunk, Result and their statistics."""
+"""Requests and results: Request, Chunk, Result and their statistics."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class Request:
     """One answer to be made; the command line, Python and evaluation all build this.
 
     ``max_new_tokens`` None means until the context is full. ``keep_prefix`` continues from what
-    the cache still holds of an earlier prompt instead of starting anew. ``shares_prompt`` copies
-    the prompt from a row that ran it for another request of the same batch. ``logprobs`` asks for
-    log-probabilities: of each chosen token and of so many of the likeliest ones. ``speculate``
+    the cache still holds of an earlier prompt instead of an empty row. ``shares_prompt`` copies the
+    prompt from a row that ran it for another request of the same batch. ``logprobs`` asks for
+    log-probabilities: of each chosen token and of this many of the likeliest ones. ``speculate``
     ``auto`` lets tokens be guessed ahead where that is faster, which changes none.
     """
 
@@ -34,7 +34,7 @@ class Request:
     speculate: str = "auto"
 
     def limit(self, context: int, vocab_size: int) -> int:
-        """How many tokens may be generated.
+        """Maximum number of new tokens.
 
         Raises:
             UsageError: an empty prompt, ids or logprobs out of range, a limit below 1, an empty

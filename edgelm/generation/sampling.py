@@ -32,7 +32,7 @@ from quant.native.ops import sample
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """How the next token is chosen; temperature 0 is greedy, after penalties, biases and bans.
+    """Settings of the choice of the next token; temperature 0 is greedy, after penalties and bans.
 
     ``logit_bias`` holds pairs of id and number. ``presence_penalty`` and ``frequency_penalty``
     count the answer alone, ``repetition_penalty`` the prompt too.
@@ -67,7 +67,7 @@ class SamplingSettings:
                 )
 
     def adjustments(self) -> list[LogitsProcessor]:
-        """What changes the model's opinion, greedy or not: bias, penalties, bans."""
+        """Processors for greedy and sampled answers: bias, penalties, bans."""
         chosen: list[LogitsProcessor] = []
         if self.logit_bias:
             chosen.append(LogitBias(self.logit_bias))
@@ -80,7 +80,7 @@ class SamplingSettings:
         return chosen
 
     def filters(self) -> list[LogitsProcessor]:
-        """What shapes the distribution to draw from, in transformers' order."""
+        """Filters of the distribution to sample from, in transformers' order."""
         chosen: list[LogitsProcessor] = []
         if self.temperature != 1:
             chosen.append(Temperature(self.temperature))
@@ -131,8 +131,8 @@ class Sampler:
         token = draw(logits, ids)
         if token < 0:
             raise UsageError(
-                "No token is allowed here: logit_bias, banned_tokens and the grammar exclude all. "
-                "Ban less."
+                "Every token is banned here by logit_bias, banned_tokens and the grammar; relax one "
+                "of them."
             )
         return token
 

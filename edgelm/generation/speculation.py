@@ -27,7 +27,7 @@ _PRIOR_WEIGHT = 2.0
 
 
 class Drafter(Protocol):
-    """Where guesses come from."""
+    """Source of guesses."""
 
     greedy_only: bool
 
@@ -35,7 +35,7 @@ class Drafter(Protocol):
         """A new answer begins after ``ids``."""
 
     def strength(self, ids: SoFar) -> int:
-        """What kind of guess can follow ``ids``: 0 for none, more for a more certain one."""
+        """Certainty of a guess after ``ids``: 0 for none, larger for a more certain one."""
 
     def guess(self, ids: SoFar, count: int) -> list[int]:
         """At most ``count`` tokens; ``strength`` was asked before."""
@@ -61,7 +61,7 @@ class Speculation:
         self._strength = 0
 
     def serves(self, request: Request) -> bool:
-        """Whether the request lets its answer be guessed."""
+        """True if the request allows guesses."""
         greedy = request.sampling.temperature == 0 or not self.drafter.greedy_only
         return request.speculate == "auto" and greedy
 
@@ -99,7 +99,7 @@ class Speculation:
         self._idle = 0
 
     def _count(self, room: int) -> int:
-        """How many tokens to guess: those that win most, within what may be lost.
+        """Number of tokens to guess: the most profitable one within what may be lost.
 
         Where none would win, what plain steps have earned since the last guess buys another look.
         """
@@ -113,7 +113,7 @@ class Speculation:
         return best if most > 0 or self._cost(best) <= _EARNED * self._idle else 0
 
     def _cost(self, count: int) -> float:
-        """Of so many guesses, in steps: measured, or in proportion to the nearest measured."""
+        """Cost of ``count`` guesses in steps: measured, or scaled from the nearest measurement."""
         if count in self._costs:
             return self._costs[count]
         if not self._costs:

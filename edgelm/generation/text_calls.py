@@ -143,7 +143,7 @@ class TextCalls(ABC):
         self, messages: Messages, *, stop_event: threading.Event | None = None,
         **options: Unpack[GenerateOptions],
     ) -> Generator[Chunk, None, None]:  # fmt: skip
-        """As ``chat``, piece by piece; what the cache holds of earlier turns is not run again."""
+        """As ``chat``, piece by piece; earlier turns that are in the cache are not run again."""
         options.setdefault("keep_prefix", True)
         yield from self.stream(self.chat_ids(messages), stop_event=stop_event, **options)
 

@@ -54,5 +54,5 @@ def with_draft(plan: Plan, draft: Plan) -> Plan:
 
 
 def _process_bytes(plan: Plan) -> int:
-    """What both plans count: the process without a model."""
+    """Bytes that both plans count: the process without a model."""
     return sum(part.bytes for part in plan.parts if part.name in PROCESS)

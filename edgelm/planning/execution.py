@@ -1,4 +1,4 @@
-"""How a plan runs: whose operations, what is recorded, and what guesses tokens ahead."""
+"""Execution of a plan: its operations, recorded steps, and the source of guessed tokens."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def execution_of(
     products: Sequence[MatrixPlan], dtype: torch.dtype, accelerator: torch.device | None, *,
     rows: int, draft_depth: int, drafted: bool, streams: bool, method: str,
 ) -> Execution:  # fmt: skip
-    """The one decision about how a plan runs.
+    """Decide how a plan runs.
 
     Args:
         accelerator: None on the CPU.
@@ -69,7 +69,7 @@ def draft_depth(
 
 
 def rows_stand_alone(products: Sequence[MatrixPlan]) -> bool:
-    """Whether a row of every product is the same alone and among others, to float32's last bits."""
+    """True if a row of every product is the same alone and among others, to float32's last bits."""
     return all(_starts(product, _ROWS_STAND_ALONE) for product in products)
 
 

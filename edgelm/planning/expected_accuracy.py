@@ -1,4 +1,4 @@
-"""How accurate a choice is expected to be: what this project measured, averaged over models.
+"""Expected accuracy of a choice: measurements of this project, averaged over models.
 
 ``data/accuracy.json`` is rendered from benches/results by ``python benches/expectations.py``. Its
 numbers are divergences (KLD, nats per token) of small models from their own float32 weights, and

@@ -1,10 +1,10 @@
-"""Which kernels ``auto`` prefers on this machine: measured by ``doctor``, kept in the cache folder.
+"""Kernels that ``auto`` prefers on this machine: measured by ``doctor``, kept in the cache folder.
 
 The tiles of our own CUDA kernels are measured by the first load that needs them, and kept there as
 well.
 
 A plan only reads what was kept; without it the order of quant's table decides, so that plans stay
-fast and need no library. A file that is damaged counts as absent and is written anew.
+fast and need no library. A file that is damaged counts as absent and is rewritten.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def measure(folder: Path, device: str = "cpu") -> Rankings:
 
 
 def rankings(folder: Path, device: str = "cpu") -> Rankings:
-    """What ``measure`` kept for this device and these threads; empty where nobody measured."""
+    """Rankings kept by ``measure`` for this device and number of threads; empty if not measured."""
     return _read(folder).get(_machine(device), {})
 
 
@@ -114,7 +114,7 @@ def _read(folder: Path) -> dict[str, Rankings]:
 
 
 def _is_valid(data: object) -> bool:
-    """Whether `data` maps machines to rankings, and those scheme and class to lists of names."""
+    """True if ``data`` maps machines to rankings, and those scheme and class to lists of names."""
     return isinstance(data, dict) and all(
         isinstance(own, dict)
         and all(isinstance(names, list) and {*map(type, names)} <= {str} for names in own.values())
@@ -123,7 +123,7 @@ def _is_valid(data: object) -> bool:
 
 
 def _machine(device: str) -> str:
-    """What a ranking holds for: processor, its vectors, threads and versions, or card and those."""
+    """Key of a ranking: processor, its vectors, threads and versions, or card and versions."""
     if device == "cpu":
         return f"{_fixed()}, {torch.get_num_threads()} threads"
     card = accelerators.find(device)

@@ -1,4 +1,4 @@
-"""What becomes of every weight under a recipe: scheme, kernel and bytes, from headers alone."""
+"""Scheme, kernel and bytes of every weight under a recipe, from headers alone."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def vector_bytes(decoder: Decoder, dtype: torch.dtype, layers: range | None = No
 
 
 def keeps_its_scheme(decoder: Decoder, names: WeightNames) -> bool:
-    """Whether a file comes quantized, so that ``auto`` leaves it as it is."""
+    """True if a file is quantized already, so that ``auto`` keeps its scheme."""
     infos = (names.info(name, shape) for name, shape in decoder.matrices())
     return any(info.scheme or info.nearest for info in infos)
 
@@ -176,7 +176,7 @@ def bytes_per_token(decoder: Decoder, products: tuple[MatrixPlan, ...]) -> int:
 
 
 def moved_bytes(products: tuple[MatrixPlan, ...], tied: bool) -> int:
-    """What one decode step moves: the weights it reads, and the floats that the reference makes
+    """Bytes that one decode step moves: the weights it reads, and the floats the reference makes
     of codes, written and read again."""
     made = 0
     for product in _multiplied(products, tied):

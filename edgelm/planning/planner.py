@@ -210,7 +210,7 @@ class Planner:
         return self._ready[recipe]
 
     def _layout_cache(self, recipe: Recipe | None, placement: Placement) -> list[Part]:
-        """What lies in the cache folder beside streamed layers, so that the next start is quick."""
+        """Files in the cache folder, beside streamed layers, that make the next start quick."""
         products = self._weights_of(recipe).products
         groups = file_groups(p for p in products if not is_streamed(p, placement))
         kept = groups.keys() & set(worth_keeping(products, self.model.names))

@@ -21,7 +21,7 @@ from quant import BACKENDS, CALIBRATED_METHODS, METHODS, QuantError, Recipe
 
 DEFAULT_CONTEXT = 4096
 DEFAULT_CHUNK = 512
-MOST_ROWS = 8  # that are taken unasked: weights are read once for so many answers
+MOST_ROWS = 8  # of ``auto``: answers side by side share each read of the weights
 DEFAULT_DRAFT_DEPTH = MOST_DECODE_TOKENS - 1  # behind the token before them
 EXACT_ACTIVATIONS = {"float": torch.float32}  # what products do not round; auto may
 _MOST_DIGITS = 12  # of a number of tokens; beyond it is a slip of the keyboard
@@ -35,7 +35,7 @@ def _or_auto(words: Iterable[str]) -> str:
 
 
 class LoadSettings(TypedDict, total=False):
-    """What may be fixed about a load: the keywords of ``load``, ``plan`` and ``evaluate``.
+    """Settings of a load: the keywords of ``load``, ``plan`` and ``evaluate``.
 
     ``auto`` and None leave the choice to the solver.
     """
@@ -101,7 +101,7 @@ LOAD = declare(
 
 @dataclass(frozen=True)
 class Settings:
-    """What a user may fix about a load; ``auto`` and None leave it to the solver."""
+    """A user's settings of a load; ``auto`` and None leave the choice to the solver."""
 
     quant: QuantChoice = "auto"
     method: str = "rtn"
@@ -122,7 +122,7 @@ def read_settings(given: Mapping[str, Any]) -> Settings:
     """Settings of keywords.
 
     Raises:
-        UsageError: a name that is no setting, with the nearest one.
+        UsageError: an unknown name; the message suggests the nearest one.
     """
     return Settings(**checked(given, LOAD))
 
@@ -130,7 +130,7 @@ def read_settings(given: Mapping[str, Any]) -> Settings:
 def activation_dtype(
     settings: Settings, config: ModelConfig, accelerator: Accelerator | None = None
 ) -> torch.dtype:
-    """The type of activations; UsageError for one that this model or device does not run in.
+    """The type of activations; UsageError for one that this model or device does not support.
 
     Without ``accelerator`` (on the CPU) float32 unless another is given. With one bfloat16; where
     it has none float16, and float32 for a model that outgrows that.
@@ -142,11 +142,12 @@ def activation_dtype(
         )
     if dtype == torch.float16 and accelerator is None:
         raise UsageError(
-            "dtype 'float16' is not run on CPUs (no kernel adds up in it); use float32 or bfloat16."
+            "dtype 'float16' is not supported on CPUs: no kernel accumulates in it. Use float32 or "
+            "bfloat16."
         )
     if dtype == torch.bfloat16 and accelerator is not None and not accelerator.bfloat16:
         raise UsageError(
-            f"dtype 'bfloat16' is not run on {accelerator.name}, which would emulate it; use "
+            f"dtype 'bfloat16' is not supported on {accelerator.name}, which would emulate it; use "
             f"float32{'' if config.not_in_float16 else ' or float16'}."
         )
     return dtype
@@ -161,7 +162,7 @@ def _usual_dtype(config: ModelConfig, accelerator: Accelerator | None) -> torch.
 
 
 def exact_activations(settings: Settings) -> bool:
-    """Whether products must take activations as they are."""
+    """True if products must not round activations."""
     return _choose(settings.activations, "activations", EXACT_ACTIVATIONS) is not None
 
 

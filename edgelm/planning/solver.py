@@ -63,7 +63,7 @@ def solve(model: Assembled, settings: Settings, drafted: bool = False) -> Plan:
     best = _solved(planner)
     if best.fits or planner.accelerator is None or settings.device != "auto":
         return best
-    logger.warning("%s: it is planned for the CPU instead.", shortage(best))
+    logger.warning("%s: falling back to the CPU.", shortage(best))
     return _solved(Planner(model, replace(settings, device="cpu"), drafted))
 
 
@@ -99,7 +99,7 @@ def fitting_contexts(model: Assembled, settings: Settings) -> list[Plan]:
         try:
             plan = planner.plan(candidate)
         except (UsageError, KernelUnavailableError):
-            continue  # a scheme that this model or backend cannot have is no column
+            continue  # the table has no column for a scheme that this model or backend cannot have
         key = (plan.context, plan.scheme)
         found[key] = min(found.get(key, plan), plan, key=_rank)
     return sorted(found.values(), key=lambda plan: (plan.context, plan.expected_kld or 0.0))
@@ -254,7 +254,7 @@ def _impossible(recipe: Recipe | None, error: Exception) -> Rejected:
 
 
 def reason(plan: Plan, best: Plan) -> str:
-    """Why ``best`` was taken and not ``plan``, in words."""
+    """The reason for ``best`` rather than ``plan``, in words."""
     if not plan.fits:
         return shortage(plan)
     for criterion in CRITERIA:

@@ -10,7 +10,7 @@ from edgelm.option import Call, Option, declare
 
 
 class ForwardOptions(TypedDict, total=False):
-    """What ``forward`` takes beside ids and a cache; None is as if it were not given."""
+    """Options of ``forward`` beside ids and a cache; None means not given."""
 
     inputs_embeds: Annotated[Tensor | None, Option("[B, T, N] in place of ids.")]
     attention_mask: Annotated[

@@ -88,7 +88,7 @@ class _Input:
 
 
 def predict(lm: LanguageModel, head: Head | None, inputs: Any) -> Prediction | list[Prediction]:
-    """What the head says of each input; of a list a list, in its order.
+    """Result of the head for each input; for a list a list, in its order.
 
     Args:
         inputs: a text, or for question answering a pair (question, context); or a list of those.
@@ -97,7 +97,7 @@ def predict(lm: LanguageModel, head: Head | None, inputs: Any) -> Prediction | l
         A TextLabel, a tuple of TokenLabels, or an Answer for each.
 
     Raises:
-        UsageError: a head without labels, an input that is no text or has no tokens.
+        UsageError: a head without labels, an input that is not a text or has no tokens.
         ContextLengthError: an input is longer than the model's context.
     """
     if head is None or head.is_language_model:

@@ -51,7 +51,7 @@ def matrix(scheme: Scheme, shape: tuple[int, int], exact: bool = False) -> ctype
 
 @cache
 def missing() -> str | None:
-    """Why there is no library to call, in words; None if there is one."""
+    """Reason why no library can be called, in words; None if one can."""
     file = path()
     if file is None:
         return library_file.absence(__path__)
@@ -66,7 +66,7 @@ def missing() -> str | None:
 
 
 def _other_struct(library: ctypes.CDLL, file: str) -> str | None:
-    """Which struct the library has in another size, in words: it would read beyond ours."""
+    """A struct whose size differs in the library, in words; it would read beyond ours."""
     for name, struct in structs.STRUCTS.items():
         found, own = library.edgelm_struct_bytes(name.encode()), ctypes.sizeof(struct)
         if found != own:

@@ -1,4 +1,4 @@
-"""Where the native library lies, and whether it belongs to the sources beside this package.
+"""Finds the native library, and checks that it was built from the sources beside this package.
 
 An installed package has its library in the folder `lib` beside it. A checkout has sources and
 often no library: it takes that of the edgelm installed in the same environment. There a library
@@ -31,7 +31,7 @@ def find(folders: Iterable[str]) -> Path | None:
 
 
 def absence(folders: Iterable[str]) -> str:
-    """Why `find` finds none, in words."""
+    """Reason why ``find`` finds none, in words."""
     sources = _sources(folders)
     if sources is None:
         return "the package was installed without its native library (no C++ compiler)"
@@ -48,7 +48,7 @@ def absence(folders: Iterable[str]) -> str:
 
 
 def digest(sources: Path) -> str:
-    """What tells a library's sources from others: src/sources.cmake computes the same."""
+    """Digest of a library's sources: src/sources.cmake computes the same."""
     files = {
         path.relative_to(sources).as_posix(): path
         for pattern in ("*.cpp", "*.h")

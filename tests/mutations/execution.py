@@ -45,9 +45,9 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "execution: a load plans once",
         "edgelm/loading.py",
-        "    plan, own = _fitting_plan(files, assembled, chosen, drafting)\n",
-        "    plan, own = _fitting_plan(files, assembled, chosen, drafting)\n"
-        "    plan, own = _fitting_plan(files, assembled, chosen, drafting)\n",
+        "    plan, share = _solved(assembled, chosen, drafting)\n",
+        "    plan, share = _solved(assembled, chosen, drafting)\n"
+        "    plan, share = _solved(assembled, chosen, drafting)\n",
         (f"{TESTS}test_a_load_plans_once",),
     ),
     Mutation(

@@ -8,7 +8,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "plan: a budget that is too small",
         "edgelm/loading.py",
-        "if not made.fits:",
+        "if not plan.fits:",
         "if False:",
         ("tests/test_memory.py::test_a_plan_that_does_not_fit_is_refused_with_the_plan",),
     ),
