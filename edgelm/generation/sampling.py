@@ -131,7 +131,7 @@ class Sampler:
         token = draw(logits, ids)
         if token < 0:
             raise UsageError(
-                "Every token is banned here by logit_bias, banned_tokens and the grammar; relax one "
+                "Every token is banned by logit_bias, banned_tokens and the grammar: relax one "
                 "of them."
             )
         return token

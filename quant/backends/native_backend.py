@@ -116,7 +116,7 @@ class NativeProduct:
         if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < held:
             found = f"{int(ids.min())}-{int(ids.max())}"
             raise QuantError(f"row ids {found} are out of range: the table has {held} rows")
-        call = structs.Reading(
+        call = structs.RowLookup(
             # A row's place does not depend on the number of outputs.
             native.matrix(scheme, (1, out.shape[1])),
             tensors["layout"].data_ptr(),

@@ -76,7 +76,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, out: Tensor)
 
 def add(x: Tensor, y: Tensor) -> Call:
     """x += y, both [M, N]."""
-    struct = structs.Sum(address(x), address(y), *x.shape, stride(x), stride(y), threads())
+    struct = structs.Addition(address(x), address(y), *x.shape, stride(x), stride(y), threads())
     return Call("edgelm_add", struct, (x, y))
 
 
@@ -167,7 +167,7 @@ def _cores() -> int:
 
 def argmax(x: Tensor, out: Tensor) -> Call:
     """out [M] int64 = index of the first largest number of x [M, N], -1 where one is not finite."""
-    struct = structs.Choice(address(x), address(out), *x.shape, stride(x), threads())
+    struct = structs.Maximum(address(x), address(out), *x.shape, stride(x), threads())
     return Call("edgelm_argmax", struct, (x, out))
 
 
@@ -182,7 +182,7 @@ def sample(
     assert logits.is_contiguous() and logits.dim() == 1
     out = ctypes.c_int64()
     pointer = ctypes.addressof(out)
-    draw = structs.Draw(
+    draw = structs.Sampling(
         address(logits), pointer, len(logits), top_k, uniform, top_p, temperature, min_p
     )
     Call("edgelm_sample", draw, (logits,))()
@@ -197,8 +197,8 @@ def _norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, out: Tenso
     )  # fmt: skip
 
 
-def _map(x: Tensor, number: float, out: Tensor) -> structs.Map:
-    return structs.Map(
+def _map(x: Tensor, number: float, out: Tensor) -> structs.Unary:
+    return structs.Unary(
         address(x), address(out), *x.shape, stride(x), stride(out), number, threads()
     )
 

@@ -34,7 +34,7 @@ def workspace_bytes(scheme: Scheme, shape: tuple[int, int], rows: int, exact: bo
 def embed(layout: Tensor, scheme: Scheme, ids: Tensor, out: Tensor) -> Call:
     """out [M, K] = rows ``ids`` [M] int64 of a matrix in ``NativeProduct``'s layout."""
     # A row's place does not depend on the number of outputs.
-    struct = structs.Reading(
+    struct = structs.RowLookup(
         matrix(scheme, (1, out.shape[1])), *map(address, (layout, ids, out)),
         len(ids), stride(out),
     )  # fmt: skip

@@ -41,8 +41,8 @@ class Product(ctypes.Structure):
     _fields_ = fields("matrix layout x bias out workspace", "rows x_stride out_stride", [THREADS])
 
 
-class Reading(ctypes.Structure):
-    """edgelm_reading"""
+class RowLookup(ctypes.Structure):
+    """edgelm_row_lookup"""
 
     _fields_ = fields("matrix layout ids out", "count out_stride", [])
 
@@ -57,14 +57,14 @@ class Norm(ctypes.Structure):
     )
 
 
-class Sum(ctypes.Structure):
-    """edgelm_sum"""
+class Addition(ctypes.Structure):
+    """edgelm_addition"""
 
     _fields_ = fields("x y", "tokens size x_stride y_stride", [THREADS])
 
 
-class Map(ctypes.Structure):
-    """edgelm_map"""
+class Unary(ctypes.Structure):
+    """edgelm_unary"""
 
     _fields_ = fields("x out", "tokens size x_stride out_stride", [("number", _FLOAT), THREADS])
 
@@ -117,14 +117,14 @@ class Attention(ctypes.Structure):
     ]
 
 
-class Choice(ctypes.Structure):
-    """edgelm_choice"""
+class Maximum(ctypes.Structure):
+    """edgelm_maximum"""
 
     _fields_ = fields("x out", "tokens size x_stride", [THREADS])
 
 
-class Draw(ctypes.Structure):
-    """edgelm_draw"""
+class Sampling(ctypes.Structure):
+    """edgelm_sampling"""
 
     _fields_ = fields(
         "logits out",
@@ -149,17 +149,17 @@ class RecordedTape(ctypes.Structure):
 STRUCTS: dict[str, type[ctypes.Structure]] = {
     "edgelm_matrix": Matrix,
     "edgelm_product": Product,
-    "edgelm_reading": Reading,
+    "edgelm_row_lookup": RowLookup,
     "edgelm_norm": Norm,
-    "edgelm_sum": Sum,
-    "edgelm_map": Map,
+    "edgelm_addition": Addition,
+    "edgelm_unary": Unary,
     "edgelm_activation": Activation,
     "edgelm_rotation": Rotation,
     "edgelm_cache": Cache,
     "edgelm_append": Append,
     "edgelm_attention": Attention,
-    "edgelm_choice": Choice,
-    "edgelm_draw": Draw,
+    "edgelm_maximum": Maximum,
+    "edgelm_sampling": Sampling,
     "edgelm_call": RecordedCall,
     "edgelm_tape": RecordedTape,
 }

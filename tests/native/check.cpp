@@ -162,7 +162,7 @@ bool check_lookup() {
         const Packed packed = random_matrix(m);
         std::vector<float> row(static_cast<size_t>(m.inputs));
         for (int64_t id = 0; id < m.outputs; ++id) {
-            const edgelm_reading reading{&m, packed.layout(), &id, row.data(), 1, m.inputs};
+            const edgelm_row_lookup reading{&m, packed.layout(), &id, row.data(), 1, m.inputs};
             edgelm_lookup(&reading);
             for (const float number : row) finite = finite && number - number == 0;
         }

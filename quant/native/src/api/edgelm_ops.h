@@ -29,7 +29,7 @@ struct edgelm_product {
 EDGELM_API void edgelm_multiply(const void* product);
 
 // out [count, inputs] = rows `ids` of the matrix.
-struct edgelm_reading {
+struct edgelm_row_lookup {
     const edgelm_matrix* matrix;
     const uint8_t* layout;
     const int64_t* ids;
@@ -59,7 +59,7 @@ EDGELM_API void edgelm_rms_norm(const void* norm);
 EDGELM_API void edgelm_layer_norm(const void* norm);
 
 // x [tokens, size] += y [tokens, size].
-struct edgelm_sum {
+struct edgelm_addition {
     float* x;
     const float* y;
     int64_t tokens;
@@ -71,7 +71,7 @@ struct edgelm_sum {
 EDGELM_API void edgelm_add(const void* sum);
 
 // out = function(x) with a number; x, out: [tokens, size], out may be x.
-struct edgelm_map {
+struct edgelm_unary {
     const float* x;
     float* out;
     int64_t tokens;
@@ -178,7 +178,7 @@ EDGELM_API void edgelm_attend(const void* attention);
 EDGELM_API int64_t edgelm_attention_bytes(const void* attention);
 
 // out [tokens] = index of the first largest number of x [tokens, size]; -1 where one is not finite.
-struct edgelm_choice {
+struct edgelm_maximum {
     const float* x;
     int64_t* out;
     int64_t tokens;
@@ -192,7 +192,7 @@ EDGELM_API void edgelm_argmax(const void* choice);
 // top_k (0: all), top_p and min_p keep, in this order and as edgelm/generation/processors.py has them. The
 // token is the first whose running sum of weights exceeds `uniform` of all; -1 where every logit
 // is -infinity.
-struct edgelm_draw {
+struct edgelm_sampling {
     float* logits;
     int64_t* out;
     int64_t size;

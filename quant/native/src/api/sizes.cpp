@@ -12,10 +12,10 @@ struct Size {
 
 #define SIZE(type) {#type, static_cast<int64_t>(sizeof(type))}
 constexpr Size kSizes[] = {
-    SIZE(edgelm_matrix),   SIZE(edgelm_product), SIZE(edgelm_reading),    SIZE(edgelm_norm),
-    SIZE(edgelm_sum),      SIZE(edgelm_map),     SIZE(edgelm_activation), SIZE(edgelm_rotation),
-    SIZE(edgelm_cache),    SIZE(edgelm_append),  SIZE(edgelm_attention),  SIZE(edgelm_choice),
-    SIZE(edgelm_draw),     SIZE(edgelm_call),    SIZE(edgelm_tape),
+    SIZE(edgelm_matrix), SIZE(edgelm_product), SIZE(edgelm_row_lookup), SIZE(edgelm_norm),
+    SIZE(edgelm_addition), SIZE(edgelm_unary), SIZE(edgelm_activation), SIZE(edgelm_rotation),
+    SIZE(edgelm_cache), SIZE(edgelm_append), SIZE(edgelm_attention), SIZE(edgelm_maximum),
+    SIZE(edgelm_sampling), SIZE(edgelm_call), SIZE(edgelm_tape),
 };
 #undef SIZE
 

@@ -126,7 +126,7 @@ void edgelm_pack(const edgelm_matrix* matrix, const uint8_t* qweight, const uint
 }
 
 void edgelm_lookup(const void* reading) {
-    const edgelm_reading& r = *static_cast<const edgelm_reading*>(reading);
+    const edgelm_row_lookup& r = *static_cast<const edgelm_row_lookup*>(reading);
     for (int64_t i = 0; i < r.count; ++i) {
         const uint8_t* panel = r.layout + r.ids[i] / kPanel * panel_bytes(*r.matrix);
         read_row(*r.matrix, panel, r.ids[i] % kPanel, r.out + i * r.out_stride);

@@ -40,17 +40,17 @@ void edgelm_layer_norm(const void* norm) {
 }
 
 void edgelm_add(const void* sum) {
-    const auto& s = as<edgelm_sum>(sum);
+    const auto& s = as<edgelm_addition>(sum);
     run_columns(ops().add, sum, s.tokens, s.size, s.threads, kThreadedNumbers);
 }
 
 void edgelm_scale(const void* map) {
-    const auto& m = as<edgelm_map>(map);
+    const auto& m = as<edgelm_unary>(map);
     run_columns(ops().scale, map, m.tokens, m.size, m.threads, kThreadedNumbers);
 }
 
 void edgelm_softcap(const void* map) {
-    const auto& m = as<edgelm_map>(map);
+    const auto& m = as<edgelm_unary>(map);
     run_columns(ops().softcap, map, m.tokens, m.size, m.threads, kThreadedExponentials);
 }
 
@@ -70,6 +70,6 @@ void edgelm_store(const void* append) {
 }
 
 void edgelm_argmax(const void* choice) {
-    const auto& c = as<edgelm_choice>(choice);
+    const auto& c = as<edgelm_maximum>(choice);
     run_tokens(ops().argmax, choice, c.tokens, c.size, c.threads);
 }

@@ -76,7 +76,7 @@ inline void visit_columns(int64_t size, int64_t begin, int64_t end, F visit) {
 }
 
 void add_columns(const void* context, int64_t begin, int64_t end) {
-    const edgelm_sum& s = *static_cast<const edgelm_sum*>(context);
+    const edgelm_addition& s = *static_cast<const edgelm_addition*>(context);
     visit_columns(s.size, begin, end, [&](int64_t token, int64_t column, int64_t width) {
         float* x = s.x + token * s.x_stride + column;
         const float* y = s.y + token * s.y_stride + column;
@@ -88,7 +88,7 @@ void add_columns(const void* context, int64_t begin, int64_t end) {
 
 template <class F>
 inline void map_columns(const void* context, int64_t begin, int64_t end, F function) {
-    const edgelm_map& m = *static_cast<const edgelm_map*>(context);
+    const edgelm_unary& m = *static_cast<const edgelm_unary*>(context);
     const Vec number = fill(m.number);
     visit_columns(m.size, begin, end, [&](int64_t token, int64_t column, int64_t width) {
         float* out = m.out + token * m.out_stride + column;
@@ -285,7 +285,7 @@ int64_t first_largest(const float* x, int64_t size) {
 }
 
 void argmax_tokens(const void* context, int64_t begin, int64_t end) {
-    const edgelm_choice& c = *static_cast<const edgelm_choice*>(context);
+    const edgelm_maximum& c = *static_cast<const edgelm_maximum*>(context);
     for (int64_t token = begin; token < end; ++token) {
         c.out[token] = first_largest(c.x + token * c.x_stride, c.size);
     }

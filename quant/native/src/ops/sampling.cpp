@@ -102,7 +102,7 @@ float largest_of(const float* x, int64_t size) {
 }  // namespace
 
 void edgelm_sample(const void* draw) {
-    const edgelm_draw& d = *static_cast<const edgelm_draw*>(draw);
+    const edgelm_sampling& d = *static_cast<const edgelm_sampling*>(draw);
     const float most = largest_of(d.logits, d.size);
     if (most == -INFINITY) {
         *d.out = -1;
