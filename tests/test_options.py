@@ -194,6 +194,7 @@ FLAGGED = {
     "--context is 0;": ("--context", 0),
     "--temperature is -1": ("--temperature", -1),
     "--max-tokens is 0;": ("--max-new-tokens", 0),
+    "--backend is 'magic'; allowed: auto, native": ("--backend", "magic"),
     "--method 'magic'": ("--method", "magic"),
     "--budget 'lots'": ("--budget", "lots"),
     "--quant: unknown scheme": ("--quant", "int3"),

@@ -23,8 +23,8 @@ _BAR_WIDTH = 40
 
 
 @dataclass(frozen=True)
-class Share:
-    """A stretch of a whole, drawn as a bar behind the others of its column."""
+class Slice:
+    """A part of a whole, drawn as a bar that begins at ``start``."""
 
     start: int
     bytes: int
@@ -40,7 +40,7 @@ class Grid:
     """A table of texts; ``right`` names the columns that are numbers."""
 
     columns: tuple[str, ...]
-    rows: Sequence[Sequence[str | Share]]
+    rows: Sequence[Sequence[str | Slice]]
     right: tuple[str, ...] = ()
 
 
@@ -140,7 +140,7 @@ def _parts(plan: Plan) -> Grid:
     rows, start, whole = [], 0, plan.steady_peak_bytes
     for part in plan.parts:
         held = part.bytes if part.where == "host" else 0
-        rows.append((part.name, part.where, human(part.bytes), Share(start, held, whole)))
+        rows.append((part.name, part.where, human(part.bytes), Slice(start, held, whole)))
         start += held
     columns = ("part", "where", "size", "of the peak while generating")
     return Grid(columns, rows, right=("size",))
@@ -173,8 +173,8 @@ def _verdict(plan: Plan) -> Iterator[str]:
     told = "unknown speed" if speed is None else f"at most {human_speed(speed)}"
     kld = "unknown" if plan.expected_kld is None else f"{plan.expected_kld:.4f} nats a token"
     yield (
-        f"estimates: {told} by this machine's {'disk' if streamed else 'read'} bandwidth, "
-        f"divergence {kld} by what small models measured"
+        f"estimates: {told} by this machine's {'disk' if streamed else 'read'} bandwidth; "
+        f"divergence {kld}, as measured on models of 5 million parameters"
     )
 
 
@@ -184,7 +184,7 @@ def _table(grid: Grid) -> Table:
 
     table = Table(box=None)
     for column in grid.columns:
-        bars = any(isinstance(row[grid.columns.index(column)], Share) for row in grid.rows)
+        bars = any(isinstance(row[grid.columns.index(column)], Slice) for row in grid.rows)
         justify = "right" if column in grid.right else "left"
         table.add_column(column, justify=justify, min_width=_BAR_WIDTH if bars else None)  # type: ignore[arg-type]
     for row in grid.rows:
@@ -197,9 +197,9 @@ def _table(grid: Grid) -> Table:
 
 
 def _html_table(grid: Grid) -> str:
-    def cell(tag: str, column: str, value: str | Share) -> str:
+    def cell(tag: str, column: str, value: str | Slice) -> str:
         side = "right" if column in grid.right else "left"
-        shown = value.percent if isinstance(value, Share) else value
+        shown = value.percent if isinstance(value, Slice) else value
         return f'<{tag} style="text-align:{side}">{escape(shown)}</{tag}>'
 
     lines = ["".join(cell("th", column, column) for column in grid.columns)]

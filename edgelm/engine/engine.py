@@ -207,9 +207,10 @@ class Engine:
         """
         head, states = self.decoder.head, hidden.states
         assert head is not None
-        whole = tokens is None or len(tokens) == len(states)
-        if not whole or not hidden.recorded:
-            logits = self.logits(states if whole else states[list(tokens or ())])
+        if tokens is not None and len(tokens) < len(states):
+            hidden = Hidden(states[list(tokens)], recorded=False)
+        if not hidden.recorded:
+            logits = self.logits(hidden.states)
             return logits, logits.argmax(-1).tolist()
         assert self._recorded is not None
         logits, best = self._recorded.judge(head, states, self._logits)

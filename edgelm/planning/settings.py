@@ -16,7 +16,7 @@ from edgelm.config import ModelConfig
 from edgelm.errors import ContextLengthError, UsageError
 from edgelm.machine.accelerators import Accelerator
 from edgelm.models.decoder import Decoder
-from edgelm.option import Call, Option, checked, declare
+from edgelm.option import Call, Option, checked, declare, options_in
 from quant import BACKENDS, CALIBRATED_METHODS, METHODS, QuantError, Recipe
 
 DEFAULT_CONTEXT = 4096
@@ -49,7 +49,15 @@ class LoadSettings(TypedDict, total=False):
         Option("How the integers of a scheme are chosen.", ", ".join(METHODS), flag=str),
     ]
     kv: Annotated[str, Option("Type of the cached keys and values.", _or_auto(KV_DTYPES), flag=str)]
-    backend: Annotated[str, Option("Library whose kernels multiply.", _or_auto(BACKENDS), flag=str)]
+    backend: Annotated[
+        str,
+        Option(
+            "Library whose kernels multiply.",
+            _or_auto(BACKENDS),
+            lambda name: name in ("auto", *BACKENDS),
+            flag=str,
+        ),
+    ]
     activations: Annotated[
         str,
         Option("float: never round activations to 8 bits.", _or_auto(EXACT_ACTIVATIONS), flag=str),
@@ -116,6 +124,10 @@ class Settings:
     draft_depth: int = DEFAULT_DRAFT_DEPTH
     budget: str | int | None = None
     offload: str = "none"
+
+    def __post_init__(self) -> None:
+        for name, option in options_in(LoadSettings).items():
+            option.require(name, getattr(self, name))
 
 
 def read_settings(given: Mapping[str, Any]) -> Settings:

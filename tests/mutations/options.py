@@ -23,6 +23,13 @@ MUTATIONS: tuple[Mutation, ...] = (
         (f"{_OPTIONS}test_one_table",),
     ),
     Mutation(
+        "options: settings are checked by their table",
+        "edgelm/planning/settings.py",
+        "            option.require(name, getattr(self, name))\n",
+        "            pass\n",
+        (f"{_OPTIONS}test_errors_on_the_command_line_name_flags",),
+    ),
+    Mutation(
         "options: max_tokens is accepted",
         "edgelm/option.py",
         '_ACCEPTED = {"max_tokens": "max_new_tokens"}',
