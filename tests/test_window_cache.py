@@ -30,14 +30,18 @@ CONFIG = llama.read_config(
 )  # fmt: skip
 
 
+def zeros(
+    part: str, shape: tuple[int, ...], dtype: torch.dtype, where: str | None = None
+) -> torch.Tensor:
+    """What a cache takes its memory from, without a plan."""
+    return torch.zeros(shape, dtype=dtype)
+
+
 def hybrid(window: int, chunk: int, dtype: torch.dtype = torch.float32) -> KVCache:
     """One row of a full layer and one with a window; keys are 8 numbers."""
     config = replace(CONFIG, windows=(None, window))
 
-    def take(_: str, shape: tuple[int, ...], kind: torch.dtype) -> torch.Tensor:
-        return torch.zeros(shape, dtype=kind)
-
-    return KVCache(config, 1, CONTEXT, chunk, dtype, take, owner=None)
+    return KVCache(config, 1, CONTEXT, chunk, dtype, zeros, owner=None)
 
 
 def write_positions(cache: KVCache, count: int) -> list[set[int]]:
@@ -131,17 +135,14 @@ def test_gemma_2b_at_8k_is_the_formula() -> None:
     for chunk in (1, 512):
         parts = cache_parts(config, 1, 8192, chunk, torch.bfloat16)
         assert parts == {
-            "kv cache.full": 416 << 20,
-            "kv cache.window": (208 << 20) + 13 * (chunk - 1) * 4096,
+            ("kv cache.full", "host"): 416 << 20,
+            ("kv cache.window", "host"): (208 << 20) + 13 * (chunk - 1) * 4096,
         }
 
 
 def test_rows_are_added_and_dropped() -> None:
     config = replace(CONFIG, windows=(None, 4))
-    cache = KVCache(
-        config, 2, CONTEXT, 4, torch.float32, lambda _, shape, kind: torch.zeros(shape, dtype=kind),
-        owner=None,
-    )  # fmt: skip
+    cache = KVCache(config, 2, CONTEXT, 4, torch.float32, zeros, owner=None)
     assert (cache.add(), cache.add()) == (0, 1)
     with pytest.raises(edgelm.UsageError, match="in use"):
         cache.add()
