@@ -23,7 +23,7 @@ from edgelm.model import LanguageModel
 from edgelm.models.assembled import Assembled
 from edgelm.models.model_files import ModelFiles
 from edgelm.planning import kernel_choice
-from edgelm.planning.draft import plan_draft, with_draft
+from edgelm.planning.draft import plan_draft, require_guesses, with_draft
 from edgelm.planning.settings import LoadSettings, Settings, read_settings
 from edgelm.planning.solver import fitting_contexts, solve
 from edgelm.progress import Progress
@@ -40,13 +40,14 @@ def plan(
 ) -> Plan:  # fmt: skip
     """The plan that ``load`` with the same arguments would follow, from headers alone."""
     files = _open(model, revision, offline, allow_pickle, headers_only=True)
-    drafting = None
-    if draft is not None:
-        drafting = _open(draft, None, offline, allow_pickle, headers_only=True)
-        if files.skeleton is None and drafting.skeleton is None:  # headers come without tokenizers
-            _check_tokens(drafting, files)
     assembled = files.assemble(task, num_labels, problem_type)
-    return _solved(assembled, read_settings(settings), drafting)[0]
+    chosen = read_settings(settings)
+    made = _solved(files, assembled, chosen, drafted=draft is not None)
+    if draft is None:
+        return made
+    require_guesses(made)
+    drafting = _open(draft, None, offline, allow_pickle, headers_only=True)
+    return _with_draft(drafting, files, made, chosen)[0]
 
 
 def plan_table(model: str | Path | ModelFiles, **settings: Unpack[LoadSettings]) -> list[Plan]:
@@ -132,22 +133,52 @@ def prepare(
     use_threads(threads)
     chosen = read_settings(settings)
     assembled = files.assemble(task, num_labels, problem_type)
-    drafting = None if draft is None else _open_cheaply(draft, None, offline, allow_pickle)
-    plan, share = _solved(assembled, chosen, drafting)
-    if not plan.fits:
-        raise DoesNotFitError(
-            f"{files.name} does not fit: {shortage(plan)}. {_remedy(plan, chosen)}", plan
-        )
+    plan = _solved(files, assembled, chosen, drafted=draft is not None)
+    _require_fit(files, plan, chosen)
+    drafting = share = None
+    if draft is not None:
+        require_guesses(plan)
+        drafting = _open_cheaply(draft, None, offline, allow_pickle)
+        plan, share = _with_draft(drafting, files, plan, chosen)
+        _require_fit(files, plan, chosen)
     # The plan stands: what the headers said is what the files hold.
     if files.skeleton is not None:
         files = _open(model, revision, offline, allow_pickle)
         assembled = files.assemble(task, num_labels, problem_type)
-    if drafting is None or share is None:
+        files.read_tokenizer()
+    if draft is None or drafting is None or share is None:
         return Prepared(files, assembled, plan, chosen.backend, None)
-    if draft is not None and drafting.skeleton is not None:
+    if drafting.skeleton is not None:
         drafting = _open(draft, None, offline, allow_pickle)
     _check_tokens(drafting, files)
     return Prepared(files, assembled, plan, chosen.backend, (drafting, share))
+
+
+def open_fitting(
+    model: str | Path | ModelFiles, *, threads: int | None = None, revision: str | None = None,
+    offline: bool = False, allow_pickle: bool = False, **settings: Unpack[LoadSettings],
+) -> ModelFiles:  # fmt: skip
+    """The files of a model. Those of a Hub model that does not fit are not fetched.
+
+    Args: as for ``load``.
+
+    Raises:
+        DoesNotFitError: a model that is not here exceeds the budget.
+    """
+    files = _open_cheaply(model, revision, offline, allow_pickle)
+    if files.skeleton is None:
+        return files
+    return prepare(
+        model, threads=threads, revision=revision, offline=offline, allow_pickle=allow_pickle,
+        **settings,
+    ).files  # fmt: skip
+
+
+def _require_fit(files: ModelFiles, plan: Plan, settings: Settings) -> None:
+    if not plan.fits:
+        raise DoesNotFitError(
+            f"{files.name} does not fit: {shortage(plan)}. {_remedy(plan, settings)}", plan
+        )
 
 
 def _check_tokens(draft: ModelFiles, target: ModelFiles) -> None:
@@ -182,17 +213,22 @@ def _remedy(made: Plan, settings: Settings) -> str:
     return f"Choose a smaller scheme or context ('auto' finds one), {stream}or raise the budget."
 
 
-def _solved(
-    assembled: Assembled, chosen: Settings, drafting: ModelFiles | None
-) -> tuple[Plan, Plan | None]:
-    """The plan of everything, and the draft model's own share of it."""
+def _solved(files: ModelFiles, assembled: Assembled, chosen: Settings, *, drafted: bool) -> Plan:
+    """The plan of a model without its draft; the tokenizer is in memory or estimated by then."""
+    files.read_tokenizer()
     if chosen.offload == "disk":
         disk.measure_once(cache_dir())
-    made = solve(assembled, chosen, drafted=drafting is not None)
-    if drafting is None:
-        return made, None
-    draft = plan_draft(drafting, made, chosen)
-    return with_draft(made, draft), draft
+    return solve(assembled, chosen, drafted=drafted, unread_bytes=files.unread_bytes)
+
+
+def _with_draft(
+    draft: ModelFiles, target: ModelFiles, made: Plan, chosen: Settings
+) -> tuple[Plan, Plan]:
+    """The plan of both, and the draft's own share of it."""
+    if draft.skeleton is None and target.skeleton is None:  # headers come without tokenizers
+        _check_tokens(draft, target)
+    share = plan_draft(draft, made, chosen)
+    return with_draft(made, share), share
 
 
 def _warn_of_streaming(made: Plan) -> None:

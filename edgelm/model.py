@@ -222,8 +222,9 @@ class LanguageModel(AsyncForms):
             UsageError: nothing is held. EdgeLMError: the file cannot be written.
         """
         with self._running() as session:
-            facts = facts_of(self.plan, self._files.sha256)
-            save_conversation(Path(path), session, facts, messages)
+            save_conversation(
+                Path(path), session, lambda: facts_of(self.plan, self._files.sha256), messages
+            )
 
     def restore_conversation(self, path: str | Path) -> list[dict[str, str]]:
         """Put a saved conversation back into the cache; its messages, to be continued by ``chat``.

@@ -15,6 +15,7 @@ from test_hub_headers import files_of, weight_bytes
 from test_hub_server import Hub, server  # noqa: F401  (a fixture)
 
 import edgelm
+from edgelm import loading
 from edgelm.budget import past_runs
 from edgelm.budget.ledger import Ledger
 from edgelm.budget.parts import Part, PartName
@@ -156,6 +157,26 @@ def test_a_hub_model_is_planned_once(
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["owner/model", "4"]
     assert list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_draft_is_not_opened_beside_a_model_that_does_not_fit(
+    assets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A draft without headers to read would be fetched whole."""
+    opened: list[str] = []
+
+    def counted(model: Any, *given: Any, **named: Any) -> Any:
+        opened.append(str(model))
+        return open_(model, *given, **named)
+
+    open_ = loading._open
+    monkeypatch.setattr(loading, "_open", counted)
+    folder = assets / "nano" / "llama"
+    with pytest.raises(edgelm.DoesNotFitError):
+        edgelm.load(folder, draft="owner/model", budget="64MiB")
+    with pytest.raises(edgelm.UsageError, match="guesses none"):
+        edgelm.load(folder, draft="owner/model", draft_depth=0, quant="int8", context=32)
+    assert opened == [str(folder)] * 2
 
 
 def test_a_draft_that_does_not_fit_is_not_fetched(

@@ -15,8 +15,13 @@ import pytest
 import torch
 
 import edgelm
+from edgelm import loading
+from edgelm.budget.parts import PartName
 from edgelm.cli.main import main
+from edgelm.cli.opening import open_files_or_shape
+from edgelm.cli.options import LoadOptions, OutputOptions, RunOptions, SourceOptions
 from edgelm.machine import hardware
+from edgelm.models.model_files import TOKENIZER_BYTES, ModelFiles
 from edgelm.planning import kernel_choice
 from edgelm.reports import diagnosis
 from quant import native
@@ -200,6 +205,48 @@ def test_what_does_not_fit_ends_with_3_and_carries_the_plan(nano: Path, run: Run
     assert planned.code == 3 and planned.document["fits"] is False
 
 
+@pytest.mark.parametrize("verb", ["eval", "bench"])
+def test_files_that_are_here_are_not_planned_ahead(
+    verb: str, nano: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a command runs is planned once, with its own context, after its usage was checked."""
+
+    def planned(*_: Any, **__: Any) -> None:
+        raise AssertionError("planned ahead")
+
+    monkeypatch.setattr(loading, "prepare", planned)
+    files, _ = open_files_or_shape(
+        str(nano), None, SourceOptions(), LoadOptions.of({"budget": "1MiB"}), RunOptions(),
+        OutputOptions(),
+    )  # fmt: skip
+    assert files.name == str(nano)
+    ran = run("eval", nano, "--budget", "1MiB")
+    assert ran.code == 2 and "Give a text or a task" in ran.err
+
+
+def test_a_plan_counts_the_tokenizer(assets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is here is read before the process is measured; of another the size is estimated."""
+    read: list[bool] = []
+
+    def resident() -> int:
+        read.append("tokenizer" in vars(files))
+        return 100 << 20
+
+    def runtime() -> int:
+        [part] = [p for p in edgelm.plan(files, context=32).parts if p.name == PartName.RUNTIME]
+        return part.bytes
+
+    monkeypatch.setattr(hardware, "resident_bytes", resident)
+    files = ModelFiles.open(assets / "nano" / "llama")
+    here = runtime()
+    assert read and all(read)
+    files = ModelFiles.open(assets / "nano" / "llama")
+    read.clear()
+    monkeypatch.setattr(files, "skeleton", object())
+    assert runtime() - here == TOKENIZER_BYTES * files.config.vocab_size > 0
+    assert not any(read)
+
+
 def test_plan(nano: Path, run: Run) -> None:
     ran = run("plan", nano, "--json")
     assert ran.code == 0
@@ -261,7 +308,10 @@ def test_chat_saves_and_loads(nano: Path, run: Run, tmp_path: Path) -> None:
     assert second["messages"][:2] == first["messages"]
     stats = second["answers"][0]["stats"]
     assert stats["kept_tokens"] >= first["answers"][0]["stats"]["prompt_tokens"] > 1
-    for line, words in (("/what", "/what is no command"), ("/save", "/save is no command")):
+    for line, words in (
+        ("/what", "/what is not a command"),
+        ("/save", "/save is not a command"),
+    ):
         ran = run(*chat, piped=f"{line}\n")
         assert ran.code == 2 and words in ran.err and "/load FILE" in ran.err
     assert run(*chat, piped=f"/load {tmp_path / 'nothing'}\n").code == 4
@@ -334,7 +384,7 @@ def test_ctrl_c_ends_with_130(run: Run, nano: Path, monkeypatch: pytest.MonkeyPa
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("edgelm.cli.opening.prepare", interrupt)
+    monkeypatch.setattr("edgelm.loading.prepare", interrupt)
     ran = run("generate", nano, "Once", "--json")
     assert ran.code == 130 and ran.document["error"]["type"] == "CancelledError"
 

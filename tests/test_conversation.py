@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from test_turns import turn
 
 import edgelm
+from edgelm.models.model_files import ModelFiles
 
 CHUNK = 16
 PROMPT = torch.randint(5, 2000, (100,), generator=torch.Generator().manual_seed(1)).tolist()
@@ -64,6 +65,14 @@ def test_a_conversation_goes_on_in_another_process(
     assert load_file(again).keys() == load_file(path).keys()
     assert again.read_bytes() == path.read_bytes()
     assert os.name != "posix" or path.stat().st_mode & 0o77 == 0, "others may read it"
+
+
+def test_an_empty_conversation_is_refused_before_the_weights_are_read(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ModelFiles, "sha256", property(lambda _: pytest.fail("read all weights")))
+    with edgelm.load(**settings) as lm, pytest.raises(edgelm.UsageError, match="empty"):
+        lm.save_conversation(tmp_path / "talk.safetensors")
 
 
 def test_another_model_is_refused(assets: Path, saved: Any, settings: dict[str, Any]) -> None:

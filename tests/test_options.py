@@ -20,6 +20,7 @@ import edgelm
 from edgelm.budget.units import parse_budget
 from edgelm.cli.examples import EXAMPLES
 from edgelm.cli.main import app
+from edgelm.generation import grammar
 from edgelm.generation.option_table import GENERATE
 from edgelm.generation.request import Request
 from edgelm.generation.sampling import SamplingSettings
@@ -213,6 +214,30 @@ def test_errors_on_the_command_line_name_flags(
     ran = run("generate", nano, "Once", "--quiet", *FLAGGED[message], "--json")
     print(ran.err)
     assert message in ran.err and message in ran.document["error"]["message"]
+
+
+@pytest.mark.parametrize("name", ["draft", "quant=int4/m", "budget=1", "context"])
+def test_errors_on_the_command_line_keep_the_names_of_files(
+    nano: Path, run: Run, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    nano.rename(name)
+    ran = run("generate", name, "Once", "--budget", "1MiB")
+    assert ran.code == 3 and ran.err.startswith(f"edgelm: {name} does not fit"), ran.err
+
+
+def test_ids_need_no_tokenizer_and_no_grammar(
+    assets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request of ids to a model without a tokenizer; nothing compiles a grammar for it."""
+    monkeypatch.setattr(grammar.Constraint, "parse", lambda *_: pytest.fail("compiled a grammar"))
+    with edgelm.load(assets / "tiny-random" / "llama", context=32) as lm:
+        request = lm.request([1, 2, 3], max_new_tokens=3, temperature=0.0)
+        with lm.batch([request], frozenset()) as batch:
+            assert len(list(batch.tokens())) == 3
+        with pytest.raises(edgelm.ModelFileError, match="no tokenizer"):
+            lm.request("a text")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -123,7 +123,7 @@ def test_chat_runs_only_the_new_message(lm: edgelm.LanguageModel) -> None:
     options: dict[str, Any] = {"max_new_tokens": 40, "temperature": 0.0}
     first = lm.chat(messages, **options)
     messages += [{"role": "assistant", "content": first.text}, {"role": "user", "content": "Why?"}]
-    second = lm.chat(messages, **options)
+    second = lm.chat(messages, keep_prefix=None, **options)  # None is the default of the call
     fresh = lm.generate(lm.chat_ids(messages), **options)
     new = second.stats.prompt_tokens - second.stats.kept_tokens
     print(f"{new} of {second.stats.prompt_tokens} tokens run in the second turn")

@@ -31,7 +31,7 @@ def bench(
     decode_tokens: DecodeTokens = 64, repeat: Repeat = 3,
 ) -> None:  # fmt: skip
     """Measure prefill and decode speed, bytes per token and peak memory."""
-    files, load = open_files_or_shape(model, shape, source, load, output)
+    files, load = open_files_or_shape(model, shape, source, load, run, output)
     workload = Workload(prompt_tokens, decode_tokens, repeat, run.seed or 0)
     with console.progress_bars(output) as bar:
         measured = measure(

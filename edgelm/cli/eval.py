@@ -39,7 +39,7 @@ def eval_(
 ) -> None:  # fmt: skip
     """Measure accuracy against the unquantized weights."""
     tasks = _task_files(task or [])
-    files = open_fitting(model, source, output, load)
+    files = open_fitting(model, source, output, load, run)
     with console.progress_bars(output) as bar:
         found = edgelm.evaluate(
             files, text=text, tasks=tasks, limit=limit, window=window, baseline=baseline,

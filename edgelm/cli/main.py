@@ -101,15 +101,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _with_flags(message: str, given: Sequence[str]) -> str:
     """The message with the flags of the command in place of Python's keywords.
 
-    A keyword stands at the beginning, or is followed by = and its value.
+    A keyword stands at the beginning, or is followed by = and its value; one that a typed file name
+    begins with stays as it is.
     """
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     command = next((commands[word] for word in given if word in commands), None)
+    typed = {re.split("[=/ :]", word)[0] for word in given}
     for option in command.params if command else ():
-        if option.opts[0].startswith("-"):
-            name = re.escape(option.name)
-            message = re.sub(rf"^{name}(?=[ :])", option.opts[0], message)
-            message = re.sub(rf"\b{name}='?([\w.%]+)'?", rf"{option.opts[0]} \1", message)
+        if option.opts[0].startswith("-") and option.name not in typed:
+            name, flag = re.escape(option.name), option.opts[0]
+            message = re.sub(rf"^{name}(?=[ :])", flag, message)
+            value = r"(['\"]?)([\w.%:-]+)\1"
+            message = re.sub(rf"(?<![\w/.=-]){name}={value}(?![\w/])", rf"{flag} \2", message)
     return message
 
 

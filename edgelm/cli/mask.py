@@ -30,7 +30,7 @@ Layer = Annotated[
     int | None, typer.Option(help="Show only this layer (default: each kind of layer once).")
 ]
 Chunk = Annotated[int, typer.Option(help="Number of tokens processed at once.")]
-Out = Annotated[Path | None, typer.Option(help="PNG file to write (needs edgelm[plot]).")]
+Out = Annotated[Path | None, typer.Option(help="PNG file to write (needs edgelm\\[plot]).")]
 
 _LABEL_WIDTH = 12
 _LABELLED_TOKENS = 48  # more labels than this cannot be read in a picture

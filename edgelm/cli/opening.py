@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
+from edgelm import loading
 from edgelm.cli.console import progress_bars, set_verbosity, waiting
 from edgelm.cli.options import GuessOptions, LoadOptions, OutputOptions, RunOptions, SourceOptions
 from edgelm.errors import UsageError
-from edgelm.loading import prepare
 from edgelm.model import LanguageModel
 from edgelm.models.model_files import ModelFiles
 from edgelm.reports.benchmark import random_model
@@ -29,13 +29,13 @@ def open_files(
 
 
 def open_fitting(
-    model: str, source: SourceOptions, output: OutputOptions, load: LoadOptions
+    model: str, source: SourceOptions, output: OutputOptions, load: LoadOptions, run: RunOptions
 ) -> ModelFiles:
     """As ``open_files``; a model that does not fit so is not fetched."""
     if model == "demo":
         return open_files(model, source, output)
     set_verbosity(output)
-    return prepare(model, **asdict(source), **load.settings()).files
+    return loading.open_fitting(model, threads=run.threads, **asdict(source), **load.settings())
 
 
 def open_headers_or_shape(
@@ -56,11 +56,11 @@ def _refuse_both(model: str | None, shape: str | None) -> None:
 
 def open_files_or_shape(
     model: str | None, shape: str | None, source: SourceOptions, options: LoadOptions,
-    output: OutputOptions,
+    run: RunOptions, output: OutputOptions,
 ) -> tuple[ModelFiles, LoadOptions]:  # fmt: skip
     """Headers of a model, or a shape whose random weights come in the scheme asked for."""
     if shape is None and model is not None:
-        return open_fitting(model, source, output, options), options
+        return open_fitting(model, source, output, options, run), options
     _refuse_both(model, shape)
     set_verbosity(output)
     options = options.or_quant("int4")
@@ -78,7 +78,7 @@ def load_for_text(
     set_verbosity(output)
     files = open_files(model, source, output) if model == "demo" else model
     settings = options.settings() | guess.settings() | {"rows": rows}
-    prepared = prepare(files, threads=run.threads, **asdict(source), **settings)
+    prepared = loading.prepare(files, threads=run.threads, **asdict(source), **settings)
     template = prepared.files.tokenizer.chat_template
     if chat:
         render(template, [{"role": "user", "content": "Hello!"}], bos="", eos="")

@@ -298,7 +298,7 @@ def warn_of_requantizing(report: Report) -> None:
     if again:
         logger.warning(
             "%d matrices of this file were quantized already and are quantized again, which costs "
-            "accuracy twice; quant='auto' keeps the file's own integers.",
+            "accuracy twice; the scheme 'auto' keeps the file's own integers.",
             again,
         )
     blocks = [module for module in report.modules if module.note.startswith(FROM_BLOCKS)]

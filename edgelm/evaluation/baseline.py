@@ -35,7 +35,7 @@ class Facts:
 
     ``tasks``: name -> sha256 of the items, and for each whether both scores are right.
     ``noise``: figures of the same weights with bfloat16 activations against this baseline, see
-    ``making.measure_noise``.
+    ``make_baseline``.
     """
 
     model_sha256: str

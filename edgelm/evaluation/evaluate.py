@@ -49,7 +49,7 @@ class Evaluation:
     """Result of ``evaluate``.
 
     ``noise_floor``: the same figures for the baseline's weights with bfloat16 activations, over
-    the first windows and items (see ``making.measure_noise``). Differences below this are lost in
+    the first windows and items (see ``make_baseline``). Differences below this are lost in
     any 16-bit run too.
     """
 

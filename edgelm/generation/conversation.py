@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -60,24 +60,26 @@ def facts_of(plan: Plan, sha256: str) -> Facts:
     return Facts(FORMAT_VERSION, sha256, f"{plan.scheme} {digest}", plan.kv, 0, [], [])
 
 
-def save_conversation(path: Path, session: Session, facts: Facts, messages: Messages) -> None:
+def save_conversation(
+    path: Path, session: Session, facts: Callable[[], Facts], messages: Messages
+) -> None:
     """Keep what the cache's first row holds in a file, with its messages.
 
     Args:
-        facts: see ``facts_of``.
+        facts: makes those of ``facts_of``, which reads all weights.
 
     Raises:
         UsageError: nothing is held. EdgeLMError: the file cannot be written.
     """
     if not session.held[0]:
         raise UsageError("The conversation is empty; send a message before you save it.")
-    facts = replace(
-        facts,
+    told = replace(
+        facts(),
         ids=session.held[0],
         written=session.cache.written(0),
         messages=[dict(message) for message in messages],
     )
-    save_row(path, session.cache, 0, facts)
+    save_row(path, session.cache, 0, told)
 
 
 def restore_conversation(path: Path, session: Session, facts: Facts) -> list[dict[str, str]]:

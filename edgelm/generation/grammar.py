@@ -49,12 +49,10 @@ class Constraint:
     @classmethod
     def parse(
         cls, schema: Any, grammar: str | None, tokenizer: Tokenizer, end_ids: frozenset[int]
-    ) -> Constraint | None:
-        """Compile a JSON schema (a mapping, or its text) or a Lark grammar; None for neither."""
+    ) -> Constraint:
+        """Compile a JSON schema (a mapping, or its text) or a Lark grammar, one of them."""
         from llguidance import LLMatcher
 
-        if schema is None and grammar is None:
-            return None
         if schema is not None and grammar is not None:
             raise UsageError("Both schema and grammar are given; give one of them.")
         if grammar is not None:

@@ -13,28 +13,24 @@ from edgelm.generation.option_table import GenerateOptions
 from edgelm.generation.request import Request
 from edgelm.generation.sampling import SamplingSettings
 from edgelm.option import options_in
-from edgelm.text.tokenizer import Tokenizer
 
 _FILTERS = ("temperature", "top_k", "top_p", "min_p", "typical_p")
 
 
 def build_request(
-    prompt: str | Sequence[int], options: Mapping[str, Any], tokenizer: Tokenizer,
-    defaults: Mapping[str, Any], end_ids: frozenset[int],
+    prompt_ids: Sequence[int], options: Mapping[str, Any], defaults: Mapping[str, Any],
+    constraint: Callable[[Any, str | None], Constraint],
 ) -> Request:  # fmt: skip
     """A Request of options that are those of ``GenerateOptions``.
 
     Args:
         defaults: the model's own for sampling. A sampled answer without a seed draws one, which the
             statistics report.
-        end_ids: what ends an answer, which a grammar must know.
+        constraint: compiles a schema or a grammar, if one is asked for.
 
     Raises:
-        UsageError: an empty prompt, a value out of its range, a schema that is none.
+        UsageError: a value out of its range, a schema that is none.
     """
-    if isinstance(prompt, str) and not prompt:
-        raise UsageError("The prompt is empty; give some text.")
-    ids = tokenizer.encode(prompt) if isinstance(prompt, str) else [int(i) for i in prompt]
     given = {name: value for name, value in options.items() if value is not None}
     schema, grammar = given.pop("schema", None), given.pop("grammar", None)
     stop = given.pop("stop", ())
@@ -42,10 +38,10 @@ def build_request(
         name: _FORMS.get(name, _same)(given.pop(name)) for name in _SAMPLING if name in given
     }
     return Request(
-        prompt_ids=tuple(ids),
+        prompt_ids=tuple(int(i) for i in prompt_ids),
         sampling=SamplingSettings(**{**defaults, **sampling}),
         stop=(stop,) if isinstance(stop, str) else tuple(stop),
-        constraint=Constraint.parse(schema, grammar, tokenizer, end_ids),
+        constraint=None if schema is grammar is None else constraint(schema, grammar),
         **given,
     )
 

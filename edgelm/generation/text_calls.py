@@ -9,8 +9,10 @@ from contextlib import AbstractContextManager
 from typing import Any, Literal, Unpack, overload
 
 from edgelm.config import ModelConfig
+from edgelm.errors import UsageError
 from edgelm.generation.batch import Batch, stream_text, whole_answers
 from edgelm.generation.beams import check_kept
+from edgelm.generation.grammar import Constraint
 from edgelm.generation.option_table import GENERATE, GenerateOptions
 from edgelm.generation.options import build_request, options_of, samples
 from edgelm.generation.request import Chunk, Request, Result, collect
@@ -144,7 +146,8 @@ class TextCalls(ABC):
         **options: Unpack[GenerateOptions],
     ) -> Generator[Chunk, None, None]:  # fmt: skip
         """As ``chat``, piece by piece; earlier turns that are in the cache are not run again."""
-        options.setdefault("keep_prefix", True)
+        if options.get("keep_prefix") is None:
+            options["keep_prefix"] = True
         yield from self.stream(self.chat_ids(messages), stop_event=stop_event, **options)
 
     def chat_ids(self, messages: Messages) -> list[int]:
@@ -159,5 +162,10 @@ class TextCalls(ABC):
         return self._request(prompt, checked(options, GENERATE))
 
     def _request(self, prompt: Prompt, options: Mapping[str, Any]) -> Request:
-        defaults = self.sampling_defaults()
-        return build_request(prompt, options, self.tokenizer, defaults, self.end_ids)
+        if isinstance(prompt, str) and not prompt:
+            raise UsageError("The prompt is empty; give some text.")
+        ids = self.encode(prompt) if isinstance(prompt, str) else prompt
+        return build_request(ids, options, self.sampling_defaults(), self._constraint)
+
+    def _constraint(self, schema: Any, grammar: str | None) -> Constraint:
+        return Constraint.parse(schema, grammar, self.tokenizer, self.end_ids)

@@ -13,27 +13,28 @@ from edgelm.planning.settings import Settings
 from edgelm.planning.solver import solve
 
 
-def plan_draft(files: ModelFiles, plan: Plan, settings: Settings) -> Plan:
-    """The draft's own plan: one row of the large model's context, in the same schemes.
-
-    Args:
-        plan, settings: the large model's.
-
-    Raises:
-        UsageError: the plan has no room for guesses.
-    """
+def require_guesses(plan: Plan) -> None:
+    """Raise UsageError for a plan that has no room for guesses."""
     if not plan.draft_depth:
         raise UsageError(
             "A draft model guesses tokens, and this plan guesses none: load a causal-lm with "
             "draft_depth and chunk above 1, or leave draft out."
         )
+
+
+def plan_draft(files: ModelFiles, plan: Plan, settings: Settings) -> Plan:
+    """The draft's own plan: one row of the large model's context, in the same schemes.
+
+    Args:
+        plan, settings: the large model's.
+    """
     context = min(plan.context, files.config.max_context)
     left = max(1, plan.budget_bytes - plan.steady_peak_bytes + _process_bytes(plan))
     own = replace(
         settings, context=context, rows=1, chunk=plan.chunk, draft_depth=0, budget=left,
         offload="none",
     )  # fmt: skip
-    return solve(files.assemble("causal-lm"), own)
+    return solve(files.assemble("causal-lm"), own, unread_bytes=files.unread_bytes)
 
 
 def with_draft(plan: Plan, draft: Plan) -> Plan:

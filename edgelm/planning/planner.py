@@ -67,6 +67,7 @@ class Planner:
 
     Args:
         drafted: a smaller model will guess tokens ahead.
+        unread_bytes: what the process still takes before it loads weights.
 
     Raises:
         UsageError: a setting is not allowed for this model.
@@ -75,6 +76,7 @@ class Planner:
     model: Assembled
     settings: Settings
     drafted: bool = False
+    unread_bytes: int = 0
     _weights: dict[Recipe | None, WeightPlan] = field(default_factory=dict)
     _placed: dict[tuple[Recipe | None, Placement], PlacedWeights] = field(default_factory=dict)
     _ready: dict[Recipe | None, set[str]] = field(default_factory=dict)
@@ -89,7 +91,8 @@ class Planner:
         self.dtype = activation_dtype(self.settings, self.model.config, self.accelerator)
         check_offload(self.settings.offload, self.device)
         resident = hardware.resident_bytes()
-        self.runtime_parts = past_runs.runtime_parts(cache_dir(), resident)
+        held = resident + self.unread_bytes
+        self.runtime_parts = past_runs.runtime_parts(cache_dir(), held)
         available = hardware.available_memory_bytes() + resident
         self.budget_bytes = parse_budget(self.settings.budget, available)
         self._tied = self.model.decoder.embed.tied_to_head

@@ -46,25 +46,28 @@ Rejected = dict[str, Any]
 logger = logging.getLogger("edgelm")
 
 
-def solve(model: Assembled, settings: Settings, drafted: bool = False) -> Plan:
+def solve(
+    model: Assembled, settings: Settings, drafted: bool = False, unread_bytes: int = 0
+) -> Plan:
     """The best plan for these settings, with the others and their reasons in ``rejected``.
 
     Where nothing fits it is the smallest, and its ``fits`` says so.
 
     Args:
         drafted: a smaller model will guess tokens ahead.
+        unread_bytes: what the process still takes before it loads weights.
 
     Raises:
         UsageError, ContextLengthError: a setting is not allowed for this model.
         ModelFileError: a weight is missing or has another shape.
         KernelUnavailableError: the chosen backend cannot run a matrix in any scheme.
     """
-    planner = Planner(model, settings, drafted)
+    planner = Planner(model, settings, drafted, unread_bytes)
     best = _solved(planner)
     if best.fits or planner.accelerator is None or settings.device != "auto":
         return best
     logger.warning("%s: falling back to the CPU.", shortage(best))
-    return _solved(Planner(model, replace(settings, device="cpu"), drafted))
+    return _solved(Planner(model, replace(settings, device="cpu"), drafted, unread_bytes))
 
 
 def _solved(planner: Planner) -> Plan:

@@ -1,7 +1,7 @@
 """Size limits for the values of a chat template, checked before a value is built.
 
 A template can grow text by operators, by filters and by methods of strings; each is bounded here.
-All raise jinja2's SecurityError, which ``chat.render`` explains.
+All raise jinja2's SecurityError, which ``chat_template.render`` explains.
 """
 
 from __future__ import annotations

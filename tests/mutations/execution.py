@@ -45,9 +45,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "execution: a load plans once",
         "edgelm/loading.py",
-        "    plan, share = _solved(assembled, chosen, drafting)\n",
-        "    plan, share = _solved(assembled, chosen, drafting)\n"
-        "    plan, share = _solved(assembled, chosen, drafting)\n",
+        "    _require_fit(files, plan, chosen)\n    drafting =",
+        "    _solved(files, assembled, chosen, drafted=False)\n    drafting =",
         (f"{TESTS}test_a_load_plans_once",),
     ),
     Mutation(

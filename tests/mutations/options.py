@@ -100,6 +100,20 @@ MUTATIONS: tuple[Mutation, ...] = (
         (f"{_OPTIONS}test_errors_on_the_command_line_name_flags",),
     ),
     Mutation(
+        "options: errors keep the names of files",
+        "edgelm/cli/main.py",
+        " and option.name not in typed:",
+        ":",
+        (f"{_OPTIONS}test_errors_on_the_command_line_keep_the_names_of_files",),
+    ),
+    Mutation(
+        "options: ids need no grammar",
+        "edgelm/generation/options.py",
+        "None if schema is grammar is None else constraint(schema, grammar)",
+        "constraint(schema, grammar)",
+        (f"{_OPTIONS}test_ids_need_no_tokenizer_and_no_grammar",),
+    ),
+    Mutation(
         "options: help lists every allowed value",
         "edgelm/planning/settings.py",
         "_or_auto(BACKENDS)",
