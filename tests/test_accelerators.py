@@ -144,7 +144,7 @@ def test_types_of_activations(assets: Path) -> None:
         (gemma, CARD, "float16", "float16' is refused"),
         (llama, old, "bfloat16", "float32 or float16"),
         (gemma, old, "bfloat16", "use float32\\."),
-        (llama, None, "float16", "not run on CPUs"),
+        (llama, None, "float16", "not supported on CPUs"),
     ):
         with pytest.raises(edgelm.UsageError, match=words):
             chosen(config, card, dtype)

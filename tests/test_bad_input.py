@@ -150,7 +150,7 @@ def test_recipes(tmp_path: Path, quant: Any, message: str) -> None:
         ({"device": "tpu"}, edgelm.UsageError),
         ({"method": "awq"}, edgelm.UsageError),
         ({"budget": "-1"}, edgelm.UsageError),
-        ({"backend": "magic"}, edgelm.KernelUnavailableError),
+        ({"backend": "magic"}, edgelm.UsageError),
         ({"task": "translation"}, edgelm.UsageError),
         ({"colour": "red"}, edgelm.UsageError),
         ({"threads": 0}, edgelm.UsageError),

@@ -139,7 +139,7 @@ def test_lying_files(saved: Any, settings: dict[str, Any], tmp_path: Path) -> No
                 lm.restore_conversation(own)
         with pytest.raises(edgelm.UnsupportedModelError, match="version 2"):
             lm.restore_conversation(newer)
-        with pytest.raises(edgelm.UsageError, match="chat first"):
+        with pytest.raises(edgelm.UsageError, match="send a message before"):
             lm.save_conversation(tmp_path / "none")
         assert lm.restore_conversation(path) == MESSAGES
 
