@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NoReturn, Unpack, overload
 
+import torch
 from torch import Tensor
 
 from edgelm.asynchronous import AsyncForms
@@ -38,11 +40,12 @@ from edgelm.models.assembled import Assembled
 from edgelm.models.model_files import ModelFiles
 from edgelm.ops.cache import KVCache
 from edgelm.ops.cache_sizes import cache_parts
-from edgelm.progress import Progress
+from edgelm.progress import Count, Progress
 from edgelm.tasks.forward import Output, forward
 from edgelm.tasks.forward_options import ForwardOptions
 from edgelm.tasks.predict import Answer, Labels, predict
-from edgelm.tasks.scoring import log_likelihoods
+from edgelm.tasks.scoring import Score, score_choices
+from edgelm.text.continuation import Encoded, encode_pair
 from edgelm.text.tokenizer import Tokenizer
 from quant import Report
 
@@ -179,15 +182,39 @@ class LanguageModel(AsyncForms):
         return predict(self, self._open_session().engine.decoder.head, inputs)
 
     def score(self, prompt: str, continuation: str) -> float:
-        """Log-likelihood (natural) of ``continuation`` after ``prompt``."""
-        start = self.encode(prompt)
-        whole = self.encode(prompt + continuation)
-        return float(self.log_likelihoods(whole)[len(start) - 1 :].sum())
+        """Natural log-likelihood of ``continuation`` after ``prompt``: at most 0, 0 only for ''.
+
+        White space at the prompt's end is scored with the continuation; see ``encode_pair``.
+        """
+        return self.score_all([(prompt, continuation)])[0].log_likelihood
+
+    def score_all(self, pairs: Sequence[tuple[str, str]]) -> list[Score]:
+        """Score of each (prompt, continuation), with the values of its tokens.
+
+        Neighbours with the same prompt run it once, as the choices of a task do.
+
+        Raises:
+            UsageError: an empty prompt where texts do not begin with BOS.
+            ContextLengthError: a pair does not fit the context.
+        """
+        encoded = [encode_pair(self.tokenizer, *pair) for pair in pairs]
+        groups = groupby(range(len(pairs)), lambda index: pairs[index][0])
+        items = [[encoded[index] for index in group] for _, group in groups]
+        return [score for own in self.score_choices(items) for score in own]
+
+    def score_choices(
+        self, items: Sequence[Sequence[Encoded]], progress: Count | None = None
+    ) -> list[list[Score]]:
+        """As ``score_all``, of ids; choices of an item may share their first ids."""
+        with self._running() as session:
+            return score_choices(session.engine, self.ledger, self.new_cache, items, progress)
 
     def log_likelihoods(self, ids: Sequence[int]) -> Tensor:
         """Natural log-likelihood of each id after the first given those before: [T - 1] float32."""
-        with self._running() as session:
-            return log_likelihoods(session.engine, self.new_cache(1, len(ids)), ids)
+        if len(ids) < 2:
+            raise UsageError("Scoring needs at least two tokens.")
+        [[score]] = self.score_choices([[Encoded(tuple(ids), len(ids) - 1)]])
+        return torch.tensor(score.token_log_likelihoods)
 
     def new_cache(
         self, rows: int = 1, context: int | None = None, kv: str | None = None

@@ -18,7 +18,7 @@ from edgelm.cli.main import main
 from edgelm.errors import BudgetExceededError, ModelFileError, UsageError
 from edgelm.evaluation import divergence
 from edgelm.evaluation.baseline import Baseline, Facts
-from edgelm.evaluation.choices import Picks, accuracy, encode_item, encode_pair, pick
+from edgelm.evaluation.choices import Picks, accuracy, encode_item, pick
 from edgelm.evaluation.divergence import block_tokens, score_text, working_bytes
 from edgelm.evaluation.evaluate import Evaluation, task_score
 from edgelm.evaluation.inputs import right
@@ -26,6 +26,7 @@ from edgelm.evaluation.make_baseline import NOISE_ITEMS
 from edgelm.evaluation.passage import Passage
 from edgelm.evaluation.tasks import TASKS, Item, read_items
 from edgelm.models.model_files import ModelFiles
+from edgelm.text.continuation import encode_pair
 from edgelm.text.tokenizer import load_tokenizer
 
 INT8_KLD = 0.002
@@ -40,7 +41,18 @@ FILES = {name: f"{name}.jsonl" for name in TASKS} | {
     "mmlu": "mmlu_test",
 }
 KEYS = {
-    *("tokens", "ppl", "ppl_baseline", "ppl_stderr", "word_ppl", "kld_mean", "kld_p99"),
+    *(
+        "bos",
+        "window",
+        "windows",
+        "tokens",
+        "ppl",
+        "ppl_baseline",
+        "ppl_stderr",
+        "word_ppl",
+        "kld_mean",
+        "kld_p99",
+    ),
     *("kld_max", "top1_agreement", "noise_floor", "tasks"),
 }
 
@@ -77,6 +89,8 @@ def test_figures_by_their_definitions(assets: Path, tmp_path: Path, family: str)
     with edgelm.load(assets / "nano" / family, quant="int4-g32", context=128) as lm:
         ids = lm.tokenizer.encode((assets / "nano" / "heldout.txt").read_text(), add_special=False)
         windows = torch.tensor(ids[:256]).view(2, 128)
+        assert lm.tokenizer.add_bos
+        windows[:, 0] = lm.tokenizer.bos_id
         q = lm.forward(windows).logits.double().log_softmax(-1)[:, :-1]
         words = len(lm.decode(ids[:256]).split())
     p = their_logits(assets, family, windows).double().log_softmax(-1)[:, :-1]
@@ -84,6 +98,9 @@ def test_figures_by_their_definitions(assets: Path, tmp_path: Path, family: str)
     loss = -q.gather(2, windows[:, 1:, None]).flatten()
     own = -p.gather(2, windows[:, 1:, None]).flatten()
     expected = {
+        "bos": True,
+        "window": 128,
+        "windows": 2,
         "tokens": 254,
         "ppl": math.exp(loss.mean()),
         "ppl_stderr": math.exp(loss.mean()) * float(loss.std()) / math.sqrt(254),
@@ -118,22 +135,23 @@ def test_floats_are_their_own_baseline(assets: Path) -> None:
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
 def test_log_likelihoods_are_those_of_transformers(assets: Path, family: str) -> None:
     """lm-eval's formula over transformers' logits: whole encodings, the continuation's last ids."""
-    from edgelm.evaluation.choices import Scorer
-
     items = read_items("arc_easy", assets / "tasks" / "arc_easy.jsonl", 3)
     items += read_items("winogrande", assets / "tasks" / "winogrande.jsonl", 2)
     items.append(Item((("Once upon a time  ", "there was"), ("Once", "upon")), 0))
     with edgelm.load(assets / "nano" / family, quant="none", dtype="float32", context=256) as lm:
         encoded = [encode_item(lm.tokenizer, item) for item in items]
-        scorer = Scorer(lm, encoded)
-        for choices in encoded:
-            got = scorer.log_likelihoods(choices)
+        for choices, got in zip(encoded, lm.score_choices(encoded), strict=True):
             for choice, score in zip(choices, got, strict=True):
                 ids = torch.tensor([choice.ids])
                 logits = their_logits(assets, family, ids)[0, :-1].log_softmax(-1)
-                own = logits.gather(1, ids[0, 1:, None])[-choice.count :].sum()
-                assert score == pytest.approx(float(own), abs=FLOAT_DIFFERENCE)
-        scorer.close()
+                own = logits.gather(1, ids[0, 1:, None])[-choice.count :, 0]
+                likeliest = logits[-choice.count :].argmax(-1)
+                assert score.log_likelihood == pytest.approx(float(own.sum()), abs=FLOAT_DIFFERENCE)
+                assert score.token_log_likelihoods == pytest.approx(
+                    own.tolist(), abs=FLOAT_DIFFERENCE
+                )
+                assert score.token_ids == choice.ids[-choice.count :]
+                assert score.is_greedy == torch.equal(likeliest, ids[0, -choice.count :])
         assert lm.ledger.planned["evaluation"] == 0
 
 

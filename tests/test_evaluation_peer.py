@@ -11,7 +11,7 @@ import pytest
 from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 
 import edgelm
-from edgelm.evaluation.choices import Scorer, encode_item
+from edgelm.evaluation.choices import encode_item
 from edgelm.evaluation.tasks import read_items
 from edgelm.hub.references import resolve
 
@@ -91,17 +91,16 @@ def test_scores_equal_lm_eval(
     assert len(theirs) == len(items) == ITEMS
     largest, differ, right = 0.0, 0, [0, 0]
     with edgelm.load("demo", quant="none", dtype="float32", context=512) as ours:
-        scorer = Scorer(ours, encoded := [encode_item(ours.tokenizer, item) for item in items])
-        for item, choices, sample in zip(items, encoded, theirs, strict=True):
+        scores = ours.score_choices([encode_item(ours.tokenizer, item) for item in items])
+        for item, own_scores, sample in zip(items, scores, theirs, strict=True):
             expected = [float(score[0]) for score in sample["filtered_resps"]]
-            got = scorer.log_likelihoods(choices)
+            got = [score.log_likelihood for score in own_scores]
             largest = max(largest, *(abs(a - b) for a, b in zip(got, expected, strict=True)))
             per_length = [s / len(text) for s, (_, text) in zip(got, item.pairs, strict=True)]
             for index, (scores, key) in enumerate(((got, "acc"), (per_length, "acc_norm"))):
                 own = scores.index(max(scores)) == item.gold
                 right[index] += own
                 differ += own != bool(sample[key])
-        scorer.close()
     print(f"{name}: acc {right[0]} and acc_norm {right[1]} of {ITEMS}, {differ} differ; "
           f"log-likelihoods within {largest:.1e}")  # fmt: skip
     assert differ == 0

@@ -16,7 +16,7 @@ import torch
 import edgelm
 from edgelm.errors import DoesNotFitError, NonFiniteError
 from edgelm.evaluation.baseline import Baseline, Facts, writing
-from edgelm.evaluation.choices import Scorer, encode_item
+from edgelm.evaluation.choices import encode_item
 from edgelm.evaluation.inputs import Work
 from edgelm.evaluation.layerwise import Stretch, write_hidden
 from edgelm.evaluation.make_baseline import EXACT, NOISY, log_likelihoods
@@ -69,8 +69,8 @@ def test_choices_are_as_likely_as_in_the_whole_model(
     encoded = [encode_item(files.tokenizer, item) for item in items]
     work = Work(files, None, {"all": items}, {"all": encoded}, {}, lambda title: None)
     with edgelm.load(folder, context=work.context, **EXACT) as lm:
-        scorer = Scorer(lm, encoded)
-        expected = [scorer.log_likelihoods(item) for item in encoded]
+        scores = lm.score_choices(encoded)
+        expected = [[score.log_likelihood for score in item] for item in scores]
         head = lm._session.engine.decoder.head if lm._session.engine else None
     assert head is not None
     sizes = (files.config.hidden_size, files.config.vocab_size)

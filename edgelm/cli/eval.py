@@ -80,7 +80,10 @@ def _show(found: Evaluation) -> None:
 
 def _text_table(score: TextScore, noise: dict[str, Any] | None) -> Table:
     """Rows of one figure each, next to that of the same weights with bfloat16 activations."""
-    table = Table(f"{score.tokens} tokens", box=None)
+    begin = "BOS" if score.bos else "no BOS"
+    table = Table(
+        f"{score.tokens} tokens: {score.windows} windows of {score.window}, {begin}", box=None
+    )
     table.add_column("value", justify="right")
     table.add_column("noise floor", justify="right")
 

@@ -47,6 +47,7 @@ class Facts:
     softcap: float | None
     tasks: dict[str, Any] = field(default_factory=dict)
     noise: dict[str, Any] = field(default_factory=dict)
+    bos: bool = False  # files of older versions do not say: their windows began without
 
     def require(self, wanted: Facts, path: Path, *, weights: str | None) -> None:
         """Raise UsageError unless this baseline matches the tokenizer, text and items.
@@ -60,6 +61,7 @@ class Facts:
         if wanted.text_sha256 is not None:
             pairs.append(("text", self.text_sha256 or "none", wanted.text_sha256))
             pairs.append(("windows", str(self.shape), str(wanted.shape)))
+            pairs.append(("windows' first id", _first_id(self.bos), _first_id(wanted.bos)))
         for what, held, given in pairs:
             if held != given:
                 raise UsageError(
@@ -72,6 +74,10 @@ class Facts:
                     f"{path} has no baseline of these items of {name}. Give the task file and "
                     "--limit it was made with, or another --baseline."
                 )
+
+
+def _first_id(bos: bool) -> str:
+    return "BOS" if bos else "the text's"
 
 
 class Baseline:

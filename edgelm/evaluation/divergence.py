@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -27,10 +27,15 @@ Logits = Callable[[int, int], Tensor]
 class TextScore:
     """Figures of a model over a passage; None if there was no baseline.
 
+    The protocol: ``windows`` of ``window`` ids, each from an empty cache, whose first id is BOS if
+    ``bos``; ``tokens`` are predicted in them.
     ``ppl`` is per token, ``word_ppl`` per word separated by whitespace: a different number.
     ``ppl_stderr`` is that of the mean over tokens, propagated through exp.
     """
 
+    bos: bool
+    window: int
+    windows: int
     tokens: int
     ppl: float
     ppl_stderr: float
@@ -126,16 +131,19 @@ def _summary(figures: Tensor, passage: Passage) -> TextScore:
     mean, count = float(loss.mean()), len(loss)
     stderr = math.exp(mean) * float(loss.std()) / math.sqrt(count) if count > 1 else 0.0
     per_word = passage.tokens_per_word
-    score = TextScore(count, math.exp(mean), stderr, math.exp(mean * per_word))
+    windows, window = passage.ids.shape
+    score = TextScore(
+        passage.bos, window, windows, count, math.exp(mean), stderr, math.exp(mean * per_word)
+    )
     if figures.shape[1] == 1:
         return score
     own, kld = float(figures[:, 1].mean()), figures[:, 2]
-    return TextScore(
-        score.tokens, score.ppl, score.ppl_stderr, score.word_ppl,
+    return replace(
+        score,
         ppl_baseline=math.exp(own),
         word_ppl_baseline=math.exp(own * per_word),
         kld_mean=float(kld.mean()),
         kld_p99=float(kld.kthvalue(max(1, math.ceil(0.99 * count))).values),
         kld_max=float(kld.max()),
         top1_agreement=float(figures[:, 3].mean()),
-    )  # fmt: skip
+    )

@@ -14,7 +14,7 @@ from typing import Any, Unpack
 
 from edgelm.errors import UsageError
 from edgelm.evaluation.baseline import Baseline, Facts
-from edgelm.evaluation.choices import Picks, accuracy, encode_item
+from edgelm.evaluation.choices import Picks, accuracy, cut_to_context, encode_item
 from edgelm.evaluation.divergence import TextScore, score_text
 from edgelm.evaluation.inputs import Bars, Work, flipped, right
 from edgelm.evaluation.make_baseline import make_baseline
@@ -22,8 +22,7 @@ from edgelm.evaluation.passage import Passage
 from edgelm.evaluation.tasks import TASKS, Item, read_items
 from edgelm.loading import plan, use_threads
 from edgelm.models.model_files import ModelFiles
-from edgelm.option import checked
-from edgelm.planning.settings import LOAD, LoadSettings
+from edgelm.planning.settings import LoadSettings, given_context, read_settings
 
 BASELINE_SUFFIX = ".baseline"
 
@@ -92,7 +91,7 @@ def evaluate(
         DoesNotFitError: the model, or a layer of its baseline (with tasks all of it), exceeds the
             budget.
     """
-    checked(settings, LOAD)
+    chosen = read_settings(settings)
     if (limit is not None and limit < 1) or (text is None and not tasks):
         raise UsageError("Give a text or a task, and a limit of at least 1.")
     files = model if isinstance(model, ModelFiles) else ModelFiles.open(
@@ -101,10 +100,14 @@ def evaluate(
     tokenizer = files.tokenizer
     passage = None if text is None else Passage.read(text, tokenizer, window, limit)
     items = {name: read_items(name, path, limit) for name, path in (tasks or {}).items()}
-    encoded = {name: [encode_item(tokenizer, i) for i in own] for name, own in items.items()}
     asked: dict[str, Any] = {**settings, "threads": threads}
     if asked.get("context", "auto") == "auto":
         asked.pop("context", None)
+    context = given_context(chosen, files.config) or files.config.max_context
+    encoded = {
+        name: cut_to_context(name, [encode_item(tokenizer, i) for i in own], context)
+        for name, own in items.items()
+    }
     use_threads(threads)
     work = Work(files, passage, items, encoded, asked, progress or (lambda title: None))
     with _baseline(work, baseline) as reference:

@@ -9,12 +9,13 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from edgelm.evaluation.baseline import Facts, tokenizer_sha256
-from edgelm.evaluation.choices import Encoded, Picks, pick
+from edgelm.evaluation.choices import Picks, pick
 from edgelm.evaluation.passage import Passage
 from edgelm.evaluation.tasks import Item
 from edgelm.loading import load
 from edgelm.model import LanguageModel
 from edgelm.models.model_files import ModelFiles
+from edgelm.text.continuation import Encoded
 
 Bars = Callable[[str], Callable[..., None] | None]
 
@@ -66,6 +67,7 @@ class Work:
             None if self.passage is None else self.passage.sha256, (shape[0], shape[1]),
             files.config.hidden_size, files.config.vocab_size, decoder.head.softcap,
             {name: {"sha256": _digest(items)} for name, items in self.items.items()},
+            bos=self.passage is not None and self.passage.bos,
         )  # fmt: skip
 
     def picks(self, lm: LanguageModel, title: str) -> dict[str, Picks]:

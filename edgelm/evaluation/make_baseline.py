@@ -16,7 +16,7 @@ from torch import Tensor
 
 from edgelm.budget.units import BLOCK_BYTES, parse_budget
 from edgelm.evaluation.baseline import Baseline, Facts, write_footer, writing
-from edgelm.evaluation.choices import Encoded, picks_of, split_item
+from edgelm.evaluation.choices import picks_of
 from edgelm.evaluation.divergence import block_tokens, compare
 from edgelm.evaluation.inputs import Work, flipped, right
 from edgelm.evaluation.layerwise import Stretch, write_hidden
@@ -24,6 +24,7 @@ from edgelm.evaluation.rows import Rows
 from edgelm.machine import hardware
 from edgelm.models.model_files import ModelFiles
 from edgelm.planning.settings import DTYPES
+from edgelm.text.continuation import Encoded, split_shared
 
 EXACT = {"quant": "none", "dtype": "float32", "kv": "float32", "method": "rtn"}
 NOISY = EXACT | {"dtype": "bfloat16"}
@@ -104,9 +105,9 @@ def log_likelihoods(
     work: Work, items: list[list[Encoded]], files: ModelFiles, baseline: Baseline,
     settings: dict[str, Any], bar: Callable[..., None] | None,
 ) -> list[list[float]]:  # fmt: skip
-    """Natural log-likelihood of each choice of each item; as ``choices.Scorer``, layer by layer."""
+    """Natural log-likelihood of each choice of each item; as ``tasks.scoring``, layer by layer."""
     planned = work.planned(**settings)
-    split = [split_item(item, int(planned["context"])) for item in items]
+    split = [split_shared(item) for item in items]
     stretches = [
         Stretch(_ids(shared), tuple(_ids(tail) for tail in tails)) for shared, tails in split
     ]

@@ -15,12 +15,15 @@ from edgelm.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Passage:
-    """Ids [windows, window] int64 without BOS; words are separated by whitespace.
+    """Ids [windows, window] int64; words are separated by whitespace.
 
-    Each window starts from an empty cache and gives ``window - 1`` predictions.
+    Each window starts from an empty cache and gives ``window - 1`` predictions. ``bos``: BOS takes
+    the place of each window's first id, as in llama.cpp's perplexity, since the model's prompts
+    begin with it.
     """
 
     ids: Tensor
+    bos: bool
     tokens_per_word: float
     sha256: str
 
@@ -50,4 +53,8 @@ class Passage:
         kept = ids[: count * window]
         words = len(tokenizer.decode(kept).split())
         tokens = torch.tensor(kept).view(count, window)
-        return cls(tokens, len(kept) / max(1, words), hashlib.sha256(data).hexdigest())
+        bos = tokenizer.bos_id if tokenizer.add_bos else None
+        if bos is not None:
+            tokens[:, 0] = bos
+        digest = hashlib.sha256(data).hexdigest()
+        return cls(tokens, bos is not None, len(kept) / max(1, words), digest)

@@ -26,6 +26,9 @@ from edgelm.text.tokenizer_config import (
 )
 from edgelm.text.vocabulary import SPACE, SentencePieceVocabulary, TokenizersVocabulary, Vocabulary
 
+# Texts that a following text hardly joins; see ``Tokenizer.encode_later``.
+_BEFORE = ("\n", ".", "0")
+
 # Tokens that end a turn; they stop generation if the model's chat template writes them.
 END_OF_TURN = (
     "<|im_end|>",
@@ -69,11 +72,11 @@ class Tokenizer:
     def encode(
         self, text: str, *, add_special: bool = True, parse_special: bool = False
     ) -> list[int]:
-        """Token ids of a text.
+        """Token ids of a text that may go on: nothing is put after it.
 
-        add_special adds BOS (and whatever else the model's files specify), but never a second BOS.
-        parse_special recognises special tokens written in the text, as rendered chat templates
-        require; without it they are plain text, so that a user cannot forge a turn.
+        add_special adds BOS (and whatever else the model's files put before a text), but never a
+        second BOS. parse_special recognises special tokens written in the text, as rendered chat
+        templates require; without it they are plain text, so that a user cannot forge a turn.
         """
         if not isinstance(text, str):
             raise UsageError(f"A text must be a str, not {type(text).__name__}.")
@@ -85,12 +88,23 @@ class Tokenizer:
                 "tokenizer can read. Decode the input as UTF-8 first."
             ) from error
         ids = self._vocabulary.encode(text, parse_special)
-        if not add_special:
-            return ids
         prefix = list(self._special.prefix)
-        if ids[: len(prefix)] == prefix:
-            prefix = []
-        return [*prefix, *ids, *self._special.suffix]
+        if not add_special or ids[: len(prefix)] == prefix:
+            return ids
+        return prefix + ids
+
+    def encode_whole(self, text: str) -> list[int]:
+        """Token ids of a text that ends here: also with EOS, if the model's files put it there."""
+        return [*self.encode(text), *self._special.suffix]
+
+    def encode_later(self, text: str) -> list[int]:
+        """Token ids of a text that goes on where another ended: without BOS or a first space."""
+        for before in _BEFORE:
+            first = self.encode(before, add_special=False)
+            both = self.encode(before + text, add_special=False)
+            if both[: len(first)] == first:
+                return both[len(first) :]
+        return self.encode(text, add_special=False)
 
     @overload
     def decode(
