@@ -15,6 +15,11 @@ from edgelm.errors import ModelFileError, UnsupportedModelError
 _MAX_COUNT = 1 << 31  # no model has a larger count
 _MAX_LAYERS = 1 << 12  # objects are created per layer before headers can contradict the count
 _MAX_NUMBER = 1e30
+# transformers' ACT2FN: the same function, some with a constant of fewer digits.
+_SAME_ACTIVATION = {
+    "silu": ("swish",),
+    "gelu_pytorch_tanh": ("gelu_new", "gelu_fast", "gelu_python_tanh", "gelu_accurate"),
+}
 
 
 @dataclass(frozen=True)
@@ -130,6 +135,12 @@ class ConfigReader:
             )
         return str(value)
 
+    def activation(self, key: str, name: str) -> str:
+        """``name``, the family's, unless the config has another; some names mean the same."""
+        allowed = (name, *_SAME_ACTIVATION.get(name, ()))
+        self.choice(key, allowed=allowed, default=name)
+        return name
+
     def token_ids(self, key: str) -> tuple[int, ...]:
         """An id, a list of ids or null, as a tuple."""
         value = self.value(key, default=[])
@@ -151,12 +162,19 @@ class ConfigReader:
         }
 
     def rope(
-        self, head_size: int, max_context: int, default_theta: float, default_part: float = 1.0
-    ) -> RopeParameters:
-        """Rope in the form of transformers 5 (``rope_parameters``) or older (``rope_scaling``)."""
-        given = self.value("rope_parameters", "rope_scaling", default={})
+        self, head_size: int, max_context: int, default_theta: float,
+        default_part: float | None = None,
+    ) -> RopeParameters:  # fmt: skip
+        """Rope in the form of transformers 5 (``rope_parameters``) or older (``rope_scaling``).
+
+        ``rope_scaling`` beside the other is what a user added, and stands above it, as in
+        transformers. ``default_part``: of a family that rotates a part of each head; in the others
+        ``partial_rotary_factor`` does nothing.
+        """
+        key = "rope_scaling" if self.data.get("rope_scaling") else "rope_parameters"
+        given = self.value(key, default={})
         if not isinstance(given, Mapping):
-            raise ModelFileError(f"config.json: rope_parameters is {given!r}; expected an object.")
+            raise ModelFileError(f"config.json: {key} is {given!r}; expected an object.")
         fields = {k: v for k, v in given.items() if v is not None}
         old_type = fields.pop("type", "default")
         rope_type = fields.pop("rope_type", old_type)
@@ -164,6 +182,8 @@ class ConfigReader:
         part = fields.pop(
             "partial_rotary_factor", self.value("partial_rotary_factor", default=default_part)
         )
+        if default_part is None:
+            part = 1.0
         original = self.value("original_max_position_embeddings")
         if original is not None:
             fields["original_max_position_embeddings"] = original

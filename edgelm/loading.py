@@ -143,9 +143,13 @@ def prepare(
         _require_fit(files, plan, chosen)
     # The plan stands: what the headers said is what the files hold.
     if files.skeleton is not None:
-        files = _open(model, revision, offline, allow_pickle)
+        ahead, files = files, _open(model, revision, offline, allow_pickle)
         assembled = files.assemble(task, num_labels, problem_type)
         files.read_tokenizer()
+        if files.config != ahead.config:  # headers cannot tell a copy of the embedding from a head
+            plan = _solved(files, assembled, chosen, drafted=draft is not None)
+            plan = plan if share is None else with_draft(plan, share)
+            _require_fit(files, plan, chosen)
     if draft is None or drafting is None or share is None:
         return Prepared(files, assembled, plan, chosen.backend, None)
     if drafting.skeleton is not None:

@@ -39,15 +39,18 @@ def write_gguf_model(
     path: Path,
     kind: Type = Type.F32,
     metadata: dict[str, Any] | None = None,
+    more: dict[str, Any] | None = None,
 ) -> Path:
     """The model of a folder in Hugging Face layout as `path`: matrices as `kind`, vectors float32.
 
-    Without `metadata` of a tokenizer, the vocabulary's entries are named <0>, <1>, ...
+    Without `metadata` of a tokenizer, the vocabulary's entries are named <0>, <1>, ... `more`:
+    other keys of the architecture.
     """
     config = json.loads((folder / "config.json").read_text("utf-8"))
     name = config["model_type"]
     writer = gguf.GGUFWriter(path, name)
     keys = _metadata(config) | (_plain_vocabulary(config) if metadata is None else metadata)
+    keys |= {f"{name}.{key}": value for key, value in (more or {}).items()}
     for key, value in keys.items():
         _add(writer, key, value)
     layers = keys[f"{name}.block_count"]

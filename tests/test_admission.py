@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 from test_hub_headers import files_of, weight_bytes
 from test_hub_server import Hub, server  # noqa: F401  (a fixture)
 
@@ -157,6 +159,22 @@ def test_a_hub_model_is_planned_once(
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["owner/model", "4"]
     assert list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_copy_of_the_embedding_is_planned_again(
+    server: Hub, assets: Path, tmp_path: Path  # noqa: F811
+) -> None:  # fmt: skip
+    """Headers name a head beside a tied embedding; only the weights tell that it is a copy."""
+    folder = Path(shutil.copytree(assets / "nano" / "llama", tmp_path / "copy"))
+    config = json.loads((folder / "config.json").read_text())
+    weights = load_file(folder / "model.safetensors")
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    server.files = files_of(folder)
+    done = with_the_hub(server, tmp_path / "home", PLANS, "owner/model")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["owner/model", "owner/model", "4"]
 
 
 def test_a_draft_is_not_opened_beside_a_model_that_does_not_fit(

@@ -6,6 +6,7 @@ import json
 import math
 import operator
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from edgelm.cli.main import main
 from edgelm.errors import BudgetExceededError, ModelFileError, UsageError
 from edgelm.evaluation import divergence
 from edgelm.evaluation.baseline import Baseline, Facts
-from edgelm.evaluation.choices import Picks, accuracy, encode_item, pick
+from edgelm.evaluation.choices import Picks, accuracy, cut_to_context, encode_item, pick
 from edgelm.evaluation.divergence import block_tokens, score_text, working_bytes
 from edgelm.evaluation.evaluate import Evaluation, task_score
 from edgelm.evaluation.inputs import right
@@ -26,7 +27,7 @@ from edgelm.evaluation.make_baseline import NOISE_ITEMS
 from edgelm.evaluation.passage import Passage
 from edgelm.evaluation.tasks import TASKS, Item, read_items
 from edgelm.models.model_files import ModelFiles
-from edgelm.text.continuation import encode_pair
+from edgelm.text.continuation import Encoded, encode_pair
 from edgelm.text.tokenizer import load_tokenizer
 
 INT8_KLD = 0.002
@@ -161,6 +162,30 @@ def test_pairs_are_encoded_whole(assets: Path) -> None:
     plain = encode_pair(tokenizer, "Once upon", " a time")
     spaced = encode_pair(tokenizer, "Once upon ", "a time")
     assert plain == spaced and plain.count == 2 < len(plain.ids)
+
+
+def test_a_baseline_of_another_protocol_is_refused(assets: Path, tmp_path: Path) -> None:
+    """Windows that begin with the text's own id, as older versions made them."""
+    path = tmp_path / "own.baseline"
+    run(assets, "llama", quant="int8", limit=1, baseline=path)
+    baseline = Baseline.open(path)
+    facts = baseline.facts
+    baseline.close()
+    assert facts.bos
+    old = replace(facts, bos=False)
+    with pytest.raises(UsageError, match=r"windows' first id.*has the text's.*needs BOS"):
+        old.require(facts, path, weights=None)
+
+
+def test_choices_beyond_the_context_are_cut(caplog: pytest.LogCaptureFixture) -> None:
+    """On the left, as lm-eval does, and it is said; a continuation longer than that loses too."""
+    items = [[Encoded(tuple(range(10)), 3), Encoded(tuple(range(5)), 2)], [Encoded((1, 2), 1)]]
+    cut = cut_to_context("a task", items, 6)
+    assert cut == [[Encoded(tuple(range(3, 10)), 3), items[0][1]], items[1]]
+    assert "a task: 1 of 3 choices do not fit the context of 6 tokens" in caplog.text
+    assert cut_to_context("a task", [[Encoded(tuple(range(9)), 8)]], 4)[0][0].count == 4
+    caplog.clear()
+    assert cut_to_context("a task", items, 9) == items and not caplog.text
 
 
 def test_both_scores_pick(assets: Path) -> None:

@@ -15,7 +15,7 @@ from oracle import load_exact
 import edgelm
 from edgelm.tasks.predict import MAX_ANSWER_TOKENS, Answer, TextLabel
 from edgelm.text.tokenizer import load_tokenizer
-from edgelm.text.vocabulary import byte_alphabet
+from edgelm.text.tokenizers_vocabulary import byte_alphabet
 
 TEXTS = ["The cat sat.", "Señor Ünal  paid 9 €\nin 北京 🙂!", "a"]
 CONTEXT = "Ada Lovelace was born in London, in 1815, and wrote about engines."
@@ -24,15 +24,16 @@ QUESTION = "Where, in which city of which country and on which day, was the coun
 
 def write_tokenizer(folder: Path) -> None:
     """Bytes as tokens behind a BOS of id 1: 0 pad, 2 EOS, 3 to 258 the bytes."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
     names = ["<pad>", "<s>", "</s>", *byte_alphabet()]
     library = Tokenizer(models.BPE({name: index for index, name in enumerate(names)}, []))
     library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     library.decoder = decoders.ByteLevel()
     library.add_special_tokens([AddedToken(name, special=True) for name in names[:3]])
+    library.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 1)])
     library.save(str(folder / "tokenizer.json"))
-    settings = {"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": True}
+    settings = {"bos_token": "<s>", "eos_token": "</s>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 

@@ -98,20 +98,26 @@ def _gemma2_config(
     config = _decoder_config(metadata, header)
     layers, heads = config["num_hidden_layers"], config["num_attention_heads"]
     metadata.refuse_unless("attention.sliding_window_pattern", (2,))
-    metadata.refuse_unless("rope.scaling.type", ("none",))
-    return config | {
-        "model_type": "gemma2",
-        "architectures": ["Gemma2ForCausalLM"],
-        "hidden_activation": "gelu_pytorch_tanh",
-        "attention_bias": False,
-        "sliding_window": metadata.get("attention.sliding_window", int, 4096),
-        "layer_types": ["full_attention" if i % 2 else "sliding_attention" for i in range(layers)],
-        "attn_logit_softcapping": metadata.get("attn_logit_softcapping", float, 50.0),
-        "final_logit_softcapping": metadata.get("final_logit_softcapping", float, 30.0),
-        "query_pre_attn_scalar": config["hidden_size"] // heads
-        if layers == 46
-        else config["head_dim"],
-    }
+    scaling = _rope_scaling(metadata, config, factors)
+    return (
+        config
+        | ({"rope_scaling": scaling} if scaling else {})
+        | {
+            "model_type": "gemma2",
+            "architectures": ["Gemma2ForCausalLM"],
+            "hidden_activation": "gelu_pytorch_tanh",
+            "attention_bias": False,
+            "sliding_window": metadata.get("attention.sliding_window", int, 4096),
+            "layer_types": [
+                "full_attention" if i % 2 else "sliding_attention" for i in range(layers)
+            ],
+            "attn_logit_softcapping": metadata.get("attn_logit_softcapping", float, 50.0),
+            "final_logit_softcapping": metadata.get("final_logit_softcapping", float, 30.0),
+            "query_pre_attn_scalar": config["hidden_size"] // heads
+            if layers == 46
+            else config["head_dim"],
+        }
+    )
 
 
 def _bloom_config(
@@ -190,8 +196,10 @@ def _rope_scaling(
     metadata: Metadata, config: dict[str, Any], factors: torch.Tensor | None
 ) -> dict[str, Any] | None:
     """config.json's rope_scaling, None if positions are used as they are."""
-    kind = metadata.get("rope.scaling.type", str, "none")
-    metadata.refuse_unless("rope.scale_linear", (1.0,))  # the key of files before 2023-10
+    # Without a type a factor is linear; rope.scale_linear is its key in files before 2023-10.
+    old = metadata.get("rope.scale_linear", float, 0.0)
+    factor = metadata.get("rope.scaling.factor", float, old)
+    kind = metadata.get("rope.scaling.type", str, "linear" if factor not in (0, 1) else "none")
     if factors is not None:
         metadata.refuse_unless("rope.scaling.type", ("none",))
         return _llama3_scaling(config, factors, metadata.path)
@@ -201,7 +209,7 @@ def _rope_scaling(
     for key in ("attn_factor", "yarn_ext_factor", "yarn_attn_factor"):
         metadata.refuse_unless(f"rope.scaling.{key}", (1.0,))
     metadata.refuse_unless("rope.scaling.yarn_log_multiplier", (0.0,))
-    scaling = {"rope_type": kind, "factor": metadata.get("rope.scaling.factor", float)}
+    scaling = {"rope_type": kind, "factor": factor}
     if kind == "yarn":
         scaling["original_max_position_embeddings"] = metadata.get(
             "rope.scaling.original_context_length", int

@@ -4,6 +4,7 @@ Modules:
     llama, gemma2, helium, bloom, persimmon: the families: weight names, config and assembly.
     decoder, layers, attention: the forward pass and its layers.
     heads: task heads and their labels.
+    tied_head: whether a tied model's files hold a head of their own.
     weight_names: canonical names mapped to a file's tensors.
     model_files: ``ModelFiles``, an opened model before its weights are loaded.
     assembled: ``Assembled``, the modules of a model for one task, without weights.

@@ -46,15 +46,11 @@ def read_config(data: Mapping[str, Any]) -> ModelConfig:
         head_size=head_size,
         max_context=rope.context_limit,
         norm_eps=reader.number("rms_norm_eps", default=1e-6),
-        activation=reader.choice(
-            "hidden_activation",
-            "hidden_act",
-            allowed=["gelu_pytorch_tanh"],
-            default="gelu_pytorch_tanh",
-        ),
+        # hidden_act, the key of Gemma 1, does nothing here.
+        activation=reader.activation("hidden_activation", "gelu_pytorch_tanh"),
         tied=reader.flag("tie_word_embeddings", default=True),
         scale=reader.number("query_pre_attn_scalar", default=256.0) ** -0.5,
-        windows=_windows(reader, layers, rope.context_limit),
+        windows=_windows(reader, layers),
         rope=rope,
         attention_bias=reader.flag("attention_bias"),
         attention_softcap=_softcap(reader, "attn_logit_softcapping", 50.0),
@@ -71,8 +67,11 @@ def _softcap(reader: ConfigReader, key: str, default: float) -> float | None:
     return reader.number(key, default=default)
 
 
-def _windows(reader: ConfigReader, layers: int, context: int) -> tuple[int | None, ...]:
-    """Windows by ``layer_types``; by default the original models': in even layers."""
+def _windows(reader: ConfigReader, layers: int) -> tuple[int | None, ...]:
+    """Windows by ``layer_types``; by default the original models': in even layers.
+
+    One beyond a shortened ``max_position_embeddings`` never acts, which is allowed.
+    """
     window = reader.integer("sliding_window", default=4096)
     kinds = reader.value("layer_types")
     if kinds is None:
@@ -82,11 +81,6 @@ def _windows(reader: ConfigReader, layers: int, context: int) -> tuple[int | Non
     if not isinstance(kinds, list) or len(kinds) != layers or any(k not in allowed for k in kinds):
         raise ModelFileError(
             f"config.json: layer_types must name {layers} layers, each {' or '.join(known)}."
-        )
-    if window > context and "sliding_attention" in kinds:
-        raise ModelFileError(
-            f"config.json: sliding_window is {window}, beyond max_position_embeddings {context}; "
-            "such a window never acts: the file is damaged or edited."
         )
     return tuple(known[kind] for kind in kinds)
 

@@ -49,7 +49,7 @@ def read_config(data: Mapping[str, Any]) -> ModelConfig:
         head_size=head_size,
         max_context=rope.context_limit,
         norm_eps=reader.number("rms_norm_eps", default=1e-6),
-        activation=reader.choice("hidden_act", allowed=["silu"], default="silu"),
+        activation=reader.activation("hidden_act", "silu"),
         tied=reader.flag("tie_word_embeddings"),
         scale=head_size**-0.5,
         windows=(None,) * layers,

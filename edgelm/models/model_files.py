@@ -24,6 +24,7 @@ from edgelm.models.assembled import Assembled
 from edgelm.models.decoder import Decoder
 from edgelm.models.heads import head_for
 from edgelm.models.layers import Head
+from edgelm.models.tied_head import has_other_head
 from edgelm.models.weight_names import WeightNames
 
 if TYPE_CHECKING:
@@ -40,14 +41,20 @@ class ModelFiles:
 
     Args:
         name: the reference it was opened with, for messages and reports.
+        skeleton: of a checkpoint whose headers alone are here; its files are deleted with it.
     """
 
-    def __init__(self, name: str, checkpoint: Checkpoint) -> None:
+    def __init__(self, name: str, checkpoint: Checkpoint, skeleton: Skeleton | None = None) -> None:
         self.name = name
         self.checkpoint = checkpoint
-        self.skeleton: Skeleton | None = None  # kept, since its files are deleted with it
+        self.skeleton = skeleton
         self._family = family_of(checkpoint.config)
-        self.config: ModelConfig = self._family.read_config(checkpoint.config)
+        config = self._family.read_config(checkpoint.config)
+        names = WeightNames(self._family.WEIGHTS, checkpoint, config.head_size)
+        if config.tied and has_other_head(names, readable=skeleton is None):
+            logger.info("%s: its head is stored and is not the embedding, so it is used.", name)
+            config = replace(config, tied=False)
+        self.config: ModelConfig = config
 
     @classmethod
     def open(
@@ -70,9 +77,7 @@ class ModelFiles:
         path = skeleton.path if skeleton else resolve(
             name, revision=revision, offline=offline, allow_pickle=allow_pickle
         )  # fmt: skip
-        files = cls(name, open_checkpoint(path, allow_pickle=allow_pickle))
-        files.skeleton = skeleton
-        return files
+        return cls(name, open_checkpoint(path, allow_pickle=allow_pickle), skeleton)
 
     def assemble(
         self, task: str, num_labels: int | None = None, problem_type: str | None = None
@@ -113,12 +118,12 @@ class ModelFiles:
         """Build layer ``index`` as a one-layer model, with the embedding and the final norm."""
         config = replace(self.config, num_layers=1, windows=(self.config.windows[index],))
         table, size = self._family.WEIGHTS, config.head_size
-        names = WeightNames(table, self.checkpoint, size, first_layer=index)
+        names = WeightNames(table, self.checkpoint, size, first_layer=index, tied=self.config.tied)
         return Assembled(self.name, config, self._family.build(config, None), names)
 
     def _names(self, checkpoint: Checkpoint, head: Head | None) -> WeightNames:
         table = self._family.WEIGHTS | ({} if head is None else {"head": head.source})
-        return WeightNames(table, checkpoint, self.config.head_size)
+        return WeightNames(table, checkpoint, self.config.head_size, tied=self.config.tied)
 
     def _with_fresh(self, head: Head) -> Checkpoint:
         logger.warning(

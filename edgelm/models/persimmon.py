@@ -63,7 +63,7 @@ def read_config(data: Mapping[str, Any]) -> ModelConfig:
         head_size=head_size,
         max_context=rope.context_limit,
         norm_eps=reader.number("layer_norm_eps", default=1e-5),
-        activation=reader.choice("hidden_act", allowed=["relu2"], default="relu2"),
+        activation=reader.activation("hidden_act", "relu2"),
         tied=reader.flag("tie_word_embeddings"),
         scale=head_size**-0.5,
         windows=(None,) * layers,

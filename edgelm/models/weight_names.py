@@ -35,15 +35,18 @@ class WeightNames:
     Args:
         table: canonical name -> source. head_size: consecutive rows of a matrix when interleaved.
         first_layer: index in the file of the layer named ``layers.0``.
+        tied: the head is the embedding, of which some files hold the head's name only.
     """
 
     def __init__(
         self, table: Mapping[str, Source], checkpoint: Checkpoint, head_size: int,
-        first_layer: int = 0,
+        first_layer: int = 0, tied: bool = False,
     ) -> None:  # fmt: skip
         self.table, self.checkpoint, self.head_size = table, checkpoint, head_size
         self._first_layer = first_layer
         self._present = set(checkpoint.names())
+        if tied and not self.has("embed") and self.has("head"):
+            self.table = {**table, "embed": table["head"]}
 
     def file_name(self, canonical: str, kind: str = "weight") -> str:
         """Stored name: ``layers.3.attn.q`` -> ``model.layers.3.self_attn.q_proj.weight``.

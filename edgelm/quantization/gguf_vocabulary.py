@@ -25,8 +25,8 @@ from edgelm.text.gguf_tokenizer import (
     UNUSED,
     USER_DEFINED,
 )
+from edgelm.text.sentencepiece_vocabulary import load_sentencepiece
 from edgelm.text.tokenizer import Tokenizer, load_tokenizer
-from edgelm.text.vocabulary import load_sentencepiece
 
 logger = logging.getLogger("edgelm")
 

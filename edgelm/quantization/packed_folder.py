@@ -161,7 +161,7 @@ class PackedFolder:
 
     def _write_rest(self, digests: dict[str, str]) -> Manifest:
         """Write everything except weights; the manifest last."""
-        config = dict(self.files.checkpoint.config)
+        config = self.files.checkpoint.config | {"tie_word_embeddings": self.files.config.tied}
         if self.conversion.settings is not None:
             config["quantization_config"] = self.conversion.settings
         (self.partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")

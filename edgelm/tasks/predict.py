@@ -140,9 +140,9 @@ def _read(tokenizer: Tokenizer, given: Any, pairs: bool) -> _Input:
         or not all(isinstance(text, str) for text in texts)
     ):
         raise UsageError(f"predict() got {given!r}; expected {_EXPECTED[pairs]}.")
-    before = tokenizer.encode(texts[0]) if pairs else []
+    before = tokenizer.encode_whole(texts[0]) if pairs else []
     text = texts[-1]
-    plain, framed = tokenizer.encode(text, add_special=False), tokenizer.encode(text)
+    plain, framed = tokenizer.encode(text, add_special=False), tokenizer.encode_whole(text)
     if not plain:
         raise UsageError(f"predict() got {given!r}, whose text has no tokens; give some text.")
     starts = range(len(framed) - len(plain) + 1)

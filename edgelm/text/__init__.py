@@ -1,8 +1,11 @@
 """Text: tokenizers and chat templates.
 
 Modules:
-    tokenizer: ``Tokenizer`` and its streaming decoder.
-    vocabulary: tokenizer files read with ``tokenizers`` and ``sentencepiece``.
+    tokenizer: ``Tokenizer``, and how it is loaded from a model's files.
+    continuation: a context and its continuation as ids, of which the continuation's are scored.
+    decode_stream: ``DecodeStream``, ids to text token by token.
+    vocabulary: the tokens of a tokenizer file, of which there are two kinds:
+    tokenizers_vocabulary, sentencepiece_vocabulary: read with the libraries of those names.
     gguf_tokenizer: the tokenizer in a GGUF file.
     tokenizer_config: the JSON files that accompany a tokenizer.
     chat_template: messages rendered to text.

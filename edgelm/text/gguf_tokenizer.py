@@ -9,6 +9,7 @@ work.
 from __future__ import annotations
 
 import logging
+import re
 import struct
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,17 +17,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgelm.errors import ModelFileError, UnsupportedModelError
-from edgelm.text.vocabulary import (
-    SentencePieceVocabulary,
-    TokenizersVocabulary,
-    Vocabulary,
-    load_sentencepiece,
-)
+from edgelm.text.sentencepiece_vocabulary import SentencePieceVocabulary, load_sentencepiece
+from edgelm.text.tokenizer_config import AddedToken
+from edgelm.text.tokenizers_vocabulary import TokenizersVocabulary
+from edgelm.text.vocabulary import SPACE, Vocabulary
 
 logger = logging.getLogger("edgelm")
 
 SENTENCEPIECE = {"llama": 2, "t5": 1}  # tokenizer.ggml.model -> sentencepiece's ModelType
 # Token types have the same numbers in GGUF and in sentencepiece.
+_BYTE_NAME = re.compile(r"<0x[0-9A-F]{2}>")
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 
 _GPT2 = (
@@ -89,17 +89,39 @@ def _sentencepiece(metadata: Mapping[str, Any], model_type: int) -> Vocabulary:
             "Use the model's folder in Hugging Face layout instead."
         )
     tokens = _tokens(metadata)
+    types = _token_types(metadata, tokens)
+    # llama.cpp cuts these out of the raw text, whose spaces stand in some files as they are.
+    added = [
+        AddedToken(token.replace(SPACE, " "), index, special=False)
+        for index, (token, kind) in enumerate(zip(tokens, types, strict=True))
+        if kind == USER_DEFINED
+    ]
+    tokens, types = _with_all_bytes(tokens, types)
     model = encode_model_proto(
         tokens,
-        _per_token(metadata, "tokenizer.ggml.scores", len(tokens)),
-        _token_types(metadata, len(tokens)),
+        _scores(metadata, len(tokens)),
+        types,
         model_type=model_type,
         add_space_prefix=bool(metadata.get("tokenizer.ggml.add_space_prefix", True)),
         remove_extra_whitespaces=bool(
             metadata.get("tokenizer.ggml.remove_extra_whitespaces", False)
         ),
     )
-    return SentencePieceVocabulary(load_sentencepiece(model, "The GGUF file's metadata"))
+    library = load_sentencepiece(model, "The GGUF file's metadata")
+    return SentencePieceVocabulary(library, added)
+
+
+def _with_all_bytes(tokens: Sequence[str], types: Sequence[int]) -> tuple[list[str], list[int]]:
+    """Tokens of one character in place of a byte that the file has no token for, as that byte.
+
+    sentencepiece takes all 256 or none; llama.cpp falls back to the character's own token.
+    """
+    found = {token for token, kind in zip(tokens, types, strict=True) if kind == BYTE}
+    lacking = {chr(byte): f"<0x{byte:02X}>" for byte in range(128)} if found else {}
+    lacking = {char: name for char, name in lacking.items() if name not in found}
+    names = [lacking.get(token, token) for token in tokens]
+    kinds = [BYTE if token in lacking else kind for token, kind in zip(tokens, types, strict=True)]
+    return names, kinds
 
 
 def encode_model_proto(
@@ -161,11 +183,12 @@ def _pre_tokenizer(metadata: Mapping[str, Any]) -> PreTokenizer:
 
 
 def _byte_level_bpe(metadata: Mapping[str, Any], cut: PreTokenizer) -> Vocabulary:
-    from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
+    from tokenizers import AddedToken as LibraryToken
+    from tokenizers import Regex, decoders, models, pre_tokenizers
     from tokenizers import Tokenizer as LibraryTokenizer
 
     tokens = _tokens(metadata)
-    types = _token_types(metadata, len(tokens))
+    types = _token_types(metadata, tokens)
     pairs = (merge.partition(" ") for merge in _strings(metadata, "tokenizer.ggml.merges"))
     merges = [(left, right) for left, _, right in pairs]
     try:
@@ -187,7 +210,7 @@ def _byte_level_bpe(metadata: Mapping[str, Any], cut: PreTokenizer) -> Vocabular
     library.decoder = decoders.ByteLevel()
     library.add_tokens(
         [
-            AddedToken(token, special=kind == CONTROL, normalized=False)
+            LibraryToken(token, special=kind == CONTROL, normalized=False)
             for token, kind in zip(tokens, types, strict=True)
             if kind in (CONTROL, USER_DEFINED)
         ]
@@ -216,7 +239,9 @@ def _strings(metadata: Mapping[str, Any], key: str) -> list[str]:
 
 
 def _tokens(metadata: Mapping[str, Any]) -> list[str]:
-    tokens = _strings(metadata, "tokenizer.ggml.tokens")
+    """The names; those that are empty get one, as in llama.cpp."""
+    named = _strings(metadata, "tokenizer.ggml.tokens")
+    tokens = [token or f"[EMPTY_{index}]" for index, token in enumerate(named)]
     if len(set(tokens)) != len(tokens):
         [(repeated, _)] = Counter(tokens).most_common(1)
         raise ModelFileError(
@@ -226,14 +251,47 @@ def _tokens(metadata: Mapping[str, Any]) -> list[str]:
     return tokens
 
 
-def _token_types(metadata: Mapping[str, Any], count: int) -> list[int]:
-    types = [int(kind) for kind in _per_token(metadata, "tokenizer.ggml.token_type", count)]
+def _scores(metadata: Mapping[str, Any], count: int) -> list[float]:
+    key = "tokenizer.ggml.scores"
+    if key in metadata:
+        return _per_token(metadata, key, count)
+    logger.warning("The GGUF file has no %s: all tokens count alike, as in llama.cpp.", key)
+    return [0.0] * count
+
+
+def _token_types(metadata: Mapping[str, Any], tokens: Sequence[str]) -> list[int]:
+    key = "tokenizer.ggml.token_type"
+    if key not in metadata:
+        return _guessed_types(metadata, tokens)
+    types = [int(kind) for kind in _per_token(metadata, key, len(tokens))]
     if not all(NORMAL <= kind <= BYTE for kind in types):
         raise ModelFileError(
-            f"tokenizer.ggml.token_type must hold numbers from {NORMAL} to {BYTE}, not "
-            f"{min(types)} to {max(types)}. Fetch the GGUF file again."
+            f"{key} must hold numbers from {NORMAL} to {BYTE}, not {min(types)} to {max(types)}. "
+            "Fetch the GGUF file again."
         )
-    return types
+    return [
+        UNUSED if token.startswith("[EMPTY_") and kind == USER_DEFINED else kind
+        for token, kind in zip(tokens, types, strict=True)
+    ]
+
+
+def _guessed_types(metadata: Mapping[str, Any], tokens: Sequence[str]) -> list[int]:
+    """Of a file that does not tell them: bytes by their names, special tokens by the ids."""
+    logger.warning(
+        "The GGUF file has no tokenizer.ggml.token_type: special tokens are known by their ids."
+    )
+
+    def ids(*names: str) -> set[Any]:
+        return {metadata.get(f"tokenizer.ggml.{name}_token_id") for name in names}
+
+    control, unknown = ids("bos", "eos", "eot", "eom", "padding"), ids("unknown")
+    if unknown == {None}:
+        unknown = {tokens.index("<unk>") if "<unk>" in tokens else 0}
+    types = [BYTE if _BYTE_NAME.fullmatch(token) else NORMAL for token in tokens]
+    return [
+        CONTROL if index in control else UNKNOWN if index in unknown else kind
+        for index, kind in enumerate(types)
+    ]
 
 
 def _per_token(metadata: Mapping[str, Any], key: str, count: int) -> list[float]:

@@ -6,25 +6,31 @@ end a text, the chat template, and whether BOS is added.
 
 from __future__ import annotations
 
-import codecs
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, overload
 
 from edgelm.errors import ModelFileError, UsageError
+from edgelm.text.decode_stream import DecodeStream
 from edgelm.text.gguf_tokenizer import read_vocabulary
+from edgelm.text.sentencepiece_vocabulary import SentencePieceVocabulary
 from edgelm.text.tokenizer_config import (
     added_tokens,
     chat_template,
     checked_template,
+    folder_config,
+    named_tokens,
     read_object,
     space_scheme,
     token_ids,
-    token_name,
 )
-from edgelm.text.vocabulary import SPACE, SentencePieceVocabulary, TokenizersVocabulary, Vocabulary
+from edgelm.text.tokenizers_vocabulary import TokenizersVocabulary
+from edgelm.text.vocabulary import Vocabulary
+
+logger = logging.getLogger("edgelm")
 
 # Texts that a following text hardly joins; see ``Tokenizer.encode_later``.
 _BEFORE = ("\n", ".", "0")
@@ -165,6 +171,11 @@ class Tokenizer:
             f"{key}_token": self.token_of(i) for key, i in ids.items() if i is not None
         }
         told |= {"add_bos_token": self.add_bos, "add_eos_token": self.add_eos}
+        if self._vocabulary.added:
+            told["added_tokens_decoder"] = {
+                str(token.id): {"content": token.name, **token.flags}
+                for token in self._vocabulary.added
+            }
         if self.chat_template is not None:
             told["chat_template"] = self.chat_template
         text = json.dumps(told, indent=2, ensure_ascii=False) + "\n"
@@ -181,38 +192,6 @@ class Tokenizer:
     def bytes_of(self, token_id: int) -> bytes:
         """UTF-8 bytes of the token (possibly only part of a character)."""
         return self._vocabulary.bytes_of(token_id)
-
-
-class DecodeStream:
-    """Streaming decoder: emits whole UTF-8 characters; the total output equals ``decode``."""
-
-    def __init__(self, vocabulary: Vocabulary, skip_special: bool, continues: bool) -> None:
-        self._vocabulary = vocabulary
-        self._skip_special = skip_special
-        self._strip = vocabulary.strips_first_space and not continues
-        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
-
-    def push(self, token_id: int) -> str:
-        """Add an id and return the text it completes, '' while a character is incomplete.
-
-        An id beyond the vocabulary has no text (models pad their embeddings); a negative id
-        raises UsageError.
-        """
-        if token_id < 0:
-            raise UsageError(f"Token id {token_id} is negative; ids start at 0.")
-        if token_id >= self._vocabulary.size:
-            return ""
-        if self._skip_special and self._vocabulary.is_special(token_id):
-            return ""
-        data = self._vocabulary.bytes_of(token_id)
-        if self._strip and self._vocabulary.name_of(token_id).startswith(SPACE):
-            data = data.removeprefix(b" ")
-        self._strip = False
-        return self._utf8.decode(data)
-
-    def finish(self) -> str:
-        """The remaining text: U+FFFD if the ids ended inside a character, else ''."""
-        return self._utf8.decode(b"", final=True)
 
 
 def load_tokenizer(
@@ -236,10 +215,11 @@ def _from_metadata(metadata: Mapping[str, Any]) -> tuple[Vocabulary, SpecialToke
     def token_id(key: str) -> int | None:
         found = token_ids(metadata.get(f"tokenizer.ggml.{key}_token_id"), f"tokenizer.ggml.{key}")
         if found and not 0 <= found[0] < vocabulary.size:
-            raise ModelFileError(
-                f"tokenizer.ggml.{key}_token_id is {found[0]}, but the file holds "
-                f"{vocabulary.size} tokens. Fetch the GGUF file again."
-            )
+            logger.warning(
+                "tokenizer.ggml.%s_token_id is %d, but the file holds %d tokens: it is not used.",
+                key, found[0], vocabulary.size,
+            )  # fmt: skip
+            return None
         return found[0] if found else None
 
     bos, eos = token_id("bos"), token_id("eos")
@@ -261,19 +241,15 @@ def _from_metadata(metadata: Mapping[str, Any]) -> tuple[Vocabulary, SpecialToke
 
 
 def _from_folder(folder: Path) -> tuple[Vocabulary, SpecialTokens]:
-    config = read_object(folder / "special_tokens_map.json")
-    config |= read_object(folder / "tokenizer_config.json")
-    named = {
-        key: token_name(config.get(f"{key}_token"), f"{key}_token")
-        for key in ("bos", "eos", "pad", "unk")
-    }
-    vocabulary = _folder_vocabulary(folder, config, [n for n in named.values() if n])
+    config = folder_config(folder)
+    named = named_tokens(config)
+    vocabulary = _folder_vocabulary(folder, config, [*named.values()])
+    _warn_of_missing(vocabulary, named)
     model = read_object(folder / "config.json")
     generation = read_object(folder / "generation_config.json")
 
     def token_id(key: str) -> int | None:
-        name = named[key]
-        by_name = vocabulary.id_of(name) if name is not None else None
+        by_name = vocabulary.id_of(named[key]) if key in named else None
         own: int | None = getattr(vocabulary, f"{key}_id")
         told = token_ids(model.get(f"{key}_token_id"), f"config.json's {key}_token_id")
         return next((i for i in (by_name, own, *told) if i is not None), None)
@@ -283,10 +259,12 @@ def _from_folder(folder: Path) -> tuple[Vocabulary, SpecialTokens]:
     for source, origin in ((model, "config.json"), (generation, "generation_config.json")):
         ends += token_ids(source.get("eos_token_id"), f"{origin}'s eos_token_id")
     prefix, suffix = vocabulary.prefix, vocabulary.suffix
-    if bos is not None and "add_bos_token" in config:
-        prefix = (bos,) if config["add_bos_token"] else tuple(i for i in prefix if i != bos)
-    if eos is not None and "add_eos_token" in config:
-        suffix = (eos,) if config["add_eos_token"] else tuple(i for i in suffix if i != eos)
+    # The post-processor of a tokenizer.json stands above these flags, as in transformers.
+    flags = {} if isinstance(vocabulary, TokenizersVocabulary) else config
+    if bos is not None and "add_bos_token" in flags:
+        prefix = (bos,) if flags["add_bos_token"] else tuple(i for i in prefix if i != bos)
+    if eos is not None and "add_eos_token" in flags:
+        suffix = (eos,) if flags["add_eos_token"] else tuple(i for i in suffix if i != eos)
     special = SpecialTokens(
         bos_id=bos,
         eos_id=eos,
@@ -302,16 +280,27 @@ def _from_folder(folder: Path) -> tuple[Vocabulary, SpecialTokens]:
 def _folder_vocabulary(folder: Path, config: dict[str, Any], named: list[str]) -> Vocabulary:
     if (folder / "tokenizer.json").is_file():
         vocabulary = TokenizersVocabulary.from_file(folder / "tokenizer.json")
+        vocabulary.add(added_tokens(folder, config))
         vocabulary.mark_special(named)
         return vocabulary
     if (folder / "tokenizer.model").is_file():
         return SentencePieceVocabulary.from_file(
-            folder / "tokenizer.model", added_tokens(config), space_scheme(config)
+            folder / "tokenizer.model", added_tokens(folder, config), space_scheme(config)
         )
     raise ModelFileError(
         f"{folder} holds no tokenizer: tokenizer.json or tokenizer.model is needed. "
         "Copy it from the model's page into the folder."
     )
+
+
+def _warn_of_missing(vocabulary: Vocabulary, named: Mapping[str, str]) -> None:
+    missing = [f"{key} {name!r}" for key, name in named.items() if vocabulary.id_of(name) is None]
+    if missing:
+        logger.warning(
+            "The tokenizer's files name special tokens that the vocabulary lacks (%s): they are "
+            "not used. Fetch the tokenizer's files again if they belong to the model.",
+            ", ".join(missing),
+        )
 
 
 def _end_of_turn_ids(vocabulary: Vocabulary, template: str | None) -> frozenset[int]:

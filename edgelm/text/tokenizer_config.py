@@ -1,18 +1,23 @@
 """The JSON files that accompany a tokenizer, read with type checks: they are untrusted input.
 
-These are ``tokenizer_config.json``, ``special_tokens_map.json``, ``generation_config.json`` and
-the token keys of ``config.json``. All errors are ModelFileError with the key and its value.
+These are ``tokenizer_config.json``, ``special_tokens_map.json``, ``added_tokens.json``,
+``generation_config.json`` and the token keys of ``config.json``. Which of them counts where they
+differ is as in transformers' ``PreTrainedTokenizerBase._from_pretrained``. All errors are
+ModelFileError with the key and its value.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edgelm.errors import ModelFileError
 
+NAMED = ("bos", "eos", "pad", "unk", "sep", "cls", "mask")
+_FLAGS = ("special", "lstrip", "rstrip", "single_word", "normalized")
 MAX_ID = 1 << 24  # no vocabulary is nearly as large; a larger id would only cost memory
 
 
@@ -41,21 +46,101 @@ def token_name(token: Any, key: str) -> str | None:
     return name
 
 
-def added_tokens(config: Mapping[str, Any]) -> dict[str, tuple[int, bool]]:
-    """Text -> (id, special) of the tokens that tokenizer_config.json adds."""
-    given = config.get("added_tokens_decoder") or {}
+@dataclass(frozen=True)
+class AddedToken:
+    """A token beside those of the vocabulary file, which is cut out of a text before all others.
+
+    ``id`` None is the next free one. ``lstrip``, ``rstrip``: white space to its left, right belongs
+    to it. ``single_word``: it does not count within a word. ``normalized``: it is looked for in the
+    normalized text.
+    """
+
+    name: str
+    id: int | None
+    special: bool = True
+    lstrip: bool = False
+    rstrip: bool = False
+    single_word: bool = False
+    normalized: bool = False
+
+    @property
+    def flags(self) -> dict[str, bool]:
+        return {name: getattr(self, name) for name in _FLAGS}
+
+
+def folder_config(folder: Path) -> dict[str, Any]:
+    """tokenizer_config.json, with special_tokens_map.json above it where it lists no tokens."""
+    config = read_object(folder / "tokenizer_config.json")
+    if "added_tokens_decoder" in config:
+        return config
+    told = read_object(folder / "special_tokens_map.json")
+    extra = [*_extra_tokens(config), *_extra_tokens(told)]
+    return config | told | ({"extra_special_tokens": extra} if extra else {})
+
+
+def named_tokens(config: Mapping[str, Any]) -> dict[str, str]:
+    """The texts of the tokens that have a role, by role: bos, eos, pad, unk, sep, cls, mask."""
+    found = {key: token_name(config.get(f"{key}_token"), f"{key}_token") for key in NAMED}
+    return {key: name for key, name in found.items() if name}
+
+
+def added_tokens(folder: Path, config: Mapping[str, Any]) -> list[AddedToken]:
+    """The tokens that a folder's configs add, those with an id first, by id.
+
+    config: of ``folder_config``.
+    """
+    extra = [token_name(t, "extra_special_tokens") for t in _extra_tokens(config)]
+    if "added_tokens_decoder" in config:
+        added = _listed(config["added_tokens_decoder"] or {})
+    else:
+        added = _numbered(read_object(folder / "added_tokens.json"), {
+            *named_tokens(config).values(), *extra,
+        })  # fmt: skip
+    known = {token.name for token in added}
+    more = [AddedToken(name, None) for name in dict.fromkeys(extra) if name and name not in known]
+    return sorted(added, key=lambda token: token.id or 0) + more
+
+
+def _listed(given: Any) -> list[AddedToken]:
+    """Of tokenizer_config.json's added_tokens_decoder: id -> token."""
+    key = "added_tokens_decoder"
     if not isinstance(given, dict):
-        raise _damaged("added_tokens_decoder", given, "an object of tokens by id")
-    added = {}
+        raise _damaged(key, given, "an object of tokens by id")
+    added = []
     for number, token in given.items():
         if not number.isdecimal() or len(number) > 8 or int(number) >= MAX_ID:
-            raise _damaged("added_tokens_decoder", number, "token ids as keys")
+            raise _damaged(key, number, "token ids as keys")
         if not isinstance(token, dict):
-            raise _damaged("added_tokens_decoder", token, "an object for each token")
-        name = token_name(token, "added_tokens_decoder")
-        if name:
-            added[name] = (int(number), bool(token.get("special", False)))
+            raise _damaged(key, token, "an object for each token")
+        flags = {name: token.get(name, False) for name in _FLAGS}
+        if not all(isinstance(flag, bool) for flag in flags.values()):
+            raise _damaged(key, token, f"true or false for {', '.join(_FLAGS)}")
+        if name := token_name(token, key):
+            added.append(AddedToken(name, int(number), **flags))
     return added
+
+
+def _numbered(given: Mapping[str, Any], special: set[str | None]) -> list[AddedToken]:
+    """Of added_tokens.json: text -> id."""
+    added = []
+    for name, number in given.items():
+        if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < MAX_ID:
+            raise _damaged("added_tokens.json", number, "a token id for each text")
+        if token_name(name, "added_tokens.json"):
+            own = name in special
+            added.append(AddedToken(name, number, special=own, normalized=not own))
+    return added
+
+
+def _extra_tokens(config: Mapping[str, Any]) -> list[Any]:
+    """Of extra_special_tokens, which was called additional_special_tokens: tokens, or by role."""
+    for key in ("extra_special_tokens", "additional_special_tokens"):
+        given = config.get(key)
+        if given:
+            if not isinstance(given, list | dict):
+                raise _damaged(key, given, "a list of tokens")
+            return list(given.values()) if isinstance(given, dict) else given
+    return []
 
 
 def space_scheme(config: Mapping[str, Any]) -> str:

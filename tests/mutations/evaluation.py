@@ -6,6 +6,7 @@ from mutations.row import Mutation
 
 _TESTS = "tests/test_evaluation.py::"
 _LAYERS = "tests/test_layerwise.py::"
+_PAIRS = "tests/test_continuation.py::"
 
 MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
@@ -31,10 +32,66 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "evaluate: spaces at a prompt's end belong to the continuation",
+        "edgelm/text/continuation.py",
+        "start = tokenizer.encode(context.rstrip())",
+        "start = tokenizer.encode(context)",
+        (f"{_PAIRS}test_spaces_go_over",),
+    ),
+    Mutation(
+        "score: a token that joins both texts is not the continuation's",
+        "edgelm/text/continuation.py",
+        "if whole[: len(start)] != start or len(whole) == len(start):",
+        "if len(whole) == len(start):",
+        (f"{_PAIRS}test_a_join_within_a_word_is_scored_by_itself",),
+    ),
+    Mutation(
+        "score: something stands before the first id",
+        "edgelm/text/continuation.py",
+        "    if not start:\n",
+        "    if False:\n",
+        (f"{_PAIRS}test_an_empty_context_needs_bos[bloom]",),
+    ),
+    Mutation(
+        "score: a text that goes on has no EOS",
+        "edgelm/text/tokenizer.py",
+        "        return prefix + ids\n",
+        "        return [*prefix, *ids, *self._special.suffix]\n",
+        (f"{_PAIRS}test_a_text_that_goes_on_never_ends_in_eos",),
+    ),
+    Mutation(
+        "score: greedy is what is likeliest",
+        "edgelm/tasks/scoring.py",
+        "all(best for _, best in judged)",
+        "any(best for _, best in judged)",
+        (f"{_PAIRS}test_side_by_side_is_as_alone",),
+    ),
+    Mutation(
+        "score: more choices than rows",
+        "edgelm/tasks/scoring.py",
+        "                self._rows.truncate(row, 0)\n",
+        "",
+        (f"{_PAIRS}test_side_by_side_is_as_alone",),
+    ),
+    Mutation(
+        "evaluate: a window begins as a prompt does",
+        "edgelm/evaluation/passage.py",
+        "            tokens[:, 0] = bos\n",
+        "            pass\n",
+        (f"{_TESTS}test_figures_by_their_definitions",),
+    ),
+    Mutation(
+        "evaluate: a baseline of windows that begin otherwise is refused",
+        "edgelm/evaluation/baseline.py",
+        "_first_id(self.bos), _first_id(wanted.bos)",
+        "0, 0",
+        (f"{_TESTS}test_a_baseline_of_another_protocol_is_refused",),
+    ),
+    Mutation(
+        "evaluate: choices beyond the context are cut and said",
         "edgelm/evaluation/choices.py",
-        "start = prompt.rstrip()",
-        "start = prompt",
-        ("tests/test_evaluation.py::test_pairs_are_encoded_whole",),
+        "    if changed:\n",
+        "    if False:\n",
+        (f"{_TESTS}test_choices_beyond_the_context_are_cut",),
     ),
     Mutation(
         "evaluate: flips count both ways",

@@ -74,8 +74,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "options: evaluate refuses unknown names before it reads anything",
         "edgelm/evaluation/evaluate.py",
-        "    checked(settings, LOAD)\n",
-        "",
+        "    chosen = read_settings(settings)\n",
+        "    chosen = read_settings({})\n",
         (f"{_OPTIONS}test_a_wrong_setting_is_told_the_right_one",),
     ),
     Mutation(

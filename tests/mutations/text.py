@@ -7,13 +7,14 @@ from mutations.row import Mutation
 TOKENIZER = "tests/test_tokenizer.py"
 CHAT = "tests/test_chat.py"
 OPTIONS = "tests/test_tokenizer_options.py"
+ADDED = "tests/test_added_tokens.py"
 
 MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "tokenizer: never a second BOS",
         "edgelm/text/tokenizer.py",
-        "if ids[: len(prefix)] == prefix:",
-        "if False:",
+        "if not add_special or ids[: len(prefix)] == prefix:",
+        "if not add_special:",
         (f"{TOKENIZER}::test_never_a_second_bos",),
     ),
     Mutation(
@@ -25,7 +26,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "tokenizer: only whole characters are streamed",
-        "edgelm/text/tokenizer.py",
+        "edgelm/text/decode_stream.py",
         "return self._utf8.decode(data)",
         'return data.decode(errors="replace")',
         (f"{TOKENIZER}::test_stream_gives_whole_characters",),
@@ -36,6 +37,69 @@ MUTATIONS: tuple[Mutation, ...] = (
         "self._vocabulary.encode(text, parse_special)",
         "self._vocabulary.encode(text, True)",
         (f"{TOKENIZER}::test_special_tokens_in_a_text_are_text_unless_parsed",),
+    ),
+    Mutation(
+        "tokenizer: tokens beside tokenizer.json",
+        "edgelm/text/tokenizer.py",
+        "        vocabulary.add(added_tokens(folder, config))\n",
+        "",
+        (f"{ADDED}::test_tokens_of_every_place_are_read",),
+    ),
+    Mutation(
+        "tokenizer: added_tokens.json",
+        "edgelm/text/tokenizer_config.py",
+        'read_object(folder / "added_tokens.json")',
+        "{}",
+        (f"{ADDED}::test_tokens_of_every_place_are_read",),
+    ),
+    Mutation(
+        "tokenizer: white space that belongs to a token",
+        "edgelm/text/sentencepiece_vocabulary.py",
+        "(token.lstrip, token.rstrip)",
+        "(token.lstrip, False)",
+        (f"{ADDED}::test_white_space_belongs_to_a_token_that_says_so",),
+    ),
+    Mutation(
+        "tokenizer: placeholders are renamed",
+        "edgelm/text/sentencepiece_vocabulary.py",
+        "return self._names.get(token_id) or self._piece_name(token_id)",
+        "return self._piece_name(token_id) or self._names.get(token_id, '')",
+        (f"{ADDED}::test_a_placeholder_is_renamed",),
+    ),
+    Mutation(
+        "tokenizer: special_tokens_map.json stands above",
+        "edgelm/text/tokenizer_config.py",
+        "return config | told |",
+        "return told | config |",
+        (f"{ADDED}::test_which_file_names_the_end",),
+    ),
+    Mutation(
+        "tokenizer: a missing special token is said",
+        "edgelm/text/tokenizer.py",
+        "    _warn_of_missing(vocabulary, named)\n",
+        "",
+        (f"{ADDED}::test_a_named_token_that_is_missing_is_said",),
+    ),
+    Mutation(
+        "tokenizer: a post-processor stands above flags",
+        "edgelm/text/tokenizer.py",
+        "flags = {} if isinstance(vocabulary, TokenizersVocabulary) else config",
+        "flags = config",
+        (f"{ADDED}::test_a_post_processor_stands_above_flags",),
+    ),
+    Mutation(
+        "tokenizer: user-defined tokens of a GGUF are cut out of the raw text",
+        "edgelm/text/gguf_tokenizer.py",
+        "SentencePieceVocabulary(library, added)",
+        "SentencePieceVocabulary(library)",
+        (f"{ADDED}::test_user_defined_tokens_of_a_gguf_are_cut_out_of_the_text",),
+    ),
+    Mutation(
+        "tokenizer: a byte under its character",
+        "edgelm/text/gguf_tokenizer.py",
+        "    tokens, types = _with_all_bytes(tokens, types)\n",
+        "",
+        (f"{ADDED}::test_odd_vocabularies_that_llama_cpp_reads",),
     ),
     Mutation(
         "chat: a template's time is bounded",
@@ -84,7 +148,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "tokenizer: legacy false keeps spaces from stretches behind special tokens",
-        "edgelm/text/vocabulary.py",
+        "edgelm/text/sentencepiece_vocabulary.py",
         "(self._later if ids else self._library).encode(part)",
         "self._library.encode(part)",
         (f"{OPTIONS}::test_spaces_before_stretches",),
