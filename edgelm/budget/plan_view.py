@@ -170,12 +170,15 @@ def _verdict(plan: Plan) -> Iterator[str]:
     if streamed:
         yield f"{len(streamed)} of {len(plan.placement)} layers are read from disk in every step"
     speed = plan.expected_tok_s
-    told = "unknown speed" if speed is None else f"at most {human_speed(speed)}"
-    kld = "unknown" if plan.expected_kld is None else f"{plan.expected_kld:.4f} nats a token"
-    yield (
-        f"estimates: {told} by this machine's {'disk' if streamed else 'read'} bandwidth; "
-        f"divergence {kld}, as measured on models of 5 million parameters"
-    )
+    read = "disk" if streamed else "read"
+    told = f"speed unknown, this machine's {read} bandwidth was not measured"
+    if speed is not None:
+        told = f"at most {human_speed(speed)} by this machine's {read} bandwidth"
+    kld = "unknown, nobody measured this scheme"
+    if plan.expected_kld is not None:
+        small = "as measured on models of 5 million parameters"
+        kld = f"{plan.expected_kld:.4f} nats a token, {small}"
+    yield f"estimates: {told}; divergence {kld}"
 
 
 def _table(grid: Grid) -> Table:
