@@ -202,7 +202,9 @@ def test_a_draft_that_does_not_fit_is_not_fetched(
 ) -> None:  # fmt: skip
     folder = assets / "nano" / "llama"
     server.files = files_of(folder)
-    program = PLANS.replace("context=32", "context=32, budget='64MiB'")
+    # The model alone fits.
+    alone = "edgelm.plan(sys.argv[1], quant='int8', context=32, chunk=16).predicted_peak_bytes"
+    program = PLANS.replace("context=32", f"context=32, budget={alone} + (3 << 20)")
     done = with_the_hub(server, tmp_path, program, str(folder), "owner/model")
     assert done.returncode == 1 and "DoesNotFitError" in done.stderr
     assert server.sent < 200_000 and not list(tmp_path.rglob("*.safetensors"))

@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_tokenizer import Load, load  # noqa: F401  (a fixture)
+from test_tokenizer import BPE, Load, from_metadata, load  # noqa: F401  (a fixture)
 
 import edgelm
 from edgelm.text.continuation import Encoded, encode_pair
@@ -147,14 +147,18 @@ def test_a_text_that_goes_on_never_ends_in_eos(assets: Path, tmp_path: Path) -> 
         assert eos not in pair.ids
 
 
-def test_an_empty_context_needs_bos(lm: edgelm.LanguageModel) -> None:
-    if lm.tokenizer.add_bos:
-        ids = lm.encode("Once upon")
-        expected = float(lm.log_likelihoods(ids).sum())
-        assert lm.score("", "Once upon") == pytest.approx(expected, abs=SUM_DIFFERENCE)
-    else:
+def test_an_empty_context_is_bos(lm: edgelm.LanguageModel) -> None:
+    assert lm.tokenizer.add_bos
+    expected = float(lm.log_likelihoods(lm.encode("Once upon")).sum())
+    assert lm.score("", "Once upon") == pytest.approx(expected, abs=SUM_DIFFERENCE)
+
+
+def test_an_empty_context_needs_bos() -> None:
+    tokenizer = from_metadata(BPE)
+    assert not tokenizer.add_bos and encode_pair(tokenizer, "a", "b").ids == (2, 3)
+    for context in ("", " \n"):
         with pytest.raises(edgelm.UsageError, match="context is empty"):
-            lm.score("", "Once upon")
+            encode_pair(tokenizer, context, "ab")
 
 
 def test_too_long_is_said(lm: edgelm.LanguageModel) -> None:

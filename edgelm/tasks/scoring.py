@@ -81,7 +81,6 @@ class Scorer:
         for first in range(0, len(choices), rows):
             group = range(first, min(first + rows, len(choices)))
             for row in range(len(group)):
-                self._rows.truncate(row, 0)
                 self._rows.restore(row, snapshot)
             found += self._run([choices[i] for i in group], [own[i] for i in group], len(shared))
         return found

@@ -146,8 +146,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "draft: the same tokens are asked for",
         "edgelm/loading.py",
-        "    _check_tokens(drafting, files)\n    return Prepared",
-        "    return Prepared",
+        "    check_tokens(draft.name, draft.tokenizer, target.name, target.tokenizer)\n",
+        "    pass\n",
         (f"{DRAFT}::test_other_tokens_are_refused",),
     ),
     Mutation(
