@@ -171,10 +171,10 @@ def _verdict(plan: Plan) -> Iterator[str]:
         yield f"{len(streamed)} of {len(plan.placement)} layers are read from disk in every step"
     speed = plan.expected_tok_s
     read = "disk" if streamed else "read"
-    told = f"speed unknown, this machine's {read} bandwidth was not measured"
+    told = f"speed unknown: this machine's {read} bandwidth was not measured"
     if speed is not None:
         told = f"at most {human_speed(speed)} by this machine's {read} bandwidth"
-    kld = "unknown, nobody measured this scheme"
+    kld = "unknown: this scheme was not measured"
     if plan.expected_kld is not None:
         small = "as measured on models of 5 million parameters"
         kld = f"{plan.expected_kld:.4f} nats a token, {small}"

@@ -206,7 +206,7 @@ class Loader:
         """A product's parts packed one below the other, in its kernel's layout.
 
         Raises:
-            DoesNotFitError: the memory that the plan still needs is no longer available.
+            DoesNotFitError: less memory is available now than the plan still needs.
         """
         require_memory(self.plan)
         scheme = Scheme.parse(product.scheme)
