@@ -1,4 +1,4 @@
-"""What each scheme costs on each CPU backend: bits, perplexity, divergence and speed.
+"""What each scheme costs on each CPU backend: bits, perplexity and divergence.
 
     python benches/accuracy.py [WORD ...]    writes results/accuracy.json
 
@@ -22,7 +22,7 @@ from results_file import store, stored_rows
 import edgelm
 from edgelm.errors import EdgeLMError
 from edgelm.models.model_files import ModelFiles
-from edgelm.reports.benchmark import Workload, measure
+from edgelm.reports.benchmark import backends_run
 from quant.backends import BACKENDS
 
 NANO = ("llama", "gemma2", "helium", "persimmon", "bloom")
@@ -63,12 +63,18 @@ def measured(name: str, scheme: str, backend: str, scratch: Path) -> dict[str, A
         if not kept.exists():
             edgelm.evaluate(files, text=text, limit=windows, baseline=kept, quant="none")
         found = edgelm.evaluate(files, text=text, limit=windows, baseline=kept, **settings)
-        speed = measure(files, Workload(128, 16, 1), **settings)
+        plan = edgelm.plan(files, **settings)
     except EdgeLMError as error:
         print(f"{name} {scheme} {backend}: {error}", file=sys.stderr)
         return None
-    row = {"asked": scheme, "asked_backend": backend} | speed.to_dict() | found.to_dict()
-    row["model"] = name
+    row = {
+        **found.to_dict(),
+        "model": name,
+        "asked": scheme,
+        "asked_backend": backend,
+        "backend": backends_run(plan),
+        "weight_bytes": plan.weight_bytes,
+    }
     print(f"{name} {scheme} {backend}: KLD {row['kld_mean']:.6f}", file=sys.stderr)
     return row
 

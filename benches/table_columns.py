@@ -163,8 +163,6 @@ TABLES: dict[str, dict[str, Column]] = {
         "KLD 99 %": text("kld_p99", ".4f"),
         "KLD floor": lambda row: f"{row['noise_floor']['kld_mean']:.5f}",
         "same top": text("top1_agreement", ".1%"),
-        "decode tok/s": text("decode_tok_s", ".0f"),
-        "decode GB/s": bandwidth,
     },
     "caches": {
         "model": text("name"),

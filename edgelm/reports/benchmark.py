@@ -10,6 +10,7 @@ from typing import Any, Unpack
 
 import torch
 
+from edgelm.budget.plan import Plan
 from edgelm.checkpoint.random_weights import RandomWeights
 from edgelm.checkpoint.shapes import shape_config
 from edgelm.errors import UsageError
@@ -117,7 +118,7 @@ def measure(
         model=files.name,
         scheme=lm.plan.scheme,
         bits_per_weight=lm.plan.bits_per_weight,
-        backend=_backends(lm),
+        backend=backends_run(lm.plan),
         device=lm.plan.device,
         threads=torch.get_num_threads(),
         prompt_tokens=workload.prompt_tokens,
@@ -149,9 +150,9 @@ def run_round(lm: LanguageModel, workload: Workload) -> Stats:
         return batch.stats(0)
 
 
-def _backends(lm: LanguageModel) -> str:
+def backends_run(plan: Plan) -> str:
     """The backends of all matrices that are multiplied; the embedding only if it is the head."""
-    named = {p.names[0]: find(p.kernel).backend for p in lm.plan.products}
+    named = {p.names[0]: find(p.kernel).backend for p in plan.products}
     if "head" in named:
         del named["embed"]
     return " + ".join(sorted(set(named.values())))
