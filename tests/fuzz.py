@@ -1,21 +1,22 @@
 """Structure-aware fuzzing of every reader: valid files with one to four facts of theirs changed.
 
     python tests/fuzz.py --seconds 10 [--reader gguf] [--seed 1]
+    python tests/fuzz.py --cases 10000000       so many over all readers, however long it takes
 
 Each reader starts from a small corpus of valid files. A case changes numbers, lengths, offsets,
 dtypes or names where the format keeps them, or plain bytes, and then reads everything there is to
 read. Allowed outcomes are success and an EdgeLMError; any other exception, a case of more than
 CASE_LIMIT_S, or memory beyond MEMORY_LIMIT fails, and the case's file is kept. Printed: cases,
-corpus, outcomes, branch coverage of the reader's modules.
+corpus, outcomes, branch coverage of the reader's modules; at last crashes, hangs and memory.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import math
 import random
 import resource
-import shutil
 import signal
 import sys
 import tempfile
@@ -29,6 +30,7 @@ from typing import Any
 
 import fuzz_corpus as corpus
 import fuzz_folders as folders
+import fuzz_inputs as inputs
 import torch
 
 from edgelm.checkpoint.opening import open_checkpoint
@@ -41,6 +43,7 @@ from edgelm.text.tokenizer import load_tokenizer
 
 CASE_LIMIT_S = 5
 MEMORY_LIMIT = 1 << 30
+FAILURES_LIMIT = 5  # of a reader, after which it is left
 READ_LIMIT = 1 << 22  # bytes of a tensor that a case reads
 
 
@@ -109,7 +112,7 @@ READERS = {
     "gguf": Reader(corpus.gguf_files, corpus.change_gguf, read_weights, (f"{CHECKPOINT}gguf_",)),
     "gguf-tokenizer": Reader(
         corpus.gguf_vocabularies, corpus.change_gguf, read_gguf_tokenizer,
-        ("edgelm/tokenizer", "edgelm/vocabulary"),
+        ("edgelm/text/",),
     ),
     "safetensors": Reader(
         corpus.safetensors_files, corpus.change_safetensors, read_folder_of,
@@ -140,7 +143,27 @@ READERS = {
     ),
     "tokenizer": Reader(
         corpus.tokenizers, corpus.change_tokenizer, read_tokenizer,
-        ("edgelm/tokenizer", "edgelm/vocabulary"),
+        ("edgelm/text/",),
+    ),
+    "generation-config": Reader(
+        inputs.generation_configs, corpus.change_json, inputs.use_generation_config,
+        ("edgelm/text/", "edgelm/generation/"),
+    ),
+    "template": Reader(
+        inputs.templates, inputs.change_template, inputs.use_template, ("edgelm/text/",)
+    ),
+    "layouts": Reader(
+        inputs.layouts, inputs.change_layout, inputs.use_layouts, ("edgelm/layerstore/",)
+    ),
+    "conversation": Reader(
+        inputs.conversations, corpus.change_safetensors, inputs.use_conversation,
+        ("edgelm/generation/conversation",),
+    ),
+    "schema": Reader(
+        inputs.schemas, corpus.change_json, inputs.use_schema, ("edgelm/generation/grammar",)
+    ),
+    "links": Reader(
+        inputs.links, inputs.change_links, inputs.use_links, (CHECKPOINT, "edgelm/models/")
     ),
 }  # fmt: skip
 
@@ -184,49 +207,54 @@ class Hang(BaseException):
     """Not an Exception, so that no reader's handler can swallow it."""
 
 
-def fuzz(name: str, seconds: float, seed: int) -> int:
-    """Run one reader; the number of failures."""
+def fuzz(name: str, seconds: float, most: float, seed: int) -> Counter[str]:
+    """Run one reader for so long and at most so many cases; its crashes, hangs and so on."""
     reader, generator = READERS[name], random.Random(seed)
     outcomes: Counter[str] = Counter()
-    failures = 0
+    failures: Counter[str] = Counter()
     branches = Branches(reader.modules)
     with tempfile.TemporaryDirectory() as place:
         files = reader.corpus(Path(place))
         contents = {path: path.read_bytes() for path in files}
         for path in files:
             reader.use(path)  # the corpus itself must read
-        ends = time.monotonic() + seconds
-        while time.monotonic() < ends and failures < 5:
+        begun = time.monotonic()
+        while (
+            time.monotonic() < begun + seconds
+            and outcomes.total() < most
+            and failures.total() < FAILURES_LIMIT
+        ):
             path = generator.choice(files)
             case = reader.mutate(contents[path], generator)
             path.write_bytes(case)
             branches.start()
-            outcome, bad = run_case(reader.use, path)
+            outcome, failure = run_case(reader.use, path)
             branches.stop()
             outcomes[outcome] += 1
-            if bad:
-                failures += 1
-                kept = Path(tempfile.gettempdir()) / f"fuzz-{name}-{seed}-{failures}{path.suffix}"
-                shutil.copy(path, kept)
-                print(f"{name}: {outcome}; the case is kept as {kept}")
+            if failure:
+                failures[failure] += 1
+                kept = f"fuzz-{name}-{seed}-{failures.total()}{path.suffix}"
+                (Path(tempfile.gettempdir()) / kept).write_bytes(case)
+                print(f"{name}: {outcome}; the case is kept as {kept}", flush=True)
             path.write_bytes(contents[path])
-    size = sum(map(len, contents.values()))
+    lasted, size = time.monotonic() - begun, sum(map(len, contents.values()))
     print(
-        f"{name}: {sum(outcomes.values())} cases in {seconds:.0f} s from {len(files)} files of "
-        f"{size} bytes; {dict(outcomes.most_common())}; {branches.summary()}"
+        f"{name}: {outcomes.total()} cases in {lasted:.0f} s from {len(files)} files of {size} "
+        f"bytes; {dict(outcomes.most_common())}; {branches.summary()}",
+        flush=True,
     )
-    return failures
+    return failures + Counter(cases=outcomes.total())
 
 
-def run_case(use: Callable[[Path], None], path: Path) -> tuple[str, bool]:
-    """(what came of it, whether it must not)."""
+def run_case(use: Callable[[Path], None], path: Path) -> tuple[str, str | None]:
+    """(what came of it, what kind of failure that is)."""
     signal.setitimer(signal.ITIMER_REAL, CASE_LIMIT_S)
     try:
         use(path)
     except EdgeLMError as error:
-        return type(error).__name__, not str(error)
+        return type(error).__name__, None if str(error) else "crashes"
     except Hang:
-        return f"more than {CASE_LIMIT_S} s", True
+        return f"more than {CASE_LIMIT_S} s", "hangs"
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             raise
@@ -234,10 +262,11 @@ def run_case(use: Callable[[Path], None], path: Path) -> tuple[str, bool]:
         while where is not None and where.tb_next is not None:
             where = where.tb_next
         line = f"{where.tb_frame.f_code.co_filename}:{where.tb_lineno}" if where else ""
-        return f"{type(error).__name__}: {str(error)[:120]} ({line})", True
+        kind = "memory" if isinstance(error, MemoryError) else "crashes"
+        return f"{type(error).__name__}: {str(error)[:120]} ({line})", kind
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-    return "accepted", False
+    return "accepted", None
 
 
 def limit_memory() -> None:
@@ -249,7 +278,9 @@ def limit_memory() -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=10, help="for each reader")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--seconds", type=float, default=10, help="for each reader")
+    length.add_argument("--cases", type=int, help="of all readers together")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--reader", choices=READERS, action="append")
     arguments = parser.parse_args()
@@ -262,10 +293,16 @@ def main() -> int:
     torch.set_num_threads(1)
     limit_memory()
     names = arguments.reader or list(READERS)
-    failures = sum(fuzz(name, arguments.seconds, arguments.seed) for name in names)
+    seconds, most = arguments.seconds, math.inf
+    if arguments.cases is not None:
+        seconds, most = math.inf, math.ceil(arguments.cases / len(names))
+    found = sum((fuzz(name, seconds, most, arguments.seed) for name in names), Counter[str]())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
-    print(f"{failures} failures; peak resident memory {peak} MiB")
-    return 1 if failures else 0
+    print(
+        f"{found['cases']} cases: {found['crashes']} crashes, {found['hangs']} hangs, "
+        f"{found['memory']} out of memory; peak resident memory {peak} MiB"
+    )
+    return int(found.total() > found["cases"])
 
 
 if __name__ == "__main__":

@@ -25,6 +25,15 @@ with edgelm.load(sys.argv[1], quant=sys.argv[2], backend=sys.argv[4], context=51
         if index >= 19:
             print(resident_bytes())
 """
+PEAKS = """
+import sys
+import edgelm
+from edgelm.reports.benchmark import Workload, run_round
+from edgelm.machine.hardware import peak_resident_bytes
+with edgelm.load(sys.argv[1], quant=sys.argv[2], backend=sys.argv[3], context=512) as lm:
+    run_round(lm, Workload(480, 8))
+    print(lm.plan.predicted_peak_bytes, peak_resident_bytes())
+"""
 
 
 def kept_promise(source: Path, out: Path, method: str, *options: str) -> None:
@@ -86,3 +95,23 @@ def test_a_load_limits_what_onednn_keeps(assets: Path, monkeypatch: pytest.Monke
         f"    print(*(os.environ.get(name) for name in {limits!r}))"
     )
     assert fresh(program, assets / "nano" / "llama").split() == ["32", "32"]
+
+
+@pytest.mark.parametrize(
+    ("backend", "quant"),
+    [
+        ("auto", "int4"), ("torch", "int4"), ("torch", "int8"), ("torch", "none"),
+        ("reference", "int4"), ("reference", "nf4"), ("torchao", "int8"), ("bitsandbytes", "nf4"),
+    ],
+)  # fmt: skip
+def test_the_plan_bounds_the_peak_of_every_backend(
+    assets: Path, tmp_path: Path, backend: str, quant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a fresh process whose cache knows of no earlier run."""
+    monkeypatch.setenv("EDGELM_CACHE", str(tmp_path))
+    recipe = '{"default": "nf4", "overrides": {"embed": "none", "head": "none"}}'
+    given = recipe if backend == "bitsandbytes" else quant
+    told = fresh(PEAKS, assets / "nano" / "llama", given, backend)
+    predicted, measured = map(int, told.split())
+    print(f"{backend} {quant}: {measured / MIB:.0f} MiB of {predicted / MIB:.0f} MiB predicted")
+    assert 0.85 * predicted <= measured <= predicted
