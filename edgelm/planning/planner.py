@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 
@@ -90,10 +91,7 @@ class Planner:
         self._where: Where = "host" if self.accelerator is None else "device"
         self.dtype = activation_dtype(self.settings, self.model.config, self.accelerator)
         check_offload(self.settings.offload, self.device)
-        resident = hardware.resident_bytes()
-        held = resident + self.unread_bytes
-        self.runtime_parts = past_runs.runtime_parts(cache_dir(), held)
-        available = hardware.available_memory_bytes() + resident
+        available = hardware.available_memory_bytes() + hardware.resident_bytes()
         self.budget_bytes = parse_budget(self.settings.budget, available)
         self._tied = self.model.decoder.embed.tied_to_head
         measured = kernel_choice.rankings(cache_dir(), self.device)
@@ -106,6 +104,12 @@ class Planner:
             exact_activations(self.settings),
             self.device,
         )
+
+    @cached_property
+    def runtime_parts(self) -> list[Part]:
+        """What the process holds beside tensors: asked for when kernels are chosen, some of which
+        import libraries of 100 MiB and more."""
+        return past_runs.runtime_parts(cache_dir(), hardware.resident_bytes() + self.unread_bytes)
 
     def plan(self, candidate: Candidate) -> Plan:
         """The plan for one candidate; ``fits`` says whether the budget holds it.
