@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 
 from edgelm.checkpoint.gguf_families import ROPE_FACTORS
 from edgelm.checkpoint.gguf_header import HeaderGoesOn, read_header
+from edgelm.checkpoint.gguf_parts import part_names
 from edgelm.errors import HubError, ModelFileError
 from edgelm.hub.references import HUB_FILE, SAFETENSORS_FILES, explained, hub_reference, resolve
 
@@ -77,7 +78,7 @@ def fetch_headers(reference: str, revision: str | None) -> Skeleton | None:
         commit = str(api.model_info(model_id, revision=revision).sha)
         entries = api.list_repo_tree(model_id, revision=commit)
         sizes = {entry.path: int(getattr(entry, "size", 0) or 0) for entry in entries}
-        weights = [file] if file else _weights(sizes)
+        weights = part_names(file) if file else _weights(sizes)
         if not weights:
             return None
         remote = Remote(model_id, commit, sizes, home)

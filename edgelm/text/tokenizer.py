@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, overload
 
 from edgelm.errors import ModelFileError, UsageError
+from edgelm.plain_file import is_present
 from edgelm.text.decode_stream import DecodeStream
 from edgelm.text.gguf_tokenizer import read_vocabulary
 from edgelm.text.sentencepiece_vocabulary import SentencePieceVocabulary
@@ -278,12 +279,12 @@ def _from_folder(folder: Path) -> tuple[Vocabulary, SpecialTokens]:
 
 
 def _folder_vocabulary(folder: Path, config: dict[str, Any], named: list[str]) -> Vocabulary:
-    if (folder / "tokenizer.json").is_file():
+    if is_present(folder / "tokenizer.json"):
         vocabulary = TokenizersVocabulary.from_file(folder / "tokenizer.json")
         vocabulary.add(added_tokens(folder, config))
         vocabulary.mark_special(named)
         return vocabulary
-    if (folder / "tokenizer.model").is_file():
+    if is_present(folder / "tokenizer.model"):
         return SentencePieceVocabulary.from_file(
             folder / "tokenizer.model", added_tokens(folder, config), space_scheme(config)
         )
