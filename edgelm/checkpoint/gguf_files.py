@@ -149,10 +149,9 @@ class GGUFCheckpoint:
         family, keys = self._family()
         weights = {}
         for stored in self._header.tensors.values():
-            if stored.name in family.folded:
-                continue
+            folded = stored.name in family.folded
             name = family.hf_name(stored.name)
-            if name is None:
+            if name is None and not folded:
                 raise UnsupportedModelError(
                     f"{self.path} holds the tensor {stored.name!r}, which no supported "
                     f"{keys.architecture} model has."
@@ -162,6 +161,8 @@ class GGUFCheckpoint:
                     f"{self.path}: tensor {stored.name!r} of shape {list(stored.shape)} is stored "
                     f"as {stored.type.name}; only matrices may be."
                 )
+            if name is None:
+                continue
             order = family.order(stored.name)
             head_rows = self._head_rows(stored, order, keys) if order else 0
             weights[name] = _Weight(stored, order, head_rows, family.offset(stored.name))

@@ -257,6 +257,8 @@ class _Reader:
         if not 1 <= dimensions <= MAX_DIMENSIONS:
             self.fail(f"tensor {name!r} claims {dimensions} dimensions")
         shape = tuple(self.number(UINT64) for _ in range(dimensions))[::-1]
+        while len(shape) > 1 and shape[0] == 1:  # to ggml a vector is a matrix of one row
+            shape = shape[1:]
         number, offset = self.number(UINT32), self.number(UINT64)
         if number not in TYPES:
             raise UnsupportedModelError(

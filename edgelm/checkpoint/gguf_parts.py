@@ -50,11 +50,11 @@ def model_in(folder: Path) -> Path | None:
     """
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() == SUFFIX)
     files = [path for path in files if path.is_file()] or files  # rather no link to nowhere
-    models = {part_paths(path)[0]: path for path in files}
+    models = {part_paths(path)[0]: path for path in reversed(files)}  # the first one stays
     if len(models) > 1:
+        names = ", ".join(sorted(path.name for path in models))
         raise ModelFileError(
-            f"{folder} holds several models ({', '.join(path.name for path in models)}): give the "
-            "path of one of these files."
+            f"{folder} holds several models ({names}): give the path of one of these files."
         )
     return next(iter(models.values()), None)
 

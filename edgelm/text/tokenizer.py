@@ -16,7 +16,7 @@ from typing import Any, overload
 from edgelm.errors import ModelFileError, UsageError
 from edgelm.plain_file import is_present
 from edgelm.text.decode_stream import DecodeStream
-from edgelm.text.gguf_tokenizer import read_vocabulary
+from edgelm.text.gguf_tokenizer import flag, read_vocabulary
 from edgelm.text.sentencepiece_vocabulary import SentencePieceVocabulary
 from edgelm.text.tokenizer_config import (
     added_tokens,
@@ -224,8 +224,8 @@ def _from_metadata(metadata: Mapping[str, Any]) -> tuple[Vocabulary, SpecialToke
         return found[0] if found else None
 
     bos, eos = token_id("bos"), token_id("eos")
-    add_bos = bool(metadata.get("tokenizer.ggml.add_bos_token", bos_by_default))
-    add_eos = bool(metadata.get("tokenizer.ggml.add_eos_token", False))
+    add_bos = flag(metadata, "add_bos_token", bos_by_default)
+    add_eos = flag(metadata, "add_eos_token", False)
     ends = (eos, token_id("eot"), token_id("eom"))
     special = SpecialTokens(
         bos_id=bos,
