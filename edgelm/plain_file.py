@@ -97,4 +97,6 @@ def _refuse_others(path: Path, mode: int) -> None:
     if not stat.S_ISREG(mode):
         kind = _OTHERS.get(stat.S_IFMT(mode), "no file")
         link = f" (by its link to {os.path.realpath(path)})" if os.path.islink(path) else ""
-        raise ModelFileError(f"{path} is {kind}{link}, where a plain file is needed.")
+        raise ModelFileError(
+            f"{path} is {kind}{link}, where a plain file is needed: put one there."
+        )

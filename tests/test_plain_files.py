@@ -23,6 +23,7 @@ from edgelm.checkpoint.torch_files import SINGLE as PICKLED
 from edgelm.hub.references import resolve
 from edgelm.models.model_files import ModelFiles
 
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="no FIFOs, and links need a right")
 WAIT_S = 30
 
 

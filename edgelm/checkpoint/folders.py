@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from edgelm.checkpoint.torch_files import TorchCheckpoint
 from edgelm.errors import ModelFileError, UnsupportedModelError
 from edgelm.plain_file import is_present
 
+logger = logging.getLogger("edgelm")
 WEIGHTS = (
     *(safetensors_files.SINGLE, safetensors_files.INDEX),
     *(torch_files.SINGLE, torch_files.INDEX, flax_files.SINGLE),
@@ -42,6 +44,7 @@ def open_folder(path: Path, allow_pickle: bool = False) -> Checkpoint:
         return any(is_present(path / name) for name in names)
 
     if not any(os.path.lexists(path / name) for name in WEIGHTS) and (model := model_in(path)):
+        logger.info("%s: the model is %s, described by its own metadata.", path, model.name)
         return GGUFCheckpoint(model)
     if not has("config.json") and any(path.glob("*.pt")):
         raise UnsupportedModelError(f"{path} {ORIGINAL_RELEASE}")
