@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from edgelm.checkpoint.gguf_header import Header, StoredTensor, read_header
 from edgelm.errors import ModelFileError
@@ -48,7 +49,7 @@ def model_in(folder: Path) -> Path | None:
 
     Raises ModelFileError if the folder holds several models.
     """
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower() == SUFFIX)
+    files = sorted(path for path in folder.glob("*") if path.suffix.lower() == SUFFIX)
     files = [path for path in files if path.is_file()] or files  # rather no link to nowhere
     models = {part_paths(path)[0]: path for path in reversed(files)}  # the first one stays
     if len(models) > 1:
@@ -80,7 +81,7 @@ def read_model(path: Path) -> tuple[Path, Header]:
             f"{path} is one of {len(paths)} parts of a model, of which {len(missing)} are not "
             f"here. {' '.join(missing[:SHOWN])} Fetch all parts into one folder."
         )
-    return paths[0], _joined({part: read_header(part) for part in paths})
+    return paths[0], _joined(paths)
 
 
 def _count(header: Header) -> int:
@@ -88,12 +89,14 @@ def _count(header: Header) -> int:
     return count if isinstance(count, int) else 1
 
 
-def _joined(parts: Mapping[Path, Header]) -> Header:
-    """One header of all parts, by path in their order, which must be those of one model."""
-    metadata = next(iter(parts.values())).metadata
+def _joined(parts: Sequence[Path]) -> Header:
+    """One header of all parts, which must be those of one model; one of them is held at a time."""
+    metadata: dict[str, Any] = {}
     tensors: dict[str, StoredTensor] = {}
-    for number, (path, header) in enumerate(parts.items()):
+    for number, path in enumerate(parts):
+        header = read_header(path)
         own = header.metadata
+        metadata = metadata or own
         if (own.get(_NUMBER), own.get(_COUNT)) != (number, len(parts)):
             told = f"part {own.get(_NUMBER)} (from 0) of {own.get(_COUNT)}"
             raise _foreign(path, f"it says that it is {told}")
@@ -107,7 +110,7 @@ def _joined(parts: Mapping[Path, Header]) -> Header:
     told = metadata.get(_TENSORS, len(tensors))
     if told != len(tensors):
         raise ModelFileError(
-            f"{next(iter(parts))}: its {_TENSORS} is {told!r:.80}, but the {len(parts)} parts hold "
+            f"{parts[0]}: its {_TENSORS} is {told!r:.80}, but the {len(parts)} parts hold "
             f"{len(tensors)} tensors. Fetch all parts again."
         )
     return Header({k: v for k, v in metadata.items() if not k.startswith("split.")}, tensors)

@@ -17,7 +17,7 @@ from edgelm.errors import ModelFileError
 from edgelm.plain_file import absence
 
 logger = logging.getLogger("edgelm")
-SHOWN = 3  # names in a warning
+SHOWN = 3  # names of each kind in a warning
 
 
 def open_shards(
@@ -53,10 +53,8 @@ def open_shards(
     _tell(index, "does not name what its files hold", tensors.keys() - weight_map.keys())
     moved = [n for n in weight_map.keys() & tensors.keys() if n not in here.get(weight_map[n], ())]
     _tell(index, "names another file than the one that holds", moved)
-    for path in sorted(set(missing.values())):
-        _tell(index, f"names a file that is not here. {absence(path)} It would hold", [
-            name for name, other in missing.items() if other == path
-        ])  # fmt: skip
+    told = " ".join(absence(path) for path in sorted(set(missing.values()))[:SHOWN])
+    _tell(index, f"names files that are not here. {told} They would hold", missing)
     return tensors, missing
 
 
