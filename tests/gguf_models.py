@@ -40,15 +40,16 @@ def write_gguf_model(
     kind: Type = Type.F32,
     metadata: dict[str, Any] | None = None,
     more: dict[str, Any] | None = None,
+    **split: Any,
 ) -> Path:
     """The model of a folder in Hugging Face layout as `path`: matrices as `kind`, vectors float32.
 
     Without `metadata` of a tokenizer, the vocabulary's entries are named <0>, <1>, ... `more`:
-    other keys of the architecture.
+    other keys of the architecture. `split`: as the writer has them, for parts named after `path`.
     """
     config = json.loads((folder / "config.json").read_text("utf-8"))
     name = config["model_type"]
-    writer = gguf.GGUFWriter(path, name)
+    writer = gguf.GGUFWriter(path, name, **split)
     keys = _metadata(config) | (_plain_vocabulary(config) if metadata is None else metadata)
     keys |= {f"{name}.{key}": value for key, value in (more or {}).items()}
     for key, value in keys.items():

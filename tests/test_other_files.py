@@ -132,8 +132,8 @@ def test_cut_off_and_missing_shards(tmp_path: Path) -> None:
     with pytest.raises(edgelm.ModelFileError, match="cannot be opened"):
         open_checkpoint(target, allow_pickle=True)
     first.unlink()
-    with pytest.raises(edgelm.ModelFileError, match="is missing"):
-        open_checkpoint(target, allow_pickle=True)
+    with pytest.raises(edgelm.ModelFileError, match=r"1-of-2\.bin is missing"):
+        open_checkpoint(target, allow_pickle=True).info("model.norm.weight")
 
 
 def test_a_tensor_that_ends_beyond_its_file(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ rest of the package does not depend on the file a tensor comes from.
 Modules:
     protocol, opening: what every reader gives, and the reader for a file at hand.
     folders: detection of a folder's format.
+    shards: weights in several files with an index.
     stored, rows: tensors at offsets in files, and plain reads into private memory.
     safetensors_files, torch_files, flax_files: folders of float weights.
     quantized_folders: folders quantized by other tools, read by ``awq``, ``gptq``,
@@ -13,8 +14,8 @@ Modules:
         ``packed_matrix``.
     packed, manifest: folders written by ``edgelm quantize``, and their edgelm.json.
     packed_layout, bitsandbytes_layout: the stored forms of a packed matrix.
-    gguf_files: GGUF files, with ``gguf_header``, ``gguf_metadata``, ``gguf_families`` (names) and
-        ``gguf_blocks`` (types).
+    gguf_files: GGUF files, with ``gguf_parts``, ``gguf_header``, ``gguf_metadata``,
+        ``gguf_families`` (names) and ``gguf_blocks`` (types).
     safetensors_writer, gguf_writer, journal: writing files, verified and resumable.
     random_weights, shapes, fresh_head: weights without a file, published configs, and new heads.
 

@@ -137,7 +137,7 @@ def _bloom_config(
         "seq_length": metadata.get("context_length", int),
         "vocab_size": _vocab_size(metadata, header),
         "tie_word_embeddings": _tied(header),
-        **_token_ids(metadata),
+        **_token_ids(metadata, _vocab_size(metadata, header)),
     }
 
 
@@ -160,7 +160,7 @@ def _decoder_config(metadata: Metadata, header: Header) -> dict[str, Any]:
         "rope_theta": metadata.get("rope.freq_base", float, 10000.0),
         "vocab_size": _vocab_size(metadata, header),
         "tie_word_embeddings": _tied(header),
-        **_token_ids(metadata),
+        **_token_ids(metadata, _vocab_size(metadata, header)),
     }
 
 
@@ -179,11 +179,15 @@ def _vocab_size(metadata: Metadata, header: Header) -> int:
     return len(metadata.get("tokenizer.ggml.tokens", list))
 
 
-def _token_ids(metadata: Metadata) -> dict[str, Any]:
-    """The bos id, the pad id and all ids that end a text or a turn, as far as the file has them."""
+def _token_ids(metadata: Metadata, vocab_size: int) -> dict[str, Any]:
+    """The bos id, the pad id and all ids that end a text or a turn, as far as the file has them.
+
+    An id outside the vocabulary (-1, or 2**32 - 1) stands for none, as in llama.cpp.
+    """
 
     def token(name: str) -> int | None:
-        return metadata.get(f"tokenizer.ggml.{name}_token_id", int, None)
+        found = metadata.get(f"tokenizer.ggml.{name}_token_id", int, None)
+        return found if found is not None and 0 <= found < vocab_size else None
 
     ends = [token(name) for name in ("eos", "eot", "eom")]
     unique = list(dict.fromkeys(end for end in ends if end is not None))

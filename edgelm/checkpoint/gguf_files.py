@@ -17,8 +17,9 @@ import torch
 
 from edgelm.checkpoint.gguf_blocks import EXACT, NEAREST, PACKED, dequantized, take_apart
 from edgelm.checkpoint.gguf_families import FAMILIES, ROPE_FACTORS, Family, RowOrder
-from edgelm.checkpoint.gguf_header import StoredTensor, read_header
+from edgelm.checkpoint.gguf_header import StoredTensor
 from edgelm.checkpoint.gguf_metadata import Metadata
+from edgelm.checkpoint.gguf_parts import read_model
 from edgelm.checkpoint.protocol import TensorInfo
 from edgelm.checkpoint.rows import fill, opened, span
 from edgelm.errors import ModelFileError, UnsupportedModelError
@@ -45,15 +46,16 @@ class _Weight:
 
 
 class GGUFCheckpoint:
-    """One .gguf file; a file with a vocabulary and no weights opens as well."""
+    """One .gguf file, or one in parts; a file with a vocabulary and no weights opens as well.
+
+    path: the file, of parts the first.
+    """
 
     format = "gguf"
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self._header = read_header(path)
+        self.path, self._header = read_model(path)
         self.metadata = self._header.metadata
-        self._refuse_parts()
         self._weights = self._name_weights() if self._header.tensors else {}
 
     @cached_property
@@ -123,23 +125,15 @@ class GGUFCheckpoint:
         row_bytes = stored.nbytes // stored.shape[0]
         step = head or max(1, READ_BYTES // row_bytes)
         begin, end = (start - start % head, stored.shape[0]) if head else (start, stop)
-        with opened(self.path) as file:
+        with opened(stored.path) as file:
             for top in range(begin, stop, step):
                 raw = torch.empty(min(step, end - top), row_bytes, dtype=torch.uint8)
                 first = _stored_row(weight, top)
-                fill(file, stored.offset + first * row_bytes, raw, self.path)
+                fill(file, stored.offset + first * row_bytes, raw, stored.path)
                 if weight.order is not None and weight.order.pairs:
                     raw = raw.view(head // 2, 2, row_bytes).transpose(0, 1).reshape(head, row_bytes)
                 piece = raw[max(start - top, 0) : stop - top]
                 yield max(top - start, 0), piece
-
-    def _refuse_parts(self) -> None:
-        parts = self.metadata.get("split.count", 1)
-        if parts not in (0, 1):
-            raise UnsupportedModelError(
-                f"{self.path} is one of {parts} parts of a model. Join them into one file first "
-                "(llama.cpp's `llama-gguf-split --merge`)."
-            )
 
     def _family(self) -> tuple[Family, Metadata]:
         name = self.metadata.get("general.architecture")
@@ -155,10 +149,9 @@ class GGUFCheckpoint:
         family, keys = self._family()
         weights = {}
         for stored in self._header.tensors.values():
-            if stored.name in family.folded:
-                continue
+            folded = stored.name in family.folded
             name = family.hf_name(stored.name)
-            if name is None:
+            if name is None and not folded:
                 raise UnsupportedModelError(
                     f"{self.path} holds the tensor {stored.name!r}, which no supported "
                     f"{keys.architecture} model has."
@@ -168,6 +161,8 @@ class GGUFCheckpoint:
                     f"{self.path}: tensor {stored.name!r} of shape {list(stored.shape)} is stored "
                     f"as {stored.type.name}; only matrices may be."
                 )
+            if name is None:
+                continue
             order = family.order(stored.name)
             head_rows = self._head_rows(stored, order, keys) if order else 0
             weights[name] = _Weight(stored, order, head_rows, family.offset(stored.name))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from struct import Struct
@@ -71,8 +71,9 @@ UNREAD_NAMES = {9: "Q8_1", 15: "Q8_K", 24: "I8", 25: "I16", 26: "I32", 27: "I64"
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One tensor: shape as torch writes it (rows first), bytes [offset, offset + nbytes)."""
+    """One tensor: its shape as torch writes it (rows first), bytes [offset, offset + nbytes)."""
 
+    path: Path
     name: str
     shape: tuple[int, ...]
     type: TensorType
@@ -256,6 +257,8 @@ class _Reader:
         if not 1 <= dimensions <= MAX_DIMENSIONS:
             self.fail(f"tensor {name!r} claims {dimensions} dimensions")
         shape = tuple(self.number(UINT64) for _ in range(dimensions))[::-1]
+        while len(shape) > 1 and shape[0] == 1:  # to ggml a vector is a matrix of one row
+            shape = shape[1:]
         number, offset = self.number(UINT32), self.number(UINT64)
         if number not in TYPES:
             raise UnsupportedModelError(
@@ -266,7 +269,8 @@ class _Reader:
         kind = TYPES[number]
         if min(shape) < 1 or shape[-1] % kind.block:
             self.fail(f"tensor {name!r} of type {kind.name} cannot have the shape {list(shape)}")
-        return StoredTensor(name, shape, kind, offset, prod(shape) // kind.block * kind.block_bytes)
+        nbytes = prod(shape) // kind.block * kind.block_bytes
+        return StoredTensor(self.path, name, shape, kind, offset, nbytes)
 
     def _placed(
         self, tensors: dict[str, StoredTensor], metadata: dict[str, Any]
@@ -287,7 +291,5 @@ class _Reader:
             if tensor.nbytes > self.size - offset:
                 self.fail(f"tensor {tensor.name!r} ends at byte {offset + tensor.nbytes}")
             end, before = offset + tensor.nbytes, tensor.name
-            placed[tensor.name] = StoredTensor(
-                tensor.name, tensor.shape, tensor.type, offset, tensor.nbytes
-            )
+            placed[tensor.name] = replace(tensor, offset=offset)
         return placed

@@ -25,7 +25,7 @@ class Metadata:
         Raises ModelFileError if it is of another type, or missing without a default.
         """
         full = key if key.startswith("tokenizer.") else f"{self.architecture}.{key}"
-        value = self.values.get(full, default)
+        value = _one(self.values.get(full, default))
         if value is ...:
             raise ModelFileError(
                 f"{self.path} lacks the metadata key {full}, which describes the model: it was "
@@ -42,7 +42,7 @@ class Metadata:
     def refuse_unless(self, key: str, allowed: tuple[Any, ...]) -> None:
         """Raise UnsupportedModelError if the key is present with a value that changes the model."""
         full = f"{self.architecture}.{key}"
-        if full in self.values and self.values[full] not in allowed:
+        if full in self.values and _one(self.values[full]) not in allowed:
             raise UnsupportedModelError(
                 f"{self.path}: the metadata key {full} is {self.values[full]!r:.80}; supported: "
                 f"{', '.join(map(repr, allowed))}. This model cannot be run."
@@ -57,3 +57,9 @@ class Metadata:
                 f"count from 1 to {MAX_COUNT}. The file is damaged: fetch it again."
             )
         return value
+
+
+def _one(value: Any) -> Any:
+    """The number that a list holds for every layer, as some converters write it."""
+    same = isinstance(value, list) and value and all(entry == value[0] for entry in value)
+    return value[0] if same and isinstance(value[0], int | float) else value

@@ -52,7 +52,10 @@ class Checkpoint(Protocol):
         """Hugging Face's names of the stored weights, in the order of the file."""
 
     def info(self, name: str) -> TensorInfo:
-        """Shape, type and bytes of a weight, from the header; KeyError for an unknown name."""
+        """Shape, type and bytes of a weight, from the header.
+
+        KeyError for an unknown name, ModelFileError for one in a file that is not here.
+        """
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """Rows [start, stop) as a private copy: the stored float dtype, float32 if packed."""

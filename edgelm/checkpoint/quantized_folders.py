@@ -16,6 +16,7 @@ from edgelm.checkpoint.protocol import TensorInfo
 from edgelm.checkpoint.rows import span
 from edgelm.checkpoint.safetensors_files import SafetensorsCheckpoint, read_json
 from edgelm.errors import UnsupportedModelError
+from edgelm.plain_file import is_present
 from quant.groupwise import dequantize
 from quant.packing import PackedWeight
 
@@ -37,7 +38,7 @@ def quantization_settings(path: Path) -> Any:
     the same keys to a separate file.
     """
     settings = read_json(path / "config.json").get("quantization_config")
-    if settings is None and (path / AUTOGPTQ_SETTINGS).is_file():
+    if settings is None and is_present(path / AUTOGPTQ_SETTINGS):
         return {"quant_method": "gptq"} | read_json(path / AUTOGPTQ_SETTINGS)
     return settings
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from edgelm.errors import ModelFileError
+from edgelm.plain_file import open_plain
 
 
 def span(rows: int, start: int, stop: int | None, name: str) -> tuple[int, int]:
@@ -26,9 +27,9 @@ def span(rows: int, start: int, stop: int | None, name: str) -> tuple[int, int]:
 
 @contextmanager
 def opened(path: Path) -> Iterator[RawIOBase]:
-    """Open the file for ``fill``, unbuffered; OSError becomes ModelFileError."""
+    """Open a plain file for ``fill``, unbuffered; OSError becomes ModelFileError."""
     try:
-        with path.open("rb", buffering=0) as file:
+        with open_plain(path) as file:
             yield file
     except OSError as error:
         raise ModelFileError(

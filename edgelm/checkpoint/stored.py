@@ -12,7 +12,8 @@ import torch
 
 from edgelm.checkpoint.protocol import TensorInfo
 from edgelm.checkpoint.rows import fill, fill_columns, opened, span
-from edgelm.errors import UnsupportedModelError
+from edgelm.errors import ModelFileError, UnsupportedModelError
+from edgelm.plain_file import absence
 
 if TYPE_CHECKING:
     from quant.packing import PackedWeight
@@ -37,10 +38,13 @@ class Stored:
 
 
 class StoredTensors:
-    """Tensors by name, read into private memory."""
+    """Tensors by name, read into private memory.
 
-    def __init__(self, tensors: Mapping[str, Stored]) -> None:
-        self._tensors = tensors
+    missing: the file, which is not here, of every other tensor that the model is said to have.
+    """
+
+    def __init__(self, tensors: Mapping[str, Stored], missing: Mapping[str, Path]) -> None:
+        self._tensors, self._missing = tensors, missing
 
     def names(self) -> list[str]:
         return list(self._tensors)
@@ -49,6 +53,10 @@ class StoredTensors:
         return name in self._tensors
 
     def info(self, name: str) -> TensorInfo:
+        if name in self._missing:
+            raise ModelFileError(
+                f"{absence(self._missing[name])} The model needs its tensor {name}: fetch the file."
+            )
         return self._tensors[name].info
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:

@@ -6,6 +6,7 @@ each storage begins; the numbers are then read like those of any other file, see
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ from typing import Any
 import torch
 
 from edgelm.checkpoint.protocol import TensorInfo
-from edgelm.checkpoint.safetensors_files import AGAIN, open_shards, read_json
+from edgelm.checkpoint.safetensors_files import AGAIN, read_json
+from edgelm.checkpoint.shards import open_shards
 from edgelm.checkpoint.stored import Stored, StoredTensors
 from edgelm.errors import ModelFileError, UnsupportedModelError
+from edgelm.plain_file import is_present, open_plain
 
 SINGLE = "pytorch_model.bin"
 INDEX = "pytorch_model.bin.index.json"
@@ -31,19 +34,19 @@ class TorchCheckpoint(StoredTensors):
         self.path = path
         self.metadata: dict[str, Any] = {}
         self.config = read_json(path / "config.json")
-        super().__init__(_open_weights(path))
+        super().__init__(*_open_weights(path))
 
 
-def _open_weights(folder: Path) -> dict[str, Stored]:
+def _open_weights(folder: Path) -> tuple[dict[str, Stored], dict[str, Path]]:
     version = tuple(int(number) for number in re.findall(r"\d+", torch.__version__)[:2])
     if version < SAFE_TORCH:
         raise UnsupportedModelError(
             f"{folder} has pickled weights; torch {torch.__version__} can be made to run code by "
             "them. Install torch 2.10 or newer, or use the model's safetensors files."
         )
-    if (folder / SINGLE).is_file():
-        return _open_file(folder / SINGLE)
-    return open_shards(folder / INDEX, _open_file)
+    if is_present(folder / SINGLE):
+        return _open_file(folder / SINGLE), {}
+    return open_shards(folder / INDEX, read_json(folder / INDEX), _open_file)
 
 
 def _open_file(path: Path) -> dict[str, Stored]:
@@ -51,13 +54,12 @@ def _open_file(path: Path) -> dict[str, Stored]:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     try:
-        size = path.stat().st_size
+        with open_plain(path) as file:
+            size = os.fstat(file.fileno()).st_size
         with FakeTensorMode():  # no storage is filled: the file may be larger than the memory
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise ModelFileError(
-            f"{path} is missing: the model is not complete. Fetch the missing file."
-        ) from None
+    except ModelFileError:
+        raise
     except Exception as error:  # whatever a damaged or hostile pickle can raise
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelFileError(

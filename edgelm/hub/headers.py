@@ -18,8 +18,10 @@ from tempfile import TemporaryDirectory
 
 from edgelm.checkpoint.gguf_families import ROPE_FACTORS
 from edgelm.checkpoint.gguf_header import HeaderGoesOn, read_header
+from edgelm.checkpoint.gguf_parts import part_names
 from edgelm.errors import HubError, ModelFileError
 from edgelm.hub.references import HUB_FILE, SAFETENSORS_FILES, explained, hub_reference, resolve
+from edgelm.plain_file import SMALL_BYTES
 
 CONFIG_FILES = (
     *("config.json", "generation_config.json", "edgelm.json", "quantize_config.json"),
@@ -27,7 +29,6 @@ CONFIG_FILES = (
 )
 FIRST_BYTES = 64 << 10  # of every file; most headers of a shard end before
 LONGEST_HEADER = 100_000_000  # the safetensors library's limit
-LONGEST_CONFIG = 16 << 20  # an index of shards has a few hundred KiB
 CONNECTIONS = 8
 TIMEOUT_S = 30.0
 # Small tensors stored with packed weights that describe the packing.
@@ -77,7 +78,7 @@ def fetch_headers(reference: str, revision: str | None) -> Skeleton | None:
         commit = str(api.model_info(model_id, revision=revision).sha)
         entries = api.list_repo_tree(model_id, revision=commit)
         sizes = {entry.path: int(getattr(entry, "size", 0) or 0) for entry in entries}
-        weights = [file] if file else _weights(sizes)
+        weights = part_names(file) if file else _weights(sizes)
         if not weights:
             return None
         remote = Remote(model_id, commit, sizes, home)
@@ -113,10 +114,10 @@ class Remote:
     def whole(self, name: str) -> None:
         """Fetch a small file."""
         size = self.sizes[name]
-        if size > LONGEST_CONFIG:
+        if size > SMALL_BYTES:
             raise ModelFileError(
                 f"{self.model_id}: {name} has {size} bytes; a config file may have at most "
-                f"{LONGEST_CONFIG}. The model is damaged: take another one."
+                f"{SMALL_BYTES}. The model is damaged: take another one."
             )
         (self.home / name).write_bytes(self.read(name, 0, size) if size else b"")
 

@@ -19,8 +19,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, NoReturn
 
+from edgelm.checkpoint.gguf_parts import part_names
 from edgelm.errors import EdgeLMError, HubError, ModelFileError, UsageError
 from edgelm.hub.weights import fetch_weights
+from edgelm.plain_file import is_present
 
 logger = logging.getLogger("edgelm")
 
@@ -58,18 +60,18 @@ def resolve(
     UsageError for a revision of something without revisions.
     """
     offline = offline or is_offline()
-    if reference == "demo":
-        _refuse_revision(reference, revision)
-        return _demo(offline)
-    path = Path(reference).expanduser()
     if is_local(reference):
         _refuse_revision(reference, revision)
-        if path.is_dir() or path.suffix.lower() in (".gguf", ".pt"):
+        if reference == "demo":
+            return _demo(offline)
+        path = Path(reference).expanduser()
+        if path.is_dir() or (is_present(path) and path.suffix.lower() in (".gguf", ".pt")):
             return path
         raise ModelFileError(f"{path} is a file but not a .gguf file. {MODEL_KINDS}.")
     model_id, file, revision = hub_reference(reference, revision)
     if file is not None:
-        return _fetch(model_id, revision, offline, [file], [file]) / file
+        parts = part_names(file)
+        return _fetch(model_id, revision, offline, parts, parts) / file
     return _snapshot(model_id, revision, offline, allow_pickle)
 
 
@@ -79,8 +81,8 @@ def is_offline() -> bool:
 
 
 def is_local(reference: str) -> bool:
-    """True if a reference is a path that exists here, or the demo."""
-    return reference == "demo" or (bool(reference) and Path(reference).expanduser().exists())
+    """True if a reference is a path that exists here, be it a link to nowhere, or the demo."""
+    return reference == "demo" or os.path.lexists(Path(reference).expanduser() if reference else "")
 
 
 def hub_reference(reference: str, revision: str | None) -> tuple[str, str | None, str | None]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from contextlib import suppress
 from dataclasses import replace
@@ -12,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgelm.checkpoint.fresh_head import FreshHead
-from edgelm.checkpoint.opening import open_checkpoint
+from edgelm.checkpoint.opening import open_checkpoint, own_files
 from edgelm.checkpoint.packed import PackedCheckpoint
 from edgelm.checkpoint.protocol import Checkpoint
+from edgelm.checkpoint.safetensors_files import read_json
 from edgelm.config import ConfigReader, ModelConfig
 from edgelm.errors import EdgeLMError, ModelFileError, UsageError
 from edgelm.hub.headers import Skeleton, headers_or_cached
@@ -26,6 +26,7 @@ from edgelm.models.heads import head_for
 from edgelm.models.layers import Head
 from edgelm.models.tied_head import has_other_head
 from edgelm.models.weight_names import WeightNames
+from edgelm.plain_file import is_present
 
 if TYPE_CHECKING:
     from edgelm.text.tokenizer import Tokenizer
@@ -98,6 +99,7 @@ class ModelFiles:
             return Assembled(self.name, self.config, decoder, self._names(self.checkpoint, head))
         names = self._names(self.checkpoint, head)
         if not names.has("head"):
+            names.refuse_missing("head")
             if num_labels is None:
                 raise ModelFileError(
                     f"{self.checkpoint.path} has no tensor {head.source}.weight, the head of task "
@@ -143,12 +145,10 @@ class ModelFiles:
     @cached_property
     def sha256(self) -> str:
         """Hash of config.json and the weight files, in the order of their names; reads them all."""
-        path = self.checkpoint.path
-        found = [path] if path.is_file() else sorted(
-            p for p in path.iterdir() if p.suffix in _WEIGHTS or p.name == "config.json"
-        )  # fmt: skip
         whole = hashlib.sha256()
-        for own in found:
+        for own in own_files(self.checkpoint.path):
+            if own.suffix.lower() not in _WEIGHTS and own.name != "config.json":
+                continue
             with own.open("rb") as file:
                 whole.update(hashlib.file_digest(file, "sha256").digest())
         return whole.hexdigest()
@@ -188,12 +188,4 @@ class ModelFiles:
     def generation_config(self) -> dict[str, Any]:
         """The model's default sampling settings, empty if it has none."""
         path = self.checkpoint.path / "generation_config.json"
-        if not self.checkpoint.path.is_dir() or not path.exists():
-            return {}
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ModelFileError(f"{path} cannot be read as JSON: {error}.") from error
-        if not isinstance(data, dict):
-            raise ModelFileError(f"{path} holds {type(data).__name__}; expected an object.")
-        return data
+        return read_json(path) if path.parent.is_dir() and is_present(path) else {}

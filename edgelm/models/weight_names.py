@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -54,18 +55,17 @@ class WeightNames:
         Checkpoints of a bare decoder lack the family's prefix, and those of some heads have
         ``transformer.`` instead; the name that exists is returned.
         """
-        source, layer = self._source(canonical)
-        pattern = source.name if isinstance(source, Interleaved) else source
-        name = f"{pattern.format(layer)}.{kind}"
-        prefix, _, rest = name.partition(".")
-        if prefix in ("model", "transformer"):
-            for candidate in (name, rest, f"transformer.{rest}"):
-                if candidate in self._present:
-                    return candidate
-        return name
+        names = self._candidates(canonical, kind)
+        return next((name for name in names if name in self._present), names[0])
 
     def has(self, canonical: str, kind: str = "weight") -> bool:
         return self.file_name(canonical, kind) in self._present
+
+    def refuse_missing(self, canonical: str, kind: str = "weight") -> None:
+        """Raise ModelFileError if the tensor is in a file that is not here."""
+        for name in self._candidates(canonical, kind):
+            with suppress(KeyError):
+                self.checkpoint.info(name)
 
     def info(self, canonical: str, shape: tuple[int, ...], kind: str = "weight") -> TensorInfo:
         """Header entry of a tensor that must have ``shape`` (of its part only, if fused).
@@ -75,6 +75,7 @@ class WeightNames:
         """
         name = self.file_name(canonical, kind)
         if name not in self._present:
+            self.refuse_missing(canonical, kind)
             raise ModelFileError(
                 f"{self.checkpoint.path} has no tensor {name}, which config.json implies. The "
                 "file is damaged, incomplete or of another model: fetch it again."
@@ -126,6 +127,15 @@ class WeightNames:
             first = (head * source.of + source.index) * self.head_size + offset
             yield first, first + count
             start += count
+
+    def _candidates(self, canonical: str, kind: str) -> tuple[str, ...]:
+        """Names that the tensor has in files with the family's prefix, and those without it."""
+        source, layer = self._source(canonical)
+        pattern = source.name if isinstance(source, Interleaved) else source
+        name = f"{pattern.format(layer)}.{kind}"
+        prefix, _, rest = name.partition(".")
+        within = prefix in ("model", "transformer")
+        return (name, rest, f"transformer.{rest}") if within else (name,)
 
     def _source(self, canonical: str) -> tuple[Source, str]:
         index = _INDEX.search(canonical)

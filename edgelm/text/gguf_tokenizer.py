@@ -18,7 +18,7 @@ from typing import Any
 
 from edgelm.errors import ModelFileError, UnsupportedModelError
 from edgelm.text.sentencepiece_vocabulary import SentencePieceVocabulary, load_sentencepiece
-from edgelm.text.tokenizer_config import AddedToken
+from edgelm.text.tokenizer_config import AddedToken, token_ids
 from edgelm.text.tokenizers_vocabulary import TokenizersVocabulary
 from edgelm.text.vocabulary import SPACE, Vocabulary
 
@@ -102,10 +102,8 @@ def _sentencepiece(metadata: Mapping[str, Any], model_type: int) -> Vocabulary:
         _scores(metadata, len(tokens)),
         types,
         model_type=model_type,
-        add_space_prefix=bool(metadata.get("tokenizer.ggml.add_space_prefix", True)),
-        remove_extra_whitespaces=bool(
-            metadata.get("tokenizer.ggml.remove_extra_whitespaces", False)
-        ),
+        add_space_prefix=flag(metadata, "add_space_prefix", True),
+        remove_extra_whitespaces=flag(metadata, "remove_extra_whitespaces", False),
     )
     library = load_sentencepiece(model, "The GGUF file's metadata")
     return SentencePieceVocabulary(library, added)
@@ -189,7 +187,8 @@ def _byte_level_bpe(metadata: Mapping[str, Any], cut: PreTokenizer) -> Vocabular
 
     tokens = _tokens(metadata)
     types = _token_types(metadata, tokens)
-    pairs = (merge.partition(" ") for merge in _strings(metadata, "tokenizer.ggml.merges"))
+    given = _strings(metadata, "tokenizer.ggml.merges")
+    pairs = (merge.partition(" ") for merge in given if merge)  # llama.cpp too passes empty ones
     merges = [(left, right) for left, _, right in pairs]
     try:
         model = models.BPE(
@@ -216,6 +215,17 @@ def _byte_level_bpe(metadata: Mapping[str, Any], cut: PreTokenizer) -> Vocabular
         ]
     )
     return TokenizersVocabulary(library)
+
+
+def flag(metadata: Mapping[str, Any], name: str, default: bool) -> bool:
+    """The truth value of a key after "tokenizer.ggml."; some writers store it as a number."""
+    value = metadata.get(f"tokenizer.ggml.{name}", default)
+    if not isinstance(value, int) or value not in (0, 1):
+        raise ModelFileError(
+            f"tokenizer.ggml.{name} is {value!r:.80}; expected true or false. Fetch the GGUF file "
+            "again."
+        )
+    return bool(value)
 
 
 def _required(metadata: Mapping[str, Any], key: str) -> Any:
@@ -281,11 +291,12 @@ def _guessed_types(metadata: Mapping[str, Any], tokens: Sequence[str]) -> list[i
         "The GGUF file has no tokenizer.ggml.token_type: special tokens are known by their ids."
     )
 
-    def ids(*names: str) -> set[Any]:
-        return {metadata.get(f"tokenizer.ggml.{name}_token_id") for name in names}
+    def ids(*names: str) -> set[int]:
+        keys = [f"tokenizer.ggml.{name}_token_id" for name in names]
+        return {token for key in keys for token in token_ids(metadata.get(key), key)}
 
     control, unknown = ids("bos", "eos", "eot", "eom", "padding"), ids("unknown")
-    if unknown == {None}:
+    if not unknown:
         unknown = {tokens.index("<unk>") if "<unk>" in tokens else 0}
     types = [BYTE if _BYTE_NAME.fullmatch(token) else NORMAL for token in tokens]
     return [

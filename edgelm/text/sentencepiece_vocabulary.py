@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgelm.errors import ModelFileError
+from edgelm.plain_file import VOCABULARY_BYTES, read_small
 from edgelm.text.tokenizer_config import AddedToken
 from edgelm.text.vocabulary import SPACE
 
@@ -55,7 +56,8 @@ class SentencePieceVocabulary:
         cls, path: Path, added: Sequence[AddedToken], scheme: str
     ) -> SentencePieceVocabulary:
         """Read a ``tokenizer.model``; a damaged one raises ModelFileError."""
-        return cls(load_sentencepiece(path.read_bytes(), str(path)), added, scheme)
+        content = read_small(path, VOCABULARY_BYTES)
+        return cls(load_sentencepiece(content, str(path)), added, scheme)
 
     def _read_tokens(self, added: Sequence[AddedToken]) -> None:
         library, next_id = self._library, self._pieces

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, overload
 
 from edgelm.errors import ModelFileError, UsageError
+from edgelm.plain_file import is_present
 from edgelm.text.decode_stream import DecodeStream
-from edgelm.text.gguf_tokenizer import read_vocabulary
+from edgelm.text.gguf_tokenizer import flag, read_vocabulary
 from edgelm.text.sentencepiece_vocabulary import SentencePieceVocabulary
 from edgelm.text.tokenizer_config import (
     added_tokens,
@@ -223,8 +224,8 @@ def _from_metadata(metadata: Mapping[str, Any]) -> tuple[Vocabulary, SpecialToke
         return found[0] if found else None
 
     bos, eos = token_id("bos"), token_id("eos")
-    add_bos = bool(metadata.get("tokenizer.ggml.add_bos_token", bos_by_default))
-    add_eos = bool(metadata.get("tokenizer.ggml.add_eos_token", False))
+    add_bos = flag(metadata, "add_bos_token", bos_by_default)
+    add_eos = flag(metadata, "add_eos_token", False)
     ends = (eos, token_id("eot"), token_id("eom"))
     special = SpecialTokens(
         bos_id=bos,
@@ -278,12 +279,12 @@ def _from_folder(folder: Path) -> tuple[Vocabulary, SpecialTokens]:
 
 
 def _folder_vocabulary(folder: Path, config: dict[str, Any], named: list[str]) -> Vocabulary:
-    if (folder / "tokenizer.json").is_file():
+    if is_present(folder / "tokenizer.json"):
         vocabulary = TokenizersVocabulary.from_file(folder / "tokenizer.json")
         vocabulary.add(added_tokens(folder, config))
         vocabulary.mark_special(named)
         return vocabulary
-    if (folder / "tokenizer.model").is_file():
+    if is_present(folder / "tokenizer.model"):
         return SentencePieceVocabulary.from_file(
             folder / "tokenizer.model", added_tokens(folder, config), space_scheme(config)
         )

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from edgelm.errors import ModelFileError
+from edgelm.plain_file import is_present, read_text
 
 NAMED = ("bos", "eos", "pad", "unk", "sep", "cls", "mask")
 _FLAGS = ("special", "lstrip", "rstrip", "single_word", "normalized")
@@ -23,10 +24,10 @@ MAX_ID = 1 << 24  # no vocabulary is nearly as large; a larger id would only cos
 
 def read_object(path: Path) -> dict[str, Any]:
     """The object in a JSON file, {} if the file does not exist."""
-    if not path.is_file():
+    if not is_present(path):
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
         raise ModelFileError(f"{path} is not JSON ({error}). Fetch the file again.") from error
     except OSError as error:
@@ -160,9 +161,9 @@ def space_scheme(config: Mapping[str, Any]) -> str:
 def chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:
     """``chat_template.jinja``, else the config's template (the one called default of several)."""
     file = folder / "chat_template.jinja"
-    if file.is_file():
+    if is_present(file):
         try:
-            return file.read_text(encoding="utf-8")
+            return read_text(file)
         except (ValueError, OSError) as error:
             raise ModelFileError(f"{file} is not readable text ({error}).") from error
     template = config.get("chat_template")

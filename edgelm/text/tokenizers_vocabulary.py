@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgelm.errors import ModelFileError, UnsupportedModelError
+from edgelm.plain_file import VOCABULARY_BYTES, read_small
 from edgelm.text.tokenizer_config import AddedToken
 from edgelm.text.vocabulary import SPACE
 
@@ -53,8 +54,9 @@ class TokenizersVocabulary:
         """Read a ``tokenizer.json``; a damaged one raises ModelFileError."""
         from tokenizers import Tokenizer as LibraryTokenizer
 
+        content = read_small(path, VOCABULARY_BYTES)
         try:
-            library = LibraryTokenizer.from_file(str(path))
+            library = LibraryTokenizer.from_buffer(content)
         except Exception as error:  # the library raises bare Exception for whatever it cannot read
             raise ModelFileError(
                 f"{path} is not a readable tokenizer ({error}). Fetch the file again."

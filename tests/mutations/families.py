@@ -162,8 +162,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "bloom: checkpoints without the prefix",
         "edgelm/models/weight_names.py",
-        'for candidate in (name, rest, f"transformer.{rest}"):',
-        "for candidate in (name,):",
+        "if within else (name,)",
+        "if False else (name,)",
         ("tests/test_family_parity.py::test_base[bloom]",),
     ),
 )

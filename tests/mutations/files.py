@@ -9,6 +9,9 @@ MODELS = "tests/test_gguf_models.py"
 BLOCKS = "tests/test_gguf_blocks.py"
 HEADER = "tests/test_gguf_header.py"
 SAFETENSORS = "tests/test_safetensors_files.py"
+SHARDS = "tests/test_shards.py"
+PLAIN = "tests/test_plain_files.py"
+PARTS = "tests/test_gguf_parts.py"
 PACKED = "tests/test_packed_readers.py"
 
 MUTATIONS: tuple[Mutation, ...] = (
@@ -100,25 +103,67 @@ MUTATIONS: tuple[Mutation, ...] = (
         (f"{HEADER}::test_lying_headers_cost_nothing",),
     ),
     Mutation(
-        "safetensors: an index stays in its folder",
-        "edgelm/checkpoint/safetensors_files.py",
-        "not any(path.resolve().is_relative_to(place) for place in allowed)",
-        "False",
-        (f"{SAFETENSORS}::test_links_lead_nowhere_but_to_the_hub_cache",),
-    ),
-    Mutation(
         "safetensors: an index names no parent folder",
-        "edgelm/checkpoint/safetensors_files.py",
-        "    if (\n        foreign\n",
-        "    if False and (\n        foreign\n",
+        "edgelm/checkpoint/shards.py",
+        "if foreign or",
+        "if False and foreign or False and",
         (f"{SAFETENSORS}::test_index_may_not_leave_the_folder",),
     ),
     Mutation(
-        "safetensors: a tensor is in the shard the index says",
-        "edgelm/checkpoint/safetensors_files.py",
-        "if name not in shards[shard]:",
+        "shards: of a tensor stored twice the index's counts",
+        "edgelm/checkpoint/shards.py",
+        "            tensors[name] = here[shard][name]",
+        "            pass",
+        (f"{SHARDS}::test_of_a_tensor_stored_twice_the_one_that_the_index_names",),
+    ),
+    Mutation(
+        "shards: a file that is needed may not be missing",
+        "edgelm/models/weight_names.py",
+        "            self.refuse_missing(canonical, kind)\n",
+        "",
+        (f"{SHARDS}::test_a_missing_file_that_is_needed",),
+    ),
+    Mutation(
+        "shards: a head whose file is missing is not made anew",
+        "edgelm/models/model_files.py",
+        '            names.refuse_missing("head")\n',
+        "",
+        (f"{SHARDS}::test_a_head_in_a_missing_file_is_not_made_anew",),
+    ),
+    Mutation(
+        "files: what is no plain file is not opened",
+        "edgelm/plain_file.py",
+        "if not stat.S_ISREG(mode):",
         "if False:",
-        (f"{SAFETENSORS}::test_tensor_in_another_shard",),
+        (f"{PLAIN}::test_needed_files_that_are_no_plain_files",),
+    ),
+    Mutation(
+        "files: small files are small",
+        "edgelm/plain_file.py",
+        "if len(content) > limit:",
+        "if False:",
+        (f"{PLAIN}::test_small_files_that_are_huge",),
+    ),
+    Mutation(
+        "files: only plain files tell a model apart",
+        "edgelm/checkpoint/opening.py",
+        "[file for file in found if file.is_file()]",
+        "found",
+        (f"{PLAIN}::test_files_that_nobody_needs",),
+    ),
+    Mutation(
+        "gguf: parts say which they are",
+        "edgelm/checkpoint/gguf_parts.py",
+        "if (own.get(_NUMBER), own.get(_COUNT)) != (number, len(parts)):",
+        "if False:",
+        (f"{PARTS}::test_parts_that_do_not_belong_together",),
+    ),
+    Mutation(
+        "gguf: every part tells a model apart",
+        "edgelm/checkpoint/opening.py",
+        "else part_paths(path)",
+        "else [path]",
+        (f"{PARTS}::test_every_part_is_one_of_the_model_s_files",),
     ),
     Mutation(
         "safetensors: quantized folders are refused",
@@ -235,8 +280,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "gptq: AutoGPTQ's own settings file",
         "edgelm/checkpoint/quantized_folders.py",
-        "if settings is None and (path",
-        "if False and (path",
+        "if settings is None and is_present(",
+        "if False and is_present(",
         ("tests/test_packed_readers.py::test_settings_in_autogptqs_own_file",),
     ),
 )
