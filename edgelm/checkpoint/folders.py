@@ -9,7 +9,7 @@ from edgelm.checkpoint.flax_files import FlaxCheckpoint
 from edgelm.checkpoint.manifest import MANIFEST
 from edgelm.checkpoint.packed import PackedCheckpoint
 from edgelm.checkpoint.protocol import Checkpoint
-from edgelm.checkpoint.quantized_folders import QuantizedFolder, quantization_settings
+from edgelm.checkpoint.quantized_folders import open_quantized, quantization_settings
 from edgelm.checkpoint.safetensors_files import SafetensorsCheckpoint
 from edgelm.checkpoint.torch_files import TorchCheckpoint
 from edgelm.errors import ModelFileError, UnsupportedModelError
@@ -38,7 +38,7 @@ def open_folder(path: Path, allow_pickle: bool = False) -> Checkpoint:
     if has(MANIFEST):
         return PackedCheckpoint(path)
     if quantization_settings(path) is not None:
-        return QuantizedFolder(path)
+        return open_quantized(path)
     pickled = has(torch_files.SINGLE, torch_files.INDEX)
     if has(safetensors_files.SINGLE, safetensors_files.INDEX) or not (
         pickled or has(flax_files.SINGLE)
