@@ -129,7 +129,7 @@ READERS = {
         folders.quantized_folders, folders.change_folder, read_folder_of,
         tuple(f"{CHECKPOINT}{name}" for name in (
             "quantized_folders", "packed_matrix", "compressed_tensors", "bitsandbytes_files",
-            "gptq", "awq",
+            "gptq", "awq", "act_order", "torchao_files", "torchao_layouts",
         )),
     ),
     "pickle": Reader(

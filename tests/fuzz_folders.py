@@ -18,6 +18,7 @@ from fuzz_corpus import ASSETS, NUMBERS, SMALL, change_bytes, change_json, chang
 from packed_folders import awq, gptq
 from safetensors.torch import save_file
 from test_other_files import flax_folder
+from torchao_folders import TORCHAO
 
 import edgelm
 
@@ -49,7 +50,7 @@ def quantized_folders(place: Path) -> list[Path]:
         if path.name == "edgelm.json":
             path.unlink()
     folders = {path.parent for path in files}
-    for variant in (gptq(4, 32, False), gptq(8, -1, True), awq(32)):
+    for variant in (gptq(4, 32, False), gptq(8, -1, True), awq(32), *TORCHAO[::2]):
         (place / variant.name).mkdir()
         written, _ = variant.write_model(WIDE, tiny_llama_weights(WIDE), place / variant.name)
         folders.add(written)

@@ -34,6 +34,8 @@ class Variant:
     scheme: str
     keeps: tuple[str, ...] = FLOATS
     config: dict[str, Any] | None = None
+    describe: Callable[[Tensor], dict[str, Any]] | None = None
+    """What the metadata of the safetensors file say of a matrix, under its name."""
 
     def write(self, folder: Path) -> tuple[Path, Path]:
         """A tiny Llama: (the packed folder, the folder of floats)."""
@@ -45,11 +47,14 @@ class Variant:
     ) -> tuple[Path, Path]:
         """A model of any family: (the packed folder, the folder of floats)."""
         packed, plain = {}, {}
+        told: dict[str, str] = {}
         for name, weight in weights.items():
             if weight.dim() == 1 or any(kept in name for kept in self.keeps):
                 packed[name] = plain[name] = weight
                 continue
             parts, plain[name] = self.pack(weight)
+            if self.describe:
+                told[name] = json.dumps(self.describe(weight))
             module = name.removesuffix(".weight")
             packed |= {f"{module}.{part}": tensor for part, tensor in parts.items()}
         quantized = config | {"quantization_config": self.settings}
@@ -57,7 +62,8 @@ class Variant:
             (folder / place).mkdir()
             (folder / place / "config.json").write_text(json.dumps(data), encoding="utf-8")
             contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-            save_file(contiguous, folder / place / "model.safetensors")
+            metadata = told if place == "packed" else None
+            save_file(contiguous, folder / place / "model.safetensors", metadata)
         return folder / "packed", folder / "plain"
 
 

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 from packed_folders import VARIANTS, Variant, awq, compressed, eight_bit, four_bit, gptq
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torchao_folders import TORCHAO
 
 import edgelm
 from edgelm.checkpoint.opening import open_checkpoint
@@ -17,7 +19,8 @@ from edgelm.checkpoint.opening import open_checkpoint
 for library in ("compressed_tensors", "bitsandbytes"):
     pytest.importorskip(library)
 
-IDS = [variant.name for variant in VARIANTS]
+ALL = [*VARIANTS, *TORCHAO]
+IDS = [variant.name for variant in ALL]
 PROMPT = torch.arange(1, 24).view(1, -1)
 # Codes and scales are kept, so that only float32's own rounding may differ: bitsandbytes multiplies
 # an int8 code first by the maximum and then by 1/127, where one scale is the maximum over 127.
@@ -25,7 +28,7 @@ RELATIVE_BOUND = {"bnb-int8": 2**-22}
 LOGITS_BOUND = {"bnb-int8": 5e-6}
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids=IDS)
+@pytest.mark.parametrize("variant", ALL, ids=IDS)
 def test_numbers_are_those_of_the_format(variant: Variant, tmp_path: Path) -> None:
     packed, plain = (open_checkpoint(path) for path in variant.write(tmp_path))
     assert sorted(packed.names()) == sorted(plain.names())
@@ -48,7 +51,7 @@ def test_numbers_are_those_of_the_format(variant: Variant, tmp_path: Path) -> No
     assert worst <= RELATIVE_BOUND.get(variant.name, 0.0)
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids=IDS)
+@pytest.mark.parametrize("variant", ALL, ids=IDS)
 def test_logits_equal_the_floats(variant: Variant, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"backend": "reference", "dtype": "float32"}
     packed, plain = variant.write(tmp_path)
@@ -69,7 +72,7 @@ def test_blocks_read_apart_are_the_whole(tmp_path: Path, monkeypatch: pytest.Mon
     """A matrix bigger than one read: the pieces meet without a gap."""
     from edgelm.checkpoint import packed_matrix
 
-    for number, variant in enumerate((gptq(4, 32, False), awq(32), four_bit("nf4"))):
+    for number, variant in enumerate((gptq(4, 32, False), awq(32), four_bit("nf4"), *TORCHAO)):
         (tmp_path / str(number)).mkdir()
         packed, plain = variant.write(tmp_path / str(number))
         name = "model.layers.1.mlp.gate_proj.weight"
@@ -83,11 +86,11 @@ Q = "model.layers.0.self_attn.q_proj"
 
 def edited(folder: Path, tensors: dict[str, Any], settings: dict[str, Any]) -> None:
     """Replace (None: remove) tensors and settings of a packed folder."""
-    stored = load_file(folder / "model.safetensors") | tensors
-    save_file(
-        {name: tensor for name, tensor in stored.items() if tensor is not None},
-        folder / "model.safetensors",
-    )
+    file = folder / "model.safetensors"
+    stored = load_file(file) | tensors
+    with safe_open(file, "pt") as opened:
+        metadata = opened.metadata()
+    save_file({name: own for name, own in stored.items() if own is not None}, file, metadata)
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     config["quantization_config"] |= settings
@@ -176,12 +179,15 @@ UNSUPPORTED: list[tuple[Variant, dict[str, Any], dict[str, Any], str]] = [
     (GPTQ, {}, {"bits": 4.0}, r"bits = 4\.0"),
     (GPTQ, {}, {"group_size": 1024}, "group_size = 1024"),
     (GPTQ, {}, {"checkpoint_format": "marlin"}, "'marlin'"),
-    (GPTQ, {}, {"dynamic": {"+:.*": {"bits": 8}}}, "dynamic"),
+    (GPTQ, {}, {"dynamic": {"+:.*": {"bits": 2}}}, "bits = 2.*4, 8"),
+    (GPTQ, {}, {"pack_dtype": "int16"}, "'int16'.*'int32'"),
     (AWQ, {}, {"version": "gemv"}, "'gemv'.*gemm"),
     (AWQ, {}, {"bits": 8}, "bits = 8"),
     (AWQ, {}, {"zero_point": False}, "zero_point = False"),
     (COMPRESSED, {}, {"format": "marlin-24"}, "'marlin-24'.*pack-quantized"),
+    (COMPRESSED, {}, {"format": "mixed-precision"}, "format = None.*pack-quantized"),
     (COMPRESSED, {}, one_group(num_bits=3), "num_bits = 3"),
+    (COMPRESSED, {}, one_group(actorder="random"), "actorder = 'random'"),
     (COMPRESSED, {}, one_group(type="float"), "type = 'float'"),
     (COMPRESSED, {}, one_group(strategy="tensor"), "strategy = 'tensor'"),
     (COMPRESSED, {}, {"transform_config": {"config_groups": {"R1": {}}}}, "transformed"),
@@ -211,10 +217,11 @@ def test_zero_points_of_a_symmetric_file_are_checked(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_packed_weights(tmp_path: Path) -> None:
+    """Floats, but with a scale beside them: what they are is not known."""
     _, plain = GPTQ.write(tmp_path)
     config = json.loads((plain / "config.json").read_text()) | {"quantization_config": {}}
     (plain / "config.json").write_text(json.dumps(config))
-    edited(plain, {}, GPTQ.settings)
+    edited(plain, {f"{Q}.weight_scale": torch.ones(1)}, GPTQ.settings)
     with pytest.raises(edgelm.ModelFileError, match="no weight is packed as gptq"):
         open_checkpoint(plain)
 

@@ -10,8 +10,8 @@ Modules:
     stored, rows: tensors at offsets in files, and plain reads into private memory.
     safetensors_files, torch_files, flax_files: folders of float weights.
     quantized_folders: folders quantized by other tools, read by ``awq``, ``gptq``,
-        ``compressed_tensors`` and ``bitsandbytes_files`` with the common parts in
-        ``packed_matrix``.
+        ``compressed_tensors``, ``bitsandbytes_files`` and ``torchao_files`` (with
+        ``torchao_layouts``), with the common parts in ``packed_matrix`` and ``act_order``.
     packed, manifest: folders written by ``edgelm quantize``, and their edgelm.json.
     packed_layout, bitsandbytes_layout: the stored forms of a packed matrix.
     gguf_files: GGUF files, with ``gguf_parts``, ``gguf_header``, ``gguf_metadata``,

@@ -2,7 +2,9 @@
 
 Per weight: ``weight_packed`` int32 [N, K * bits / 32], unsigned codes from the lowest bits up;
 ``weight_scale`` [N, G]; ``weight_shape``; for asymmetric ones ``weight_zero_point``, int32
-[N * bits / 32, G], packed along the outputs. Layout: compressed_tensors' pack_quantized/helpers.py.
+[N * bits / 32, G], packed along the outputs; where actorder is "group", ``weight_g_idx`` [K].
+Layout: compressed_tensors' pack_quantized/helpers.py. Which group of settings a module belongs to
+(``targets`` and ``ignore``, by names, classes or patterns) is said by its tensors too.
 """
 
 from __future__ import annotations
@@ -13,13 +15,13 @@ from typing import Any
 
 import torch
 
+from edgelm.checkpoint.act_order import ActOrder, in_order
 from edgelm.checkpoint.packed_matrix import (
     PackedMatrix,
     canonical_codes,
     checked,
     damaged,
     part,
-    refuse_reordered,
     row_blocks,
     scale_type,
     setting,
@@ -32,6 +34,9 @@ from quant.packing import PackedWeight
 from quant.scheme import Scheme
 
 FORMAT = "pack-quantized"
+MIXED = "mixed-precision"  # each group of settings names its own format
+ORDERS = ("group", "dynamic", "weight", "static", True, False, None)
+"""Values of actorder: dynamic and true are names of group, static of weight."""
 _ENDING = ".weight_packed"
 
 
@@ -73,7 +78,7 @@ class PackQuantized:
 
 def matrices(
     files: SafetensorsCheckpoint, settings: Mapping[str, Any]
-) -> Mapping[str, PackedMatrix]:
+) -> Mapping[str, PackedMatrix | ActOrder]:
     """The packed weights by name; ``settings`` is the quantization_config.
 
     Raises:
@@ -81,10 +86,13 @@ def matrices(
         ModelFileError: a part of a weight is missing or has another shape.
     """
     rules = _rules(files, settings)
-    by_row = all(rule.get("strategy") == "channel" for rule in rules)
+    by_row = any(rule.get("strategy") == "channel" for rule in rules)
     asymmetric = not any(rule.get("symmetric", True) for rule in rules)
     names = [name.removesuffix("_packed") for name in files.names() if name.endswith(_ENDING)]
-    return {name: _open(files, name, by_row, asymmetric) for name in names}
+    return {
+        name: in_order(files, _open(files, name, by_row, asymmetric), f"{name}_g_idx")
+        for name in names
+    }
 
 
 def _rules(files: SafetensorsCheckpoint, settings: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -98,18 +106,19 @@ def _rules(files: SafetensorsCheckpoint, settings: Mapping[str, Any]) -> list[Ma
         raise damaged(files, "transform_config or sparsity_config is not an object")
     if transforms.get("config_groups") or sparsity.get("format", "dense") != "dense":
         raise unsupported(files, "holds transformed or sparse weights (compressed-tensors)")
-    setting(files, settings, "format", (FORMAT, None))
+    whole = setting(files, settings, "format", (FORMAT, MIXED, None))
     rules: list[Mapping[str, Any]] = []
     for group in groups.values():
         rule = group.get("weights") if isinstance(group, dict) else None
         if not isinstance(rule, dict):
             raise damaged(files, "quantization_config has a group of config_groups without weights")
-        setting(files, group, "format", (FORMAT, None))
+        setting(files, group, "format", (FORMAT,) if whole == MIXED else (FORMAT, None))
         setting(files, group, "input_activations", (None,))
         setting(files, group, "output_activations", (None,))
         setting(files, rule, "type", ("int", None))
         setting(files, rule, "num_bits", (4, 8))
         setting(files, rule, "strategy", ("group", "channel"))
+        setting(files, rule, "actorder", ORDERS)
         rules.append(rule)
     return rules
 
@@ -133,11 +142,9 @@ def _open(files: SafetensorsCheckpoint, name: str, by_row: bool, asymmetric: boo
     zeros = asymmetric or f"{name}_zero_point" in files
     if zeros:
         shaped(files, f"{name}_zero_point", (-(-rows * bits // 32), groups), ("I32",))
-    group_size = inputs // groups
-    if f"{name}_g_idx" in files:
-        refuse_reordered(files, f"{name}_g_idx", inputs, group_size)
     scheme = checked(
-        files, name, (rows, inputs), bits=bits, group_size=None if by_row else group_size,
+        files, name, (rows, inputs), bits=bits,
+        group_size=None if by_row and groups == 1 else inputs // groups,
         zeros="int" if zeros else "none", scales=kept,
     )  # fmt: skip
     return PackQuantized(files, name, (rows, inputs), scheme)

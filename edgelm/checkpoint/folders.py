@@ -13,7 +13,7 @@ from edgelm.checkpoint.gguf_parts import model_in
 from edgelm.checkpoint.manifest import MANIFEST
 from edgelm.checkpoint.packed import PackedCheckpoint
 from edgelm.checkpoint.protocol import Checkpoint
-from edgelm.checkpoint.quantized_folders import QuantizedFolder, quantization_settings
+from edgelm.checkpoint.quantized_folders import open_quantized, quantization_settings
 from edgelm.checkpoint.safetensors_files import SafetensorsCheckpoint
 from edgelm.checkpoint.torch_files import TorchCheckpoint
 from edgelm.errors import ModelFileError, UnsupportedModelError
@@ -51,7 +51,7 @@ def open_folder(path: Path, allow_pickle: bool = False) -> Checkpoint:
     if has(MANIFEST):
         return PackedCheckpoint(path)
     if quantization_settings(path) is not None:
-        return QuantizedFolder(path)
+        return open_quantized(path)
     if has(safetensors_files.SINGLE, safetensors_files.INDEX):
         return SafetensorsCheckpoint(path)
     pickled = has(torch_files.SINGLE, torch_files.INDEX)

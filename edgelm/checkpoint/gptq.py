@@ -2,35 +2,40 @@
 
 Per module: ``qweight`` int32 [K * bits / 32, N], ``qzeros`` int32 [G, N * bits / 32], ``scales``
 [G, N], ``g_idx`` [K]. Version 1 stores each zero point less one. Frantar et al. 2022,
-arXiv:2210.17323; the layout is auto_gptq's qlinear_cuda.py.
+arXiv:2210.17323; the layout is auto_gptq's qlinear_cuda.py. GPTQModel's ``dynamic`` gives modules
+other bits and groups by patterns of their names; the shapes of a module's tensors say which it got.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from edgelm.checkpoint.act_order import ActOrder, in_order
 from edgelm.checkpoint.packed_matrix import (
     PackedMatrix,
     canonical_codes,
     checked,
     damaged,
     part,
-    reordered,
     row_blocks,
     scale_type,
     setting,
     shaped,
     unpack_rows,
-    unsupported,
 )
 from edgelm.checkpoint.safetensors_files import SafetensorsCheckpoint
-from quant.packing import PackedWeight, unpack_codes
+from quant.packing import PackedWeight
 from quant.scheme import Scheme
+
+logger = logging.getLogger("edgelm")
+Layout = tuple[int, int]
+"""Bits and group size, -1 for one group per output."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ class GPTQMatrix:
             codes = canonical_codes(words.view(torch.uint8), bits)
             packed.qweight[first - start : last - start] = codes
         packed.scales.copy_(files.read_columns(f"{self.module}.scales", start, stop).t())
-        zeros = self._zeros(start, stop)
+        zeros = self.zeros(start, stop)
         if packed.zeros is not None:
             packed.zeros.copy_(canonical_codes(zeros, bits))
         elif bool((zeros != 1 << (bits - 1)).any()):
@@ -67,7 +72,7 @@ class GPTQMatrix:
             )
         return packed
 
-    def _zeros(self, start: int, stop: int) -> Tensor:
+    def zeros(self, start: int, stop: int) -> Tensor:
         """Zero points among unsigned codes, uint8 [n, G]."""
         bits, per_word = self.scheme.bits, 32 // self.scheme.bits
         first = start // per_word
@@ -76,38 +81,6 @@ class GPTQMatrix:
         stored = stored[start - first * per_word : stop - first * per_word]
         # Modulo the number of codes: version 1 wraps zero 0 to the highest code.
         return (stored + self.zero_offset) & ((1 << bits) - 1)
-
-
-@dataclass(frozen=True)
-class ActOrder:
-    """A weight whose inputs are grouped by importance (desc_act).
-
-    The kernels need groups of neighbouring inputs, so it is read as floats and requantized.
-    """
-
-    matrix: GPTQMatrix
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.matrix.shape
-
-    @property
-    def parts(self) -> tuple[str, ...]:
-        return self.matrix.parts
-
-    @property
-    def nearest(self) -> Scheme:
-        return Scheme(8, self.matrix.scheme.group_size)
-
-    def values(self, start: int, stop: int) -> Tensor:
-        """Rows [start, stop) in float32, each input with the scale and zero of its group."""
-        packed, scheme = self.matrix.rows(start, stop), self.matrix.scheme
-        assert packed.scales is not None
-        order = self.matrix.files.read_stored(f"{self.matrix.module}.g_idx").long()
-        codes = unpack_codes(packed.qweight, scheme, torch.empty(packed.shape))
-        zeros = 8 if scheme.bits == 4 else 0
-        codes -= zeros if packed.zeros is None else packed.zeros[:, order]
-        return codes * packed.scales.float()[:, order]
 
 
 def matrices(
@@ -119,48 +92,87 @@ def matrices(
         UnsupportedModelError: other bits or groups.
         ModelFileError: a part of a weight is missing or has another shape.
     """
-    bits = setting(files, settings, "bits", (4, 8))
-    group_size = setting(files, settings, "group_size", (-1, 32, 64, 128))
-    symmetric = setting(files, settings, "sym", (True, False, None)) is not False
+    rules = _rules(files, settings)
+    layouts = list(dict.fromkeys(_layout(files, rule) for rule in rules))
+    told = [setting(files, rule, "sym", (True, False, None)) for rule in rules]
+    symmetric = False not in told
     version = setting(files, settings, "checkpoint_format", ("gptq", "gptq_v2", None))
-    if settings.get("dynamic"):
-        raise unsupported(
-            files, "was quantized with different settings per module (GPTQ's dynamic)"
-        )
     offset = 0 if version == "gptq_v2" else 1
     ending = ".qweight"
     modules = [name.removesuffix(ending) for name in files.names() if name.endswith(ending)]
+    found = [_open(files, module, layouts, symmetric, offset) for module in modules]
+    if symmetric and found and _has_other_version(found[0]):
+        logger.warning(
+            "%s: its zero points are those of version %s of GPTQ, though checkpoint_format says "
+            "%r: sym = true holds only so, and they are read so.",
+            files.path, 1 if offset == 0 else 2, version or "gptq",
+        )  # fmt: skip
+        found = [replace(matrix, zero_offset=1 - offset) for matrix in found]
     return {
-        f"{module}.weight": _open(files, module, bits, group_size, symmetric, offset)
-        for module in modules
+        f"{matrix.module}.weight": in_order(files, matrix, f"{matrix.module}.g_idx")
+        for matrix in found
     }
 
 
+def _rules(files: SafetensorsCheckpoint, settings: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The settings of any module, and with the changes that each pattern of ``dynamic`` makes.
+
+    Patterns with "-:" name modules that are not quantized.
+    """
+    dynamic = settings.get("dynamic") or {}
+    if not isinstance(dynamic, dict):
+        raise damaged(files, "quantization_config has dynamic that is not an object")
+    rules: list[Mapping[str, Any]] = [settings]
+    for pattern, changes in dynamic.items():
+        if pattern.startswith("-:"):
+            continue
+        if not isinstance(changes, dict):
+            raise damaged(files, f"quantization_config has dynamic[{pattern!r:.80}] = {changes!r}")
+        rules.append({**settings, **changes})
+    return rules
+
+
+def _layout(files: SafetensorsCheckpoint, rule: Mapping[str, Any]) -> Layout:
+    setting(files, rule, "pack_dtype", ("int32", None))
+    bits = setting(files, rule, "bits", (4, 8))
+    return bits, setting(files, rule, "group_size", (-1, 32, 64, 128))
+
+
+def _has_other_version(matrix: GPTQMatrix) -> bool:
+    """True if a symmetric matrix has its zero in the middle only in the other version's reading."""
+    middle = 1 << (matrix.scheme.bits - 1)
+    zeros = matrix.zeros(0, min(matrix.shape[0], 32 // matrix.scheme.bits))
+    return bool((zeros == middle + 2 * matrix.zero_offset - 1).all())
+
+
 def _open(
-    files: SafetensorsCheckpoint, module: str, bits: int, group_size: int, symmetric: bool,
+    files: SafetensorsCheckpoint, module: str, layouts: list[Layout], symmetric: bool,
     zero_offset: int,
-) -> GPTQMatrix | ActOrder:  # fmt: skip
+) -> GPTQMatrix:  # fmt: skip
     words = part(files, f"{module}.qweight").shape
     if len(words) != 2 or min(words) < 1:
         raise damaged(files, f"{module}.qweight has shape {list(words)}, expected two sizes")
+    stored = part(files, f"{module}.qzeros").shape
+    # The first is that of most modules, whose shapes an error then names.
+    bits, group_size = next(
+        (own for own in layouts if _zero_shape(words, own) == stored), layouts[0]
+    )
     inputs, outputs = words[0] * 32 // bits, words[1]
-    groups = 1 if group_size == -1 else -(-inputs // group_size)
+    groups, width = _zero_shape(words, (bits, group_size))
     shaped(files, f"{module}.qweight", words, ("I32",))
-    shaped(files, f"{module}.qzeros", (groups, -(-outputs * bits // 32)), ("I32",))
+    shaped(files, f"{module}.qzeros", (groups, width), ("I32",))
     kept = scale_type(files, f"{module}.scales", (groups, outputs))
-    by_importance = False
-    if f"{module}.g_idx" in files:
-        size = inputs if group_size == -1 else group_size
-        by_importance = reordered(files, f"{module}.g_idx", inputs, size)
     scheme = checked(
         files, module, (outputs, inputs), bits=bits,
         group_size=None if group_size == -1 else group_size,
         zeros="none" if symmetric else "int", scales=kept,
     )  # fmt: skip
-    matrix = GPTQMatrix(files, module, (outputs, inputs), scheme, zero_offset)
-    if not by_importance:
-        return matrix
-    order = files.read_stored(f"{module}.g_idx")
-    if int(order.min()) < 0 or int(order.max()) >= groups:
-        raise damaged(files, f"{module}.g_idx refers to groups beyond the {groups} that exist")
-    return ActOrder(matrix)
+    return GPTQMatrix(files, module, (outputs, inputs), scheme, zero_offset)
+
+
+def _zero_shape(words: tuple[int, ...], layout: Layout) -> tuple[int, int]:
+    """Shape of ``qzeros`` beside ``qweight`` of shape ``words``."""
+    bits, group_size = layout
+    inputs = words[0] * 32 // bits
+    groups = 1 if group_size == -1 else -(-inputs // group_size)
+    return groups, -(-words[1] * bits // 32)

@@ -95,7 +95,7 @@ def setting(
     """A setting of the quantization_config with few allowed values; None if it is absent."""
     value = settings.get(key)
     if not any(type(value) is type(each) and value == each for each in allowed):
-        shown = ", ".join(repr(a) for a in allowed if a is not None)
+        shown = ", ".join(repr(a) for a in allowed if a is not None) or "null"
         raise unsupported(
             files, f"has quantization_config with {key} = {value!r}; supported: {shown}"
         )
@@ -124,21 +124,3 @@ def unpack_rows(words: Tensor, bits: int, places: tuple[int, ...] = ()) -> Tenso
 def canonical_codes(unsigned: Tensor, bits: int) -> Tensor:
     """Convert unsigned codes, or zero points among them, to those of the canonical packing."""
     return unsigned if bits == 4 else (unsigned ^ CODE_SIGN).view(torch.int8)
-
-
-def reordered(files: SafetensorsCheckpoint, name: str, inputs: int, group_size: int) -> bool:
-    """True if ``name``, the group of each input, is not simply one group after another."""
-    shaped(files, name, (inputs,), ("I32", "I64"))
-    order = files.read_stored(name)
-    in_turn = torch.arange(inputs, dtype=order.dtype) // group_size
-    return not torch.equal(order, in_turn) and bool((order != -1).any())
-
-
-def refuse_reordered(files: SafetensorsCheckpoint, name: str, inputs: int, group_size: int) -> None:
-    """Raise UnsupportedModelError if the inputs are grouped by importance."""
-    if reordered(files, name, inputs, group_size):
-        raise unsupported(
-            files,
-            f"has the inputs of {name.rsplit('.', 1)[0]} in groups by importance (desc_act, act "
-            "order), which is not supported",
-        )

@@ -33,7 +33,7 @@ CONNECTIONS = 8
 TIMEOUT_S = 30.0
 # Small tensors stored with packed weights that describe the packing.
 SETTINGS = re.compile(
-    r".*\.(g_idx|weight_shape|weight_format|quant_map|nested_quant_map|quant_state\..*)"
+    r".*\.(g_idx|weight_g_idx|weight_shape|weight_format|quant_map|nested_quant_map|quant_state\..*)"
 )
 
 

@@ -20,6 +20,7 @@ from edgelm.checkpoint.manifest import Manifest, Module
 from edgelm.checkpoint.packed_layout import Spec
 from edgelm.checkpoint.protocol import Checkpoint
 from edgelm.errors import UnsupportedModelError, UsageError
+from edgelm.models import family_of
 from edgelm.models.model_files import ModelFiles
 from edgelm.planning.settings import QuantChoice
 from edgelm.reports.inspection import HEAD, licence_of
@@ -40,6 +41,7 @@ class Target:
     scheme: None for a weight copied unchanged, in ``dtype``. kept: the file's integers are kept.
     parts: canonical names of the matrices in it, none for norms, biases and other tensors.
     theirs: in bitsandbytes' layout instead of compressed-tensors'.
+    source: the weight's name in the old files, if it is another one.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Target:
     parts: tuple[str, ...] = ()
     note: str = ""
     theirs: bool = False
+    source: str = ""
 
     def specs(self, scales: torch.dtype | None) -> dict[str, Spec]:
         """Dtype and shape of its stored tensors, by full name."""
@@ -127,7 +130,9 @@ def plan_conversion(files: ModelFiles, quant: QuantChoice, method: str) -> Conve
         matrices = _matrices(files, recipe)
     except QuantError as error:
         raise UsageError(f"quant: {error}") from error
-    skipped = {HEAD} if files.config.tied else set()
+    if files.config.tied and HEAD in matrices:  # files that hold a tied matrix as the head only
+        matrices[HEAD] = replace(matrices[HEAD], name=_embedding(files), source=HEAD)
+    skipped = {HEAD} - matrices.keys() if files.config.tied else set()
     targets = tuple(
         matrices.get(name) or _copied(files.checkpoint, name)
         for name in files.checkpoint.names()
@@ -153,6 +158,12 @@ def _fits_bitsandbytes(targets: tuple[Target, ...]) -> bool:
     return len({target.scheme for target in packed}) == 1 and all(
         bitsandbytes_layout.holds(t.scheme) and "embed" not in t.parts for t in packed if t.scheme
     )
+
+
+def _embedding(files: ModelFiles) -> str:
+    """The embedding's name, whatever the files hold."""
+    source = family_of(files.checkpoint.config).WEIGHTS["embed"]
+    return f"{source}.weight"
 
 
 def _matrices(files: ModelFiles, recipe: Recipe) -> dict[str, Target]:

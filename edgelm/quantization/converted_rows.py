@@ -31,9 +31,10 @@ def converted_rows(
 
     factor: that of the weight's inputs, for a calibrated method.
     """
+    source = target.source or target.name
     if target.kept:
-        return checkpoint.read_packed(target.name, start, stop)
-    rows = checkpoint.read(target.name, start, stop)
+        return checkpoint.read_packed(source, start, stop)
+    rows = checkpoint.read(source, start, stop)
     if target.scheme is None:
         if not bool(torch.isfinite(rows).all()):
             raise _damaged(checkpoint, target.name, "NaN or infinity")

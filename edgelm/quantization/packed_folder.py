@@ -162,6 +162,7 @@ class PackedFolder:
     def _write_rest(self, digests: dict[str, str]) -> Manifest:
         """Write everything except weights; the manifest last."""
         config = self.files.checkpoint.config | {"tie_word_embeddings": self.files.config.tied}
+        config.pop("quantization_config", None)  # the source's, whose layout is not copied
         if self.conversion.settings is not None:
             config["quantization_config"] = self.conversion.settings
         (self.partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")

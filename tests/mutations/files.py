@@ -13,6 +13,7 @@ SHARDS = "tests/test_shards.py"
 PLAIN = "tests/test_plain_files.py"
 PARTS = "tests/test_gguf_parts.py"
 PACKED = "tests/test_packed_readers.py"
+QUANTIZED = "tests/test_quantized_folders.py"
 
 MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
@@ -223,10 +224,69 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "packed: inputs in groups by importance",
-        "edgelm/checkpoint/packed_matrix.py",
-        "return not torch.equal(order, in_turn) and bool((order != -1).any())",
-        "return False",
-        (f"{PACKED}::test_inputs_in_groups_by_importance",),
+        "edgelm/checkpoint/act_order.py",
+        "if torch.equal(groups, in_turn) or not bool((groups != -1).any()):",
+        "if True:",
+        (
+            f"{PACKED}::test_inputs_in_groups_by_importance",
+            f"{QUANTIZED}::test_compressed_groups_by_importance",
+        ),
+    ),
+    Mutation(
+        "quantized folders: a scale per row beside groups",
+        "edgelm/checkpoint/compressed_tensors.py",
+        "group_size=None if by_row and groups == 1 else inputs // groups,",
+        "group_size=inputs // groups,",
+        (f"{QUANTIZED}::test_groups_with_formats_of_their_own",),
+    ),
+    Mutation(
+        "quantized folders: settings of bitsandbytes without quant_method",
+        "edgelm/checkpoint/quantized_folders.py",
+        'method = "bitsandbytes" if _loads_bitsandbytes(settings) else None',
+        "method = None",
+        (f"{QUANTIZED}::test_bitsandbytes_before_quant_method",),
+    ),
+    Mutation(
+        "quantized folders: settings left behind by floats",
+        "edgelm/checkpoint/quantized_folders.py",
+        "if _holds_floats_alone(files):",
+        "if False:",
+        (f"{QUANTIZED}::test_settings_left_behind_by_floats",),
+    ),
+    Mutation(
+        "quantized folders: GPTQ's modules have layouts of their own",
+        "edgelm/checkpoint/gptq.py",
+        "if _zero_shape(words, own) == stored",
+        "if False",
+        (f"{QUANTIZED}::test_gptqs_settings_for_single_modules",),
+    ),
+    Mutation(
+        "quantized folders: symmetric zeros tell GPTQ's version",
+        "edgelm/checkpoint/gptq.py",
+        "if symmetric and found and _has_other_version(found[0]):",
+        "if False:",
+        (f"{QUANTIZED}::test_zero_points_under_the_label_of_the_other_version",),
+    ),
+    Mutation(
+        "quantized folders: nibbles of torchao's tiles",
+        "edgelm/checkpoint/torchao_layouts.py",
+        "nibbles.permute(0, 2, 1, 4, 6, 3, 5)",
+        "nibbles.permute(0, 2, 1, 4, 5, 3, 6)",
+        (f"{PACKED}::test_numbers_are_those_of_the_format",),
+    ),
+    Mutation(
+        "quantized folders: activations that torchao quantizes",
+        "edgelm/checkpoint/torchao_files.py",
+        'setting(files, fields, "act_quant_kwargs", (None,))',
+        "pass",
+        ("tests/test_torchao_folders.py::test_what_torchao_says_of_a_weight_is_checked",),
+    ),
+    Mutation(
+        "quantized folders: a tied matrix is written under the embedding's name",
+        "edgelm/quantization/conversion.py",
+        "if files.config.tied and HEAD in matrices:",
+        "if False:",
+        (f"{QUANTIZED}::test_a_tied_matrix_stored_as_the_head_only",),
     ),
     Mutation(
         "packed: zero points of a symmetric file are checked",
