@@ -50,7 +50,7 @@ def test_one_table() -> None:
     assert settings == {field.name for field in dataclasses.fields(Settings)}
     fields = {field.name for field in dataclasses.fields(Request)}
     fields |= {field.name for field in dataclasses.fields(SamplingSettings)}
-    made = {"prompt_ids", "sampling", "shares_prompt", "constraint"}  # of prompts and options
+    made = {"prompt_ids", "sampling", "shares_prompt", "constraint", "usual_limit", "rules"}
     assert answers - {"schema", "grammar"} == fields - made
     assert set(GENERATE.own) == own_keywords(edgelm.LanguageModel.generate)
     assert set(LOAD.own) == own_keywords(edgelm.load)

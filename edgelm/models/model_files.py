@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from contextlib import suppress
 from dataclasses import replace
@@ -26,6 +25,7 @@ from edgelm.models.heads import head_for
 from edgelm.models.layers import Head
 from edgelm.models.tied_head import has_other_head
 from edgelm.models.weight_names import WeightNames
+from edgelm.text.tokenizer_config import read_object
 
 if TYPE_CHECKING:
     from edgelm.text.tokenizer import Tokenizer
@@ -185,15 +185,13 @@ class ModelFiles:
         return 0 if self.skeleton is None else TOKENIZER_BYTES * self.config.vocab_size
 
     @cached_property
-    def generation_config(self) -> dict[str, Any]:
-        """The model's default sampling settings, empty if it has none."""
+    def generation_config(self) -> tuple[dict[str, Any], Path]:
+        """What is said of generation, and in which file.
+
+        As in transformers that is config.json for a model without generation_config.json; there,
+        older models have such keys among others.
+        """
         path = self.checkpoint.path / "generation_config.json"
-        if not self.checkpoint.path.is_dir() or not path.exists():
-            return {}
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ModelFileError(f"{path} cannot be read as JSON: {error}.") from error
-        if not isinstance(data, dict):
-            raise ModelFileError(f"{path} holds {type(data).__name__}; expected an object.")
-        return data
+        if path.is_file():
+            return read_object(path), path
+        return dict(self.checkpoint.config), self.checkpoint.path / "config.json"
