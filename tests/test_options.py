@@ -99,6 +99,7 @@ FOREIGN = {
     "repeat_penalty": "did you mean repetition_penalty?",
     "stop_sequences": "did you mean stop?",
     "num_return_sequences": "did you mean n?",
+    "min_tokens": "did you mean min_new_tokens?",
     "do_sample": "set temperature above 0",
     "eos_token_id": "use stop='text'",
     "streamer": "call stream()",
@@ -106,7 +107,7 @@ FOREIGN = {
     "max_seq_len": "did you mean context? That is an option of load().",
     "quant": "is an option of load()",
     "labels": "is an option of forward()",
-    "colour": "allowed: max_new_tokens, temperature, ",
+    "colour": "allowed: max_new_tokens, min_new_tokens, temperature, ",
 }
 
 
