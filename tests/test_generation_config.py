@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from oracle import load_exact
 from test_speculation import knowing
 
@@ -271,6 +274,28 @@ def test_wrong_values_are_named(key: str, value: Any, allowed: str) -> None:
     assert "delete it" in told and len(told) < 400
 
 
+_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3)
+    | st.sampled_from(["1", "0.5", "-1", "true"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=2), inner),
+    max_leaves=6,
+)  # fmt: skip
+
+
+@given(st.dictionaries(st.sampled_from([*APPLIED, *OFF, *NO_MEANING, "x"]), _VALUES, max_size=4))
+@settings(max_examples=200, deadline=None)
+def test_any_values_are_taken_or_refused(told: dict[str, Any]) -> None:
+    """Nothing but ModelFileError, and what is taken draws a token."""
+    try:
+        own = defaults(told)
+    except edgelm.ModelFileError:
+        return
+    request = build_request((3, 5), {"max_new_tokens": 4}, own, lambda *_: pytest.fail("none"))
+    with suppress(edgelm.UsageError):  # every token may be banned
+        ids = SoFar((3, 5), [7], frozenset([7]), 4)
+        assert 0 <= Sampler(request.sampling)(torch.linspace(-1, 1, 97), 96, ids) < 97
+
+
 @pytest.mark.parametrize(
     ("plain", "meant"),
     [
@@ -304,7 +329,7 @@ def test_one_warning_names_what_is_not_applied(
     [warning] = [own.message for own in caplog.records if "not applied" in own.message]
     print(warning)
     assert str(folder / FILE) in warning
-    for named in ("num_beams 3 (write beams=", "max_time 2.5", "scale 1.5", "chat_format 'chatml'"):
+    for named in ("num_beams': 3 (write beams=", "max_time': 2.5", "scale': 1.5", "t': 'chatml'"):
         assert named in warning
     for silent in ("length_penalty", "early", "cache", "assistant", "top_k", "alpha", "eos", "use"):
         assert silent not in warning

@@ -19,9 +19,7 @@ class Answer:
         end_ids: tokens that end the answer.
     """
 
-    def __init__(
-        self, index: int, request: Request, limit: int, end_ids: frozenset[int] = frozenset()
-    ) -> None:
+    def __init__(self, index: int, request: Request, limit: int, end_ids: frozenset[int]) -> None:
         self.index, self.request, self.limit = index, request, limit
         self.ids = SoFar(request.prompt_ids, ends=end_ids, limit=limit)
         self.match = request.constraint.start() if request.constraint else None

@@ -20,7 +20,8 @@ from edgelm.option import Option, options_in
 
 logger = logging.getLogger("edgelm")
 _MOST = 1 << 31  # no count or id is as large
-_LARGEST = 1e30  # of a bias: sums of some stay within float32
+_NAMED = 40  # keys in a warning; transformers has 19 that are not applied
+_LARGEST = 1e20  # of a bias: over a small temperature it stays within float32
 
 
 @dataclass(frozen=True)
@@ -65,15 +66,15 @@ def applied(told: Mapping[str, Any], path: Path) -> dict[str, Any]:
     if path.name == "config.json":
         given = {name: value for name, value in given.items() if name in APPLIED or name in OFF}
     others = [
-        f"{name} {value!r:.60}{_ADVICE.get(name, '')}"
+        f"{name!r:.60}: {value!r:.60}{_ADVICE.get(name, '')}"
         for name, value in given.items()
         if name not in APPLIED and name not in NO_MEANING and value != OFF.get(name)
     ]
     if others:
         logger.warning(
-            "%s has settings that are not applied here: %s. Answers are made without them.",
+            "%s has settings that are not applied here: {%s}. Answers are made without them.",
             path,
-            ", ".join(others),
+            ", ".join(others[:_NAMED]) + (", ..." if len(others) > _NAMED else ""),
         )
     return {
         name: key.value(name, given[name], path) for name, key in APPLIED.items() if name in given

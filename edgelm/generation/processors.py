@@ -149,8 +149,8 @@ class SoonerEnd:
         late = len(ids.new) - self.start
         if late > 0:
             ends = _ends(logits, ids)
-            # A power beyond what float32 holds would be 0 x inf for a logit of 0.
-            power = math.exp(min(late * math.log(self.factor), 80.0))
+            # Bounded far above any logit: a power that float32 does not hold would give no number.
+            power = math.exp(min(late * math.log(self.factor), 60.0))
             own = logits[ends]
             logits[ends] = torch.where(own.isfinite(), own + own.abs() * (power - 1), own)
 
