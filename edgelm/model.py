@@ -28,7 +28,7 @@ from edgelm.generation.batch import Batch
 from edgelm.generation.beams import BeamSearch, beam_result
 from edgelm.generation.conversation import facts_of, restore_conversation, save_conversation
 from edgelm.generation.draft_model import DraftModel
-from edgelm.generation.options import sampling_defaults
+from edgelm.generation.model_defaults import ModelDefaults, model_defaults
 from edgelm.generation.prompt_lookup import PromptLookup
 from edgelm.generation.request import Request, Result
 from edgelm.generation.session import Session
@@ -58,12 +58,16 @@ class LanguageModel(AsyncForms):
 
     def __init__(
         self, files: ModelFiles, plan: Plan, ledger: Ledger, report: Report, session: Session,
-        closing: Sequence[Callable[[], None]] = (),
+        closing: Sequence[Callable[[], None]] = (), defaults: ModelDefaults | None = None,
     ) -> None:  # fmt: skip
-        """Of parts that are loaded already; ``closing`` is called when the model is closed."""
+        """Of parts that are loaded already; ``closing`` is called when the model is closed.
+
+        defaults: of answers, None for greedy ones as long as the context.
+        """
         self.plan, self.ledger, self.report = plan, ledger, report
         self.config = files.config
         self.name = files.name
+        self.defaults = defaults or ModelDefaults()
         self._files = files
         self._session: Session | None = session
         self._closing = closing
@@ -79,6 +83,7 @@ class LanguageModel(AsyncForms):
         Args:
             files: of ``model``. draft: a smaller model's files and its own share of the plan.
         """
+        defaults = model_defaults(*files.generation_config, model.config.vocab_size)
         watch = Watch(cache_dir(), files.name, plan)
         ledger = Ledger.of(plan)
         loader = Loader(model, plan, ledger, progress)
@@ -96,17 +101,13 @@ class LanguageModel(AsyncForms):
             drafter = DraftModel(*draft, model.config.vocab_size, ledger, progress)
             session.speculation = Speculation(drafter, plan.draft_depth)
         streams = [] if loader.stream is None else [loader.stream.close]
-        return cls(files, plan, ledger, report, session, [watch.end, *streams])
+        return cls(files, plan, ledger, report, session, [watch.end, *streams], defaults)
 
     # text: see TextCalls
 
     @property
     def tokenizer(self) -> Tokenizer:
         return self._files.tokenizer
-
-    def sampling_defaults(self) -> dict[str, Any]:
-        """Sampling options of the model's generation_config; see ``options.sampling_defaults``."""
-        return sampling_defaults(self._files.generation_config)
 
     @contextmanager
     def batch(

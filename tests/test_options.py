@@ -50,7 +50,7 @@ def test_one_table() -> None:
     assert settings == {field.name for field in dataclasses.fields(Settings)}
     fields = {field.name for field in dataclasses.fields(Request)}
     fields |= {field.name for field in dataclasses.fields(SamplingSettings)}
-    made = {"prompt_ids", "sampling", "shares_prompt", "constraint"}  # of prompts and options
+    made = {"prompt_ids", "sampling", "shares_prompt", "constraint", "usual_limit", "rules"}
     assert answers - {"schema", "grammar"} == fields - made
     assert set(GENERATE.own) == own_keywords(edgelm.LanguageModel.generate)
     assert set(LOAD.own) == own_keywords(edgelm.load)
@@ -99,6 +99,7 @@ FOREIGN = {
     "repeat_penalty": "did you mean repetition_penalty?",
     "stop_sequences": "did you mean stop?",
     "num_return_sequences": "did you mean n?",
+    "min_tokens": "did you mean min_new_tokens?",
     "do_sample": "set temperature above 0",
     "eos_token_id": "use stop='text'",
     "streamer": "call stream()",
@@ -106,7 +107,7 @@ FOREIGN = {
     "max_seq_len": "did you mean context? That is an option of load().",
     "quant": "is an option of load()",
     "labels": "is an option of forward()",
-    "colour": "allowed: max_new_tokens, temperature, ",
+    "colour": "allowed: max_new_tokens, min_new_tokens, temperature, ",
 }
 
 

@@ -294,7 +294,7 @@ def simulated(
     guide = Speculation(Knowing(()), 15)
     guide.drafter.guess = lambda ids, count: [0] * count
     guide.drafter.strength = lambda ids: strength
-    answer = Answer(0, Request((1,), tokens), tokens)
+    answer = Answer(0, Request((1,), tokens), tokens, frozenset())
     guide.begin(answer)
     spent = 0.0
     while answer.new_tokens < tokens:
@@ -349,7 +349,7 @@ def test_right_guesses_pay_and_fashions_change() -> None:
 def test_an_answer_cannot_spend_what_another_won() -> None:
     _, guide = simulated([0.05], [1.0], 300)
     assert guide.balance > 4
-    guide.begin(Answer(0, Request((1,), 50), 50))
+    guide.begin(Answer(0, Request((1,), 50), 50, frozenset()))
     assert guide.balance <= 0.5
 
 

@@ -2,6 +2,7 @@
 
 Modules:
     option_table, options: every generation option; options checked and turned into a ``Request``.
+    generation_keys, model_defaults: what a model's generation_config.json says of answers.
     text_calls: ``generate``, ``stream`` and ``chat`` of a loaded model, with their types.
     session: what answers run on: an engine, its cache and what each row holds.
     request, answer: requests, results and statistics, and the state of a request in progress.

@@ -16,11 +16,12 @@ class Answer:
 
     Args:
         limit: maximum number of tokens to generate.
+        end_ids: tokens that end the answer.
     """
 
-    def __init__(self, index: int, request: Request, limit: int) -> None:
+    def __init__(self, index: int, request: Request, limit: int, end_ids: frozenset[int]) -> None:
         self.index, self.request, self.limit = index, request, limit
-        self.ids = SoFar(request.prompt_ids)
+        self.ids = SoFar(request.prompt_ids, ends=end_ids, limit=limit)
         self.match = request.constraint.start() if request.constraint else None
         self.sample = Sampler(request.sampling, self.match)
         self.logprobs: list[TokenLogprob] = []
@@ -46,7 +47,7 @@ class Answer:
         """True if a part of the prompt has not been run yet."""
         return self.row >= 0 and not self.ids.new and self.finish_reason is None
 
-    def choose(self, logits: Tensor, best: int, end_ids: frozenset[int]) -> int:
+    def choose(self, logits: Tensor, best: int) -> int:
         """Choose the next token from ``logits`` [V], which are changed in place.
 
         Args:
@@ -62,7 +63,7 @@ class Answer:
             self._first = self._last
         self.ids.new.append(token)
         complete = self.match is not None and self.match.accept(token)
-        if token in end_ids or complete:
+        if token in self.ids.ends or complete:
             self.finish_reason = "stop"
         elif self.new_tokens == self.limit:
             self.finish_reason = "length"

@@ -32,7 +32,7 @@ class Batch:
         self.end_ids, self.cancelled = end_ids, cancelled
         context, vocab_size = self.cache.context, self.engine.config.vocab_size
         self.answers = [
-            Answer(index, request, request.limit(context, vocab_size))
+            Answer(index, request, request.limit(context, vocab_size), end_ids)
             for index, request in enumerate(requests)
         ]
         self._waiting = list(self.answers)
@@ -71,7 +71,7 @@ class Batch:
         if guide:
             guide.stepped(time.perf_counter() - start)
         for (answer, _), own, likeliest in zip(ready, logits, best, strict=True):
-            yield answer, answer.choose(own, likeliest, self.end_ids)
+            yield answer, answer.choose(own, likeliest)
 
     def _guide(self) -> Speculation | None:
         """The speculation, if exactly one answer runs, has begun its text and allows guesses."""
@@ -107,7 +107,7 @@ class Batch:
         right = 0
         try:
             for own, likeliest, guess in zip(logits, best, [*guessed, None], strict=True):
-                token = answer.choose(own, likeliest, self.end_ids)
+                token = answer.choose(own, likeliest)
                 agreed = token == guess and answer.finish_reason is None
                 if agreed:
                     self.cache.advance(row, 1)

@@ -114,8 +114,9 @@ class BeamSearch:
         """
         scores = logits.log_softmax(-1)
         for own, beam in zip(scores, running, strict=True):
+            ids = SoFar(self.request.prompt_ids, list(beam.ids), self.end_ids, self.limit)
             for process in self._adjustments:
-                process(own, SoFar(self.request.prompt_ids, list(beam.ids)))
+                process(own, ids)
             own += beam.score
         count = min(max(2, 1 + len(self.end_ids)) * self.width, scores.numel())
         top = scores.flatten().topk(count)
@@ -194,8 +195,9 @@ def _check(request: Request, width: int, rows: int) -> None:
         )
     if request.sampling.temperature or request.constraint or request.stop:
         raise UsageError(
-            "Beam search takes the likeliest answers: leave out temperature, stop strings, "
-            "schema and grammar, or leave out beams."
+            "Beam search takes the likeliest answers: leave out temperature, stop strings (write "
+            "stop=[] where generation_config.json has some), schema and grammar, or leave out "
+            "beams."
         )
     if request.logprobs is not None:
         raise UsageError("Beam search gives a score for each answer; leave out logprobs.")

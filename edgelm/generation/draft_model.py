@@ -7,6 +7,8 @@ the large model's own draw; see ``speculation``).
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from edgelm.budget.dtypes import KV_DTYPES
 from edgelm.budget.ledger import Ledger
 from edgelm.budget.plan import Plan
@@ -67,7 +69,7 @@ class DraftModel:
         text = [*ids.prompt, *ids.new]
         count = min(count, self._engine.plan.context - len(text) + 1)
         hidden = self._catch_up(text)
-        said = SoFar(ids.prompt, list(ids.new))
+        said = replace(ids, new=list(ids.new))
         guessed: list[int] = []
         while True:
             logits, best = self._engine.judge(hidden, [len(hidden.states) - 1])

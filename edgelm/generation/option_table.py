@@ -15,7 +15,9 @@ Schema = str | Mapping[str, Any] | bool
 class GenerateOptions(TypedDict, total=False):
     """Options of ``generate``, ``stream``, ``chat`` and their asynchronous forms.
 
-    None means the model's own default. For a list of prompts some take a list, one value a prompt.
+    None means the model's own default: that of its generation_config.json (``model_defaults``),
+    else a greedy answer as long as the context allows. For a list of prompts some take a list, one
+    value a prompt.
     """
 
     max_new_tokens: Annotated[
@@ -27,6 +29,15 @@ class GenerateOptions(TypedDict, total=False):
             per_prompt=True,
             flag=int,
             flags=("--max-tokens", "--max-new-tokens"),
+        ),
+    ]
+    min_new_tokens: Annotated[
+        int | None,
+        Option(
+            "Choose no end token before this many new tokens.",
+            "0 (off) or above",
+            lambda count: count >= 0,
+            flag=int,
         ),
     ]
     temperature: Annotated[
@@ -43,7 +54,8 @@ class GenerateOptions(TypedDict, total=False):
     top_k: Annotated[
         int | None,
         Option(
-            "Top-k sampling: keep the k likeliest tokens.",
+            "Top-k sampling: keep the k likeliest tokens. Off unless the model's "
+            "generation_config.json sets it: transformers' default of 50 is not filled in.",
             "0 (off) or above",
             lambda count: count >= 0,
             flag=int,
@@ -85,6 +97,15 @@ class GenerateOptions(TypedDict, total=False):
             "above 0; 1 is off",
             lambda factor: 0 < factor < 1e6,
             flag=float,
+        ),
+    ]
+    no_repeat_ngram_size: Annotated[
+        int | None,
+        Option(
+            "Never repeat a run of this many tokens of the prompt or the answer.",
+            "0 (off) or above",
+            lambda count: count >= 0,
+            flag=int,
         ),
     ]
     presence_penalty: Annotated[

@@ -9,54 +9,46 @@ from typing import Any
 
 from edgelm.errors import UsageError
 from edgelm.generation.grammar import Constraint
+from edgelm.generation.model_defaults import ModelDefaults
 from edgelm.generation.option_table import GenerateOptions
 from edgelm.generation.request import Request
 from edgelm.generation.sampling import SamplingSettings
 from edgelm.option import options_in
 
-_FILTERS = ("temperature", "top_k", "top_p", "min_p", "typical_p")
-
 
 def build_request(
-    prompt_ids: Sequence[int], options: Mapping[str, Any], defaults: Mapping[str, Any],
+    prompt_ids: Sequence[int], options: Mapping[str, Any], defaults: ModelDefaults,
     constraint: Callable[[Any, str | None], Constraint],
 ) -> Request:  # fmt: skip
     """A Request of options that are those of ``GenerateOptions``.
 
     Args:
-        defaults: the model's own for sampling. A sampled answer without a seed draws one, which the
-            statistics report.
+        defaults: the model's own. A sampled answer without a seed draws one, which the statistics
+            report.
         constraint: compiles a schema or a grammar, if one is asked for.
 
     Raises:
-        UsageError: a value out of its range, a schema that is none.
+        UsageError: a value out of its range, a schema that is none, a prompt that is longer than
+            the model's own limit.
     """
+    prompt = tuple(int(i) for i in prompt_ids)
     given = {name: value for name, value in options.items() if value is not None}
     schema, grammar = given.pop("schema", None), given.pop("grammar", None)
-    stop = given.pop("stop", ())
-    sampling = {
-        name: _FORMS.get(name, _same)(given.pop(name)) for name in _SAMPLING if name in given
+    stop = given.pop("stop", defaults.stop)
+    sampling = defaults.sampling | {
+        "seed": int.from_bytes(os.urandom(4), "little"),
+        "min_new_tokens": defaults.least(len(prompt)),
     }
+    for name in _SAMPLING & given.keys():
+        sampling[name] = _FORMS.get(name, _same)(given.pop(name))
     return Request(
-        prompt_ids=tuple(int(i) for i in prompt_ids),
-        sampling=SamplingSettings(**{**defaults, **sampling}),
+        prompt_ids=prompt,
+        usual_limit=None if "max_new_tokens" in given else defaults.most(len(prompt)),
+        sampling=SamplingSettings(**sampling, rules=defaults.rules),
         stop=(stop,) if isinstance(stop, str) else tuple(stop),
         constraint=None if schema is grammar is None else constraint(schema, grammar),
         **given,
     )
-
-
-def sampling_defaults(generation_config: Mapping[str, Any]) -> dict[str, Any]:
-    """Sampling options of a generation_config; greedy if it does not ask for sampling."""
-    told = {k: v for k, v in generation_config.items() if v is not None}
-    chosen: dict[str, Any] = {"seed": int.from_bytes(os.urandom(4), "little")}
-    if "repetition_penalty" in told:
-        chosen["repetition_penalty"] = told["repetition_penalty"]
-    if "suppress_tokens" in told:
-        chosen["banned_tokens"] = tuple(told["suppress_tokens"])
-    if told.get("do_sample"):
-        chosen |= {"temperature": 1.0} | {k: told[k] for k in _FILTERS if k in told}
-    return chosen
 
 
 def samples(request: Request, count: int) -> list[Request]:
@@ -95,5 +87,5 @@ def _same(value: Any) -> Any:
     return value
 
 
-_SAMPLING = tuple(field.name for field in fields(SamplingSettings))
+_SAMPLING = {field.name for field in fields(SamplingSettings)}
 _FORMS: dict[str, Callable[[Any], Any]] = {"logit_bias": _pairs, "banned_tokens": _ids}

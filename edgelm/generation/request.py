@@ -16,7 +16,8 @@ from edgelm.generation.sampling import SamplingSettings
 class Request:
     """One answer to be made; the command line, Python and evaluation all build this.
 
-    ``max_new_tokens`` None means until the context is full. ``keep_prefix`` continues from what
+    ``max_new_tokens`` None means until the context is full, or up to the ``usual_limit`` that the
+    model's generation_config.json sets. ``keep_prefix`` continues from what
     the cache still holds of an earlier prompt instead of an empty row. ``shares_prompt`` copies the
     prompt from a row that ran it for another request of the same batch. ``logprobs`` asks for
     log-probabilities: of each chosen token and of this many of the likeliest ones. ``speculate``
@@ -32,6 +33,7 @@ class Request:
     logprobs: int | None = None
     constraint: Constraint | None = None
     speculate: str = "auto"
+    usual_limit: int | None = None
 
     def limit(self, context: int, vocab_size: int) -> int:
         """Maximum number of new tokens.
@@ -62,7 +64,7 @@ class Request:
                 prompt + wanted,
                 context,
             )
-        return self.max_new_tokens or context - prompt
+        return self.max_new_tokens or min(self.usual_limit or context, context - prompt)
 
 
 @dataclass(frozen=True)

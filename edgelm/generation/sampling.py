@@ -16,11 +16,19 @@ from edgelm.generation.processors import (
     NEVER,
     Banned,
     CountPenalty,
+    Epsilon,
+    Eta,
+    Forced,
     LogitBias,
     LogitsProcessor,
     MinP,
+    NoEndBefore,
+    NoRepeatedNgram,
+    NotFirst,
     RepetitionPenalty,
+    SequenceBias,
     SoFar,
+    SoonerEnd,
     Temperature,
     TopK,
     TopP,
@@ -31,11 +39,32 @@ from quant.native.ops import sample
 
 
 @dataclass(frozen=True)
+class ModelRules:
+    """What no option sets, only a model's generation_config.json; nothing by default.
+
+    Args:
+        sequence_bias: ids and what is added to the last one's logit after the others; -inf bans.
+        first, last: ids to choose after a prompt of one token, and at the limit of new tokens.
+        not_first: ids that an answer must not begin with.
+        sooner_end: after how many new tokens end tokens grow likelier, and the factor per token.
+        epsilon, eta: least probabilities; 0 is off.
+    """
+
+    sequence_bias: tuple[tuple[tuple[int, ...], float], ...] = ()
+    first: tuple[int, ...] = ()
+    last: tuple[int, ...] = ()
+    not_first: tuple[int, ...] = ()
+    sooner_end: tuple[int, float] | None = None
+    epsilon: float = 0.0
+    eta: float = 0.0
+
+
+@dataclass(frozen=True)
 class SamplingSettings:
     """Settings of the choice of the next token; temperature 0 is greedy, after penalties and bans.
 
     ``logit_bias`` holds pairs of id and number. ``presence_penalty`` and ``frequency_penalty``
-    count the answer alone, ``repetition_penalty`` the prompt too.
+    count the answer alone, ``repetition_penalty`` and ``no_repeat_ngram_size`` the prompt too.
 
     Raises:
         UsageError: a value out of its range.
@@ -51,10 +80,13 @@ class SamplingSettings:
     frequency_penalty: float = 0.0
     logit_bias: tuple[tuple[int, float], ...] = ()
     banned_tokens: tuple[int, ...] = ()
+    no_repeat_ngram_size: int = 0
+    min_new_tokens: int = 0
     seed: int = 0
+    rules: ModelRules = ModelRules()
 
     def __post_init__(self) -> None:
-        for name in vars(self):
+        for name in vars(self).keys() - {"rules"}:
             require_option(name, getattr(self, name))
 
     def check_ids(self, vocab_size: int) -> None:
@@ -67,16 +99,31 @@ class SamplingSettings:
                 )
 
     def adjustments(self) -> list[LogitsProcessor]:
-        """Processors for greedy and sampled answers: bias, penalties, bans."""
+        """Processors for greedy and sampled answers, in transformers' order."""
         chosen: list[LogitsProcessor] = []
-        if self.logit_bias:
-            chosen.append(LogitBias(self.logit_bias))
+        rules = self.rules
+        alone = [(own[0], bias) for own, bias in rules.sequence_bias if len(own) == 1]
+        longer = tuple(pair for pair in rules.sequence_bias if len(pair[0]) > 1)
+        if longer:
+            chosen.append(SequenceBias(longer))
+        if alone or self.logit_bias:
+            chosen.append(LogitBias((*alone, *self.logit_bias)))
         if self.repetition_penalty != 1:
             chosen.append(RepetitionPenalty(self.repetition_penalty))
         if self.presence_penalty or self.frequency_penalty:
             chosen.append(CountPenalty(self.presence_penalty, self.frequency_penalty))
+        if self.no_repeat_ngram_size:
+            chosen.append(NoRepeatedNgram(self.no_repeat_ngram_size))
+        if self.min_new_tokens:
+            chosen.append(NoEndBefore(self.min_new_tokens))
+        if rules.first or rules.last:
+            chosen.append(Forced(rules.first, rules.last))
+        if rules.sooner_end:
+            chosen.append(SoonerEnd(*rules.sooner_end))
         if self.banned_tokens:
             chosen.append(Banned(self.banned_tokens))
+        if rules.not_first:
+            chosen.append(NotFirst(rules.not_first, len(rules.first)))
         return chosen
 
     def filters(self) -> list[LogitsProcessor]:
@@ -92,6 +139,10 @@ class SamplingSettings:
             chosen.append(MinP(self.min_p))
         if self.typical_p < 1:
             chosen.append(Typical(self.typical_p))
+        if self.rules.epsilon:
+            chosen.append(Epsilon(self.rules.epsilon))
+        if self.rules.eta:
+            chosen.append(Eta(self.rules.eta))
         return chosen
 
 
@@ -131,14 +182,16 @@ class Sampler:
         token = draw(logits, ids)
         if token < 0:
             raise UsageError(
-                "Every token is banned by logit_bias, banned_tokens and the grammar: relax one "
-                "of them."
+                "Every token is banned by logit_bias, banned_tokens, no_repeat_ngram_size, "
+                "min_new_tokens, the grammar or the model's generation_config.json: relax one of "
+                "them."
             )
         return token
 
     def _is_native(self, logits: Tensor) -> bool:
         own = self.settings
-        drawn = own.temperature != 0 and own.typical_p == 1
+        sorts = own.typical_p < 1 or own.rules.epsilon or own.rules.eta
+        drawn = own.temperature != 0 and not sorts
         return drawn and logits.device.type == "cpu" and native.missing() is None
 
     def _draw(self, logits: Tensor, ids: SoFar) -> int:

@@ -13,6 +13,7 @@ from edgelm.errors import UsageError
 from edgelm.generation.batch import Batch, stream_text, whole_answers
 from edgelm.generation.beams import check_kept
 from edgelm.generation.grammar import Constraint
+from edgelm.generation.model_defaults import ModelDefaults
 from edgelm.generation.option_table import GENERATE, GenerateOptions
 from edgelm.generation.options import build_request, options_of, samples
 from edgelm.generation.request import Chunk, Request, Result, collect
@@ -36,7 +37,7 @@ class TextCalls(ABC):
     config: ModelConfig
     batch: Callable[..., AbstractContextManager[Batch]]
     beam_search: Callable[..., list[Result]]
-    sampling_defaults: Callable[[], dict[str, Any]]
+    defaults: ModelDefaults
 
     @property
     @abstractmethod
@@ -165,7 +166,7 @@ class TextCalls(ABC):
         if isinstance(prompt, str) and not prompt:
             raise UsageError("The prompt is empty; give some text.")
         ids = self.encode(prompt) if isinstance(prompt, str) else prompt
-        return build_request(ids, options, self.sampling_defaults(), self._constraint)
+        return build_request(ids, options, self.defaults, self._constraint)
 
     def _constraint(self, schema: Any, grammar: str | None) -> Constraint:
         return Constraint.parse(schema, grammar, self.tokenizer, self.end_ids)

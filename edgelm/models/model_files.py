@@ -27,6 +27,7 @@ from edgelm.models.layers import Head
 from edgelm.models.tied_head import has_other_head
 from edgelm.models.weight_names import WeightNames
 from edgelm.plain_file import is_present
+from edgelm.text.tokenizer_config import read_object
 
 if TYPE_CHECKING:
     from edgelm.text.tokenizer import Tokenizer
@@ -185,7 +186,13 @@ class ModelFiles:
         return 0 if self.skeleton is None else TOKENIZER_BYTES * self.config.vocab_size
 
     @cached_property
-    def generation_config(self) -> dict[str, Any]:
-        """The model's default sampling settings, empty if it has none."""
+    def generation_config(self) -> tuple[dict[str, Any], Path]:
+        """What is said of generation, and in which file.
+
+        As in transformers that is config.json for a model without generation_config.json; there,
+        older models have such keys among others.
+        """
         path = self.checkpoint.path / "generation_config.json"
-        return read_json(path) if path.parent.is_dir() and is_present(path) else {}
+        if path.parent.is_dir() and is_present(path):
+            return read_object(path), path
+        return dict(self.checkpoint.config), self.checkpoint.path / "config.json"

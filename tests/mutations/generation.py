@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from mutations.row import Mutation
 
+_FILE = "tests/test_generation_config.py::"
+
 MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "generate: prompts run in chunks of the plan",
@@ -64,9 +66,61 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "sampling: what the library does not filter is drawn by the definition",
         "edgelm/generation/sampling.py",
-        "drawn = own.temperature != 0 and own.typical_p == 1",
-        "drawn = own.temperature != 0",
-        ("tests/test_processors.py::test_draws_follow_the_known_distribution",),
+        "sorts = own.typical_p < 1 or own.rules.epsilon or own.rules.eta",
+        "sorts = False",
+        (
+            "tests/test_processors.py::test_draws_follow_the_known_distribution",
+            f"{_FILE}test_draws_obey_cutoffs",
+        ),
+    ),
+    Mutation(
+        "generation_config: sequences of several ids",
+        "edgelm/generation/sampling.py",
+        "        if longer:\n",
+        "        if False:\n",
+        (f"{_FILE}test_processors_are_those_of_transformers",),
+    ),
+    Mutation(
+        "generation_config: beams know end tokens and the limit",
+        "edgelm/generation/beams.py",
+        "list(beam.ids), self.end_ids, self.limit)",
+        "list(beam.ids))",
+        (f"{_FILE}test_answers_are_those_of_transformers",),
+    ),
+    Mutation(
+        "generation_config: min_length counts the prompt",
+        "edgelm/generation/model_defaults.py",
+        "return max(0, self.min_length - prompt)",
+        "return self.min_length",
+        (f"{_FILE}test_processors_are_those_of_transformers",),
+    ),
+    Mutation(
+        "generation_config: the caller's limit counts",
+        "edgelm/generation/options.py",
+        'None if "max_new_tokens" in given else defaults.most(len(prompt))',
+        "defaults.most(len(prompt))",
+        (f"{_FILE}test_a_prompt_as_long_as_max_length",),
+    ),
+    Mutation(
+        "generation_config: values have the ranges of options",
+        "edgelm/generation/generation_keys.py",
+        "            self.option.require(name, value)\n",
+        "",
+        (f"{_FILE}test_wrong_values_are_named",),
+    ),
+    Mutation(
+        "generation_config: what is off is not named",
+        "edgelm/generation/generation_keys.py",
+        " and value != OFF.get(name)\n",
+        "\n",
+        (f"{_FILE}test_one_warning_names_what_is_not_applied",),
+    ),
+    Mutation(
+        "generation_config: without sampling the filters wait for a temperature",
+        "edgelm/generation/model_defaults.py",
+        'read.get("temperature", 1.0) if read.get("do_sample") else 0.0',
+        'read.get("temperature", 1.0)',
+        (f"{_FILE}test_what_the_caller_says_counts",),
     ),
     Mutation(
         "sampling: min-p reaches the library",
