@@ -9,7 +9,10 @@ Modules:
     gguf_tokenizer: the tokenizer in a GGUF file.
     tokenizer_config: the JSON files that accompany a tokenizer.
     chat_template: messages rendered to text.
-    sandbox, sandbox_limits: the sandbox of chat templates and its size limits.
+    template_process: runs chat templates, in a process that holds their ``sandbox``.
+    limited_process: ``LimitedProcess``, which computes what a model's files say, under limits.
+    limited_worker: what such a process runs, with one of the scripts here:
+    sandbox: Jinja's sandbox of chat templates.
 
 Above ``machine`` and below ``checkpoint`` in the ladder of tests/test_house.py:
 imports point down only.
