@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -36,8 +36,12 @@ _HERE = Path(__file__).parent
 _KEPT = ("LD_LIBRARY_PATH", "SYSTEMROOT", "TZ")  # of the environment: to start, and the clock
 
 
-class LimitExceededError(EdgeLMError):
-    """A question took more than its limits; the message says which, as the end of a sentence."""
+class QuestionError(Exception):
+    """A question has no answer: the message, the end of a sentence, is what the script raised."""
+
+
+class LimitExceededError(QuestionError):
+    """It took more than its limits; the message says which."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ class LimitedProcess:
         _ALL.add(self)
 
     def ask(self, question: Any, limits: Limits) -> Any:
-        """The answer. Raises LimitExceededError; EdgeLMError if no process can be started."""
+        """The answer. Raises QuestionError; EdgeLMError if no process can be started."""
         request = _request(question, limits)
         with self._lock:
             if self._process is None or self._process.poll() is not None:
@@ -128,7 +132,10 @@ class LimitedProcess:
             self.close()
             raise
         if reply.endswith(b"\n"):
-            return json.loads(reply)
+            told = json.loads(reply)
+            if "failed" in told:
+                raise QuestionError(told["failed"])
+            return told["answer"]
         self.close()
         raise LimitExceededError(found[0] if found else _reason(process.returncode, limits))
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgelm.errors import ModelFileError, UsageError
-from edgelm.text.limited_process import LimitedProcess, LimitExceededError, Limits
+from edgelm.text.limited_process import LimitedProcess, LimitExceededError, Limits, QuestionError
 
 MAX_TEMPLATE_CHARS = 2**20
 LIMITS = Limits(seconds=2.0, nbytes=192 * 2**20)  # real templates take milliseconds and 1 MiB
@@ -28,6 +28,8 @@ def run_template(template: str, variables: Mapping[str, Any]) -> str:
         reply = _PROCESS.ask({"template": template, "variables": _plain(variables)}, LIMITS)
     except LimitExceededError as error:
         raise _stopped(str(error)) from error
+    except QuestionError as error:
+        raise _failed(str(error)) from error
     except (RecursionError, ValueError) as error:  # nested too deeply, or an extreme integer
         raise _failed(f"{type(error).__name__}: {error}") from error
     [(outcome, told)] = reply.items()
@@ -40,8 +42,6 @@ def run_template(template: str, variables: Mapping[str, Any]) -> str:
         raise UsageError(f"The chat template refuses these messages: {told}")
     if outcome == "stopped":
         raise _stopped(told)
-    if outcome == "failed":
-        raise _failed(told)
     return str(told)
 
 
