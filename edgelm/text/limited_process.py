@@ -17,14 +17,12 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-
-import psutil
 
 from edgelm.errors import EdgeLMError
 from edgelm.text.limited_worker import OUT_OF_MEMORY
@@ -58,13 +56,13 @@ class LimitedProcess:
     def __init__(
         self,
         script: str,
-        library: str,
+        libraries: Sequence[str],
         first: Callable[[], tuple[Any, Limits]] | None = None,
     ) -> None:
-        """script: a module of this folder with a function ``answer``. library: the package that
-        it imports. first: the question that each new process is asked before any other."""
+        """script: a module of this folder with a function ``answer``. libraries: the packages
+        that it imports. first: the question that each new process is asked before any other."""
         self._script = script
-        self._library = library
+        self._libraries = libraries
         self._first = first
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
@@ -95,9 +93,8 @@ class LimitedProcess:
 
     def _start(self) -> None:
         self.close()
-        spec = find_spec(self._library)
-        assert spec is not None and spec.origin is not None
-        worker = [_HERE / "limited_worker.py", _HERE / self._script, Path(spec.origin).parents[1]]
+        worker = [_HERE / "limited_worker.py", _HERE / self._script]
+        worker += map(_folder, self._libraries)
         try:
             process = subprocess.Popen(
                 [_interpreter(), "-I", "-S", *map(str, worker)],
@@ -119,7 +116,11 @@ class LimitedProcess:
         self._finalizer = weakref.finalize(self, _end, process)
         if self._first is not None:
             question, limits = self._first()
-            self._exchange(_request(question, limits), limits)
+            try:
+                self._exchange(_request(question, limits), limits)
+            except QuestionError:
+                self.close()
+                raise
 
     def _exchange(self, request: bytes, limits: Limits) -> Any:
         process = self._process
@@ -143,6 +144,13 @@ class LimitedProcess:
 def _request(question: Any, limits: Limits) -> bytes:
     asked = {"question": question, "seconds": limits.seconds, "nbytes": limits.nbytes}
     return json.dumps(asked).encode() + b"\n"
+
+
+def _folder(package: str) -> Path:
+    """Where the package lies; the process sees no other folder of libraries."""
+    spec = find_spec(package)
+    assert spec is not None and spec.origin is not None
+    return Path(spec.origin).parents[1]
 
 
 def _interpreter() -> str:
@@ -184,6 +192,8 @@ def _watched(process: subprocess.Popen[bytes], limits: Limits, found: list[str])
 def _watch(
     process: subprocess.Popen[bytes], limits: Limits, done: threading.Event, found: list[str]
 ) -> None:
+    import psutil
+
     began, before = time.monotonic(), None
     while not done.wait(_POLL_S):
         try:

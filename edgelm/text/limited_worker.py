@@ -1,6 +1,7 @@
 """What a ``LimitedProcess`` runs: questions from stdin, answers to stdout, JSON in lines.
 
-``python -I -S limited_worker.py SCRIPT FOLDER``: SCRIPT defines ``answer``, FOLDER has its library.
+``python -I -S limited_worker.py SCRIPT FOLDER ...``: SCRIPT defines ``answer``; FOLDERs hold its
+libraries.
 Where the system knows resource limits, they hold even if nobody watches: for each question those of
 time and memory, and before the first one no file can be opened any more, no process or thread
 started, and no core file written. Imports nothing of this package.
@@ -25,9 +26,9 @@ OUT_OF_MEMORY = 86  # exit code
 _STATM = Path("/proc/self/statm")  # pages of address space; macOS has neither it nor the limit
 
 
-def main(script: str, folder: str) -> None:
+def main(script: str, *folders: str) -> None:
     """Answer questions until stdin ends, which it does when the asking process ends."""
-    sys.path.append(folder)
+    sys.path += folders
     answer = runpy.run_path(script)["answer"]
     time.localtime()  # reads the zone's file
     statm = os.open(_STATM, os.O_RDONLY) if _STATM.exists() else None

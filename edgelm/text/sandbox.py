@@ -26,8 +26,8 @@ MAX_OUTPUT_CHARS = 16 * 2**20  # the reply is held by the process that asks
 
 # What Jinja and Python import late, when the process may open no file any more.
 _LATE = (
-    "encodings.ascii", "encodings.unicode_escape", "jinja2.constants", "jinja2.debug", "pprint",
-    "textwrap",
+    "encodings.ascii", "encodings.unicode_escape", "html", "jinja2.constants", "jinja2.debug",
+    "pprint", "textwrap",
 )  # fmt: skip
 for _name in _LATE:
     importlib.import_module(_name)

@@ -11,7 +11,7 @@ from edgelm.text.limited_process import LimitedProcess, LimitExceededError, Limi
 MAX_TEMPLATE_CHARS = 2**20
 LIMITS = Limits(seconds=2.0, nbytes=192 * 2**20)  # real templates take milliseconds and 1 MiB
 
-_PROCESS = LimitedProcess("sandbox.py", "jinja2")
+_PROCESS = LimitedProcess("sandbox.py", ["jinja2", "markupsafe"])
 
 
 def run_template(template: str, variables: Mapping[str, Any]) -> str:

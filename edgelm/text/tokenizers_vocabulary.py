@@ -65,7 +65,7 @@ class TokenizersVocabulary:
         therefore lacks; with them, texts are encoded in a process with limits."""
         self._library = library
         self._withheld = withheld or {}
-        self._process = LimitedProcess("tokenizer_worker.py", "tokenizers", self._loading)
+        self._process = LimitedProcess("tokenizer_worker.py", ["tokenizers"], self._loading)
         self._lock = (
             threading.Lock()
         )  # encode_special_tokens is a setting of the object, not of a call
