@@ -128,9 +128,9 @@ TEXTS = ["", "a", "aaaab", "bab<s>aa", "aaaaaaa b"]
 def test_unknown_parts_give_the_librarys_ids(change: dict[str, Any], tmp_path: Path) -> None:
     processor = {
         "type": "TemplateProcessing", "pair": [],
-        "single": [{"SpecialToken": {"id": "b", "type_id": 0}},
+        "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}},
                    {"Sequence": {"id": "A", "type_id": 0}}],
-        "special_tokens": {"b": {"id": "b", "ids": [1], "tokens": ["b"]}},
+        "special_tokens": {"<s>": {"id": "<s>", "ids": [3], "tokens": ["<s>"]}},
     }  # fmt: skip
     write(tmp_path, change | {"post_processor": processor})
     (tmp_path / "tokenizer_config.json").write_text(
@@ -147,7 +147,7 @@ def test_unknown_parts_give_the_librarys_ids(change: dict[str, Any], tmp_path: P
 
 
 def same(ours: Tokenizer, library: Any) -> None:
-    assert ours.bos_id == 1 and ours.add_bos
+    assert ours.bos_id == 3 and ours.add_bos
     for text in TEXTS:
         for parse in (True, False):
             library.encode_special_tokens = not parse
