@@ -21,7 +21,7 @@ from edgelm.text.tokenizers_vocabulary import TokenizersVocabulary, library_erro
 
 _PARTS = ("normalizer", "pre_tokenizer")
 _MAX_STEPS = 8
-_MAX_GROWTH = 16  # Llama 2's spaces become 3 times as long, most bytes of Chinese text 2 times
+_MAX_GROWTH = 16  # Llama 2's spaces become 3 times as long; bytes as characters, 2 times
 
 # Steps that take time in proportion to the text and make it hardly longer.
 _STEADY = {
@@ -49,9 +49,11 @@ def read_tokenizer_json(path: Path) -> TokenizersVocabulary:
 
     with library_errors(f"{path} is not a readable tokenizer"):
         text = path.read_text(encoding="utf-8")
-        withheld = {} if _is_known(text) else _unknown_parts(json.loads(text))
-        if withheld:
-            text = json.dumps(json.loads(text) | dict.fromkeys(withheld))
+        withheld: dict[str, Any] = {}
+        if not _is_known(text):
+            data = json.loads(text)
+            withheld = {key: data.get(key) for key in _PARTS}
+            text = json.dumps(data | dict.fromkeys(_PARTS))
         library = LibraryTokenizer.from_str(text)
         library.no_truncation()
         library.no_padding()
@@ -68,11 +70,6 @@ def _is_known(text: str) -> bool:
     """True if every value that may be one of the parts is known. Parsing all takes 0.5 s."""
     parts = [part for key in _PARTS for part in _values(text, key)]
     return not _ESCAPED_LETTER.search(text) and all(map(_is_tame, parts))
-
-
-def _unknown_parts(data: dict[str, Any]) -> dict[str, Any]:
-    """All parts, for the other process: the library there starts from the file as it is."""
-    return {key: data.get(key) for key in _PARTS}
 
 
 def _values(text: str, key: str) -> Iterator[Any]:
