@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -260,14 +259,6 @@ def test_filters_of_real_templates_pass() -> None:
         "{{ messages | map(attribute='content') | map('trim') | list | last }}"
     )
     assert render_one(template, TURNS) == "user,assistant,user 2 [2] Why?"
-
-
-def test_limits_leave_the_tracer_as_it_was() -> None:
-    before = sys.gettrace()
-    render_one("{{ 1 }}")
-    with pytest.raises(ModelFileError):
-        render_one(BOMBS["output"])
-    assert sys.gettrace() is before
 
 
 def test_long_conversations_pass() -> None:

@@ -7,9 +7,13 @@ Modules:
     vocabulary: the tokens of a tokenizer file, of which there are two kinds:
     tokenizers_vocabulary, sentencepiece_vocabulary: read with the libraries of those names.
     gguf_tokenizer: the tokenizer in a GGUF file.
+    tokenizer_json: a ``tokenizer.json``, and what of it may run in this process.
     tokenizer_config: the JSON files that accompany a tokenizer.
     chat_template: messages rendered to text.
-    sandbox, sandbox_limits: the sandbox of chat templates and its size limits.
+    template_process: runs chat templates, in a process that holds their ``sandbox``.
+    limited_process: ``LimitedProcess``, which computes what a model's files say, under limits.
+    limited_worker: what such a process runs, with one of the scripts here:
+    sandbox, tokenizer_worker: chat templates in Jinja's sandbox; texts to ids.
 
 Above ``machine`` and below ``checkpoint`` in the ladder of tests/test_house.py:
 imports point down only.

@@ -1,6 +1,6 @@
 """Chat templates: render messages to the text format a model was trained on.
 
-A template is an untrusted program from a model file, so it runs in ``sandbox``.
+A template is an untrusted program from a model file, so ``template_process`` runs it.
 """
 
 from __future__ import annotations
@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from edgelm.errors import EdgeLMError, ModelFileError, UsageError
+from edgelm.errors import UsageError
+from edgelm.text.template_process import run_template
 
 
 def render(
@@ -47,11 +48,11 @@ def render(
         **extra,
     }
     try:
-        return _run(template, variables)
+        return run_template(template, variables)
     except UsageError:
         if (folded := _folded(messages)) is None:
             raise
-    return _run(template, variables | {"messages": folded})
+    return run_template(template, variables | {"messages": folded})
 
 
 def _folded(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]] | None:
@@ -62,33 +63,6 @@ def _folded(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]] | 
     if not (isinstance(system, str) and isinstance(user, str)):
         return None
     return [{**messages[1], "content": f"{system}\n\n{user}"}, *messages[2:]]
-
-
-def _run(template: str, variables: dict[str, Any]) -> str:
-    from jinja2 import TemplateSyntaxError
-    from jinja2.exceptions import SecurityError
-
-    from edgelm.text import sandbox
-
-    try:
-        return sandbox.run(template, variables)
-    except EdgeLMError:
-        raise
-    except TemplateSyntaxError as error:
-        raise ModelFileError(
-            f"The chat template does not parse: line {error.lineno}: {error.message}. "
-            "Put a corrected chat_template.jinja into the model's folder."
-        ) from error
-    except SecurityError as error:
-        raise ModelFileError(
-            f"The chat template was stopped: {error}. Templates may only turn messages into text; "
-            "do not trust this model file."
-        ) from error
-    except Exception as error:  # a template can raise whatever Python raises: it is a program
-        raise UsageError(
-            f"The chat template cannot render these messages ({type(error).__name__}: {error}). "
-            "Check their roles and contents."
-        ) from error
 
 
 def _check(messages: Sequence[Mapping[str, Any]]) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 from edgelm.errors import ModelFileError, UnsupportedModelError
 from edgelm.text.sentencepiece_vocabulary import SentencePieceVocabulary, load_sentencepiece
 from edgelm.text.tokenizer_config import AddedToken, token_ids
-from edgelm.text.tokenizers_vocabulary import TokenizersVocabulary
+from edgelm.text.tokenizers_vocabulary import TokenizersVocabulary, library_errors
 from edgelm.text.vocabulary import SPACE, Vocabulary
 
 logger = logging.getLogger("edgelm")
@@ -190,17 +190,12 @@ def _byte_level_bpe(metadata: Mapping[str, Any], cut: PreTokenizer) -> Vocabular
     given = _strings(metadata, "tokenizer.ggml.merges")
     pairs = (merge.partition(" ") for merge in given if merge)  # llama.cpp too passes empty ones
     merges = [(left, right) for left, _, right in pairs]
-    try:
+    with library_errors("tokenizer.ggml.merges does not fit tokenizer.ggml.tokens"):
         model = models.BPE(
             vocab={token: i for i, token in enumerate(tokens)},
             merges=merges,
             ignore_merges=cut.ignore_merges,
         )
-    except Exception as error:  # the library raises bare Exception, e.g. for an unknown merge
-        raise ModelFileError(
-            f"tokenizer.ggml.merges does not fit tokenizer.ggml.tokens ({error}). "
-            "Fetch the GGUF file again."
-        ) from error
     library = LibraryTokenizer(model)
     steps = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in cut.patterns]
     library.pre_tokenizer = pre_tokenizers.Sequence(

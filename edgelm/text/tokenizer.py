@@ -28,6 +28,7 @@ from edgelm.text.tokenizer_config import (
     space_scheme,
     token_ids,
 )
+from edgelm.text.tokenizer_json import read_tokenizer_json
 from edgelm.text.tokenizers_vocabulary import TokenizersVocabulary
 from edgelm.text.vocabulary import Vocabulary
 
@@ -280,7 +281,7 @@ def _from_folder(folder: Path) -> tuple[Vocabulary, SpecialTokens]:
 
 def _folder_vocabulary(folder: Path, config: dict[str, Any], named: list[str]) -> Vocabulary:
     if is_present(folder / "tokenizer.json"):
-        vocabulary = TokenizersVocabulary.from_file(folder / "tokenizer.json")
+        vocabulary = read_tokenizer_json(folder / "tokenizer.json")
         vocabulary.add(added_tokens(folder, config))
         vocabulary.mark_special(named)
         return vocabulary

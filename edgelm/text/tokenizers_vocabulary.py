@@ -6,12 +6,13 @@ import json
 import logging
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgelm.errors import ModelFileError, UnsupportedModelError
-from edgelm.plain_file import VOCABULARY_BYTES, read_small
+from edgelm.errors import EdgeLMError, ModelFileError, UnsupportedModelError
+from edgelm.text.limited_process import LimitedProcess, Limits
 from edgelm.text.tokenizer_config import AddedToken
 from edgelm.text.vocabulary import SPACE
 
@@ -33,6 +34,23 @@ def byte_alphabet() -> dict[str, int]:
     return {chr(b): b for b in printable} | {chr(0x100 + i): b for i, b in enumerate(hidden)}
 
 
+@contextmanager
+def library_errors(what: str) -> Iterator[None]:
+    """Turn what the library raises, bare Exceptions and panics, into a ModelFileError."""
+    try:
+        yield
+    except EdgeLMError:
+        raise
+    except BaseException as error:
+        # pyo3's PanicException is no Exception, and no module has it.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise ModelFileError(
+            f"{what} ({error}). Fetch the tokenizer's files again; do not trust them if that does "
+            "not help."
+        ) from error
+
+
 class TokenizersVocabulary:
     """A ``tokenizers.Tokenizer``: byte-level BPE, or sentencepiece's pieces with byte fallback."""
 
@@ -40,30 +58,20 @@ class TokenizersVocabulary:
     pad_id: int | None = None
     added: Sequence[AddedToken] = ()
 
-    def __init__(self, library: LibraryTokenizer) -> None:
+    def __init__(
+        self, library: LibraryTokenizer, withheld: Mapping[str, Any] | None = None
+    ) -> None:
+        """withheld: parts of the tokenizer.json that this process must not run and the library
+        therefore lacks; with them, texts are encoded in a process with limits."""
         self._library = library
+        self._withheld = withheld or {}
+        self._process = LimitedProcess("tokenizer_worker.py", ["tokenizers"], self._loading)
         self._lock = (
             threading.Lock()
         )  # encode_special_tokens is a setting of the object, not of a call
         self._read_decoder()
         self._read_tokens()
         self._read_affixes()
-
-    @classmethod
-    def from_file(cls, path: Path) -> TokenizersVocabulary:
-        """Read a ``tokenizer.json``; a damaged one raises ModelFileError."""
-        from tokenizers import Tokenizer as LibraryTokenizer
-
-        content = read_small(path, VOCABULARY_BYTES)
-        try:
-            library = LibraryTokenizer.from_buffer(content)
-        except Exception as error:  # the library raises bare Exception for whatever it cannot read
-            raise ModelFileError(
-                f"{path} is not a readable tokenizer ({error}). Fetch the file again."
-            ) from error
-        library.no_truncation()
-        library.no_padding()
-        return cls(library)
 
     def _read_decoder(self) -> None:
         decoder = self._library.decoder
@@ -85,14 +93,15 @@ class TokenizersVocabulary:
         self.strips_first_space = strip or metaspace
 
     def _read_tokens(self) -> None:
+        self._process.close()  # the next one learns of what was added
         added = self._library.get_added_tokens_decoder()
         self._special = {i for i, token in added.items() if token.special}
         self.size = max(self._library.get_vocab_size(True), max(added, default=-1) + 1)
 
     def _read_affixes(self) -> None:
         """Ids that the post-processor adds around a text, found by probing it; BOS comes first."""
-        bare = self._library.encode("a", add_special_tokens=False).ids
-        full = self._library.encode("a", add_special_tokens=True).ids
+        bare = self._ids("a", affixes=False, parse_special=True)
+        full = self._ids("a", affixes=True, parse_special=True)
         starts = range(len(full) - len(bare) + 1)
         start = next((s for s in starts if full[s : s + len(bare)] == bare), 0)
         self.prefix = tuple(full[:start])
@@ -135,9 +144,29 @@ class TokenizersVocabulary:
             self._read_tokens()
 
     def encode(self, text: str, parse_special: bool) -> list[int]:
-        with self._lock:
-            self._library.encode_special_tokens = not parse_special
-            return list(self._library.encode(text, add_special_tokens=False).ids)
+        return self._ids(text, affixes=False, parse_special=parse_special)
+
+    def _ids(self, text: str, affixes: bool, parse_special: bool) -> list[int]:
+        """Ids of the text; affixes: with those that the post-processor adds."""
+        with library_errors(f"The tokenizer cannot encode a text of {len(text)} characters"):
+            if self._withheld:
+                asked = {"text": text, "affixes": affixes, "parse_special": parse_special}
+                limits = Limits(3 + len(text) / 50_000, 256 * 2**20 + 1024 * len(text))
+                return list(self._process.ask(asked, limits))
+            with self._lock:
+                self._library.encode_special_tokens = not parse_special
+                return list(self._library.encode(text, add_special_tokens=affixes).ids)
+
+    def _loading(self) -> tuple[Any, Limits]:
+        """The question that makes the other process load the whole tokenizer."""
+        text = self._whole()
+        limits = Limits(5 + len(text) / 2e6, 256 * 2**20 + 48 * len(text))
+        return {"tokenizer": text}, limits
+
+    def _whole(self) -> str:
+        """The tokenizer.json, with what was added to it and what is withheld from the library."""
+        text = self._library.to_str(pretty=True)
+        return json.dumps(json.loads(text) | self._withheld) if self._withheld else text
 
     def id_of(self, token: str) -> int | None:
         return self._library.token_to_id(token)
@@ -156,7 +185,7 @@ class TokenizersVocabulary:
         return name.replace(SPACE, " ").encode()
 
     def save(self, folder: Path) -> None:
-        self._library.save(str(folder / "tokenizer.json"))
+        (folder / "tokenizer.json").write_text(self._whole(), encoding="utf-8")
 
     def is_special(self, token_id: int) -> bool:
         return token_id in self._special
