@@ -64,6 +64,10 @@ class GGUFCheckpoint:
         factors = self._floats(_Weight(stored), 0, stored.shape[0]) if stored else None
         return family.config(keys, self._header, factors)
 
+    @property
+    def files(self) -> list[Path]:
+        return [self.path]
+
     def names(self) -> list[str]:
         return list(self._weights)
 

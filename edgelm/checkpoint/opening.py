@@ -27,13 +27,3 @@ def open_checkpoint(path: Path, *, allow_pickle: bool = False) -> Checkpoint:
     raise ModelFileError(
         f"{path} {problem}. Give a folder with config.json and *.safetensors, or a .gguf file."
     )
-
-
-def file_stamps(path: Path) -> list[tuple[str, int, int]]:
-    """Name, size and time of each of a model's files, which differ once it was changed.
-
-    Empty for weights that come from no file.
-    """
-    own = sorted(path.iterdir()) if path.is_dir() else [path] if path.exists() else []
-    stats = [(file.name, file.stat()) for file in own]
-    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
