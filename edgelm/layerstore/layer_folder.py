@@ -49,7 +49,7 @@ class LayerFolder:
     ) -> None:
         self.groups = file_groups(products)
         self.job = _job(names, products, method)
-        self.folder = cache / FOLDER / self.job[:32]
+        self.folder = cache / FOLDER / folder_name(self.job)
 
     def open(
         self, groups: Sequence[str], prepare: Prepare, opened: Callable[[str], None]
@@ -156,24 +156,21 @@ class LayerFolder:
 
     def _whole(self, group: str) -> LayerFile | None:
         """The group's file, if all of it is as this job wrote it."""
+        file = None
         try:
             file = LayerFile(self._path(group))
-        except OSError:
-            return None
-        except DamagedLayerError as error:
-            return self._spoilt(group, error)
-        try:
             if file.table.job != self.job:
                 raise DamagedLayerError("it belongs to another model")
             file.table.check_against(self.groups[group])
             file.check()
         except (DamagedLayerError, OSError) as error:
-            file.close()
-            return self._spoilt(group, error)
+            if file is not None:
+                file.close()
+            if not isinstance(error, FileNotFoundError):
+                path = self._path(group)
+                logger.warning("%s is damaged (%s) and is written again.", path, error)
+            return None
         return file
-
-    def _spoilt(self, group: str, error: Exception) -> None:
-        logger.warning("%s is damaged (%s) and is written again.", self._path(group), error)
 
     def _write(self, group: str, prepare: Prepare) -> None:
         logger.info("writing %s to %s", group, self._path(group))
@@ -201,6 +198,11 @@ class LayerFolder:
         if free < wanted:
             told = f"its disk has {human(free)} free and {human(wanted)} are needed"
             raise OSError(errno.ENOSPC, told)
+
+
+def folder_name(job: str) -> str:
+    """Name of the folder with a job's files."""
+    return job[:32]
 
 
 def clear_layers(cache: Path) -> None:

@@ -37,5 +37,6 @@ def kept(path: Path) -> Any:
 def kept_gb_s(data: Any) -> float | None:
     """The speed ``read_gb_s`` in a record; None if there is none, or one that no machine has."""
     speed = data.get("read_gb_s") if isinstance(data, dict) else None
-    plausible = type(speed) in (int, float) and _SLOWEST_GB_S <= speed <= _FASTEST_GB_S
-    return float(speed) if plausible else None
+    if isinstance(speed, bool) or not isinstance(speed, int | float):
+        return None
+    return float(speed) if _SLOWEST_GB_S <= speed <= _FASTEST_GB_S else None
