@@ -63,7 +63,8 @@ def test_damaged_weights_are_made_again(
     target.unlink()  # files are never shortened in place
     target.write_bytes(data)
     packed.clear()
-    assert_same(answer(nano, **settings), first)
+    found = answer(nano, **settings)
+    assert (found[0] == first[0]).all() and found[2] == first[2]
     assert f"{target} is damaged" in caplog.text and target.read_bytes() == before
     assert packed and all(name.startswith("layers.3.") for name in packed)
 
@@ -145,7 +146,8 @@ def test_only_files_that_are_read_decide(
     (model / "README.md").write_text("About this model.")
     (model / "more").mkdir()
     (model / "gone").symlink_to(tmp_path / "nowhere")
-    os.utime(model / "tokenizer.json")
+    for path in model.glob("*.json"):
+        os.utime(path)
     assert_same(answer(model), first)
     model = model.rename(tmp_path / "elsewhere")
     assert_same(answer(model), first)

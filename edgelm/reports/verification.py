@@ -80,7 +80,13 @@ def verify_folder(path: Path, progress: Progress | None = None) -> Verification:
 
 
 def _check_entry(path: Path, name: str, digest: str) -> None:
-    if name != Path(name).name or "\\" in name or not name.isprintable():
+    if (
+        not name
+        or name == ".."
+        or name != Path(name).name
+        or "\\" in name
+        or not name.isprintable()
+    ):
         raise ModelFileError(
             f"{path / MANIFEST} names the file {name!r:.80}, which is no plain name: the files of "
             "a folder lie in it. Quantize the model again."
