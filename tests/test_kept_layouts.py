@@ -128,7 +128,8 @@ def test_samples_tell_what_no_time_tells(
     """On a file system that has neither inodes nor times of change."""
     path = tmp_path / "file"
     path.write_bytes(bytes(5_000_000))
-    monkeypatch.setattr(os, "fstat", lambda _, stat=path.stat(): stat)
+    unchanged = path.stat()
+    monkeypatch.setattr(os, "fstat", lambda _: unchanged)
     before = file_stamps([path])
     data = bytearray(5_000_000)
     place = sorted(stamps._offsets(len(data)))[5] if where == 3_000_000 else where
@@ -301,7 +302,8 @@ def test_another_users_layouts_are_not_used(
     first = answer(nano)
     files = {path: path.stat().st_mtime_ns for path in layer_files(machine)}
     count, _ = len(packed), packed.clear()
-    monkeypatch.setattr(os, "geteuid", lambda uid=os.geteuid(): uid + 1)
+    own = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: own + 1)
     assert_same(answer(nano), first)
     assert len(packed) == count and "it belongs to another user" in caplog.text
     with pytest.raises(edgelm.EdgeLMError, match=r"another user.*EDGELM_CACHE"):
