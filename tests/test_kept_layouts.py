@@ -282,7 +282,8 @@ def test_what_others_may_write_is_not_used(
     (target,) = machine.rglob("layers.3.layer")
     path = {"file": target, "folder": target.parent, "folder of all": target.parent.parent}[what]
     path.chmod(0o777)
-    count, _ = len(packed), packed.clear()
+    count = len(packed)
+    packed.clear()
     assert_same(answer(nano), first)
     assert f"{path} is" in caplog.text and "other users may write to it" in caplog.text
     assert path.stat().st_mode & 0o777 == (0o600 if what == "file" else 0o700)
@@ -301,7 +302,8 @@ def test_another_users_layouts_are_not_used(
     (machine / "disk.json").write_text('{"read_gb_s": 0.001}')
     first = answer(nano)
     files = {path: path.stat().st_mtime_ns for path in layer_files(machine)}
-    count, _ = len(packed), packed.clear()
+    count = len(packed)
+    packed.clear()
     own = os.geteuid()
     monkeypatch.setattr(os, "geteuid", lambda: own + 1)
     assert_same(answer(nano), first)

@@ -135,6 +135,9 @@ def test_what_has_no_hashes_is_said(run: Run, assets: Path) -> None:  # noqa: F8
     shown = run("inspect", assets / "nano" / "llama", "--verify", "--json")
     assert shown.code == 2 and "edgelm quantize" in shown.err
     assert run("inspect", "no/such/folder/here", "--verify").code == 4
+    for model in ("demo", "owner/name"):
+        shown = run("inspect", model, "--verify")
+        assert shown.code == 2 and "folder on this machine" in shown.err
 
 
 def test_bytes_are_counted(folder: Path) -> None:

@@ -12,8 +12,8 @@ from edgelm.budget.units import human
 from edgelm.cli import console
 from edgelm.cli.opening import open_files
 from edgelm.cli.options import Model, OutputOptions, SourceOptions
-from edgelm.errors import ModelFileError
-from edgelm.hub.references import resolve
+from edgelm.errors import ModelFileError, UsageError
+from edgelm.hub.references import hub_reference, is_local, resolve
 from edgelm.reports.inspection import Inspection, Loading, inspect_files
 from edgelm.reports.verification import Verification, verify_folder
 
@@ -43,8 +43,16 @@ def inspect(
 def _verify(model: str, source: SourceOptions, output: OutputOptions) -> None:
     """Compare a folder with its hashes; typer.Exit with the code of damaged files if it differs."""
     console.set_verbosity(output)
+    fetched = not is_local(model) and hub_reference(model, source.revision)
+    if model == "demo" or fetched:
+        raise UsageError(
+            f"--verify compares the files of a folder on this machine, and {model!r} is a model "
+            "that is fetched, of which only some files are. Give the folder that edgelm quantize "
+            "wrote."
+        )
+    path = resolve(model, **asdict(source))
     with console.progress_bars(output) as bar:
-        found = verify_folder(resolve(model, **asdict(source)), bar("hashing files"))
+        found = verify_folder(path, bar("hashing files"))
     if output.json:
         console.print_json(found.to_dict())
     else:

@@ -61,14 +61,14 @@ def verify_folder(path: Path, progress: Progress | None = None) -> Verification:
     found: dict[str, str] = {}
     done = 0
     for name, file in here.items():
-        digest = hashlib.sha256()
+        sha256 = hashlib.sha256()
         with opened(file) as source:
             while piece := source.read(_BLOCK_BYTES):
-                digest.update(piece)
+                sha256.update(piece)
                 done += len(piece)
                 if progress:
                     progress(name, done, sum(sizes.values()))
-        found[name] = digest.hexdigest()
+        found[name] = sha256.hexdigest()
     own = {MANIFEST, *expected}
     return Verification(
         path=str(path),
