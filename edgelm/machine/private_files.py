@@ -44,7 +44,8 @@ def create(path: Path) -> BufferedWriter:
     path.unlink(missing_ok=True)
     binary = getattr(os, "O_BINARY", 0)
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | binary, FILE_MODE)
-    path.chmod(FILE_MODE)
+    if hasattr(os, "fchmod"):
+        os.fchmod(file, FILE_MODE)
     return os.fdopen(file, "wb")
 
 

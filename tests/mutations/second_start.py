@@ -187,8 +187,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "kept layouts: files are their owner's alone",
         "edgelm/machine/private_files.py",
-        "    path.chmod(FILE_MODE)\n",
-        "    path.chmod(0o644)\n",
+        "os.fchmod(file, FILE_MODE)",
+        "os.fchmod(file, 0o644)",
         (f"{KEPT}::test_the_cache_is_its_owners_alone",),
     ),
     Mutation(
