@@ -22,7 +22,7 @@ from edgelm.budget import past_runs
 from edgelm.budget.ledger import Ledger
 from edgelm.budget.parts import Part, PartName
 from edgelm.hub.references import cache_dir
-from edgelm.machine import cgroups, hardware
+from edgelm.machine import cgroups, disk, hardware
 from edgelm.planning.load_peak import load_peak_bytes
 from edgelm.version import __version__
 from quant import find
@@ -264,6 +264,46 @@ def test_damaged_runs_count_as_absent(cache: Path, damage: str) -> None:
     cache.mkdir()
     (cache / "runs.json").write_text(damage)
     assert past_runs.recorded(cache) == () and past_runs.correction_bytes(cache) == 0
+
+
+@pytest.mark.parametrize(
+    ("predicted", "peak"),
+    [(1, 1 << 60), (1, 10**400), (10**400, 10**400 + 1), (0, 1), (-GIB, GIB), (GIB, -1), (GIB, 0),
+     (GIB, GIB + (300 << 20)), (1.0, 2.0), (True, True), ("1", "2"), (None, None)],
+)  # fmt: skip
+def test_an_implausible_run_refuses_no_model(
+    cache: Path, tiny_llama: Callable[..., Path], predicted: Any, peak: Any
+) -> None:
+    """Alone or among others; it is dropped when the next run is kept."""
+    folder = tiny_llama()
+    expected = edgelm.plan(folder)
+    kept(cache, 10)
+    (own,) = json.loads((cache / "runs.json").read_text())
+    wrong = own | {"predicted_bytes": predicted, "peak_bytes": peak}
+    (cache / "runs.json").write_text(json.dumps([wrong]))
+    assert past_runs.recorded(cache) == ()
+    found = edgelm.plan(folder)
+    assert found.fits and PartName.RUNTIME_LEARNED not in {part.name for part in found.parts}
+    (cache / "runs.json").write_text(json.dumps([wrong, own, wrong]))
+    assert past_runs.correction_bytes(cache) == 10 << 20
+    past_runs.record(cache, "m", expected, expected.predicted_peak_bytes)
+    assert len(json.loads((cache / "runs.json").read_text())) == 2
+
+
+@pytest.mark.parametrize(
+    "speed", ["0", "-1", "NaN", "Infinity", "-Infinity", "1e-300", "1e300", "1" + "0" * 400,
+              '"40"', "true", "null", "[]"],
+)  # fmt: skip
+def test_an_implausible_speed_counts_as_not_measured(cache: Path, speed: str) -> None:
+    cache.mkdir()
+    processor = json.dumps(hardware.processor_name())
+    (cache / "machine.json").write_text(f'{{"processor": {processor}, "read_gb_s": {speed}}}')
+    (cache / "disk.json").write_text(f'{{"read_gb_s": {speed}}}')
+    assert hardware.recorded_read_gb_s(cache) is None and disk.recorded_read_gb_s(cache) is None
+    assert disk.expected_tok_s(cache, 10**9, 10**8) is None
+    for name in ("machine.json", "disk.json"):
+        (cache / name).write_text("[1]")
+    assert hardware.recorded_read_gb_s(cache) is None and disk.recorded_read_gb_s(cache) is None
 
 
 def test_few_runs_are_kept_and_no_foreign_memory(

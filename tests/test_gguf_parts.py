@@ -18,7 +18,8 @@ from test_hub_headers import planned, same
 from test_hub_server import Hub, found, resolve, server  # noqa: F401  (a fixture)
 
 import edgelm
-from edgelm.checkpoint.opening import file_stamps, open_checkpoint
+from edgelm.checkpoint.opening import open_checkpoint
+from edgelm.checkpoint.stamps import file_stamps
 from edgelm.models.model_files import ModelFiles
 
 IDS = torch.tensor([[1, 5, 77, 12, 9, 100, 41, 3]])
@@ -232,12 +233,12 @@ def test_a_folder_with_weights_of_both_kinds(model: Path, whole: Path) -> None:
 def test_every_part_is_one_of_the_model_s_files(model: Path, tmp_path: Path) -> None:
     """What is kept of a model, and a quantization that resumes, see a change of any part."""
     parts = in_parts(model, tmp_path / "parts")
-    before, sha256 = file_stamps(parts[0]), ModelFiles.open(parts[0]).sha256
+    before, sha256 = file_stamps(open_checkpoint(parts[0]).files), ModelFiles.open(parts[0]).sha256
     assert [name for name, *_ in before] == [part.name for part in parts]
     content = parts[2].read_bytes()
     parts[2].write_bytes(content[:-4] + b"\x01\x02\x03\x04")
     os.utime(parts[2], (1, 1))
-    assert file_stamps(parts[0]) != before
+    assert file_stamps(open_checkpoint(parts[0]).files) != before
     assert ModelFiles.open(parts[1]).sha256 != sha256
 
 

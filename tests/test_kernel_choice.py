@@ -59,6 +59,15 @@ def test_a_plan_follows_what_was_measured(assets: Path, cache: Path) -> None:
         torch.set_num_threads(torch.get_num_threads() - 1)
 
 
+def test_a_damaged_entry_spoils_no_other(cache: Path) -> None:
+    machine = kernel_choice._machine("cpu")
+    good = {"int8 small": ["reference"]}
+    data = {machine: good | {"int4 small": [7], "nf4 small": None}, "other": 3}
+    cache.mkdir()
+    (cache / kernel_choice.KEPT).write_text(json.dumps(data))
+    assert kernel_choice.rankings(cache) == good
+
+
 @pytest.mark.usefixtures("timed")
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"%s": 3}', '{"%s": {"int8 small": [7]}}'])
 def test_a_damaged_file_is_ignored_and_remade(cache: Path, damage: str) -> None:

@@ -18,7 +18,8 @@ from gguf_models import write_gguf_model
 from test_shards import FIRST, INDEX, SINGLE, logits, shard
 
 import edgelm
-from edgelm.checkpoint.opening import file_stamps
+from edgelm.checkpoint.opening import open_checkpoint
+from edgelm.checkpoint.stamps import file_stamps
 from edgelm.checkpoint.torch_files import SINGLE as PICKLED
 from edgelm.hub.references import resolve
 from edgelm.models.model_files import ModelFiles
@@ -139,7 +140,7 @@ def test_small_files_that_are_huge(role: str, model: Path) -> None:
 @pytest.mark.parametrize("odd", ODD)
 def test_files_that_nobody_needs(odd: str, model: Path, tmp_path: Path) -> None:
     """Nor do they slow a load, a hash, or the identity of what is kept of a model."""
-    expected, stamps = logits(model), file_stamps(model)
+    expected, stamps = logits(model), file_stamps(open_checkpoint(model).files)
     sha256 = ModelFiles.open(model).sha256
     make = ODD[odd][0]
     names = ("README.md.bak", ".#config.json", "old.safetensors", PICKLED, "m.gguf", "LICENSE")
@@ -148,7 +149,7 @@ def test_files_that_nobody_needs(odd: str, model: Path, tmp_path: Path) -> None:
         for other in ("pipe", "between"):
             if (model / other).is_symlink() or (model / other).exists():
                 (model / other).rename(model / f"{other}{number}")
-    assert file_stamps(model) == stamps
+    assert file_stamps(open_checkpoint(model).files) == stamps
     files = ModelFiles.open(model)
     assert at_once(lambda: files.sha256) is None and files.sha256 == sha256
     assert torch.equal(logits(model), expected)

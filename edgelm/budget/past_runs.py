@@ -21,6 +21,7 @@ from edgelm.version import __version__
 KEPT = "runs.json"
 KEPT_RUNS = 32
 GROWTH_BYTES = 40 << 20  # up to 38 MiB were measured on Linux with one thread
+_MOST_BYTES = 1 << 50
 _OTHERS_BYTES = 256 << 20  # a larger excess is other memory of the same process
 
 
@@ -50,7 +51,7 @@ def record(folder: Path, model: str, plan: Plan, peak_bytes: int) -> None:
     predicted = plan.predicted_peak_bytes - learned
     ended = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     run = Run(model, plan.scheme, predicted, peak_bytes, __version__, ended)
-    if run.beyond_bytes < _OTHERS_BYTES:
+    if _is_plausible(run):
         keep(folder / KEPT, [asdict(own) for own in (*recorded(folder), run)[-KEPT_RUNS:]])
 
 
@@ -69,9 +70,14 @@ class Watch:
 
 
 def recorded(folder: Path) -> tuple[Run, ...]:
-    """The last runs, oldest first; entries that are damaged count as absent."""
+    """The last runs, oldest first; entries that are damaged or implausible count as absent.
+
+    They are dropped by the next ``record``: one wrong entry must not make plans refuse models.
+    """
     data = kept(folder / KEPT)
-    return tuple(Run(**entry) for entry in data if _is_run(entry)) if isinstance(data, list) else ()
+    entries = data if isinstance(data, list) else []
+    runs = (Run(**entry) for entry in entries if _is_run(entry))
+    return tuple(run for run in runs if _is_plausible(run))
 
 
 def runtime_parts(folder: Path, resident_bytes: int) -> list[Part]:
@@ -85,6 +91,12 @@ def correction_bytes(folder: Path) -> int:
     """Bytes that plans add to the runtime's share: the median of this version's runs, or 0."""
     beyond = [run.beyond_bytes for run in recorded(folder) if run.version == __version__]
     return max(0, int(median(beyond))) if beyond else 0
+
+
+def _is_plausible(run: Run) -> bool:
+    """True of bytes that a process may have and that its plan can be blamed for."""
+    counts = (run.predicted_bytes, run.peak_bytes)
+    return all(0 < count < _MOST_BYTES for count in counts) and run.beyond_bytes < _OTHERS_BYTES
 
 
 def _is_run(entry: Any) -> bool:

@@ -7,7 +7,8 @@ Modules:
     protocol, opening: what every reader gives, and the reader for a file at hand.
     folders: detection of a folder's format.
     shards: weights in several files with an index.
-    stored, rows: tensors at offsets in files, and plain reads into private memory.
+    stored, rows, stamps: tensors at offsets in files, plain reads into private memory, and what
+        tells that a file was changed.
     safetensors_files, torch_files, flax_files: folders of float weights.
     quantized_folders: folders quantized by other tools, read by ``awq``, ``gptq``,
         ``compressed_tensors``, ``bitsandbytes_files`` and ``torchao_files`` (with

@@ -76,6 +76,10 @@ class FlaxCheckpoint:
                 )
             self._arrays[".".join((*keys[:-1], kind))] = (array, transposed)
 
+    @property
+    def files(self) -> list[Path]:
+        return [self._file]
+
     def names(self) -> list[str]:
         return list(self._arrays)
 

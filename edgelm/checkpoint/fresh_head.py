@@ -28,6 +28,10 @@ class FreshHead:
         self.format = under.format
 
     @property
+    def files(self) -> list[Path]:
+        return self.under.files
+
+    @property
     def config(self) -> dict[str, Any]:
         return self.under.config
 

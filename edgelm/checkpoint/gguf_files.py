@@ -19,7 +19,7 @@ from edgelm.checkpoint.gguf_blocks import EXACT, NEAREST, PACKED, dequantized, t
 from edgelm.checkpoint.gguf_families import FAMILIES, ROPE_FACTORS, Family, RowOrder
 from edgelm.checkpoint.gguf_header import StoredTensor
 from edgelm.checkpoint.gguf_metadata import Metadata
-from edgelm.checkpoint.gguf_parts import read_model
+from edgelm.checkpoint.gguf_parts import part_paths, read_model
 from edgelm.checkpoint.protocol import TensorInfo
 from edgelm.checkpoint.rows import fill, opened, span
 from edgelm.errors import ModelFileError, UnsupportedModelError
@@ -65,6 +65,10 @@ class GGUFCheckpoint:
         stored = self._header.tensors.get(ROPE_FACTORS)
         factors = self._floats(_Weight(stored), 0, stored.shape[0]) if stored else None
         return family.config(keys, self._header, factors)
+
+    @property
+    def files(self) -> list[Path]:
+        return part_paths(self.path)
 
     def names(self) -> list[str]:
         return list(self._weights)

@@ -36,12 +36,3 @@ def own_files(path: Path) -> list[Path]:
     """The plain files at a model's path: of a folder all, of a .gguf file all its parts."""
     found = sorted(path.iterdir()) if path.is_dir() else part_paths(path)
     return [file for file in found if file.is_file()]
-
-
-def file_stamps(path: Path) -> list[tuple[str, int, int]]:
-    """Name, size and time of each of a model's files, which differ once it was changed.
-
-    Empty for weights that come from no file.
-    """
-    stats = [(file.name, file.stat()) for file in own_files(path)]
-    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]

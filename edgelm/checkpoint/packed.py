@@ -44,6 +44,10 @@ class PackedCheckpoint:
             self._theirs = bitsandbytes_files.matrices(self._files, settings)
         self._infos = self._read_infos()
 
+    @property
+    def files(self) -> list[Path]:
+        return [self.path / MANIFEST, *self._files.files]
+
     def names(self) -> list[str]:
         return list(self._infos)
 

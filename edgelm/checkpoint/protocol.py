@@ -43,6 +43,13 @@ class Checkpoint(Protocol):
     format: str
 
     @property
+    def files(self) -> list[Path]:
+        """Files that weights are read from, and what says how they are stored beside ``config``.
+
+        Empty for weights that come from no file.
+        """
+
+    @property
     def config(self) -> dict[str, Any]: ...
 
     @property

@@ -103,6 +103,11 @@ class QuantizedFolder:
         parts = {name for matrix in packed.values() for name in matrix.parts}
         self._floats = [name for name in files.names() if name not in parts]
 
+    @property
+    def files(self) -> list[Path]:
+        settings = self.path / AUTOGPTQ_SETTINGS
+        return [*([settings] if settings.is_file() else []), *self._files.files]
+
     def names(self) -> list[str]:
         return [*self._packed, *self._floats]
 

@@ -49,6 +49,10 @@ class RandomWeights:
         self._tensors = dict(tensors)
         self._last: tuple[str, int, PackedWeight] | None = None
 
+    @property
+    def files(self) -> list[Path]:
+        return []
+
     def names(self) -> list[str]:
         return list(self._tensors)
 

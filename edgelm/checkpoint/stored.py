@@ -46,6 +46,12 @@ class StoredTensors:
     def __init__(self, tensors: Mapping[str, Stored], missing: Mapping[str, Path]) -> None:
         self._tensors, self._missing = tensors, missing
 
+    @property
+    def files(self) -> list[Path]:
+        own = {stored.file for stored in self._tensors.values()}
+        indexes = {index for file in own for index in file.parent.glob("*.index.json")}
+        return sorted(own | {index for index in indexes if index.is_file()})
+
     def names(self) -> list[str]:
         return list(self._tensors)
 

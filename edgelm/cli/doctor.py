@@ -10,6 +10,9 @@ from rich.table import Table
 from edgelm.budget.units import human
 from edgelm.cli import console
 from edgelm.cli.options import OutputOptions
+from edgelm.errors import ModelFileError, UsageError
+from edgelm.hub.references import cache_dir
+from edgelm.layerstore.kept_layers import KeptLayers, verify_layers
 from edgelm.machine.accelerators import Accelerator
 from edgelm.reports.diagnosis import Diagnosis, clear_cache, diagnose
 
@@ -21,13 +24,25 @@ ClearCache = Annotated[
     ),
 ]
 
+Verify = Annotated[
+    bool,
+    typer.Option(
+        "--verify",
+        help="Only read all kept weight layouts whole; delete those that are broken (exit code 4).",
+    ),
+]
 
 _SHOWN_RUNS = 5
 
 
-def doctor(output: OutputOptions, clear: ClearCache = False) -> None:
+def doctor(output: OutputOptions, clear: ClearCache = False, verify: Verify = False) -> None:
     """Show this machine's hardware, the kernels it can run, and the content of the cache."""
     console.set_verbosity(output)
+    if verify:
+        if clear:
+            raise UsageError("--verify and --clear-cache were given; give one of them.")
+        _verify(output)
+        return
     freed = clear_cache() if clear else None
     with console.waiting("measuring", output):
         found = diagnose()
@@ -37,6 +52,28 @@ def doctor(output: OutputOptions, clear: ClearCache = False) -> None:
     _show(found, output)
     if freed is not None:
         console.stdout().print(f"cleared {human(freed)} from the cache")
+
+
+def _verify(output: OutputOptions) -> None:
+    """Check the kept layouts; typer.Exit with the code of damaged files if some are broken."""
+    with console.progress_bars(output) as bar:
+        found = verify_layers(cache_dir(), bar("reading kept layouts"))
+    if output.json:
+        console.print_json(found.to_dict())
+    else:
+        _show_layers(found)
+    if found.broken:
+        raise typer.Exit(ModelFileError.exit_code)
+
+
+def _show_layers(found: KeptLayers) -> None:
+    out = console.stdout()
+    for own in found.broken:
+        done = "deleted" if own.deleted else "it could not be deleted: delete it yourself"
+        out.print(f"broken: {own.path}: {own.problem}; {done}")
+    told = f"{len(found.broken)} are broken" if found.broken else "all are as they were written"
+    again = "; the next start writes them again" if found.broken else ""
+    out.print(f"{found.files} files with weight layouts, {human(found.bytes)}: {told}{again}")
 
 
 def _show(found: Diagnosis, output: OutputOptions) -> None:

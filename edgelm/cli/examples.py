@@ -23,9 +23,9 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "edgelm bench demo --prompt-tokens 128 --decode-tokens 32",
         "edgelm bench --shape gemma-2-2b --quant int4",
     ),
-    "inspect": ("edgelm inspect demo -v",),
+    "inspect": ("edgelm inspect demo -v", "edgelm inspect gemma-int4 --verify"),
     "mask": ('edgelm mask demo "Hello there" "Hello" --padding left',),
-    "doctor": ("edgelm doctor -v",),
+    "doctor": ("edgelm doctor -v", "edgelm doctor --verify"),
 }
 
 

@@ -2,22 +2,79 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
 from rich.table import Table
 
 from edgelm.budget.units import human
 from edgelm.cli import console
 from edgelm.cli.opening import open_files
 from edgelm.cli.options import Model, OutputOptions, SourceOptions
+from edgelm.errors import ModelFileError, UsageError
+from edgelm.hub.references import hub_reference, is_local, resolve
 from edgelm.reports.inspection import Inspection, Loading, inspect_files
+from edgelm.reports.verification import Verification, verify_folder
+
+Verify = Annotated[
+    bool,
+    typer.Option(
+        "--verify",
+        help="Only hash the files of a folder that quantize wrote, and compare (exit code 4).",
+    ),
+]
 
 
-def inspect(model: Model, source: SourceOptions, output: OutputOptions) -> None:
+def inspect(
+    model: Model, source: SourceOptions, output: OutputOptions, verify: Verify = False
+) -> None:
     """Show tensors, limits and licence of MODEL and what loading converts; loads no weights."""
+    if verify:
+        _verify(model, source, output)
+        return
     found = inspect_files(open_files(model, source, output))
     if output.json:
         console.print_json(found.to_dict())
     else:
         _show(found, output)
+
+
+def _verify(model: str, source: SourceOptions, output: OutputOptions) -> None:
+    """Compare a folder with its hashes; typer.Exit with the code of damaged files if it differs."""
+    console.set_verbosity(output)
+    fetched = not is_local(model) and hub_reference(model, source.revision)
+    if model == "demo" or fetched:
+        raise UsageError(
+            f"--verify compares the files of a folder on this machine, and {model!r} is a model "
+            "that is fetched, of which only some files are. Give the folder that edgelm quantize "
+            "wrote."
+        )
+    path = resolve(model, **asdict(source))
+    with console.progress_bars(output) as bar:
+        found = verify_folder(path, bar("hashing files"))
+    if output.json:
+        console.print_json(found.to_dict())
+    else:
+        _show_verification(found)
+    if found.damaged:
+        raise typer.Exit(ModelFileError.exit_code)
+
+
+def _show_verification(found: Verification) -> None:
+    out = console.stdout()
+    table = Table("file", "", box=None)
+    for told, names in (
+        ("differs", found.differ),
+        ("is missing", found.missing),
+        ("was added, no hash is known", found.extra),
+        ("as it was written", found.same),
+    ):
+        for name in names:
+            table.add_row(name, told)
+    out.print(table, "")
+    advice = "damaged: copy or quantize it again" if found.damaged else "as it was written"
+    out.print(f"{found.path} is {advice}")
 
 
 def _show(found: Inspection, output: OutputOptions) -> None:

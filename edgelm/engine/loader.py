@@ -124,17 +124,18 @@ class Loader:
         if not groups:
             return
         store = LayerFolder(cache_dir(), self.names, self.plan.products, self.method)
-        found = store.find(groups)
-        for group, file in found.items():
+        missing = set(groups)
+        for group, file in store.find(groups):
+            missing.remove(group)
             image = file.mapped()
             for product in store.groups[group]:
                 name = product.names[0]
                 self._ready[name] = file.views(name, image), file.modules(name)
             self._tell(*store.groups[group])
             file.close()
-        missing = [group for group in groups if group not in found]
         if missing:
-            store.write(missing, self._prepare_and_hold)
+            later = [group for group in groups if group in missing]
+            store.write(later, self._prepare_and_hold)
 
     def _prepare_and_hold(self, product: MatrixPlan) -> Prepared:
         """A product for its file, and for this load."""

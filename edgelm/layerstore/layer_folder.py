@@ -13,8 +13,9 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -22,10 +23,11 @@ import torch
 from edgelm.budget.placement import file_groups
 from edgelm.budget.plan import MatrixPlan
 from edgelm.budget.units import human
-from edgelm.checkpoint.opening import file_stamps
+from edgelm.checkpoint.stamps import file_stamps
 from edgelm.errors import EdgeLMError
-from edgelm.layerstore.layer_file import DamagedLayerError, LayerFile, Prepared, write_layer
-from edgelm.machine import hardware
+from edgelm.layerstore.layer_file import LayerFile, Prepared, write_layer
+from edgelm.layerstore.layer_table import DamagedLayerError
+from edgelm.machine import hardware, private_files
 from edgelm.models.weight_names import WeightNames
 from edgelm.version import __version__
 from quant import Scheme, native
@@ -34,7 +36,7 @@ FOLDER = "layers"  # in the cache folder
 LIMIT_BYTES = 64 << 30  # of all models together; one model alone may be larger
 PAYS_BYTES = 64 << 20  # smaller models are laid out quickly at every start
 _FREE_SHARE = 10  # files the user did not request leave a tenth of the disk free
-_FORMAT = 2
+_FORMAT = 3
 logger = logging.getLogger("edgelm")
 Prepare = Callable[[MatrixPlan], Prepared]
 
@@ -47,7 +49,7 @@ class LayerFolder:
     ) -> None:
         self.groups = file_groups(products)
         self.job = _job(names, products, method)
-        self.folder = cache / FOLDER / self.job[:32]
+        self.folder = cache / FOLDER / folder_name(self.job)
 
     def open(
         self, groups: Sequence[str], prepare: Prepare, opened: Callable[[str], None]
@@ -60,13 +62,9 @@ class LayerFolder:
         Raises:
             EdgeLMError: the disk is full or refuses.
         """
-        from filelock import FileLock
-
         files: list[LayerFile] = []
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            os.utime(self.folder)
-            with FileLock(self.folder / "lock"):
+            with self._locked():
                 self._make_room([group for group in groups if not self._path(group).exists()])
                 for group in groups:
                     files.append(self._open(group, prepare))
@@ -77,25 +75,32 @@ class LayerFolder:
             if isinstance(error, OSError):
                 raise EdgeLMError(
                     f"{self.folder}, from which layers are to be streamed, cannot be used: "
-                    f"{error.strerror or error}. Free some space, or set EDGELM_CACHE to a folder "
-                    "on another disk."
+                    f"{error.strerror or error}. Free some space, or set EDGELM_CACHE to another "
+                    "folder of yours."
                 ) from error
             raise
         return files
 
-    def find(self, groups: Sequence[str]) -> dict[str, LayerFile]:
-        """Open the existing files for mapping, without reading their content."""
-        found: dict[str, LayerFile] = {}
-        for group in groups:
-            with suppress(OSError):
-                file = self._whole(group, False)
-                found |= {} if file is None else {group: file}
+    def find(self, groups: Sequence[str]) -> Iterator[tuple[str, LayerFile]]:
+        """Open the existing files for mapping, in the order of ``groups``.
+
+        All of each is read and compared with its sums, several files at a time.
+        """
+        reason = self._refusal()
+        if reason is not None:
+            logger.warning("%s is not used: %s. What it held is laid out again.", *reason)
+            return
         with suppress(OSError):
             os.utime(self.folder)
-        return found
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            for group, file in zip(groups, pool.map(self._whole, groups), strict=True):
+                if file is not None:
+                    yield group, file
 
     def present(self, groups: Sequence[str]) -> set[str]:
         """Those of ``groups`` whose files exist; ``find`` skips damaged ones."""
+        if self._refusal() is not None:
+            return set()
         return {group for group in groups if self._path(group).is_file()}
 
     def write(self, groups: Sequence[str], prepare: Prepare) -> None:
@@ -103,11 +108,8 @@ class LayerFolder:
 
         ``prepare`` keeps its results: a folder that is full or refuses is only logged.
         """
-        from filelock import FileLock
-
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.folder / "lock", timeout=0):
+            with self._locked(timeout_s=0):
                 spare = shutil.disk_usage(self.folder).total // _FREE_SHARE
                 self._make_room(groups, spare)
                 for group in groups:
@@ -115,24 +117,60 @@ class LayerFolder:
         except OSError as error:  # includes a lock held by another process
             logger.info("%s keeps no weights for the next start: %s", self.folder, error)
 
+    @contextmanager
+    def _locked(self, timeout_s: float = -1) -> Iterator[None]:
+        """While no other process writes to the folder, which is made if it is not there.
+
+        Raises:
+            OSError: the disk refuses, or another user owns the folder.
+        """
+        from filelock import FileLock
+
+        private_files.make_folder(self.folder)
+        for folder in (self.folder.parent, self.folder):
+            if private_files.close_to_others(folder):
+                for path in folder.glob("*.layer*"):  # others may have written it
+                    path.unlink()
+        os.utime(self.folder)
+        with FileLock(self.folder / "lock", timeout_s, private_files.FILE_MODE):
+            yield
+
+    def _refusal(self) -> tuple[Path, str] | None:
+        """The folder whose content may be another user's, and why; None if all is this user's."""
+        for folder in (self.folder.parent, self.folder):
+            with suppress(OSError):
+                reason = private_files.refusal(folder.stat())
+                if reason is not None:
+                    return folder, reason
+        return None
+
     def _path(self, group: str) -> Path:
         return self.folder / f"{group}.layer"
 
     def _open(self, group: str, prepare: Prepare) -> LayerFile:
-        file = self._whole(group, True)
+        file = self._whole(group)
         if file is not None:
             return file
         self._write(group, prepare)
-        return LayerFile(self._path(group), self.job)
+        return LayerFile(self._path(group))
 
-    def _whole(self, group: str, whole: bool) -> LayerFile | None:
+    def _whole(self, group: str) -> LayerFile | None:
+        """The group's file, if all of it is as this job wrote it."""
+        file = None
         try:
-            return LayerFile(self._path(group), self.job, whole)
-        except FileNotFoundError:
+            file = LayerFile(self._path(group))
+            if file.table.job != self.job:
+                raise DamagedLayerError("it belongs to another model")
+            file.table.check_against(self.groups[group])
+            file.check()
+        except (DamagedLayerError, OSError) as error:
+            if file is not None:
+                file.close()
+            if not isinstance(error, FileNotFoundError):
+                path = self._path(group)
+                logger.warning("%s is damaged (%s) and is written again.", path, error)
             return None
-        except DamagedLayerError as error:
-            logger.warning("%s is damaged (%s) and is written again.", self._path(group), error)
-            return None
+        return file
 
     def _write(self, group: str, prepare: Prepare) -> None:
         logger.info("writing %s to %s", group, self._path(group))
@@ -162,6 +200,11 @@ class LayerFolder:
             raise OSError(errno.ENOSPC, told)
 
 
+def folder_name(job: str) -> str:
+    """Name of the folder with a job's files."""
+    return job[:32]
+
+
 def clear_layers(cache: Path) -> None:
     """Delete all layer files except those being written now."""
     for folder in (cache / FOLDER).glob("*/"):
@@ -178,7 +221,7 @@ def worth_keeping(products: Sequence[MatrixPlan], names: WeightNames) -> list[st
     """
     floats = {p.names for p in products if Scheme.parse(p.scheme).is_float}
     quantized_bytes = sum(p.nbytes for p in products if p.names not in floats)
-    if quantized_bytes <= PAYS_BYTES or not file_stamps(names.checkpoint.path):
+    if quantized_bytes <= PAYS_BYTES or not names.checkpoint.files:
         return []
     return [group for group in file_groups(products) if group != "head" or ("head",) not in floats]
 
@@ -208,11 +251,10 @@ def _job(names: WeightNames, products: Sequence[MatrixPlan], method: str) -> str
     library = native.path()
     machine = (hardware.processor_name(), torch.backends.cpu.get_cpu_capability())
     versions = (_FORMAT, __version__, torch.__version__, native.ABI)
-    layouts = [] if library is None else file_stamps(library)
+    layouts = [] if library is None else file_stamps([library])
     matrices = [(p.names, p.shapes, p.scheme, p.kernel, p.stored) for p in products]
     stored = [names.file_name(name) for p in products for name in p.names]
-    checkpoint = names.checkpoint
-    source = (str(checkpoint.path), file_stamps(checkpoint.path), checkpoint.config)
+    source = (file_stamps(names.checkpoint.files), names.checkpoint.config)
     told = json.dumps(
         [versions, layouts, machine, source, stored, method, matrices], sort_keys=True
     )

@@ -8,8 +8,8 @@ import sys
 import time
 from pathlib import Path
 
-from edgelm.machine import hardware
-from edgelm.machine.measurements import keep, kept
+from edgelm.machine import hardware, private_files
+from edgelm.machine.measurements import keep, kept, kept_gb_s
 
 PROFILE = "disk.json"
 _PROBE_BYTES = 256 << 20
@@ -29,10 +29,7 @@ def measure_once(cache: Path) -> None:
 
 def recorded_read_gb_s(cache: Path) -> float | None:
     """Result kept by ``measure_once``, or None."""
-    try:
-        return float(kept(cache / PROFILE)["read_gb_s"])
-    except (ValueError, TypeError, KeyError):
-        return None
+    return kept_gb_s(kept(cache / PROFILE))
 
 
 def expected_tok_s(cache: Path, moved_bytes: int, streamed_bytes: int) -> float | None:
@@ -57,17 +54,18 @@ def read_gb_s(folder: Path) -> float:
 
     On systems that cannot drop a file from the cache, the cache is measured too.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    private_files.make_folder(folder)
     path = folder / f"probe.{os.getpid()}"
     block = bytearray(os.urandom(_BLOCK_BYTES))
     try:
-        with path.open("w+b", buffering=0) as file:
+        with private_files.create(path) as file:
             for _ in range(_PROBE_BYTES // _BLOCK_BYTES):
                 file.write(block)
+            file.flush()
             os.fsync(file.fileno())
             if sys.platform == "linux":
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            file.seek(0)
+        with path.open("rb", buffering=0) as file:
             start = time.perf_counter()
             while file.readinto(block):
                 pass

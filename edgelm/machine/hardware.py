@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from edgelm.machine import cgroups
-from edgelm.machine.measurements import keep, kept
+from edgelm.machine.measurements import keep, kept, kept_gb_s
 
 PROFILE = "machine.json"
 MEMINFO = Path("/proc/meminfo")
@@ -153,10 +153,8 @@ def record_read_gb_s(folder: Path) -> float:
 def recorded_read_gb_s(folder: Path) -> float | None:
     """Result kept by ``record_read_gb_s`` for this processor, or None."""
     profile = kept(folder / PROFILE)
-    try:
-        return float(profile["read_gb_s"]) if profile["processor"] == processor_name() else None
-    except (ValueError, TypeError, KeyError):
-        return None
+    ours = isinstance(profile, dict) and profile.get("processor") == processor_name()
+    return kept_gb_s(profile) if ours else None
 
 
 def cgroup_limit_bytes() -> int | None:

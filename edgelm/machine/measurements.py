@@ -8,15 +8,19 @@ import os
 from pathlib import Path
 from typing import Any
 
+from edgelm.machine import private_files
+
+_SLOWEST_GB_S, _FASTEST_GB_S = 1e-4, 1e5
 logger = logging.getLogger("edgelm")
 
 
 def keep(path: Path, data: Any) -> None:
     """Write to a temporary file, then rename; a folder that refuses is only logged."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        private_files.make_folder(path.parent)
         beside = path.with_name(f"{path.name}.{os.getpid()}")
-        beside.write_text(json.dumps(data, indent=1))
+        with private_files.create(beside) as file:
+            file.write(json.dumps(data, indent=1).encode())
         beside.replace(path)
     except OSError as error:
         logger.info("measurements cannot be kept in %s: %s", path, error)
@@ -28,3 +32,11 @@ def kept(path: Path) -> Any:
         return json.loads(path.read_text())
     except (OSError, ValueError, RecursionError):
         return None
+
+
+def kept_gb_s(data: Any) -> float | None:
+    """The speed ``read_gb_s`` in a record; None if there is none, or one that no machine has."""
+    speed = data.get("read_gb_s") if isinstance(data, dict) else None
+    if isinstance(speed, bool) or not isinstance(speed, int | float):
+        return None
+    return float(speed) if _SLOWEST_GB_S <= speed <= _FASTEST_GB_S else None

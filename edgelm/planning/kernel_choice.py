@@ -4,7 +4,7 @@ The tiles of our own CUDA kernels are measured by the first load that needs them
 well.
 
 A plan only reads what was kept; without it the order of quant's table decides, so that plans stay
-fast and need no library. A file that is damaged counts as absent and is rewritten.
+fast and need no library. What is damaged counts as absent and is dropped.
 """
 
 from __future__ import annotations
@@ -109,17 +109,18 @@ def warn_of_slow(products: tuple[MatrixPlan, ...], tied: bool) -> None:
 
 
 def _read(folder: Path) -> dict[str, Rankings]:
+    """Rankings of all machines; entries that are no lists of names are dropped."""
     data = kept(folder / KEPT)
-    return data if _is_valid(data) else {}
+    machines = data.items() if isinstance(data, dict) else ()
+    return {
+        machine: {key: names for key, names in own.items() if _is_ranking(names)}
+        for machine, own in machines
+        if isinstance(own, dict)
+    }
 
 
-def _is_valid(data: object) -> bool:
-    """True if ``data`` maps machines to rankings, and those scheme and class to lists of names."""
-    return isinstance(data, dict) and all(
-        isinstance(own, dict)
-        and all(isinstance(names, list) and {*map(type, names)} <= {str} for names in own.values())
-        for own in data.values()
-    )
+def _is_ranking(names: object) -> bool:
+    return isinstance(names, list) and {*map(type, names)} <= {str}
 
 
 def _machine(device: str) -> str:

@@ -18,7 +18,6 @@ import torch
 from edgelm.budget.units import human
 from edgelm.checkpoint.journal import Journal
 from edgelm.checkpoint.manifest import FORMAT_VERSION, MANIFEST, Manifest
-from edgelm.checkpoint.opening import file_stamps
 from edgelm.checkpoint.safetensors_writer import (
     Layout,
     TensorFiles,
@@ -26,6 +25,7 @@ from edgelm.checkpoint.safetensors_writer import (
     plan_layout,
     verify_files,
 )
+from edgelm.checkpoint.stamps import file_stamps
 from edgelm.errors import EdgeLMError, UsageError
 from edgelm.models.model_files import ModelFiles
 from edgelm.progress import Progress
@@ -183,7 +183,10 @@ def job_identity(
     files: ModelFiles, conversion: Conversion, method: str, calibration: Calibration | None
 ) -> str:
     """Hash of the input's files, the settings, the calibration tokens and the format."""
-    stamps = file_stamps(files.checkpoint.path)
+    path = files.checkpoint.path
+    own = [path, *files.checkpoint.files]  # the files beside the weights are copied
+    own += sorted(path.iterdir()) if path.is_dir() else []
+    stamps = file_stamps(dict.fromkeys(file for file in own if file.is_file()))
     told = [FORMAT_VERSION, __version__, stamps, method, repr(conversion)]
     told += [calibration.identity] if calibration else []
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()

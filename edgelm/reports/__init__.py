@@ -2,6 +2,7 @@
 
 Modules:
     inspection: the content of a model's files, for ``edgelm inspect``.
+    verification: a quantized folder's files against their hashes, for ``edgelm inspect --verify``.
     benchmark: speed and memory, for ``edgelm bench``.
     diagnosis: the machine and its kernels, for ``edgelm doctor``.
     masks: attention masks, for ``edgelm mask``.

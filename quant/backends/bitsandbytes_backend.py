@@ -63,6 +63,9 @@ class Fused4Bit:
             "scales": packed.scales.t().bfloat16().contiguous(),
         }
 
+    def layout(self, scheme: Scheme, shape: Shape) -> Tensors:
+        return self.prepare(PackedWeight.empty(shape, scheme, "meta"))
+
     def nbytes(self, scheme: Scheme, shape: Shape) -> int:
         outputs, inputs = shape
         return outputs * inputs // 2 + outputs * scheme.groups(inputs) * 2

@@ -34,6 +34,9 @@ class Kernel(Protocol):
     def prepare(self, packed: PackedWeight) -> Tensors:
         """Convert ``packed`` to the kernel's layout; may return the same tensors."""
 
+    def layout(self, scheme: Scheme, shape: Shape) -> Tensors:
+        """What ``prepare`` returns of such a matrix, on the meta device: types and shapes only."""
+
     def nbytes(self, scheme: Scheme, shape: Shape) -> int:
         """Exact size in bytes of what ``prepare`` returns."""
 

@@ -71,6 +71,10 @@ class NativeProduct:
         )
         return {"layout": layout}
 
+    def layout(self, scheme: Scheme, shape: Shape) -> Tensors:
+        size = self.nbytes(scheme, shape)
+        return {"layout": torch.empty(size, dtype=torch.uint8, device="meta")}
+
     def nbytes(self, scheme: Scheme, shape: Shape) -> int:
         return _layout_bytes(scheme, shape)
 

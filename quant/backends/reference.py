@@ -34,6 +34,9 @@ class Reference:
     def prepare(self, packed: PackedWeight) -> Tensors:
         return packed.tensors()
 
+    def layout(self, scheme: Scheme, shape: Shape) -> Tensors:
+        return PackedWeight.empty(shape, scheme, "meta").tensors()
+
     def nbytes(self, scheme: Scheme, shape: Shape) -> int:
         return scheme.nbytes(shape)
 

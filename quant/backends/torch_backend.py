@@ -94,6 +94,12 @@ class Int4Pack:
             )
         return {"qweight": layout, "scales_and_zeros": _scales_and_zeros(packed)}
 
+    def layout(self, scheme: Scheme, shape: Shape) -> Tensors:
+        outputs, inputs = shape
+        codes = torch.empty(outputs, inputs // 2, dtype=torch.uint8, device="meta")
+        packed = PackedWeight.empty(shape, scheme, "meta")
+        return {"qweight": codes, "scales_and_zeros": _scales_and_zeros(packed)}
+
     def nbytes(self, scheme: Scheme, shape: Shape) -> int:
         outputs, inputs = shape
         return outputs * inputs // 2 + outputs * (inputs // _group_size(scheme, inputs)) * 4
@@ -141,6 +147,9 @@ class Int4Tile(Int4Pack):
         tiles = next(count for count in (8, 4, 2) if inputs % (count * 16) == 0)
         layout = torch.ops.aten._convert_weight_to_int4pack(codes, tiles)
         return {"qweight": layout, "scales_and_zeros": _scales_and_zeros(packed)}
+
+    def layout(self, scheme: Scheme, shape: Shape) -> Tensors:
+        return self.prepare(PackedWeight.empty(shape, scheme, "meta"))
 
     def prepare_bytes(self, scheme: Scheme, shape: Shape) -> int:
         groups = shape[0] * (shape[1] // _group_size(scheme, shape[1]))

@@ -92,6 +92,9 @@ class Int8Groups:
         codes = packed.qweight.view(outputs, groups, -1).transpose(0, 1)
         return {"qweight": codes.contiguous(), "scales": packed.scales.t().contiguous()}
 
+    def layout(self, scheme: Scheme, shape: Shape) -> Tensors:
+        return self.prepare(PackedWeight.empty(shape, scheme, "meta"))
+
     def nbytes(self, scheme: Scheme, shape: Shape) -> int:
         return scheme.nbytes(shape)
 

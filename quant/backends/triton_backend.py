@@ -52,6 +52,11 @@ class TritonProduct:
         workspace.reserve(packed.qweight.device, shared)
         return tensors
 
+    def layout(self, scheme: Scheme, shape: Shape) -> Tensors:
+        from ..triton import layout
+
+        return layout.empty(scheme, shape)
+
     def nbytes(self, scheme: Scheme, shape: Shape) -> int:
         from ..triton import layout
 

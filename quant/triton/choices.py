@@ -45,7 +45,7 @@ def choose(name: str, config: Config) -> None:
 def use(folder: Path, device: torch.device) -> int:
     """Load the choices that ``folder`` keeps for this card; returns their number.
 
-    A damaged file is ignored with a warning, and rewritten by the next ``keep``.
+    Damaged entries are ignored with a warning, and dropped by the next ``keep``.
     """
     own = _read(folder / FILE).get(card(device), {})
     _CHOSEN.update({name: Config(**fields) for name, fields in own.items()})
@@ -57,11 +57,12 @@ def keep(folder: Path, device: torch.device) -> None:
 
     OSError if the folder cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = folder / FILE
     data = _read(path)
     own = data.get(card(device), {}) | {name: asdict(c) for name, c in _CHOSEN.items()}
     beside = path.with_name(f"{FILE}.{os.getpid()}")
+    beside.touch(mode=0o600)  # for this user alone, as everything in the cache folder
     beside.write_text(json.dumps(data | {card(device): own}, indent=1), encoding="utf-8")
     beside.replace(path)
 
@@ -83,17 +84,15 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
     except (OSError, ValueError, RecursionError) as error:
         logger.warning("measured kernels in %s cannot be read and are ignored: %s", path, error)
         return {}
-    if not _is_valid(data):
-        logger.warning("measured kernels in %s are damaged and are ignored", path)
-        return {}
-    return data
-
-
-def _is_valid(data: Any) -> bool:
-    """True if ``data`` maps cards to keys, and those to configs that a kernel could run with."""
-    return isinstance(data, dict) and all(
-        isinstance(own, dict) and all(map(_is_config, own.values())) for own in data.values()
-    )
+    cards = data if isinstance(data, dict) else {}
+    valid = {
+        name: {key: fields for key, fields in own.items() if _is_config(fields)}
+        for name, own in cards.items()
+        if isinstance(own, dict)
+    }
+    if valid != data:
+        logger.warning("measured kernels in %s are damaged and are partly ignored", path)
+    return valid
 
 
 def _is_config(fields: Any) -> bool:

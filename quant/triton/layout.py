@@ -73,6 +73,18 @@ def nbytes(scheme: Scheme, shape: tuple[int, int]) -> int:
     return scheme.nbytes(shape) - codes + outputs * geometry(scheme, inputs).words * 4
 
 
+def empty(scheme: Scheme, shape: tuple[int, int]) -> dict[str, Tensor]:
+    """Types and shapes of what ``laid_out`` returns, on the meta device."""
+    tensors = PackedWeight.empty(shape, scheme, "meta").tensors()
+    words = torch.empty(
+        shape[0], geometry(scheme, shape[1]).words, dtype=torch.int32, device="meta"
+    )
+    tensors["qweight"] = words
+    if "zeros" in tensors and scheme.bits == 8 and scheme.zeros == "int":
+        tensors["zeros"] = tensors["zeros"].view(torch.uint8)
+    return tensors
+
+
 def laid_out(packed: PackedWeight) -> dict[str, Tensor]:
     """qweight: int32 [N, words]; scales and zeros [N, G]."""
     assert packed.scales is not None

@@ -122,8 +122,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "runs: somebody else's memory is not learned",
         "edgelm/budget/past_runs.py",
-        "if run.beyond_bytes < _OTHERS_BYTES:",
-        "if True:",
+        " and run.beyond_bytes < _OTHERS_BYTES",
+        "",
         (f"{ADMISSION}test_few_runs_are_kept_and_no_foreign_memory",),
     ),
     Mutation(

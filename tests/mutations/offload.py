@@ -65,7 +65,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "offload: a changed layer file is noticed",
         "edgelm/layerstore/layer_file.py",
-        'if checksum != self._told["image_crc32"]:',
+        "if block_sum(block) != expected:",
         "if False:",
         (f"{TESTS}::test_a_damaged_file_is_noticed_and_written_anew",),
     ),
@@ -100,8 +100,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "offload: files belong to a model's content",
         "edgelm/layerstore/layer_folder.py",
-        "file_stamps(checkpoint.path), checkpoint.config)",
-        "checkpoint.config)",
+        "(file_stamps(names.checkpoint.files), names.checkpoint.config)",
+        "names.checkpoint.config",
         (f"{TESTS}::test_another_model_in_the_same_place_has_its_own_files",),
     ),
     Mutation(

@@ -183,10 +183,10 @@ MUTATIONS: tuple[Mutation, ...] = (
         ("tests/test_kernel_choice.py::test_a_plan_follows_what_was_measured",),
     ),
     Mutation(
-        "kernel choice: a damaged file counts as absent",
+        "kernel choice: a damaged entry counts as absent",
         "edgelm/planning/kernel_choice.py",
-        "return data if _is_valid(data) else {}",
-        "return data",
+        "machine: {key: names for key, names in own.items() if _is_ranking(names)}",
+        "machine: own",
         ("tests/test_kernel_choice.py::test_a_damaged_file_is_ignored_and_remade",),
     ),
     Mutation(

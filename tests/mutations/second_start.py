@@ -5,6 +5,8 @@ from __future__ import annotations
 from mutations.row import Mutation
 
 TESTS = "tests/test_second_start.py"
+KEPT = "tests/test_kept_layouts.py"
+VERIFY = "tests/test_verify.py"
 FAMILY = f"{TESTS}::test_the_second_start_gives_the_same_bits[llama]"
 MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
@@ -17,8 +19,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "second start: what is there is not packed again",
         "edgelm/layerstore/layer_folder.py",
-        "found |= {} if file is None else {group: file}",
-        "pass",
+        "                if file is not None:\n                    yield group, file\n",
+        "                if file is None:\n                    yield group, file\n",
         (FAMILY,),
     ),
     Mutation(
@@ -44,10 +46,10 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "second start: a file of another size is noticed",
-        "edgelm/layerstore/layer_file.py",
-        ' or told["image_bytes"] != size - _TAIL.size - length',
-        "",
-        (f"{TESTS}::test_a_damaged_file_is_noticed_and_made_again",),
+        "edgelm/layerstore/layer_table.py",
+        "if table.image_bytes != image_bytes:",
+        "if False:",
+        (f"{KEPT}::test_a_table_that_lies_is_refused[another size]",),
     ),
     Mutation(
         "second start: files belong to a library",
@@ -80,8 +82,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "second start: another writer is not waited for",
         "edgelm/layerstore/layer_folder.py",
-        'with FileLock(self.folder / "lock", timeout=0):',
-        'with FileLock(self.folder / "lock", timeout=15):',
+        "with self._locked(timeout_s=0):",
+        "with self._locked(timeout_s=15):",
         (f"{TESTS}::test_another_writer_is_not_waited_for",),
     ),
     Mutation(
@@ -115,7 +117,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "second start: weights of no file are not kept",
         "edgelm/layerstore/layer_folder.py",
-        " or not file_stamps(names.checkpoint.path)",
+        " or not names.checkpoint.files",
         "",
         (f"{TESTS}::test_what_does_not_pay_is_not_kept",),
     ),
@@ -139,5 +141,75 @@ MUTATIONS: tuple[Mutation, ...] = (
         "            self._tell(*store.groups[group])\n            file.close()\n",
         "            file.close()\n",
         (f"{TESTS}::test_every_start_counts_every_byte",),
+    ),
+    Mutation(
+        "kept layouts: weights are compared with their sums",
+        "edgelm/layerstore/layer_folder.py",
+        "            file.check()\n",
+        "",
+        (f"{KEPT}::test_damaged_weights_are_made_again",),
+    ),
+    Mutation(
+        "kept layouts: shapes and types are the plan's",
+        "edgelm/layerstore/layer_table.py",
+        "if sorted(found, key=str) != sorted(expected, key=str):",
+        "if False:",
+        (f"{KEPT}::test_a_table_that_lies_is_refused[a shape]",),
+    ),
+    Mutation(
+        "kept layouts: tensors lie in the image, apart",
+        "edgelm/layerstore/layer_table.py",
+        "if tensor.offset < end or tensor.offset + tensor.nbytes > self.image_bytes:",
+        "if False:",
+        (f"{KEPT}::test_a_table_that_lies_is_refused[beyond the end]",),
+    ),
+    Mutation(
+        "kept layouts: a replaced file of the same size and time is another",
+        "edgelm/checkpoint/stamps.py",
+        "return path.name, stat.st_ino, stat.st_size, *times, digest.hexdigest()",
+        'return path.name, 0, stat.st_size, times[0], 0, ""',
+        (f"{KEPT}::test_a_model_of_the_same_size_and_time_is_another",),
+    ),
+    Mutation(
+        "kept layouts: samples of the content decide",
+        "edgelm/checkpoint/stamps.py",
+        "        for offset in _offsets(stat.st_size):",
+        "        for offset in ():",
+        (f"{KEPT}::test_samples_tell_what_no_time_tells",),
+    ),
+    Mutation(
+        "kept layouts: others' files are not used",
+        "edgelm/layerstore/layer_file.py",
+        "        reason = private_files.refusal(stat)\n",
+        "        reason = None\n",
+        (f"{KEPT}::test_what_others_may_write_is_not_used[file]",),
+    ),
+    Mutation(
+        "kept layouts: files are their owner's alone",
+        "edgelm/machine/private_files.py",
+        "os.fchmod(file, FILE_MODE)",
+        "os.fchmod(file, 0o644)",
+        (f"{KEPT}::test_the_cache_is_its_owners_alone",),
+    ),
+    Mutation(
+        "kept layouts: doctor reads them whole",
+        "edgelm/layerstore/kept_layers.py",
+        "            file.check()\n",
+        "",
+        (f"{VERIFY}::test_doctor_tells_which_layouts_are_broken",),
+    ),
+    Mutation(
+        "verify: a folder's files are hashed",
+        "edgelm/reports/verification.py",
+        "name for name in found if found[name] != expected[name]",
+        "name for name in found if not found[name]",
+        (f"{VERIFY}::test_changed_and_missing_files_are_named",),
+    ),
+    Mutation(
+        "records: an implausible run is dropped",
+        "edgelm/budget/past_runs.py",
+        "    return tuple(run for run in runs if _is_plausible(run))",
+        "    return tuple(runs)",
+        ("tests/test_admission.py::test_an_implausible_run_refuses_no_model",),
     ),
 )

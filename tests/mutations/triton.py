@@ -90,8 +90,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "triton: damaged choices are ignored",
         "quant/triton/choices.py",
-        "    if not _is_valid(data):",
-        "    if False:",
+        "for key, fields in own.items() if _is_config(fields)}",
+        "for key, fields in own.items()}",
         (f"{CHOICES}::test_a_damaged_file_is_ignored_with_a_warning",),
     ),
     Mutation(
