@@ -285,6 +285,4 @@ def _threads(given: int | None) -> int:
         return 1
     if given is None:
         return hardware.default_threads()
-    if not 0 < given <= (os.cpu_count() or 1):
-        raise UsageError(f"threads is {given}; allowed: 1 to {os.cpu_count()} on this machine.")
-    return given
+    return hardware.checked_threads(given)
