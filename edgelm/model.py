@@ -51,7 +51,10 @@ from quant import Report
 
 
 class LanguageModel(AsyncForms):
-    """A model in memory. One call at a time: other threads wait for it.
+    """A model in memory. One call at a time: others wait for it, and a stream is one call.
+
+    Any thread may read a stream on. A call from where one is being read is refused: it would wait
+    for itself.
 
     ``edgelm.load`` makes it. Close it (or use ``with``) to free its weights, caches and buffers.
     """
@@ -67,7 +70,8 @@ class LanguageModel(AsyncForms):
         self._files = files
         self._session: Session | None = session
         self._closing = closing
-        self._calls = CallLock()
+        self._calls = CallLock(lambda: accelerators.current(plan.device))
+        self.paused = self._calls.paused
 
     @classmethod
     def load(
@@ -272,7 +276,7 @@ class LanguageModel(AsyncForms):
     def close(self) -> None:
         """Free weights, caches and buffers; further calls are refused.
 
-        Waits for other threads' calls; an answer half read in this thread is given up.
+        Waits for other threads' calls; an answer that this thread read last is given up.
         """
         with self._calls.end():
             if self._session is not None:
@@ -305,11 +309,10 @@ class LanguageModel(AsyncForms):
 
     @contextmanager
     def _running(self, cancelled: Callable[[], bool] = bool) -> Iterator[Session]:
-        """The session for one call; other threads wait, this thread must not nest calls."""
+        """The session for one call; other calls wait, and must not be nested within."""
         with self._calls.take(cancelled):
             session = self._open_session()
-            forget = session.engine.forget
-            with accelerators.current(self.plan.device), memory_reported(self.plan, forget):
+            with memory_reported(self.plan, session.engine.forget):
                 yield session
 
     def _open_session(self) -> Session:

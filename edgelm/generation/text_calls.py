@@ -36,6 +36,7 @@ class TextCalls(ABC):
     config: ModelConfig
     batch: Callable[..., AbstractContextManager[Batch]]
     beam_search: Callable[..., list[Result]]
+    paused: Callable[[], AbstractContextManager[None]]
     sampling_defaults: Callable[[], dict[str, Any]]
 
     @property
@@ -127,12 +128,16 @@ class TextCalls(ABC):
         self, prompt: Prompt, *, stop_event: threading.Event | None = None,
         **options: Unpack[GenerateOptions],
     ) -> Generator[Chunk, None, None]:  # fmt: skip
-        """The answer piece by piece. Closing it, or setting ``stop_event``, cancels it."""
+        """The answer piece by piece, to whatever thread reads it.
+
+        Closing it, or setting ``stop_event``, cancels it. Other calls wait until it is read.
+        """
         request = self.request(prompt, **options)
         cancelled = stop_event.is_set if stop_event else bool
         with self.batch([request], self.end_ids, cancelled) as batch:
             for _, chunk in stream_text(batch, self.tokenizer):
-                yield chunk
+                with self.paused():
+                    yield chunk
 
     def chat(
         self, messages: Messages, *, stop_event: threading.Event | None = None,
