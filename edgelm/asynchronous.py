@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, Literal, TypeVar, Unpack, overload
 
 from edgelm.errors import UsageError
-from edgelm.generation.option_table import GenerateOptions
+from edgelm.generation.option_table import GENERATE, GenerateOptions
 from edgelm.generation.request import Chunk, Result
 from edgelm.generation.text_calls import Answers, Messages, Prompt, Prompts, TextCalls
 
@@ -99,7 +99,7 @@ class _Stop(threading.Event):
 
     def __init__(self, given: threading.Event | None) -> None:
         super().__init__()
-        self._given = given
+        [self._given] = GENERATE.require(stop_event=given)
 
     def is_set(self) -> bool:
         return super().is_set() or (self._given is not None and self._given.is_set())

@@ -34,7 +34,13 @@ README_BYTES = 10_000
 # A name may import what stands in the rows above its own, inside functions too. Rows hold modules
 # and packages of edgelm; "edgelm" is its __init__.
 LADDER = (
-    *(("errors", "progress", "version"), ("option",), ("config",), ("machine",), ("text",)),
+    *(
+        ("errors", "progress", "values", "version"),
+        ("option",),
+        ("config",),
+        ("machine",),
+        ("text",),
+    ),
     *(("checkpoint",), ("hub",), ("budget",), ("ops",), ("models",), ("layerstore",), ("engine",)),
     *(("generation",), ("tasks",), ("planning",), ("asynchronous", "call_lock"), ("model",)),
     *(("loading",), ("reports",), ("evaluation",), ("quantization",), ("edgelm",), ("cli",)),

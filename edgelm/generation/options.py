@@ -9,7 +9,7 @@ from typing import Any
 
 from edgelm.errors import UsageError
 from edgelm.generation.grammar import Constraint
-from edgelm.generation.option_table import GenerateOptions
+from edgelm.generation.option_table import GenerateOptions, require_option
 from edgelm.generation.request import Request
 from edgelm.generation.sampling import SamplingSettings
 from edgelm.option import options_in
@@ -31,16 +31,14 @@ def build_request(
     Raises:
         UsageError: a value out of its range, a schema that is none.
     """
-    given = {name: value for name, value in options.items() if value is not None}
-    schema, grammar = given.pop("schema", None), given.pop("grammar", None)
-    stop = given.pop("stop", ())
-    sampling = {
-        name: _FORMS.get(name, _same)(given.pop(name)) for name in _SAMPLING if name in given
+    given = {
+        name: require_option(name, value) for name, value in options.items() if value is not None
     }
+    schema, grammar = given.pop("schema", None), given.pop("grammar", None)
+    sampling = {name: given.pop(name) for name in _SAMPLING if name in given}
     return Request(
-        prompt_ids=tuple(int(i) for i in prompt_ids),
+        prompt_ids=tuple(prompt_ids),
         sampling=SamplingSettings(**{**defaults, **sampling}),
-        stop=(stop,) if isinstance(stop, str) else tuple(stop),
         constraint=None if schema is grammar is None else constraint(schema, grammar),
         **given,
     )
@@ -61,8 +59,6 @@ def sampling_defaults(generation_config: Mapping[str, Any]) -> dict[str, Any]:
 
 def samples(request: Request, count: int) -> list[Request]:
     """``count`` requests for one prompt, which runs once; number i has the seed plus i."""
-    if count < 1:
-        raise UsageError(f"n is {count}; ask for at least 1 answer.")
     if count == 1:
         return [request]
     seeds = [(request.sampling.seed + index) % (1 << 64) for index in range(count)]
@@ -83,17 +79,4 @@ def options_of(options: dict[str, Any], index: int, count: int) -> dict[str, Any
     return chosen
 
 
-def _pairs(bias: Mapping[int, float]) -> tuple[tuple[int, float], ...]:
-    return tuple((int(k), float(v)) for k, v in sorted(bias.items()))
-
-
-def _ids(banned: Sequence[int]) -> tuple[int, ...]:
-    return tuple(map(int, banned))
-
-
-def _same(value: Any) -> Any:
-    return value
-
-
 _SAMPLING = tuple(field.name for field in fields(SamplingSettings))
-_FORMS: dict[str, Callable[[Any], Any]] = {"logit_bias": _pairs, "banned_tokens": _ids}
