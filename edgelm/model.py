@@ -53,10 +53,8 @@ from quant import Report
 
 
 class LanguageModel(AsyncForms):
-    """A model in memory. One call at a time: others wait for it, and a stream is one call.
-
-    Any thread may read a stream on. A call from where one is being read is refused: it would wait
-    for itself.
+    """A model in memory. One call at a time: others wait. Any thread may read a stream on; a call
+    from where a stream is being read is refused, since it would wait for itself.
 
     ``edgelm.load`` makes it. Close it (or use ``with``) to free its weights, caches and buffers.
     """

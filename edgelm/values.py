@@ -25,7 +25,10 @@ def whole(value: Any) -> int:
     """A whole number; a bool is none, nor is 3.0."""
     if _is_bool(value) or _is_array(value):
         raise TypeError
-    return operator.index(value)
+    found = operator.index(value)
+    if abs(found) >> 128:  # which no count is, and Python may refuse to print
+        raise ValueError
+    return found
 
 
 def number(value: Any) -> float:
@@ -79,14 +82,10 @@ def event(value: Any) -> Any:
 
 def items(value: Any) -> Sequence[Any]:
     """The items of a list, tuple, array or tensor; texts, bytes, sets and mappings are none."""
-    if hasattr(value, "tolist"):
-        found: Any = value.tolist()
-        if not isinstance(found, list):
-            raise TypeError
-        return found
-    if isinstance(value, str | bytes | bytearray | memoryview) or not isinstance(value, Sequence):
+    found: Any = value.tolist() if _is_array(value) else value
+    if isinstance(found, str | bytes | bytearray | memoryview) or not isinstance(found, Sequence):
         raise TypeError
-    return value
+    return found
 
 
 def token_ids(value: Any) -> tuple[int, ...]:
@@ -109,4 +108,6 @@ def _is_bool(value: Any) -> bool:
 
 def _is_array(value: Any) -> bool:
     """True for arrays and tensors; one without dimensions is a number."""
-    return bool(getattr(value, "ndim", None))
+    if isinstance(value, memoryview):
+        return False
+    return hasattr(value, "tolist") and bool(getattr(value, "ndim", None))

@@ -49,8 +49,9 @@ class Constraint:
             self._start = LLMatcher(_library_tokenizer(tokenizer), grammar, log_level=0)
             if self._start.is_error():
                 raise ValueError(self._start.get_error())
-            dead = not any(self._start.compute_bitmask()) and not self._start.is_accepting()
-        if dead:
+            mask, end = self._start.compute_bitmask(), tokenizer.vocab_size  # see _Tokens
+        allowed = sum(map(int.bit_count, mask)) - (mask[end >> 3] >> (end & 7) & 1)
+        if not allowed and not self._start.is_accepting():
             raise UsageError("The grammar or schema allows no answer: nothing can begin one.")
 
     @classmethod
