@@ -237,7 +237,7 @@ def test_models_and_files(
         found = refused(lambda: edgelm.quantize(nano, tmp_path / name, **given))  # noqa: B023
         assert found or kind not in NEVER, name
     for name in ("text", "tasks", "limit", "window", "baseline", "progress", "threads"):
-        given = {"text": tmp_path, "quant": "none"} | {name: value}
+        given = dict[str, Any](text=tmp_path, quant="none") | {name: value}
         assert refused(lambda: edgelm.evaluate(nano, **given)), name  # noqa: B023
     assert refused(lambda: lm.restore_conversation(value))
     assert refused(lambda: lm.save_conversation(value)) or kind in ("text", "surrogate")

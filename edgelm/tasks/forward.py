@@ -289,11 +289,8 @@ def _kept_columns(logits_to_keep: int | Tensor, rows: int, width: int) -> Tensor
     if isinstance(logits_to_keep, int):
         if logits_to_keep < 0:
             raise UsageError(f"logits_to_keep is {logits_to_keep}; expected 0 (all) or a count.")
-        kept = (
-            torch.arange(width)[-min(logits_to_keep, width) :]
-            if logits_to_keep
-            else torch.arange(width)
-        )
+        count = min(logits_to_keep, width) or width
+        kept = torch.arange(width - count, width)
         return kept.expand(rows, -1)
     columns = logits_to_keep.long()
     if columns.dim() != 1 or not bool(((columns >= -width) & (columns < width)).all()):
