@@ -88,7 +88,7 @@ def lm(nano: Path) -> Iterator[edgelm.LanguageModel]:
 
 @pytest.mark.parametrize("name", every(GENERATE))
 def test_options_of_an_answer(lm: edgelm.LanguageModel, name: str) -> None:
-    usual = {"max_new_tokens": 2}
+    usual: dict[str, Any] = {"max_new_tokens": 2}
     for kind, value in WRONG.items():
         given: dict[str, Any] = usual | {name: value}
         found = refused(lambda: lm.generate([1, 5], **given))  # noqa: B023
@@ -105,7 +105,7 @@ def test_options_of_the_asynchronous_forms(lm: edgelm.LanguageModel) -> None:
             assert refused(lambda: asyncio.run(lm.agenerate([1, 5], **given)))  # noqa: B023
 
 
-GENEROUS = {
+GENEROUS: dict[str, list[Any]] = {
     "max_new_tokens": [np.int64(2), torch.tensor(2)],
     "temperature": [1, np.float32(0.5), torch.tensor(0.5)],
     "top_k": [np.int32(3)],
