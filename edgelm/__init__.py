@@ -21,7 +21,7 @@ from edgelm.generation.request import Chunk, Result, Stats
 from edgelm.loading import load, plan
 from edgelm.model import LanguageModel
 from edgelm.ops.cache import KVCache
-from edgelm.planning.settings import LoadSettings
+from edgelm.planning.setting_table import LoadSettings
 from edgelm.quantization.quantize import Quantized, quantize
 from edgelm.version import __version__
 from quant import Recipe, Scheme

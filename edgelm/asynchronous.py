@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal, TypeVar, Unpack, overload
 
-from edgelm.generation.option_table import GenerateOptions
+from edgelm.errors import UsageError
+from edgelm.generation.option_table import GENERATE, GenerateOptions
 from edgelm.generation.request import Chunk, Result
 from edgelm.generation.text_calls import Answers, Messages, Prompt, Prompts, TextCalls
 
@@ -22,8 +23,10 @@ class AsyncForms(TextCalls):
 
     The event loop goes on meanwhile. Cancelling the task, or closing the stream, cancels the
     answer within one token; the next call waits for that token. A task that reads a stream must
-    end or close it before it awaits another call on the same model.
+    end or close it before it awaits another call on the same model, which is refused.
     """
+
+    _reading: asyncio.Task[Any] | None = None  # who read a stream last, until somebody reads on
 
     @overload
     async def agenerate(  # type: ignore[overload-overlap]
@@ -47,28 +50,48 @@ class AsyncForms(TextCalls):
     ) -> list[list[Result]]: ...  # fmt: skip
     async def agenerate(self, prompt: Prompt | Prompts, **options: Any) -> Answers:
         """As ``generate``."""
-        return await _call(self.generate, prompt, options)
+        return await self._call(self.generate, prompt, options)
 
     async def achat(
         self, messages: Messages, *, stop_event: threading.Event | None = None,
         **options: Unpack[GenerateOptions],
     ) -> Result:  # fmt: skip
         """As ``chat``."""
-        return await _call(self.chat, messages, {"stop_event": stop_event, **options})
+        return await self._call(self.chat, messages, {"stop_event": stop_event, **options})
 
     async def astream(
         self, prompt: Prompt, *, stop_event: threading.Event | None = None,
         **options: Unpack[GenerateOptions],
     ) -> AsyncGenerator[Chunk, None]:  # fmt: skip
         """As ``stream``; nothing is generated ahead of what is read."""
+        self._refuse_nesting()
         stop = _Stop(stop_event)
         with _worker(stop) as run:
             chunks = self.stream(prompt, stop_event=stop, **options)
             try:
                 while (chunk := await run(next, chunks, None)) is not None:
+                    self._reading = asyncio.current_task()
                     yield chunk
+                    self._reading = None
             finally:
+                self._reading = None
                 run(chunks.close)  # behind the step that may still run; nobody waits for it
+
+    async def _call(
+        self, function: Callable[..., T], given: object, options: Mapping[str, Any]
+    ) -> T:
+        self._refuse_nesting()
+        stop = _Stop(options.get("stop_event"))
+        with _worker(stop) as run:
+            answer: T = await run(partial(function, given, **{**options, "stop_event": stop}))
+            return answer
+
+    def _refuse_nesting(self) -> None:
+        if self._reading is not None and self._reading is asyncio.current_task():
+            raise UsageError(
+                "An answer is still being streamed in this task; read it to its end or close it "
+                "before the next call."
+            )
 
 
 class _Stop(threading.Event):
@@ -76,7 +99,7 @@ class _Stop(threading.Event):
 
     def __init__(self, given: threading.Event | None) -> None:
         super().__init__()
-        self._given = given
+        [self._given] = GENERATE.require(stop_event=given)
 
     def is_set(self) -> bool:
         return super().is_set() or (self._given is not None and self._given.is_set())
@@ -91,10 +114,3 @@ def _worker(stop: _Stop) -> Iterator[Callable[..., asyncio.Future[Any]]]:
     finally:
         stop.set()
         thread.shutdown(wait=False)
-
-
-async def _call(function: Callable[..., T], given: object, options: Mapping[str, Any]) -> T:
-    stop = _Stop(options.get("stop_event"))
-    with _worker(stop) as run:
-        answer: T = await run(partial(function, given, **{**options, "stop_event": stop}))
-        return answer

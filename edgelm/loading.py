@@ -24,7 +24,8 @@ from edgelm.models.assembled import Assembled
 from edgelm.models.model_files import ModelFiles
 from edgelm.planning import kernel_choice
 from edgelm.planning.draft import plan_draft, require_guesses, with_draft
-from edgelm.planning.settings import LoadSettings, Settings, read_settings
+from edgelm.planning.setting_table import LOAD, MODEL, LoadSettings
+from edgelm.planning.settings import Settings, read_settings
 from edgelm.planning.solver import fitting_contexts, solve
 from edgelm.progress import Progress
 
@@ -39,9 +40,13 @@ def plan(
     **settings: Unpack[LoadSettings],
 ) -> Plan:  # fmt: skip
     """The plan that ``load`` with the same arguments would follow, from headers alone."""
+    chosen = read_settings(settings)
+    LOAD.require(
+        task=task, num_labels=num_labels, problem_type=problem_type, draft=draft,
+        revision=revision, offline=offline, allow_pickle=allow_pickle,
+    )  # fmt: skip
     files = _open(model, revision, offline, allow_pickle, headers_only=True)
     assembled = files.assemble(task, num_labels, problem_type)
-    chosen = read_settings(settings)
     made = _solved(files, assembled, chosen, drafted=draft is not None)
     if draft is None:
         return made
@@ -86,6 +91,7 @@ def load(
         DoesNotFitError: the plan exceeds the budget; it is carried along.
         EdgeLMError: files, settings or kernels that do not go together.
     """
+    LOAD.require(progress=progress)
     return prepare(
         model, task=task, num_labels=num_labels, problem_type=problem_type, draft=draft,
         threads=threads, revision=revision, offline=offline, allow_pickle=allow_pickle, **settings,
@@ -129,9 +135,13 @@ def prepare(
     Raises:
         DoesNotFitError: the plan exceeds the budget; it is carried along.
     """
+    chosen = read_settings(settings)
+    LOAD.require(
+        task=task, num_labels=num_labels, problem_type=problem_type, draft=draft, threads=threads,
+        revision=revision, offline=offline, allow_pickle=allow_pickle,
+    )  # fmt: skip
     files = _open_cheaply(model, revision, offline, allow_pickle)
     use_threads(threads)
-    chosen = read_settings(settings)
     assembled = files.assemble(task, num_labels, problem_type)
     plan = _solved(files, assembled, chosen, drafted=draft is not None)
     _require_fit(files, plan, chosen)
@@ -193,6 +203,7 @@ def _open_cheaply(
     model: str | Path | ModelFiles, revision: str | None, offline: bool, allow_pickle: bool
 ) -> ModelFiles:
     """The files that are here; of a model on the Hub that is not, its headers."""
+    MODEL.require("model", model)
     headers = not isinstance(model, ModelFiles) and not (offline or _is_here(str(model), revision))
     return _open(model, revision, offline, allow_pickle, headers_only=headers)
 
@@ -253,6 +264,7 @@ def _open(
     model: str | Path | ModelFiles, revision: str | None, offline: bool, allow_pickle: bool,
     headers_only: bool = False,
 ) -> ModelFiles:  # fmt: skip
+    MODEL.require("model", model)
     if isinstance(model, ModelFiles):
         return model
     return ModelFiles.open(
@@ -285,6 +297,4 @@ def _threads(given: int | None) -> int:
         return 1
     if given is None:
         return hardware.default_threads()
-    if not 0 < given <= (os.cpu_count() or 1):
-        raise UsageError(f"threads is {given}; allowed: 1 to {os.cpu_count()} on this machine.")
-    return given
+    return hardware.checked_threads(given)

@@ -30,6 +30,7 @@ from edgelm.generation.conversation import facts_of, restore_conversation, save_
 from edgelm.generation.draft_model import DraftModel
 from edgelm.generation.model_defaults import ModelDefaults, model_defaults
 from edgelm.generation.prompt_lookup import PromptLookup
+from edgelm.generation.prompts import read_prompt
 from edgelm.generation.request import Request, Result
 from edgelm.generation.session import Session
 from edgelm.generation.speculation import Drafter, Speculation
@@ -40,18 +41,20 @@ from edgelm.models.assembled import Assembled
 from edgelm.models.model_files import ModelFiles
 from edgelm.ops.cache import KVCache
 from edgelm.ops.cache_sizes import cache_parts
+from edgelm.option import PATH
 from edgelm.progress import Count, Progress
 from edgelm.tasks.forward import Output, forward
-from edgelm.tasks.forward_options import ForwardOptions
+from edgelm.tasks.forward_options import FORWARD, ForwardOptions, read_cache, read_forward
 from edgelm.tasks.predict import Answer, Labels, predict
 from edgelm.tasks.scoring import Score, score_choices
-from edgelm.text.continuation import Encoded, encode_pair
+from edgelm.text.continuation import Encoded, encode_pair, read_pairs
 from edgelm.text.tokenizer import Tokenizer
 from quant import Report
 
 
 class LanguageModel(AsyncForms):
-    """A model in memory. One call at a time: other threads wait for it.
+    """A model in memory. One call at a time: others wait. Any thread may read a stream on; a call
+    from where a stream is being read is refused, since it would wait for itself.
 
     ``edgelm.load`` makes it. Close it (or use ``with``) to free its weights, caches and buffers.
     """
@@ -71,7 +74,8 @@ class LanguageModel(AsyncForms):
         self._files = files
         self._session: Session | None = session
         self._closing = closing
-        self._calls = CallLock()
+        self._calls = CallLock(lambda: accelerators.current(plan.device))
+        self.paused = self._calls.paused
 
     @classmethod
     def load(
@@ -155,6 +159,8 @@ class LanguageModel(AsyncForms):
 
         Without ``cache`` a temporary one of the batch's size is used.
         """
+        options = read_forward(options)
+        input_ids, cache = FORWARD.require(input_ids=input_ids, cache=cache)
         with self._running() as session:
             engine = session.engine
             if cache is not None:
@@ -198,6 +204,7 @@ class LanguageModel(AsyncForms):
             UsageError: an empty prompt where texts do not begin with BOS.
             ContextLengthError: a pair does not fit the context.
         """
+        pairs = read_pairs(pairs)
         encoded = [encode_pair(self.tokenizer, *pair) for pair in pairs]
         groups = groupby(range(len(pairs)), lambda index: pairs[index][0])
         items = [[encoded[index] for index in group] for _, group in groups]
@@ -212,9 +219,10 @@ class LanguageModel(AsyncForms):
 
     def log_likelihoods(self, ids: Sequence[int]) -> Tensor:
         """Natural log-likelihood of each id after the first given those before: [T - 1] float32."""
-        if len(ids) < 2:
-            raise UsageError("Scoring needs at least two tokens.")
-        [[score]] = self.score_choices([[Encoded(tuple(ids), len(ids) - 1)]])
+        read = read_prompt(ids)
+        if isinstance(read, str) or len(read) < 2:
+            raise UsageError("Scoring needs at least two tokens; for texts there is score().")
+        [[score]] = self.score_choices([[Encoded(read, len(read) - 1)]])
         return torch.tensor(score.token_log_likelihoods)
 
     def new_cache(
@@ -225,14 +233,7 @@ class LanguageModel(AsyncForms):
         Raises:
             BudgetExceededError: the budget has no room for it.
         """
-        context, kv = context or self.plan.context, kv or self.plan.kv
-        if rows < 1 or not 0 < context <= self.plan.context or kv not in KV_DTYPES:
-            raise UsageError(
-                f"A cache of {rows} rows, context {context}, kv {kv!r}: rows and context must be "
-                f"at least 1, the context at most the plan's {self.plan.context}, and kv one of "
-                f"{', '.join(KV_DTYPES)}."
-            )
-        dtype = KV_DTYPES[kv]
+        rows, context, dtype = read_cache(self.plan, rows, context, kv)
         engine, plan = self._open_session().engine, self.plan
         parts = cache_parts(
             self.config, rows, context, plan.chunk, dtype, place=plan.place,
@@ -249,9 +250,10 @@ class LanguageModel(AsyncForms):
         Raises:
             UsageError: nothing is held. EdgeLMError: the file cannot be written.
         """
+        target = Path(PATH.require("path", path))
         with self._running() as session:
             save_conversation(
-                Path(path), session, lambda: facts_of(self.plan, self._files.sha256), messages
+                target, session, lambda: facts_of(self.plan, self._files.sha256), messages
             )
 
     def restore_conversation(self, path: str | Path) -> list[dict[str, str]]:
@@ -261,9 +263,10 @@ class LanguageModel(AsyncForms):
             ModelFileError, UnsupportedModelError, UsageError: the file is damaged, newer, or of
                 another model or cache; what the cache held is still there then.
         """
+        source = Path(PATH.require("path", path))
         with self._running() as session:
             facts = facts_of(self.plan, self._files.sha256)
-            return restore_conversation(Path(path), session, facts)
+            return restore_conversation(source, session, facts)
 
     @property
     def kernels(self) -> dict[str, str]:
@@ -273,7 +276,7 @@ class LanguageModel(AsyncForms):
     def close(self) -> None:
         """Free weights, caches and buffers; further calls are refused.
 
-        Waits for other threads' calls; an answer half read in this thread is given up.
+        Waits for other threads' calls; an answer that this thread read last is given up.
         """
         with self._calls.end():
             if self._session is not None:
@@ -306,11 +309,10 @@ class LanguageModel(AsyncForms):
 
     @contextmanager
     def _running(self, cancelled: Callable[[], bool] = bool) -> Iterator[Session]:
-        """The session for one call; other threads wait, this thread must not nest calls."""
+        """The session for one call; other calls wait, and must not be nested within."""
         with self._calls.take(cancelled):
             session = self._open_session()
-            forget = session.engine.forget
-            with accelerators.current(self.plan.device), memory_reported(self.plan, forget):
+            with memory_reported(self.plan, session.engine.forget):
                 yield session
 
     def _open_session(self) -> Session:

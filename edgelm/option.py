@@ -7,12 +7,13 @@ signature, its checks, its flags on the command line and their help follow from 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cache
 from typing import Any, get_type_hints
 
 from edgelm.errors import UsageError
+from edgelm.values import path, shown
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,9 @@ class Option:
     Args:
         help: one or two sentences for ``--help``.
         allowed: the values in words, for help and errors.
-        check: whether a value is allowed; one that it cannot compare is not.
+        kind: reads a value, as the functions of ``edgelm.values`` do; without it any is taken.
+        check: whether a value that was read is allowed; one that it cannot compare is not.
+        optional: None stays None, for what is left out.
         per_prompt: a list of prompts may come with a list of values.
         flag: the type that the command line reads; None where it has no such flag.
         flags: names of the flag, if it is not called as the keyword.
@@ -31,32 +34,45 @@ class Option:
     help: str
     allowed: str = ""
     check: Callable[[Any], bool] | None = None
+    kind: Callable[[Any], Any] | None = None
+    optional: bool = False
     per_prompt: bool = False
     flag: Any = None
     flags: tuple[str, ...] = ()
 
-    def require(self, name: str, value: Any) -> None:
-        """Raise UsageError for a value that is not allowed."""
+    def require(self, name: str, value: Any) -> Any:
+        """The value as read; UsageError for one that is not allowed."""
+        if value is None and self.optional:
+            return None
         try:
-            ok = self.check is None or self.check(value)
-        except (TypeError, ValueError):
+            found = value if self.kind is None else self.kind(value)
+            ok = self.check is None or self.check(found)
+        except (TypeError, ValueError, OverflowError, RuntimeError):  # RuntimeError: torch's
             ok = False
         if not ok:
-            raise UsageError(f"{name} is {value!r:.60}; allowed: {self.allowed}.")
+            raise UsageError(f"{name} is {shown(value)}; allowed: {self.allowed}.")
+        return found
+
+
+PATH = Option("A file.", "the path of a file", kind=path)
 
 
 @dataclass(frozen=True)
 class Call:
-    """A call that takes options: its name, its table and the keywords of its own signature."""
+    """A call that takes options: its name, its table and what its own signature adds."""
 
     name: str
     table: type
-    own: tuple[str, ...] = ()
+    own: Mapping[str, Option] = field(default_factory=dict)
 
     @property
     def names(self) -> tuple[str, ...]:
         """Every keyword."""
         return (*options_in(self.table), *self.own)
+
+    def require(self, **given: Any) -> list[Any]:
+        """Arguments of its own signature as read, in this order; UsageError for a wrong one."""
+        return [self.own[name].require(name, value) for name, value in given.items()]
 
 
 @cache

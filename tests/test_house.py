@@ -35,7 +35,7 @@ README_BYTES = 10_000
 # and packages of edgelm; "edgelm" is its __init__.
 LADDER = (
     *(
-        ("errors", "progress", "version"),
+        ("errors", "progress", "values", "version"),
         ("option", "plain_file"),
         ("config",),
         ("machine",),

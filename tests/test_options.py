@@ -25,7 +25,8 @@ from edgelm.generation.option_table import GENERATE
 from edgelm.generation.request import Request
 from edgelm.generation.sampling import SamplingSettings
 from edgelm.option import options_in
-from edgelm.planning.settings import DTYPES, KV_DTYPES, LOAD, Settings, given_chunk
+from edgelm.planning.setting_table import LOAD
+from edgelm.planning.settings import DTYPES, KV_DTYPES, Settings, given_chunk
 from edgelm.tasks.forward_options import FORWARD
 from quant import BACKENDS, CALIBRATED_METHODS, METHODS
 
@@ -55,6 +56,9 @@ def test_one_table() -> None:
     assert set(GENERATE.own) == own_keywords(edgelm.LanguageModel.generate)
     assert set(LOAD.own) == own_keywords(edgelm.load)
     assert set(FORWARD.own) == {"input_ids", "cache"}
+    for call in (GENERATE, LOAD, FORWARD):
+        kinds = call.own | options_in(call.table)
+        assert [name for name, option in kinds.items() if option.kind is None] in ([], ["schema"])
 
 
 def flags(command: str) -> dict[str, Any]:

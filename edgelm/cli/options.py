@@ -20,7 +20,8 @@ from edgelm.checkpoint.shapes import SHAPES
 from edgelm.errors import UsageError
 from edgelm.generation.option_table import GenerateOptions
 from edgelm.option import Option, options_in
-from edgelm.planning.settings import LoadSettings, Settings
+from edgelm.planning.setting_table import LoadSettings
+from edgelm.planning.settings import Settings
 
 _PANELS = SOURCE, LOADING, SAMPLING, OUTPUT = ("Source", "Loading", "Sampling", "Output")
 

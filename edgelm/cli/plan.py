@@ -28,7 +28,7 @@ from edgelm.errors import DoesNotFitError
 from edgelm.hub.references import cache_dir
 from edgelm.loading import plan_table
 from edgelm.machine import hardware
-from edgelm.planning.settings import LoadSettings
+from edgelm.planning.setting_table import LoadSettings
 
 Contexts = Annotated[
     bool,

@@ -13,7 +13,7 @@ from edgelm.budget.units import human
 from edgelm.cli import console
 from edgelm.cli.opening import open_files
 from edgelm.cli.options import LOADING, SOURCE, Model, OutputOptions, SourceOptions, flag
-from edgelm.planning.settings import SCHEMES, LoadSettings
+from edgelm.planning.setting_table import SCHEMES, LoadSettings
 from edgelm.quantization.quantize import Quantized
 from quant import CALIBRATED_METHODS, METHODS
 

@@ -5,13 +5,15 @@ The baseline runs first (quant none, float32), leaves a file and is closed; then
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Unpack
 
+from edgelm import values
 from edgelm.errors import UsageError
 from edgelm.evaluation.baseline import Baseline, Facts
 from edgelm.evaluation.choices import Picks, accuracy, cut_to_context, encode_item
@@ -22,9 +24,40 @@ from edgelm.evaluation.passage import Passage
 from edgelm.evaluation.tasks import TASKS, Item, read_items
 from edgelm.loading import plan, use_threads
 from edgelm.models.model_files import ModelFiles
-from edgelm.planning.settings import LoadSettings, given_context, read_settings
+from edgelm.option import PATH, Call, Option
+from edgelm.planning.setting_table import LOAD, MODEL, PROGRESS, LoadSettings
+from edgelm.planning.settings import given_context, read_settings
 
 BASELINE_SUFFIX = ".baseline"
+
+
+def _tasks(given: Any) -> dict[str, str | os.PathLike[str]]:
+    if not isinstance(given, Mapping):
+        raise TypeError
+    return {values.text(name): values.path(file) for name, file in given.items()}
+
+
+_FILE = replace(PATH, allowed="the path of a file, or None", optional=True)
+EVALUATE = Call(
+    "evaluate()",
+    LoadSettings,
+    {
+        "text": _FILE,
+        "tasks": Option(
+            "Tasks.", "a dict of files by the names of tasks, or None", kind=_tasks, optional=True
+        ),
+        "limit": Option(
+            "Most windows and items.",
+            "1 or more, or None",
+            lambda count: count >= 1,
+            kind=values.whole,
+            optional=True,
+        ),
+        "window": Option("Tokens of a window.", "a count of tokens", kind=values.whole),
+        "baseline": _FILE,
+        "progress": PROGRESS,
+    },
+)
 
 
 @dataclass(frozen=True)
@@ -92,8 +125,13 @@ def evaluate(
             budget.
     """
     chosen = read_settings(settings)
-    if (limit is not None and limit < 1) or (text is None and not tasks):
-        raise UsageError("Give a text or a task, and a limit of at least 1.")
+    LOAD.require(revision=revision, offline=offline, allow_pickle=allow_pickle, threads=threads)
+    MODEL.require("model", model)
+    text, tasks, limit, window, baseline, progress = EVALUATE.require(
+        text=text, tasks=tasks, limit=limit, window=window, baseline=baseline, progress=progress
+    )
+    if text is None and not tasks:
+        raise UsageError("Give a text or a task.")
     files = model if isinstance(model, ModelFiles) else ModelFiles.open(
         model, revision=revision, offline=offline, allow_pickle=allow_pickle
     )  # fmt: skip
@@ -101,7 +139,7 @@ def evaluate(
     passage = None if text is None else Passage.read(text, tokenizer, window, limit)
     items = {name: read_items(name, path, limit) for name, path in (tasks or {}).items()}
     asked: dict[str, Any] = {**settings, "threads": threads}
-    if asked.get("context", "auto") == "auto":
+    if chosen.context == "auto":
         asked.pop("context", None)
     context = given_context(chosen, files.config) or files.config.max_context
     encoded = {

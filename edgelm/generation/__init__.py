@@ -5,10 +5,11 @@ Modules:
     generation_keys, model_defaults: what a model's generation_config.json says of answers.
     text_calls: ``generate``, ``stream`` and ``chat`` of a loaded model, with their types.
     session: what answers run on: an engine, its cache and what each row holds.
+    prompts: what callers give to be answered.
     request, answer: requests, results and statistics, and the state of a request in progress.
     batch: the generation loop, for one or many requests.
     sampling, processors: the sampler and its logits processors.
-    grammar: constrained generation with JSON schemas and grammars.
+    grammar, json_schema: constrained generation with grammars and JSON schemas, and their limits.
     beams: beam search.
     speculation, draft_model, prompt_lookup: speculative decoding and its two sources of guesses.
     conversation: conversations saved to a file.

@@ -6,8 +6,9 @@ because a model that is allowed unlimited whitespace sometimes never stops writi
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from edgelm.errors import UsageError
+from edgelm.generation.json_schema import MAX_CHARACTERS, schema_text
 from edgelm.generation.processors import NEVER, SoFar
 from edgelm.text.tokenizer import Tokenizer
 
@@ -27,6 +29,8 @@ _JSON_STYLE: JsonCompileOptions = {
     "item_separator": ", ",
     "key_separator": ": ",
 }
+MAX_RULES = 500  # llguidance follows them by recursion, which ends the process at some 2,000
+_RULE = re.compile(r"^[ \t]*[?!]?[A-Za-z_]\w*[^:\n]*:", re.MULTILINE)
 _TOKENIZERS: WeakKeyDictionary[Tokenizer, LLTokenizer] = WeakKeyDictionary()
 
 
@@ -41,29 +45,62 @@ class Constraint:
         from llguidance import LLMatcher
 
         self.end_ids = end_ids
-        self._start = LLMatcher(_library_tokenizer(tokenizer), grammar, log_level=0)
-        if self._start.is_error():
-            reason = self._start.get_error().splitlines()[0]
-            raise UsageError(f"The grammar or schema is invalid or not supported: {reason}")
+        with _library_errors():
+            self._start = LLMatcher(_library_tokenizer(tokenizer), grammar, log_level=0)
+            if self._start.is_error():
+                raise ValueError(self._start.get_error())
+            mask, end = self._start.compute_bitmask(), tokenizer.vocab_size  # see _Tokens
+        allowed = sum(map(int.bit_count, mask)) - (mask[end >> 3] >> (end & 7) & 1)
+        if not allowed and not self._start.is_accepting():
+            raise UsageError("The grammar or schema allows no answer: nothing can begin one.")
 
     @classmethod
     def parse(
         cls, schema: Any, grammar: str | None, tokenizer: Tokenizer, end_ids: frozenset[int]
     ) -> Constraint:
-        """Compile a JSON schema (a mapping, or its text) or a Lark grammar, one of them."""
+        """Compile a JSON schema (see ``schema_text``) or a Lark grammar, one of them."""
         from llguidance import LLMatcher
 
         if schema is not None and grammar is not None:
             raise UsageError("Both schema and grammar are given; give one of them.")
         if grammar is not None:
-            return cls(LLMatcher.grammar_from_lark(grammar), tokenizer, end_ids)
-        text = json.dumps(_schema(schema))
-        compiled = LLMatcher.grammar_from_json_schema(text, overrides=_JSON_STYLE)
+            _require_small(grammar)
+            with _library_errors():
+                compiled = LLMatcher.grammar_from_lark(grammar)
+            return cls(compiled, tokenizer, end_ids)
+        text = schema_text(schema)
+        with _library_errors():
+            compiled = LLMatcher.grammar_from_json_schema(text, overrides=_JSON_STYLE)
         return cls(compiled, tokenizer, end_ids)
 
     def start(self) -> Match:
         """Start a match at the beginning of an answer."""
         return Match(self._start.deep_copy(), self.end_ids)
+
+
+@contextmanager
+def _library_errors() -> Iterator[None]:
+    """What the library raises as a UsageError, a panic of its Rust code included."""
+    try:
+        yield
+    except BaseException as error:
+        # A panic is no Exception, and its class cannot be imported.
+        if not isinstance(error, ValueError) and type(error).__name__ != "PanicException":
+            raise
+        reason = (str(error).splitlines() or ["no reason given"])[0]
+        raise UsageError(
+            f"The grammar or schema is invalid or not supported: {reason:.300}"
+        ) from error
+
+
+def _require_small(grammar: str) -> None:
+    """Raise UsageError for a grammar with more rules than the library's recursion bears."""
+    rules = len(_RULE.findall(grammar))
+    if len(grammar) > MAX_CHARACTERS or rules > MAX_RULES:
+        raise UsageError(
+            f"The grammar has {len(grammar)} characters and {rules} rules; allowed: "
+            f"{MAX_CHARACTERS} and {MAX_RULES}."
+        )
 
 
 class Match:
@@ -84,7 +121,7 @@ class Match:
     def accept(self, token: int) -> bool:
         """Advance by a chosen token; True if only an end token can follow."""
         if token not in self._end_ids and not self._matcher.consume_token(token):
-            raise UsageError(f"The grammar failed: {self._matcher.get_error()}")
+            raise UsageError(f"The grammar failed: {self._matcher.get_error().splitlines()[0]}")
         return self._matcher.is_stopped()
 
 
@@ -132,13 +169,3 @@ def _library_tokenizer(tokenizer: Tokenizer) -> LLTokenizer:
     if tokenizer not in _TOKENIZERS:
         _TOKENIZERS[tokenizer] = LLTokenizer(TokenizerWrapper(_Tokens(tokenizer)))
     return _TOKENIZERS[tokenizer]
-
-
-def _schema(given: Any) -> Mapping[str, Any] | bool:
-    try:
-        schema = json.loads(given) if isinstance(given, str) else given
-    except ValueError as error:
-        raise UsageError(f"The schema is not JSON ({error}).") from error
-    if not isinstance(schema, Mapping | bool):
-        raise UsageError(f"A JSON schema is an object, not {type(schema).__name__}.")
-    return schema

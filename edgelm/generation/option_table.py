@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
+from edgelm import values
 from edgelm.option import Call, Option, declare, options_in
 
 Schema = str | Mapping[str, Any] | bool
@@ -29,6 +29,7 @@ class GenerateOptions(TypedDict, total=False):
             per_prompt=True,
             flag=int,
             flags=("--max-tokens", "--max-new-tokens"),
+            kind=values.whole,
         ),
     ]
     min_new_tokens: Annotated[
@@ -37,6 +38,7 @@ class GenerateOptions(TypedDict, total=False):
             "Choose no end token before this many new tokens.",
             "0 (off) or above",
             lambda count: count >= 0,
+            kind=values.whole,
             flag=int,
         ),
     ]
@@ -49,6 +51,7 @@ class GenerateOptions(TypedDict, total=False):
             lambda heat: heat == 0 or 1e-6 <= heat <= 1e6,
             per_prompt=True,
             flag=float,
+            kind=values.number,
         ),
     ]
     top_k: Annotated[
@@ -59,6 +62,7 @@ class GenerateOptions(TypedDict, total=False):
             "0 (off) or above",
             lambda count: count >= 0,
             flag=int,
+            kind=values.whole,
         ),
     ]
     top_p: Annotated[
@@ -69,6 +73,7 @@ class GenerateOptions(TypedDict, total=False):
             "above 0 and up to 1 (off)",
             lambda share: 0 < share <= 1,
             flag=float,
+            kind=values.number,
         ),
     ]
     min_p: Annotated[
@@ -78,6 +83,7 @@ class GenerateOptions(TypedDict, total=False):
             "0 (off) up to 1",
             lambda share: 0 <= share <= 1,
             flag=float,
+            kind=values.number,
         ),
     ]
     typical_p: Annotated[
@@ -88,6 +94,7 @@ class GenerateOptions(TypedDict, total=False):
             "above 0 and up to 1 (off)",
             lambda share: 0 < share <= 1,
             flag=float,
+            kind=values.number,
         ),
     ]
     repetition_penalty: Annotated[
@@ -97,6 +104,7 @@ class GenerateOptions(TypedDict, total=False):
             "above 0; 1 is off",
             lambda factor: 0 < factor < 1e6,
             flag=float,
+            kind=values.number,
         ),
     ]
     no_repeat_ngram_size: Annotated[
@@ -105,6 +113,7 @@ class GenerateOptions(TypedDict, total=False):
             "Never repeat a run of this many tokens of the prompt or the answer.",
             "0 (off) or above",
             lambda count: count >= 0,
+            kind=values.whole,
             flag=int,
         ),
     ]
@@ -112,30 +121,34 @@ class GenerateOptions(TypedDict, total=False):
         float | None,
         Option(
             "Subtracted from the logits of tokens that the answer holds already.",
-            "a finite number",
-            math.isfinite,
+            "-1e6 to 1e6",
+            lambda taken: abs(taken) <= 1e6,  # beyond, float32 loses the logits or overflows
             flag=float,
+            kind=values.number,
         ),
     ]
     frequency_penalty: Annotated[
         float | None,
         Option(
             "Subtracted from a token's logit for each time the answer holds it already.",
-            "a finite number",
-            math.isfinite,
+            "-1e6 to 1e6",
+            lambda taken: abs(taken) <= 1e6,  # beyond, float32 loses the logits or overflows
             flag=float,
+            kind=values.number,
         ),
     ]
     logit_bias: Annotated[
         Mapping[int, float] | None,
         Option(
             "Numbers added to the logits of token ids.",
-            "numbers below infinity",
-            lambda pairs: all(bias < math.inf for _, bias in pairs),
+            "token ids with numbers up to 1e6; -inf bans",
+            lambda pairs: all(bias <= 1e6 for _, bias in pairs),
+            kind=values.biases,
         ),
     ]
     banned_tokens: Annotated[
-        Sequence[int] | None, Option("Token ids that an answer must not hold.")
+        Sequence[int] | None,
+        Option("Token ids that an answer must not hold.", "a list of ids", kind=values.token_ids),
     ]
     seed: Annotated[
         int | Sequence[int | None] | None,
@@ -145,11 +158,17 @@ class GenerateOptions(TypedDict, total=False):
             lambda seed: 0 <= seed < 1 << 64,
             per_prompt=True,
             flag=int,
+            kind=values.whole,
         ),
     ]
     stop: Annotated[
         str | Sequence[str] | None,
-        Option("Stop before this text; may be repeated.", flag=list[str]),
+        Option(
+            "Stop before this text; may be repeated.",
+            "a text, or several",
+            kind=values.texts,
+            flag=list[str],
+        ),
     ]
     schema: Annotated[
         Schema | Sequence[Schema | None] | None,
@@ -163,8 +182,10 @@ class GenerateOptions(TypedDict, total=False):
         str | Sequence[str | None] | None,
         Option(
             "Make the answer follow this Lark grammar (command line: a file that holds it).",
+            "a Lark grammar",
             per_prompt=True,
             flag=Path,
+            kind=values.text,
         ),
     ]
     logprobs: Annotated[
@@ -174,11 +195,16 @@ class GenerateOptions(TypedDict, total=False):
             "0 up to the size of the vocabulary",
             lambda count: count >= 0,
             flag=int,
+            kind=values.whole,
         ),
     ]
     keep_prefix: Annotated[
         bool | None,
-        Option("Continue from what the cache still holds of an earlier prompt; chat does."),
+        Option(
+            "Continue from what the cache still holds of an earlier prompt; chat does.",
+            "True, False",
+            kind=values.truth,
+        ),
     ]
     speculate: Annotated[
         str | None,
@@ -187,15 +213,45 @@ class GenerateOptions(TypedDict, total=False):
             "auto, off",
             lambda word: word in ("auto", "off"),
             flag=str,
+            kind=values.text,
         ),
     ]
 
 
 GENERATE = declare(
-    Call("generate()", GenerateOptions, ("n", "beams", "length_penalty", "stop_event"))
+    Call(
+        "generate()",
+        GenerateOptions,
+        {
+            "n": Option(
+                "Number of answers per prompt.",
+                "1 to 10000",
+                lambda count: 1 <= count <= 10000,
+                kind=values.whole,
+            ),
+            "beams": Option(
+                "Beam search of this width (above 1).",
+                "1 (off) or above",
+                lambda width: width >= 1,
+                kind=values.whole,
+            ),
+            "length_penalty": Option(
+                "Scores of beams are divided by length to this power.",
+                "-16 to 16",
+                lambda power: abs(power) <= 16,
+                kind=values.number,
+            ),
+            "stop_event": Option(
+                "Cancels the answer when it is set.",
+                "an event with is_set(), or None",
+                kind=values.event,
+                optional=True,
+            ),
+        },
+    )
 )
 
 
-def require_option(name: str, value: Any) -> None:
-    """Raise UsageError for a value that the table does not allow."""
-    options_in(GenerateOptions)[name].require(name, value)
+def require_option(name: str, value: Any) -> Any:
+    """The value as read; UsageError for one that the table does not allow."""
+    return options_in(GenerateOptions)[name].require(name, value)

@@ -10,7 +10,7 @@ from typing import Any
 from edgelm.errors import UsageError
 from edgelm.generation.grammar import Constraint
 from edgelm.generation.model_defaults import ModelDefaults
-from edgelm.generation.option_table import GenerateOptions
+from edgelm.generation.option_table import GenerateOptions, require_option
 from edgelm.generation.request import Request
 from edgelm.generation.sampling import SamplingSettings
 from edgelm.option import options_in
@@ -31,21 +31,21 @@ def build_request(
         UsageError: a value out of its range, a schema that is none, a prompt that is longer than
             the model's own limit.
     """
-    prompt = tuple(int(i) for i in prompt_ids)
-    given = {name: value for name, value in options.items() if value is not None}
+    prompt = tuple(prompt_ids)
+    given = {
+        name: require_option(name, value) for name, value in options.items() if value is not None
+    }
     schema, grammar = given.pop("schema", None), given.pop("grammar", None)
-    stop = given.pop("stop", defaults.stop)
     sampling = defaults.sampling | {
         "seed": int.from_bytes(os.urandom(4), "little"),
         "min_new_tokens": defaults.least(len(prompt)),
     }
-    for name in _SAMPLING & given.keys():
-        sampling[name] = _FORMS.get(name, _same)(given.pop(name))
+    sampling |= {name: given.pop(name) for name in _SAMPLING if name in given}
     return Request(
         prompt_ids=prompt,
         usual_limit=None if "max_new_tokens" in given else defaults.most(len(prompt)),
         sampling=SamplingSettings(**sampling, rules=defaults.rules),
-        stop=(stop,) if isinstance(stop, str) else tuple(stop),
+        stop=given.pop("stop", defaults.stop),
         constraint=None if schema is grammar is None else constraint(schema, grammar),
         **given,
     )
@@ -53,8 +53,6 @@ def build_request(
 
 def samples(request: Request, count: int) -> list[Request]:
     """``count`` requests for one prompt, which runs once; number i has the seed plus i."""
-    if count < 1:
-        raise UsageError(f"n is {count}; ask for at least 1 answer.")
     if count == 1:
         return [request]
     seeds = [(request.sampling.seed + index) % (1 << 64) for index in range(count)]
@@ -75,17 +73,4 @@ def options_of(options: dict[str, Any], index: int, count: int) -> dict[str, Any
     return chosen
 
 
-def _pairs(bias: Mapping[int, float]) -> tuple[tuple[int, float], ...]:
-    return tuple((int(k), float(v)) for k, v in sorted(bias.items()))
-
-
-def _ids(banned: Sequence[int]) -> tuple[int, ...]:
-    return tuple(map(int, banned))
-
-
-def _same(value: Any) -> Any:
-    return value
-
-
-_SAMPLING = {field.name for field in fields(SamplingSettings)}
-_FORMS: dict[str, Callable[[Any], Any]] = {"logit_bias": _pairs, "banned_tokens": _ids}
+_SAMPLING = tuple(field.name for field in fields(SamplingSettings) if field.name != "rules")

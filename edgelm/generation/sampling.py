@@ -87,7 +87,7 @@ class SamplingSettings:
 
     def __post_init__(self) -> None:
         for name in vars(self).keys() - {"rules"}:
-            require_option(name, getattr(self, name))
+            object.__setattr__(self, name, require_option(name, getattr(self, name)))
 
     def check_ids(self, vocab_size: int) -> None:
         """Raise UsageError where a biased or banned id is none of the model's."""

@@ -16,13 +16,12 @@ from edgelm.generation.grammar import Constraint
 from edgelm.generation.model_defaults import ModelDefaults
 from edgelm.generation.option_table import GENERATE, GenerateOptions
 from edgelm.generation.options import build_request, options_of, samples
+from edgelm.generation.prompts import Prompt, Prompts, Read, read_prompt, read_prompts
 from edgelm.generation.request import Chunk, Request, Result, collect
 from edgelm.option import checked
 from edgelm.text.chat_template import render
 from edgelm.text.tokenizer import Tokenizer
 
-Prompt = str | Sequence[int]
-Prompts = list[str] | tuple[str, ...]
 Messages = Sequence[dict[str, str]]
 Answers = Result | list[Result] | list[list[Result]]
 
@@ -38,6 +37,7 @@ class TextCalls(ABC):
     batch: Callable[..., AbstractContextManager[Batch]]
     beam_search: Callable[..., list[Result]]
     defaults: ModelDefaults
+    paused: Callable[[], AbstractContextManager[None]]
 
     @property
     @abstractmethod
@@ -84,7 +84,7 @@ class TextCalls(ABC):
         self, prompt: Prompt | Prompts, *, n: int = 1, beams: int = 1, length_penalty: float = 1.0,
         stop_event: threading.Event | None = None, **options: Any,
     ) -> Answers:  # fmt: skip
-        """Answer a prompt (text or ids), or each prompt of a list of texts.
+        """Answer a prompt (text or ids), or each prompt of a list.
 
         Prompts of a list share the rows that the model was loaded with; each gets what it would
         get alone.
@@ -94,16 +94,19 @@ class TextCalls(ABC):
             beams: above 1 the width of a beam search, which gives the n best answers.
             length_penalty: of a beam search; scores are divided by length to this power.
             stop_event: cancels.
-            options: those of ``GenerateOptions``; for a list of texts ``max_new_tokens``,
+            options: those of ``GenerateOptions``; for a list of prompts ``max_new_tokens``,
                 ``seed``, ``temperature``, ``schema`` and ``grammar`` may be lists too.
 
         Returns:
-            A Result; for a list of texts a list of these. With n above 1 a list of n takes the
-            place of each Result. A variable ``n`` that may be 1 is typed as if it were above.
+            A Result; for a list of prompts (also ids [B, T]) a list of these. With n above 1 a
+            list of n takes the place of each Result. A variable ``n`` that may be 1 is typed as if
+            it were above.
         """
-        many = isinstance(prompt, list | tuple) and bool(prompt) and isinstance(prompt[0], str)
-        prompts: Sequence[Any] = prompt if many else [prompt]
-        cancelled = stop_event.is_set if stop_event else bool
+        prompts, many = read_prompts(prompt)
+        n, beams, length_penalty, stop_event = GENERATE.require(
+            n=n, beams=beams, length_penalty=length_penalty, stop_event=stop_event
+        )
+        cancelled = stop_event.is_set if stop_event is not None else bool
         options = checked(options, GENERATE)
         if beams > 1:
             options = {"temperature": 0.0} | options
@@ -128,12 +131,17 @@ class TextCalls(ABC):
         self, prompt: Prompt, *, stop_event: threading.Event | None = None,
         **options: Unpack[GenerateOptions],
     ) -> Generator[Chunk, None, None]:  # fmt: skip
-        """The answer piece by piece. Closing it, or setting ``stop_event``, cancels it."""
+        """The answer piece by piece, to whatever thread reads it.
+
+        Closing it, or setting ``stop_event``, cancels it. Other calls wait until it is read.
+        """
         request = self.request(prompt, **options)
-        cancelled = stop_event.is_set if stop_event else bool
+        [stop_event] = GENERATE.require(stop_event=stop_event)
+        cancelled = stop_event.is_set if stop_event is not None else bool
         with self.batch([request], self.end_ids, cancelled) as batch:
             for _, chunk in stream_text(batch, self.tokenizer):
-                yield chunk
+                with self.paused():
+                    yield chunk
 
     def chat(
         self, messages: Messages, *, stop_event: threading.Event | None = None,
@@ -160,9 +168,9 @@ class TextCalls(ABC):
 
     def request(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> Request:
         """A Request with the model's own defaults where nothing is given."""
-        return self._request(prompt, checked(options, GENERATE))
+        return self._request(read_prompt(prompt), checked(options, GENERATE))
 
-    def _request(self, prompt: Prompt, options: Mapping[str, Any]) -> Request:
+    def _request(self, prompt: Read, options: Mapping[str, Any]) -> Request:
         if isinstance(prompt, str) and not prompt:
             raise UsageError("The prompt is empty; give some text.")
         ids = self.encode(prompt) if isinstance(prompt, str) else prompt

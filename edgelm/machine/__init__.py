@@ -2,7 +2,7 @@
 
 Modules:
     hardware: available memory, cores, instruction sets and read bandwidth.
-    cgroups: memory limits of containers.
+    cgroups: limits of containers.
     disk: read speed of the cache folder's disk.
     accelerators: CUDA, MPS and XPU devices.
     transfer: copies from the host to an accelerator.

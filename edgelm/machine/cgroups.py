@@ -1,4 +1,4 @@
-"""Memory limits set by containers or service managers, for cgroups version 1 and 2."""
+"""Limits of memory and processor time that containers or service managers set, cgroups 1 and 2."""
 
 from __future__ import annotations
 
@@ -8,6 +8,12 @@ from pathlib import Path
 
 MOUNT = Path("/sys/fs/cgroup")
 OWN = Path("/proc/self/cgroup")
+# Files with limit and use, by whether of version 2; with quota and period.
+_MEMORY = {
+    False: ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+    True: ("memory.max", "memory.current"),
+}
+_PROCESSORS = {False: ("cpu.cfs_quota_us", "cpu.cfs_period_us"), True: ("cpu.max",)}
 _NO_LIMIT = 1 << 60  # version 1 writes the largest page-aligned number, version 2 "max"
 
 
@@ -22,7 +28,8 @@ class Limit:
 def limits() -> tuple[Limit, ...]:
     """Limits of this process's group and of the groups that contain it."""
     found = []
-    for folder, names in _groups():
+    for folder, second in _groups("memory"):
+        names = _MEMORY[second]
         try:
             limit, used = ((folder / name).read_text().strip() for name in names)
             if limit.isdigit() and int(limit) < _NO_LIMIT:
@@ -32,8 +39,22 @@ def limits() -> tuple[Limit, ...]:
     return tuple(found)
 
 
-def _groups() -> Iterator[tuple[Path, tuple[str, str]]]:
-    """(folder, names of the files with limit and use), from the innermost group outwards.
+def processors() -> float | None:
+    """Processors' worth of time that this process's groups leave it; None without a quota."""
+    found = []
+    for folder, second in _groups("cpu"):
+        try:
+            text = " ".join((folder / name).read_text() for name in _PROCESSORS[second])
+            quota, period = text.split()
+            if int(quota) > 0:  # version 1 writes -1, version 2 "max"
+                found.append(int(quota) / int(period))
+        except (OSError, ValueError, ZeroDivisionError):
+            continue
+    return min(found, default=None)
+
+
+def _groups(controller: str) -> Iterator[tuple[Path, bool]]:
+    """(folder, whether of version 2), from the innermost group outwards.
 
     Inside a container the path reported by the kernel may not exist under the mount, whose root
     is then the container's group.
@@ -44,17 +65,17 @@ def _groups() -> Iterator[tuple[Path, tuple[str, str]]]:
         return
     for line in lines:
         _, controllers, path = line.split(":", 2)
-        if "memory" in controllers.split(","):
-            mounts = [MOUNT / "memory"]
-            names = ("memory.limit_in_bytes", "memory.usage_in_bytes")
-        elif not controllers:
-            mounts, names = [MOUNT, MOUNT / "unified"], ("memory.max", "memory.current")
+        second = not controllers
+        if second:
+            mounts = [MOUNT, MOUNT / "unified"]
+        elif controller in controllers.split(","):
+            mounts = [MOUNT / name for name in dict.fromkeys((controller, controllers))]
         else:
             continue
         own = Path(path.lstrip("/"))
         for mount in mounts:
             for group in (own, *own.parents):
-                yield mount / group, names
+                yield mount / group, second
 
 
 def _file_bytes(folder: Path) -> int:

@@ -11,13 +11,16 @@ import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from edgelm.errors import UsageError
 from edgelm.machine import cgroups
 from edgelm.machine.measurements import keep, kept, kept_gb_s
 
 PROFILE = "machine.json"
+THREADS = "EDGELM_THREADS"
 MEMINFO = Path("/proc/meminfo")
 _INSTRUCTION_SETS = (
     *("avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16"),
@@ -102,13 +105,30 @@ def _malloc_trim() -> Callable[[int], int] | None:
 
 
 def default_threads() -> int:
-    """EDGELM_THREADS, else the number of cores this process may run on."""
-    given = os.environ.get("EDGELM_THREADS", "")
-    if given.isdigit() and int(given) > 0:
-        return int(given)
+    """EDGELM_THREADS, else the cores this process may run on, within its groups' quota of time.
+
+    A quota is rounded down: threads that wait for each other all wait for one that is throttled.
+
+    Raises:
+        UsageError: EDGELM_THREADS is no number of this machine's cores.
+    """
+    given = os.environ.get(THREADS)
+    if given:
+        return checked_threads(int(given) if given.isdecimal() else given, THREADS)
+    bounds = [torch.get_num_threads()]
     if hasattr(os, "sched_getaffinity"):
-        return min(len(os.sched_getaffinity(0)), torch.get_num_threads())
-    return torch.get_num_threads()
+        bounds.append(len(os.sched_getaffinity(0)))
+    if (quota := cgroups.processors()) is not None:
+        bounds.append(int(quota))
+    return max(1, min(bounds))
+
+
+def checked_threads(given: Any, name: str = "threads") -> int:
+    """A number of threads that this machine has cores for; UsageError for anything else."""
+    allowed = os.cpu_count() or 1
+    if isinstance(given, bool) or not isinstance(given, int) or not 0 < given <= allowed:
+        raise UsageError(f"{name} is {given!r:.40}; allowed: 1 to {allowed} on this machine.")
+    return given
 
 
 def cores() -> int:

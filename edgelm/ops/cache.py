@@ -19,6 +19,8 @@ from edgelm.config import ModelConfig
 from edgelm.errors import ContextLengthError, UsageError
 from edgelm.ops.cache_sizes import SCALE_DTYPE, cache_part, placed_layers, ring_slots
 from edgelm.ops.reference import Stored
+from edgelm.option import Option
+from edgelm.values import shown, whole
 
 Lend = Callable[[Mapping[PartName, int], Callable[[], "Snapshot"]], "Snapshot"]
 
@@ -129,6 +131,9 @@ class KVCache:
         self._lengths = [0] * rows
         self._written = [0] * rows  # one past the highest position whose key is in memory
         self._claimed = [False] * rows
+        self._row = Option(
+            "A row.", f"0 to {rows - 1}, the rows of this cache", lambda n: 0 <= n < rows, whole
+        )
 
     @property
     def nbytes(self) -> int:
@@ -197,8 +202,8 @@ class KVCache:
             would need: a window layer can undo at most ``chunk`` tokens.
         """
         held = self._lengths[self._checked(row)]
-        if not 0 <= length <= held:
-            raise UsageError(f"Row {row} holds {held} tokens; it cannot be cut to {length}.")
+        if not isinstance(length, int) or not 0 <= length <= held:
+            raise UsageError(f"Row {row} holds {held} tokens; it cannot be cut to {shown(length)}.")
         if not self.reaches(length, self._written[row]):
             return False
         self._lengths[row] = length
@@ -282,6 +287,8 @@ class KVCache:
     def restore(self, row: int, snapshot: Snapshot) -> None:
         """Restore a row to the state of the row from which the snapshot was made."""
         self._checked(row)
+        if not isinstance(snapshot, Snapshot):
+            raise UsageError(f"{shown(snapshot)} is not what snapshot() gives.")
         if snapshot.owner is not self._owner:
             raise UsageError(
                 "The snapshot was taken from another loaded model; a row can only be restored "
@@ -307,6 +314,5 @@ class KVCache:
         self.rewind(row, snapshot.length, snapshot.written)
 
     def _checked(self, row: int) -> int:
-        if not 0 <= row < self.rows:
-            raise UsageError(f"Row {row} does not exist; this cache has rows 0 to {self.rows - 1}.")
-        return row
+        found: int = self._row.require("row", row)
+        return found

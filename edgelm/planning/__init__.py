@@ -1,7 +1,7 @@
 """Planning: settings that fit the memory budget, computed from headers alone.
 
 Modules:
-    settings: a user's settings, checked.
+    setting_table, settings: every setting of a load; a user's settings, checked.
     solver: the search for the best settings that fit.
     planner: ``Plan`` of one choice of settings, with all its bytes.
     execution: whose operations run, what is recorded, and what guesses ahead.

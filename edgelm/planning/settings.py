@@ -3,108 +3,28 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, TypedDict
+from typing import Any
 
 import torch
 
 from edgelm.budget.dtypes import DTYPES, KV_DTYPES
-from edgelm.budget.placement import OFFLOADS
 from edgelm.budget.plan import MOST_DECODE_TOKENS
 from edgelm.config import ModelConfig
 from edgelm.errors import ContextLengthError, UsageError
 from edgelm.machine.accelerators import Accelerator
 from edgelm.models.decoder import Decoder
-from edgelm.option import Call, Option, checked, declare, options_in
-from quant import BACKENDS, CALIBRATED_METHODS, METHODS, QuantError, Recipe
+from edgelm.option import checked, options_in
+from edgelm.planning.setting_table import EXACT_ACTIVATIONS, LOAD, LoadSettings, QuantChoice
+from quant import CALIBRATED_METHODS, METHODS, QuantError, Recipe
 
 DEFAULT_CONTEXT = 4096
 DEFAULT_CHUNK = 512
 MOST_ROWS = 8  # of ``auto``: answers side by side share each read of the weights
 DEFAULT_DRAFT_DEPTH = MOST_DECODE_TOKENS - 1  # behind the token before them
-EXACT_ACTIVATIONS = {"float": torch.float32}  # what products do not round; auto may
 _MOST_DIGITS = 12  # of a number of tokens; beyond it is a slip of the keyboard
 _COUNT = re.compile(r"(-?[0-9]+)([kK]?)")  # 4k is 4096
-QuantChoice = str | dict[str, Any] | Recipe
-SCHEMES = "none, int4, int8, nf4, a scheme such as int4-g64, or a JSON file with a recipe"
-
-
-def _or_auto(words: Iterable[str]) -> str:
-    return ", ".join(("auto", *words))
-
-
-class LoadSettings(TypedDict, total=False):
-    """Settings of a load: the keywords of ``load``, ``plan`` and ``evaluate``.
-
-    ``auto`` and None leave the choice to the solver.
-    """
-
-    quant: Annotated[
-        QuantChoice,
-        Option("Bits of the weights: a scheme or a recipe.", f"auto, {SCHEMES}", flag=str),
-    ]
-    method: Annotated[
-        str,
-        Option("How the integers of a scheme are chosen.", ", ".join(METHODS), flag=str),
-    ]
-    kv: Annotated[str, Option("Type of the cached keys and values.", _or_auto(KV_DTYPES), flag=str)]
-    backend: Annotated[
-        str,
-        Option(
-            "Library whose kernels multiply.",
-            _or_auto(BACKENDS),
-            lambda name: name in ("auto", *BACKENDS),
-            flag=str,
-        ),
-    ]
-    activations: Annotated[
-        str,
-        Option("float: never round activations to 8 bits.", _or_auto(EXACT_ACTIVATIONS), flag=str),
-    ]
-    dtype: Annotated[str, Option("Type of the activations.", _or_auto(DTYPES), flag=str)]
-    device: Annotated[
-        str, Option("Where the model runs.", "auto, cpu, cuda, cuda:N, mps, xpu", flag=str)
-    ]
-    context: Annotated[
-        int | str,
-        Option("Maximum tokens of prompt and answer.", "auto, or a count (4096, 4k)", flag=str),
-    ]
-    rows: Annotated[
-        int | str, Option("Number of answers generated side by side.", "auto, or a count")
-    ]
-    chunk: Annotated[
-        int | str, Option("Maximum tokens of a prompt in one step.", "auto, or a count")
-    ]
-    draft_depth: Annotated[
-        int, Option("Maximum tokens guessed ahead in one step.", "0 (off) or more")
-    ]
-    budget: Annotated[
-        str | int | None,
-        Option(
-            "Peak memory of the whole process (default: what is available).",
-            "6GiB, 6G, 6144MiB, or 70% of what is available",
-            flag=str,
-        ),
-    ]
-    offload: Annotated[
-        str,
-        Option(
-            "Where to put layers that do not fit: cpu (beside a GPU), or disk, from where they "
-            "are read in every step.",
-            ", ".join(OFFLOADS),
-            flag=str,
-        ),
-    ]
-
-
-LOAD = declare(
-    Call(
-        "load()", LoadSettings,
-        ("task", "num_labels", "problem_type", "draft", "threads", "revision", "offline",
-         "allow_pickle", "progress"),
-    )
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -127,16 +47,17 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name, option in options_in(LoadSettings).items():
-            option.require(name, getattr(self, name))
+            object.__setattr__(self, name, option.require(name, getattr(self, name)))
 
 
 def read_settings(given: Mapping[str, Any]) -> Settings:
-    """Settings of keywords.
+    """Settings of keywords; None leaves one out.
 
     Raises:
-        UsageError: an unknown name; the message suggests the nearest one.
+        UsageError: an unknown name, with the nearest one; a value that is not allowed.
     """
-    return Settings(**checked(given, LOAD))
+    chosen = checked(given, LOAD)
+    return Settings(**{name: value for name, value in chosen.items() if value is not None})
 
 
 def activation_dtype(

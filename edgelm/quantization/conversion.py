@@ -22,7 +22,7 @@ from edgelm.checkpoint.protocol import Checkpoint
 from edgelm.errors import UnsupportedModelError, UsageError
 from edgelm.models import family_of
 from edgelm.models.model_files import ModelFiles
-from edgelm.planning.settings import QuantChoice
+from edgelm.planning.setting_table import QuantChoice
 from edgelm.reports.inspection import HEAD, licence_of
 from edgelm.version import __version__
 from quant import CALIBRATED_METHODS, METHODS, PackedWeight, QuantError, Recipe, Scheme

@@ -18,7 +18,7 @@ from edgelm.checkpoint.manifest import Manifest
 from edgelm.errors import UnsupportedModelError, UsageError
 from edgelm.models.model_files import ModelFiles
 from edgelm.ops.position import llama3_divisors
-from edgelm.planning.settings import QuantChoice
+from edgelm.planning.setting_table import QuantChoice
 from edgelm.progress import Progress
 from edgelm.quantization.calibration import Calibration, factored
 from edgelm.quantization.conversion import (

@@ -15,7 +15,8 @@ from edgelm.checkpoint.safetensors_writer import disk_errors
 from edgelm.errors import UsageError
 from edgelm.machine import hardware
 from edgelm.models.model_files import ModelFiles
-from edgelm.planning.settings import QuantChoice
+from edgelm.option import PATH
+from edgelm.planning.setting_table import LOAD, METHOD, MODEL, PROGRESS, QUANT, QuantChoice
 from edgelm.progress import Progress
 from edgelm.quantization.calibration import Calibration, CalibrationText
 from edgelm.quantization.conversion import Conversion, plan_conversion
@@ -77,6 +78,13 @@ def quantize(
         ModelFileError: a weight is damaged, or does not read back as written.
         EdgeLMError: the disk is full or refuses.
     """
+    quant, method = QUANT.require("quant", quant), METHOD.require("method", method)
+    LOAD.require(revision=revision, offline=offline, progress=progress)
+    MODEL.require("model", model)
+    PATH.require("out", out)
+    if calibration is not None:
+        PATH.require("calibration", calibration)
+    PROGRESS.require("announce", announce)
     runtime = hardware.resident_bytes()
     files = model if isinstance(model, ModelFiles) else ModelFiles.open(
         model, revision=revision, offline=offline

@@ -24,7 +24,7 @@ from edgelm.models.heads import head_for
 from edgelm.models.model_files import ModelFiles
 from edgelm.models.weight_names import WeightNames
 from edgelm.planning.matrices import bytes_per_token
-from edgelm.planning.settings import LoadSettings
+from edgelm.planning.setting_table import LoadSettings
 from edgelm.progress import Progress
 from quant import QuantError, Recipe, Scheme, find
 

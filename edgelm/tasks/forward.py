@@ -17,8 +17,7 @@ from edgelm.engine.engine import Engine, Recording, RowTokens
 from edgelm.errors import ContextLengthError, UsageError
 from edgelm.models.layers import Head
 from edgelm.ops.cache import KVCache
-from edgelm.option import checked
-from edgelm.tasks.forward_options import FORWARD, ForwardOptions
+from edgelm.tasks.forward_options import ForwardOptions
 from edgelm.tasks.losses import Loss, loss_for
 
 
@@ -72,6 +71,8 @@ def forward(
 ) -> Output:  # fmt: skip
     """Run a batch through the model, continuing the rows of ``cache``.
 
+    The options are as ``read_forward`` gives them.
+
     Sequence classification uses each row's last real token: by ``attention_mask``, else the
     last one that is not the config's pad_token_id, else (embeddings) the last column.
 
@@ -79,7 +80,6 @@ def forward(
         UsageError: shapes, ids, masks or options that do not match.
         ContextLengthError: a row does not fit the cache; nothing is changed then.
     """
-    checked(options, FORWARD)
     mask, kept = options.get("attention_mask"), options.get("logits_to_keep")
     logits_to_keep = 0 if kept is None else kept
     batch = _read_batch(
@@ -207,7 +207,7 @@ def _read_batch(
     if (input_ids is None) == (inputs_embeds is None):
         raise UsageError("Give either input_ids [B, T] or inputs_embeds [B, T, N], not both.")
     if input_ids is not None:
-        tokens = _checked_ids(torch.as_tensor(input_ids), engine.config.vocab_size)
+        tokens = _checked_ids(input_ids, engine.config.vocab_size)
     else:
         assert inputs_embeds is not None
         tokens = inputs_embeds.to(engine.dtype)
@@ -289,7 +289,8 @@ def _kept_columns(logits_to_keep: int | Tensor, rows: int, width: int) -> Tensor
     if isinstance(logits_to_keep, int):
         if logits_to_keep < 0:
             raise UsageError(f"logits_to_keep is {logits_to_keep}; expected 0 (all) or a count.")
-        kept = torch.arange(width)[-logits_to_keep:] if logits_to_keep else torch.arange(width)
+        count = min(logits_to_keep, width) or width
+        kept = torch.arange(width - count, width)
         return kept.expand(rows, -1)
     columns = logits_to_keep.long()
     if columns.dim() != 1 or not bool(((columns >= -width) & (columns < width)).all()):

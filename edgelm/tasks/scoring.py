@@ -13,10 +13,11 @@ from edgelm.budget.ledger import Ledger
 from edgelm.budget.parts import PartName
 from edgelm.budget.units import BLOCK_BYTES
 from edgelm.engine.engine import Engine, RowTokens
-from edgelm.errors import BudgetExceededError, ContextLengthError
+from edgelm.errors import BudgetExceededError, ContextLengthError, UsageError
 from edgelm.ops.cache import KVCache
 from edgelm.progress import Count
 from edgelm.text.continuation import Encoded, Ids, split_shared
+from edgelm.values import shown
 
 MAX_ROWS = 8
 """Continuations of one context that run side by side."""
@@ -121,6 +122,7 @@ def score_choices(
         BudgetExceededError: one row and a block of logits do not fit the budget.
     """
     engine.require_language_model("Scoring")
+    _check(items, engine.config.vocab_size)
     limit = engine.plan.context
     longest = max((len(choice.ids) for own in items for choice in own), default=0)
     if longest - 1 > limit:
@@ -141,6 +143,22 @@ def score_choices(
             if progress:
                 progress(len(found), len(items))
     return found
+
+
+def _check(items: Sequence[Sequence[Encoded]], vocab_size: int) -> None:
+    """Raise UsageError for what is no list of lists of ``Encoded`` with ids of the model."""
+    rows = isinstance(items, Sequence) and all(isinstance(own, Sequence) for own in items)
+    if not rows or not all(isinstance(choice, Encoded) for own in items for choice in own):
+        raise UsageError(f"items is {shown(items)}; allowed: a list of lists of Encoded.")
+    for choice in (choice for own in items for choice in own):
+        wrong = next((i for i in choice.ids if not 0 <= i < vocab_size), None)
+        if wrong is not None:
+            raise UsageError(f"Token id {wrong} is out of range; allowed: 0-{vocab_size - 1}.")
+        if not 0 <= choice.count < max(1, len(choice.ids)):
+            raise UsageError(
+                f"{choice.count} of {len(choice.ids)} ids are to be scored; allowed: 0 up to all "
+                "but the first."
+            )
 
 
 def _score(choice: Encoded, judged: Sequence[tuple[float, bool]]) -> Score:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from edgelm import values
 from edgelm.errors import UsageError
 from edgelm.text.tokenizer import Tokenizer
 
@@ -48,6 +50,18 @@ def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> Encode
             "predicts the first token. Give a context."
         )
     return Encoded(tuple(whole), len(whole) - len(start))
+
+
+def read_pairs(given: Any) -> list[tuple[str, str]]:
+    """Pairs of texts; UsageError for anything else."""
+    try:
+        pairs = [tuple(map(values.text, values.items(pair))) for pair in values.items(given)]
+        return [(context, continuation) for context, continuation in pairs]
+    except (TypeError, ValueError):
+        raise UsageError(
+            f"The texts to be scored are {values.shown(given)}; allowed: a list of pairs of texts, "
+            "(prompt, continuation)."
+        ) from None
 
 
 def split_shared(choices: Sequence[Encoded]) -> tuple[Ids, list[Ids]]:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, overload
 
+from edgelm import values
 from edgelm.errors import ModelFileError, UsageError
 from edgelm.plain_file import is_present
 from edgelm.text.decode_stream import DecodeStream
@@ -133,8 +134,16 @@ class Tokenizer:
         earlier text. Spaces before punctuation stay: ``clean_up_tokenization_spaces`` applies to
         WordPiece, and transformers ignores it too.
         """
-        ids = list(ids)
-        if ids and isinstance(ids[0], Sequence):
+        try:
+            ids = list(ids if isinstance(ids, Iterator) else values.items(ids))
+            rows = bool(ids) and isinstance(ids[0], Sequence)
+            ids = list(map(values.token_ids if rows else values.whole, ids))
+        except (TypeError, ValueError, RuntimeError):
+            raise UsageError(
+                f"decode() got {values.shown(ids)}; allowed: token ids (a list, a tuple or a "
+                "tensor of whole numbers), or a list of those."
+            ) from None
+        if rows:
             return [self.decode(row, skip_special=skip_special, continues=continues) for row in ids]
         stream = self.stream(skip_special=skip_special, continues=continues)
         return "".join(map(stream.push, ids)) + stream.finish()

@@ -118,7 +118,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "out of memory: it is caught within an answer",
         "edgelm/model.py",
-        "with accelerators.current(self.plan.device), memory_reported(self.plan, forget):",
+        "with memory_reported(self.plan, session.engine.forget):",
         "with self.ledger.all_or_nothing():",
         (f"{TESTS}::test_running_out_of_memory_within_an_answer",),
     ),

@@ -11,8 +11,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "options: a range is the table's",
         "edgelm/generation/sampling.py",
-        "            require_option(name, getattr(self, name))\n",
-        "            pass\n",
+        "require_option(name, getattr(self, name))",
+        "getattr(self, name)",
         (f"{_OPTIONS}test_values_are_checked_by_the_table",),
     ),
     Mutation(
@@ -25,8 +25,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "options: settings are checked by their table",
         "edgelm/planning/settings.py",
-        "            option.require(name, getattr(self, name))\n",
-        "            pass\n",
+        "option.require(name, getattr(self, name))",
+        "getattr(self, name)",
         (f"{_OPTIONS}test_errors_on_the_command_line_name_flags",),
     ),
     Mutation(
@@ -66,9 +66,9 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "options: forward refuses unknown names",
-        "edgelm/tasks/forward.py",
-        "    checked(options, FORWARD)\n",
-        "",
+        "edgelm/tasks/forward_options.py",
+        "in checked(given, FORWARD).items()",
+        "in {k: v for k, v in given.items() if k in table}.items()",
         (f"{_OPTIONS}test_an_argument_of_another_call_is_named",),
     ),
     Mutation(
@@ -115,7 +115,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "options: help lists every allowed value",
-        "edgelm/planning/settings.py",
+        "edgelm/planning/setting_table.py",
         "_or_auto(BACKENDS)",
         "_or_auto(BACKENDS[:3])",
         (f"{_OPTIONS}test_help_lists_every_allowed_value",),

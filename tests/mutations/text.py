@@ -198,8 +198,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "tokenizer: rows decode to a list of texts",
         "edgelm/text/tokenizer.py",
-        "if ids and isinstance(ids[0], Sequence):",
-        "if False:",
+        "        if rows:\n",
+        "        if False:\n",
         (f"{OPTIONS}::test_batches_decode_as_lists",),
     ),
     Mutation(
