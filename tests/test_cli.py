@@ -398,7 +398,7 @@ def test_ctrl_c_while_a_piece_is_written(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("edgelm.cli.console.print", interrupt, raising=False)
-    monkeypatch.setattr("edgelm.cli.main.console.print_error", lambda *_, **__: None)
+    monkeypatch.setattr("edgelm.cli.main.streams.print_error", lambda *_, **__: None)
     assert run("generate", nano, "Once").code == 130
 
 
