@@ -6,7 +6,6 @@ import logging
 import sys
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
-from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress

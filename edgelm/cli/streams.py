@@ -107,4 +107,4 @@ def print_error(error: EdgeLMError, as_json: bool) -> None:
         if isinstance(error, ContextLengthError):
             said |= {"given": error.given, "allowed": error.allowed}
         with suppress(OSError):
-            print_json({"error": said} | error.results)
+            print_json({"error": said, **error.results})
