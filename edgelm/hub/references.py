@@ -135,8 +135,8 @@ def _refuse_mistyped(reference: str) -> None:
 def _alike(path: Path) -> list[Path]:
     """Paths beside this one whose names are nearly its own."""
     with suppress(OSError):
-        beside = os.listdir(path.parent)
-        return [path.parent / name for name in get_close_matches(path.name, beside)]
+        beside = {name.casefold(): path.parent / name for name in os.listdir(path.parent)}
+        return [beside[name] for name in get_close_matches(path.name.casefold(), beside)]
     return []
 
 
