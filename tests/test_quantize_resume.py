@@ -116,7 +116,7 @@ def test_a_place_that_cannot_be_written(
     (tmp_path / "file").write_text("three years")
     source, told = tiny_llama(), []
     out = Path(place.replace("FILE", str(tmp_path / "file"))) / name
-    with pytest.raises(edgelm.EdgeLMError, match="could not be written.*another place"):
+    with pytest.raises(edgelm.EdgeLMError, match=r"could not be written.*another place"):
         edgelm.quantize(source, out, quant="int8-g32", announce=told.append)
     assert not told and (tmp_path / "file").read_text() == "three years"
 
