@@ -5,13 +5,19 @@ Every class has the exit code of the command line.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 
 class EdgeLMError(Exception):
-    """Base class of all errors that this package raises."""
+    """Base class of all errors that this package raises.
+
+    ``results``: what a command had found until then, as JSON-able data.
+    """
 
     exit_code = 1
+    results: Mapping[str, Any] = MappingProxyType({})
 
 
 class UsageError(EdgeLMError):

@@ -248,7 +248,7 @@ class LanguageModel(AsyncForms):
         """Keep what the cache holds of the last conversation in a file, with its messages.
 
         Raises:
-            UsageError: nothing is held. EdgeLMError: the file cannot be written.
+            UsageError: nothing is held, or the file is no conversation. EdgeLMError: no place.
         """
         target = Path(PATH.require("path", path))
         with self._running() as session:

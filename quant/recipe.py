@@ -156,7 +156,7 @@ class Recipe:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise QuantError(f"cannot read the recipe {path}: {error.strerror}") from error
     except ValueError as error:

@@ -17,6 +17,7 @@ import torch
 import edgelm
 from edgelm import loading
 from edgelm.budget.parts import PartName
+from edgelm.cli.generate import _lines
 from edgelm.cli.main import main
 from edgelm.cli.opening import open_files_or_shape
 from edgelm.cli.options import LoadOptions, OutputOptions, RunOptions, SourceOptions
@@ -298,22 +299,89 @@ def test_chat_from_a_pipe(nano: Path, run: Run) -> None:
     assert shown.code == 0 and shown.out == ran.document["answers"][0]["text"] + "\n"
 
 
-def test_chat_saves_and_loads(nano: Path, run: Run, tmp_path: Path) -> None:
+class Typed(io.StringIO):
+    """Lines typed on a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def end_of_input() -> str:
+    raise EOFError
+
+
+def test_a_pipe_is_text(nano: Path, run: Run, tmp_path: Path) -> None:
+    """Paths begin a line; /save writes nothing, said once; lines end at line feeds alone."""
+    (nano / "chat_template.jinja").write_text(TEMPLATE)
+    kept = tmp_path / "kept"
+    lines = ["/etc/hosts is what?", f"/save {kept}", f"/save {kept}", "a\u2028b\x0bc\rd\x85e"]
+    ran = run("chat", nano, "--max-tokens", 2, "--json", piped="\r\n".join(lines) + "\n \n")
+    assert ran.code == 0 and not kept.exists()
+    assert ran.err.count("/save from a pipe") == ran.err.count("\n") == 1
+    asked = [own["content"] for own in ran.document["messages"] if own["role"] == "user"]
+    assert asked == lines
+
+
+@pytest.mark.parametrize("failure", ["context", "Ctrl-C", "not UTF-8"])
+def test_a_failure_loses_no_answers(
+    failure: str, nano: Path, run: Run, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """One JSON document: the answers until then, and the error."""
+    (nano / "chat_template.jinja").write_text(TEMPLATE)
+    tail, code = {"context": (b"word " * 99, 2), "Ctrl-C": (b"stop", 130)}.get(
+        failure, (b"\xff", 2)
+    )
+    stream_chat = edgelm.LanguageModel.stream_chat
+
+    def stopped(self: Any, messages: list[dict[str, str]], **options: Any) -> Any:
+        if messages[-1]["content"] == "stop":
+            raise KeyboardInterrupt
+        return stream_chat(self, messages, **options)
+
+    monkeypatch.setattr(edgelm.LanguageModel, "stream_chat", stopped)
+    # Long enough for two pieces: what is read ahead fails later.
+    piped = b"\xef\xbb\xbfHello\n" + b"\n" * 9000 + tail
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(piped), encoding="utf-8"))
+    options = ("--max-tokens", "2", "--context", "96", "--json")
+    assert main(["chat", str(nano), *options]) == code
+    document = json.loads(capsys.readouterr().out)
+    assert document["error"]["exit_code"] == code and len(document["answers"]) == 1
+    assert [own["content"] for own in document["messages"]][:1] == ["Hello"]
+    assert len(document["messages"]) == 2
+
+
+def test_a_mistake_on_a_terminal_ends_nothing(
+    nano: Path, run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (nano / "chat_template.jinja").write_text(TEMPLATE)
+    monkeypatch.setattr(sys, "stdin", Typed("word " * 99 + "\nHello\n"))
+    monkeypatch.setattr("builtins.input", lambda prompt: sys.stdin.readline() or end_of_input())
+    assert main(["chat", str(nano), "--max-tokens", "2", "--context", "96", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert "context" in err and len(json.loads(out)["answers"]) == 1
+
+
+def test_chat_saves_and_loads(
+    nano: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     """A second process goes on where the first stopped and runs only what is new."""
     (nano / "chat_template.jinja").write_text(TEMPLATE)
     chat = ("chat", nano, "--quant", "none", "--max-tokens", 9, "--context", 96, "--json")
     kept = tmp_path / "my talk"
-    first = run(*chat, piped=f"Hello\n/save {kept}\n").document
+    monkeypatch.setattr(sys, "stdin", Typed(f"Hello\n/save {kept}\n/what\n/save\n/etc/hosts ?\n"))
+    monkeypatch.setattr("builtins.input", lambda prompt: sys.stdin.readline() or end_of_input())
+    assert main(list(map(str, chat))) == 0
+    out, err = capsys.readouterr()
+    first = json.loads(out)
+    assert len(first["answers"]) == 1
+    for words in ("/what is not a command", "/save is not a command", "/etc/hosts ? is not"):
+        assert words in err and "/load FILE" in err
     second = run(*chat, piped=f"/load {kept}\nAnd you?\n").document
     assert second["messages"][:2] == first["messages"]
     stats = second["answers"][0]["stats"]
     assert stats["kept_tokens"] >= first["answers"][0]["stats"]["prompt_tokens"] > 1
-    for line, words in (
-        ("/what", "/what is not a command"),
-        ("/save", "/save is not a command"),
-    ):
-        ran = run(*chat, piped=f"{line}\n")
-        assert ran.code == 2 and words in ran.err and "/load FILE" in ran.err
     assert run(*chat, piped=f"/load {tmp_path / 'nothing'}\n").code == 4
 
 
@@ -398,7 +466,7 @@ def test_ctrl_c_while_a_piece_is_written(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("edgelm.cli.console.print", interrupt, raising=False)
-    monkeypatch.setattr("edgelm.cli.main.console.print_error", lambda *_, **__: None)
+    monkeypatch.setattr("edgelm.cli.main.streams.print_error", lambda *_, **__: None)
     assert run("generate", nano, "Once").code == 130
 
 
@@ -473,3 +541,13 @@ def test_generate_follows_a_schema_and_gives_n_answers(
     done = run("generate", str(nano), "I am", "--beams", "2", "--max-tokens", "3", "--quiet")
     assert done.code == 0 and done.out.startswith("I am")
     assert run(*words[:4], str(tmp_path / "none.json")).code == 2
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_prompts_end_at_line_feeds_alone(end: str, mark: str, tmp_path: Path) -> None:
+    """What else parts lines for Python is text; the mark of a UTF-8 file is none."""
+    lines = [f"One{separator}two" for separator in "\u2028\u2029\x85\x0b\x0c\x1c\x1e\r"]
+    file = tmp_path / "prompts.txt"
+    file.write_bytes((mark + end.join([*lines, "", "last"])).encode())
+    assert _lines(file) == [*lines, "last"]

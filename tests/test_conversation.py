@@ -154,19 +154,44 @@ def test_a_write_that_fails_leaves_the_old_file(
     assets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "talk"
-    path.write_text("before")
 
     def full(handle: int) -> None:
         raise OSError(28, "No space left on device")
 
     with edgelm.load(assets / "nano" / "llama", quant="none", context=64) as lm:
         turn(lm, PROMPT[:10], 5)
+        lm.save_conversation(path, MESSAGES)
+        before = path.read_bytes()
         with monkeypatch.context() as patch:
             patch.setattr("os.fsync", full)
             with pytest.raises(edgelm.EdgeLMError, match="No space left"):
                 lm.save_conversation(path)
-        assert path.read_text() == "before" and [*tmp_path.iterdir()] == [path]
+        assert path.read_bytes() == before and [*tmp_path.iterdir()] == [path]
         with pytest.raises(edgelm.EdgeLMError, match="could not be written"):
             lm.save_conversation(tmp_path / "no" / "folder")
         lm.save_conversation(path)
         assert lm.restore_conversation(path) == []
+
+
+def test_what_is_no_conversation_is_not_overwritten(assets: Path, tmp_path: Path) -> None:
+    """Whatever lies there stays as it was, and is refused before the weights are read."""
+    weights = assets / "nano" / "llama" / "model.safetensors"
+    contents = [b"", b"three years", b"GGUF" + bytes(99), weights.read_bytes()[:5000]]
+    save_file({"a": torch.zeros(1)}, tmp_path / "tensors", {"format": "pt"})
+    paths = [tmp_path / f"file{number}" for number in range(len(contents))]
+    for path, content in zip(paths, contents, strict=True):
+        path.write_bytes(content)
+    (tmp_path / "folder").mkdir()
+    paths += [tmp_path / "folder", tmp_path / "tensors", Path(os.devnull)]
+    if os.name == "posix":
+        os.mkfifo(tmp_path / "pipe")
+        (tmp_path / "link").symlink_to("nowhere")
+        paths += [tmp_path / "pipe", tmp_path / "link"]
+    before = {path: path.read_bytes() for path in paths if path.is_file()}
+    with edgelm.load(assets / "nano" / "llama", quant="none", context=64) as lm:
+        turn(lm, PROMPT[:10], 5)
+        for path in paths:
+            with pytest.raises(edgelm.UsageError, match="is no conversation"):
+                lm.save_conversation(path)
+    assert before == {path: path.read_bytes() for path in before}
+    assert len([*tmp_path.iterdir()]) == len(paths) - 1

@@ -423,3 +423,30 @@ def test_command_line(assets: Path, capsys: pytest.CaptureFixture[str]) -> None:
     )]  # fmt: skip
     assert main(["eval", str(model), "--task", "arc_easy"]) == 2
     assert "NAME=FILE" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_task_files_as_people_have_them(end: str, mark: str, tmp_path: Path) -> None:
+    """Any separator but a line feed is text, a mark (BOM) is none, blank lines say nothing."""
+    odd = "a\u2028b\x85c\x0bd\x0ce"
+    row = {"query": odd, "choices": [odd, "no"], "gold": 0}
+    text = json.dumps(row, ensure_ascii=False)
+    files = {
+        "piqa": [text, "", text],
+        "hellaswag": [odd, "0", odd, "b", "c", "d"] * 2,
+        "mmlu": ["question,choice0,choice1,choice2,choice3,answer", *[f"{odd},{odd},b,c,d,0"] * 2],
+    }
+    for name, lines in files.items():
+        path = tmp_path / f"{name}.csv"
+        path.write_bytes((mark + end.join(lines) + end).encode())
+        items = read_items(name, path)
+        assert len(items) == 2 and odd in items[1].pairs[0][0]
+        assert name == "mmlu" or items[0].pairs[0][1].strip() == odd
+
+
+def test_a_csv_of_another_world_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "sums.csv"
+    path.write_bytes(b"question,choice0,choice1,choice2,choice3,answer\na\rb,1,2,3,4,0\n")
+    with pytest.raises(edgelm.ModelFileError, match="cannot be read as mmlu"):
+        read_items("mmlu", path)

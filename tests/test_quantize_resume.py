@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -103,3 +104,29 @@ def test_a_second_process_is_refused(
         os.waitpid(child, 0)
     edgelm.quantize(source, out)
     assert out.exists() and not list(tmp_path.glob(f"{name}.*"))
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="a folder that refuses even root")
+@pytest.mark.parametrize("name", ["out", "out.gguf"])
+@pytest.mark.parametrize("place", ["/proc", "/proc/absent", "FILE", "FILE/deeper"])
+def test_a_place_that_cannot_be_written(
+    place: str, name: str, tiny_llama: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Said before anything is promised, and not as if somebody else were writing there."""
+    (tmp_path / "file").write_text("three years")
+    source, told = tiny_llama(), []
+    out = Path(place.replace("FILE", str(tmp_path / "file"))) / name
+    with pytest.raises(edgelm.EdgeLMError, match=r"could not be written.*another place"):
+        edgelm.quantize(source, out, quant="int8-g32", announce=told.append)
+    assert not told and (tmp_path / "file").read_text() == "three years"
+
+
+@pytest.mark.parametrize("name", ["out", "out.gguf"])
+def test_a_disk_with_too_little_room(
+    name: str, tiny_llama: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tiny_llama()
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+    with pytest.raises(edgelm.EdgeLMError, match="its disk has 1000 B free"):
+        edgelm.quantize(source, tmp_path / name, quant="int8-g32")
+    assert [*tmp_path.iterdir()] == [source]

@@ -120,7 +120,9 @@ def disk_errors(what: Path) -> Iterator[None]:
                 f"{what.name}.partial; free some space and give the same command again to resume, "
                 "or delete that folder."
             ) from error
-        raise EdgeLMError(f"{what} could not be written: {error.strerror or error}.") from error
+        raise EdgeLMError(
+            f"{what} could not be written: {error.strerror or error}. Give another place."
+        ) from error
 
 
 class TensorFiles:

@@ -2,6 +2,8 @@
 
 Modules:
     main: the ``edgelm`` command, exit codes, and errors without tracebacks.
+    streams: stdin, stdout and stderr that may be missing, closed or full.
+    commands: the verbs, and what runs one of them.
     options, examples: groups of options that commands share, and the examples of their help.
     opening: from arguments to model files and to a loaded model.
     console: answers on stdout, everything else on stderr.

@@ -19,61 +19,72 @@ from edgelm.cli.options import (
     SamplingOptions,
     SourceOptions,
 )
-from edgelm.errors import EdgeLMError, UsageError
+from edgelm.cli.streams import OutputError, tell
+from edgelm.errors import CancelledError, EdgeLMError, UsageError
 from edgelm.generation.request import Result
 from edgelm.model import LanguageModel
+from edgelm.text.lines import part_at_line_feeds, without_ends
 
 HELP = "/reset starts over, /save FILE and /load FILE store a conversation, /exit ends."
+COMMANDS = ("/reset", "/save", "/load", "/exit")
 
 
 def chat(
     model: Model, sampling: SamplingOptions, source: SourceOptions, load: LoadOptions,
     guess: GuessOptions, run: RunOptions, output: OutputOptions,
 ) -> None:  # fmt: skip
-    """Chat with MODEL; /reset starts over, /save FILE and /load FILE store it, /exit ends it."""
+    """Chat with MODEL; /reset starts over, /save FILE and /load FILE store it, /exit ends it.
+
+    In lines from a pipe any other beginning is text, and so is /save: they may be anybody's.
+    """
     with load_for_text(model, source, load, guess, run, output, chat=True) as lm:
-        talk = _Talk(lm, sampling.request(run) | guess.request(), output)
-        for line in _lines(output):
-            if line == "/exit":
-                break
-            if line.startswith("/"):
-                talk.command(line)
-            else:
-                talk.say(line)
+        options = sampling.request(run) | guess.request()
+        talk = _Typed(lm, options, output) if sys.stdin.isatty() else _Piped(lm, options, output)
+        try:
+            for line in talk.lines():
+                if line.split()[0] == "/exit":
+                    break
+                talk.obey(line)
+        except KeyboardInterrupt:
+            stopped = CancelledError("stopped by Ctrl-C")
+            stopped.results = talk.document()
+            raise stopped from None
+        except EdgeLMError as error:
+            error.results = talk.document()
+            raise
     if output.json:
-        told = [answer.to_dict() for answer in talk.answers]
-        console.print_json({"messages": talk.messages, "answers": told})
+        console.print_json(talk.document())
 
 
 @dataclass
 class _Talk:
+    """A conversation and what is done with the lines of its user."""
+
     lm: LanguageModel
     options: dict[str, Any]
     output: OutputOptions
     messages: list[dict[str, str]] = field(default_factory=list)
     answers: list[Result] = field(default_factory=list)
 
+    def document(self) -> dict[str, Any]:
+        """What ``--json`` gives."""
+        return {"messages": self.messages, "answers": [own.to_dict() for own in self.answers]}
+
     def say(self, text: str) -> None:
-        """A turn; a turn that Ctrl-C stopped on a terminal never was."""
+        """A turn; one that was not answered never was."""
         self.messages.append({"role": "user", "content": text})
-        answer = self._answer()
-        if answer is None:
+        try:
+            answer = console.say(self.lm.stream_chat(self.messages, **self.options), self.output)
+        except BaseException:
             self.messages.pop()
-            return
+            raise
         self.messages.append({"role": "assistant", "content": answer.text})
         self.answers.append(answer)
         console.note(console.statistics_line(self.lm.plan, answer.stats), self.output)
 
     def command(self, line: str) -> None:
-        """A line that begins with a slash; on a terminal a mistake in it ends nothing."""
-        try:
-            self._obey(*line.partition(" ")[::2])
-        except EdgeLMError as error:
-            if not sys.stdin.isatty():
-                raise
-            console.print_error(error, as_json=False)
-
-    def _obey(self, name: str, file: str) -> None:
+        """A line that begins with a slash."""
+        name, _, file = line.strip().partition(" ")
         if name == "/reset":
             self.messages.clear()
         elif name == "/save" and file:
@@ -81,30 +92,56 @@ class _Talk:
         elif name == "/load" and file:
             self.messages[:] = self.lm.restore_conversation(file)
         else:
-            raise UsageError(f"{name} {file}".strip() + f" is not a command. {HELP}")
+            raise UsageError(f"{line.strip()} is not a command. {HELP}")
 
-    def _answer(self) -> Result | None:
-        chunks = self.lm.stream_chat(self.messages, **self.options)
+
+class _Piped(_Talk):
+    """Lines from a pipe or a file; the first that fails ends the conversation."""
+
+    _said = False
+
+    def lines(self) -> Iterator[str]:
+        """The user's lines, without empty ones."""
         try:
-            return console.say(chunks, self.output)
+            lines = without_ends(part_at_line_feeds(sys.stdin))
+            yield from (line for line in lines if line.strip())
+        except UnicodeDecodeError as error:
+            raise UsageError(f"stdin is no {sys.stdin.encoding} text: {error}.") from error
+
+    def obey(self, line: str) -> None:
+        name = line.split()[0]
+        if name == "/save" and not self._said:
+            self._said = True
+            tell("edgelm: /save from a pipe writes nothing and is text like any other.")
+        if name in COMMANDS and name != "/save":
+            self.command(line)
+        else:
+            self.say(line)
+
+
+class _Typed(_Talk):
+    """Lines typed on a terminal, where a mistake ends nothing and Ctrl-C an answer alone."""
+
+    def lines(self) -> Iterator[str]:
+        """The user's lines, without empty ones, after a prompt each."""
+        with suppress(ImportError):
+            import readline  # noqa: F401  (input() edits lines and remembers them then)
+        if not self.output.quiet:
+            tell(HELP)
+        with suppress(EOFError):
+            while True:
+                if (line := input("> ")).strip():
+                    yield line
+
+    def obey(self, line: str) -> None:
+        answers = not line.startswith("/")
+        try:
+            (self.say if answers else self.command)(line)
+        except OutputError:
+            raise
+        except EdgeLMError as error:
+            console.print_error(error, as_json=False)
         except KeyboardInterrupt:
-            chunks.close()
-            if not sys.stdin.isatty():
+            if not answers:
                 raise
             print()
-            return None
-
-
-def _lines(output: OutputOptions) -> Iterator[str]:
-    """The user's lines, without empty ones; a prompt is shown on terminals only."""
-    if not sys.stdin.isatty():
-        yield from filter(None, map(str.strip, sys.stdin))
-        return
-    with suppress(ImportError):
-        import readline  # noqa: F401  (input() edits lines and remembers them then)
-    if not output.quiet:
-        print(HELP, file=sys.stderr)
-    with suppress(EOFError):
-        while True:
-            if line := input("> ").strip():
-                yield line

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
-from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress
@@ -15,7 +13,9 @@ from rich.progress import Progress
 from edgelm.budget.plan import Plan
 from edgelm.budget.units import human
 from edgelm.cli.options import OutputOptions
-from edgelm.errors import ContextLengthError, DoesNotFitError, EdgeLMError
+from edgelm.cli.streams import print_error as print_error
+from edgelm.cli.streams import print_json as print_json
+from edgelm.cli.streams import tell
 from edgelm.generation.request import Chunk, Result, Stats, collect
 from edgelm.machine import hardware
 
@@ -40,27 +40,7 @@ def stdout() -> Console:
 def note(text: str, output: OutputOptions) -> None:
     """Print a line about an answer to stderr, on terminals or if requested."""
     if output.verbose or (sys.stderr.isatty() and not output.quiet):
-        print(text, file=sys.stderr)
-
-
-def print_json(data: Any) -> None:
-    print(json.dumps(data, indent=2, ensure_ascii=False))
-
-
-def print_error(error: EdgeLMError, as_json: bool) -> None:
-    """Print the message to stderr; with ``--json`` also the JSON document to stdout."""
-    print(f"edgelm: {error}", file=sys.stderr)
-    if as_json:
-        said: dict[str, Any] = {
-            "type": type(error).__name__,
-            "message": str(error),
-            "exit_code": error.exit_code,
-        }
-        if isinstance(error, DoesNotFitError) and error.plan is not None:
-            said["plan"] = error.plan.to_dict()
-        if isinstance(error, ContextLengthError):
-            said |= {"given": error.given, "allowed": error.allowed}
-        print_json({"error": said})
+        tell(text)
 
 
 def say(chunks: Generator[Chunk, None, None], output: OutputOptions) -> Result:

@@ -27,6 +27,7 @@ from edgelm.generation.option_table import GenerateOptions
 from edgelm.generation.request import Result
 from edgelm.model import LanguageModel
 from edgelm.planning.settings import MOST_ROWS
+from edgelm.text.lines import open_text, without_ends
 
 Prompt = Annotated[str | None, typer.Argument(help="The text to continue.")]
 File = Annotated[
@@ -80,7 +81,8 @@ def _answers(
 def _lines(file: Path | None) -> list[str]:
     assert file is not None
     try:
-        lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line]
+        with open_text(file) as stream:
+            lines = [line for line in without_ends(stream) if line]
     except (OSError, ValueError) as error:
         raise UsageError(f"{file} cannot be read as UTF-8 text: {error}.") from error
     if not lines:

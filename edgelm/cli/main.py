@@ -1,121 +1,77 @@
-"""``edgelm``: the verbs, their exit codes, and errors without tracebacks."""
+"""``edgelm``: one command, its exit code, and one line where others show a traceback.
+
+Nothing slow is imported before Ctrl-C has an answer.
+"""
 
 from __future__ import annotations
 
-import io
-import re
+import logging
+import os
+import signal
 import sys
-from collections.abc import Sequence
-from typing import Annotated, Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
-import typer
+from edgelm.cli import streams
+from edgelm.errors import CancelledError, EdgeLMError
 
-import edgelm
-from edgelm.cli import (
-    bench,
-    chat,
-    console,
-    demo,
-    doctor,
-    eval,
-    generate,
-    inspect,
-    mask,
-    plan,
-    quantize,
-)
-from edgelm.cli.examples import epilog
-from edgelm.cli.options import expanded
-from edgelm.errors import CancelledError, EdgeLMError, UsageError
-
-_CTRL_C = 130  # what Typer gives back for it
-# ClickException, which Typer keeps under different names in different versions.
-_WRONG_USAGE: type[Exception] = typer.BadParameter.__mro__[2]
-
-app = typer.Typer(
-    name="edgelm",
-    add_completion=False,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-for verb in (
-    demo.demo,
-    generate.generate,
-    chat.chat,
-    plan.plan,
-    quantize.quantize,
-    eval.eval_,
-    bench.bench,
-    inspect.inspect,
-    mask.mask,
-    doctor.doctor,
-):
-    command = verb.__name__.rstrip("_")
-    app.command(command, epilog=epilog(command))(expanded(verb))
-
-
-def _version(wanted: bool) -> None:
-    if wanted:
-        print(f"edgelm {edgelm.__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _edgelm(
-    version: Annotated[
-        bool,
-        typer.Option(
-            "--version", callback=_version, is_eager=True, help="Print the version and exit."
-        ),
-    ] = False,
-) -> None:
-    """Language models in few bits on small machines, planned to the byte before they load."""
+logger = logging.getLogger("edgelm")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code.
+    """Run one command; the exit code. Without arguments, those of this program are taken.
 
     0 done, 1 failed, 2 wrong usage, 3 does not fit, 4 files damaged or unsupported, 130 Ctrl-C.
     """
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a model may write what a code page lacks
+    if arguments is not None:
+        return _ended(arguments)
+    given = sys.argv[1:]
+    streams.open_missing()
+    with _leaving_on_ctrl_c("--json" in given):
+        import edgelm.cli.commands  # noqa: F401
+    code = _ended(given)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing is left to stop
+    streams.drop_unwritten()
+    return code
+
+
+@contextmanager
+def _leaving_on_ctrl_c(as_json: bool) -> Iterator[None]:
+    """A block that Ctrl-C ends with the process: modules of C raise anything when interrupted."""
+
+    def leave(*_: object) -> None:
+        streams.print_error(_stopped(), as_json)
+        streams.drop_unwritten()
+        os._exit(CancelledError.exit_code)
+
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:  # else Ctrl-C is for somebody else
+        signal.signal(signal.SIGINT, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _stopped() -> EdgeLMError:
+    return CancelledError("stopped by Ctrl-C")
+
+
+def _ended(given: Sequence[str]) -> int:
+    """Exit code of a command, after its error was printed."""
     error: EdgeLMError
     try:
-        code: int | None = app(given, prog_name="edgelm", standalone_mode=False)
-        if code != _CTRL_C:
-            return code or 0
-        error = CancelledError("stopped by Ctrl-C")
+        from edgelm.cli import commands
+
+        with streams.checked_output():
+            return commands.run(given)
     except EdgeLMError as raised:
         error = raised
-        error.args = (_with_flags(str(raised), given),)
-    except _WRONG_USAGE as raised:
-        if not str(raised):
-            return UsageError.exit_code  # no command was given: Typer has shown the help
-        error = UsageError(_explained(raised))
-    console.print_error(error, as_json="--json" in given)
+    except KeyboardInterrupt:
+        error = _stopped()
+    except OSError as raised:
+        logger.debug("the call that failed:", exc_info=True)
+        where = f"{raised.filename}: " if raised.filename else ""
+        error = EdgeLMError(f"{where}{raised.strerror or raised}. Check the disk and the paths.")
+    streams.print_error(error, as_json="--json" in given)
     return error.exit_code
-
-
-def _with_flags(message: str, given: Sequence[str]) -> str:
-    """The message with the flags of the command in place of Python's keywords.
-
-    A keyword stands at the beginning, or is followed by = and its value; one that a typed file name
-    begins with stays as it is.
-    """
-    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-    command = next((commands[word] for word in given if word in commands), None)
-    typed = {re.split("[=/ :]", word)[0] for word in given}
-    for option in command.params if command else ():
-        if option.opts[0].startswith("-") and option.name not in typed:
-            name, flag = re.escape(option.name), option.opts[0]
-            message = re.sub(rf"^{name}(?=[ :])", flag, message)
-            value = r"(['\"]?)([\w.%:-]+)\1"
-            message = re.sub(rf"(?<![\w/.=-]){name}={value}(?![\w/])", rf"{flag} \2", message)
-    return message
-
-
-def _explained(error: Any) -> str:
-    path = error.ctx.command_path if getattr(error, "ctx", None) else "edgelm"
-    return f"{error.format_message().rstrip('.')}. See {path} --help."

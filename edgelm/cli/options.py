@@ -22,6 +22,7 @@ from edgelm.generation.option_table import GenerateOptions
 from edgelm.option import Option, options_in
 from edgelm.planning.setting_table import LoadSettings
 from edgelm.planning.settings import Settings
+from edgelm.text.lines import UTF8
 
 _PANELS = SOURCE, LOADING, SAMPLING, OUTPUT = ("Source", "Loading", "Sampling", "Output")
 
@@ -192,7 +193,7 @@ class SamplingOptions(TableGroup):
 def _text(file: Path | None) -> str | None:
     """Content of a text file."""
     try:
-        return None if file is None else file.read_text(encoding="utf-8")
+        return None if file is None else file.read_text(encoding=UTF8)
     except (OSError, ValueError) as error:
         raise UsageError(f"{file} cannot be read as UTF-8 text: {error}.") from error
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from edgelm.budget.units import BLOCK_BYTES
-from edgelm.errors import ModelFileError, UsageError
+from edgelm.errors import EdgeLMError, ModelFileError, UsageError
 from edgelm.evaluation.rows import Rows
 from edgelm.models.model_files import ModelFiles
 from edgelm.ops.reference import softcap_
@@ -150,6 +150,19 @@ def _footer(file: BinaryIO, size: int) -> Facts:
     if size != len(MAGIC) + 4 * rows * facts.hidden_size + length + 8:
         raise ValueError("its size is not what its footer says")
     return facts
+
+
+@contextmanager
+def baseline_errors() -> Iterator[None]:
+    """Turn an OSError of the disk into an error that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        raise EdgeLMError(
+            f"The baseline could not be written ({where}{error.strerror or error}). Give it "
+            "another place: a file by --baseline, and TMPDIR for what is kept aside."
+        ) from error
 
 
 @contextmanager

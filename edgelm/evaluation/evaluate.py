@@ -15,7 +15,7 @@ from typing import Any, Unpack
 
 from edgelm import values
 from edgelm.errors import UsageError
-from edgelm.evaluation.baseline import Baseline, Facts
+from edgelm.evaluation.baseline import Baseline, Facts, baseline_errors
 from edgelm.evaluation.choices import Picks, accuracy, cut_to_context, encode_item
 from edgelm.evaluation.divergence import TextScore, score_text
 from edgelm.evaluation.inputs import Bars, Work, flipped, right
@@ -177,7 +177,9 @@ def _baseline(work: Work, given: str | Path | None) -> Iterator[Baseline | None]
             )
         yield None
         return
-    with tempfile.TemporaryDirectory() as scratch:
+    with baseline_errors():
+        aside = tempfile.TemporaryDirectory()
+    with aside as scratch:
         path = kept or Path(scratch) / f"own{BASELINE_SUFFIX}"
         wanted = work.facts(work.files)
         if not path.exists():

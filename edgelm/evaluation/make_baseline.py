@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from edgelm.budget.units import BLOCK_BYTES, parse_budget
-from edgelm.evaluation.baseline import Baseline, Facts, write_footer, writing
+from edgelm.evaluation.baseline import Baseline, Facts, baseline_errors, write_footer, writing
 from edgelm.evaluation.choices import picks_of
 from edgelm.evaluation.divergence import block_tokens, compare
 from edgelm.evaluation.inputs import Work, flipped, right
@@ -37,8 +37,9 @@ def make_baseline(work: Work, files: ModelFiles, facts: Facts, path: Path) -> No
 
     Raises:
         DoesNotFitError: one layer exceeds the budget.
+        EdgeLMError: no place for the file, or for what is kept aside meanwhile.
     """
-    with writing(path) as file, torch.inference_mode():
+    with baseline_errors(), writing(path) as file, torch.inference_mode():
         baseline = Baseline(file, facts)
         if work.passage is not None:
             windows = [Stretch(ids) for ids in work.passage.ids]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from edgelm.errors import ModelFileError, UsageError
+from edgelm.text.lines import UTF8
 from edgelm.text.tokenizer import Tokenizer
 
 
@@ -39,7 +40,7 @@ class Passage:
         """
         try:
             data = Path(path).read_bytes()
-            ids = tokenizer.encode(data.decode("utf-8"), add_special=False)
+            ids = tokenizer.encode(data.decode(UTF8), add_special=False)
         except (OSError, UnicodeDecodeError) as error:
             raise ModelFileError(
                 f"{path} cannot be read as UTF-8 text: {error}. Give a plain text file."

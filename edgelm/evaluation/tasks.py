@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from edgelm.errors import ModelFileError, UsageError
+from edgelm.text.lines import UTF8, open_text, without_ends
 
 Row = dict[str, Any]
 
@@ -62,6 +63,7 @@ def read_items(name: str, path: str | Path, limit: int | None = None) -> list[It
         TypeError,
         IndexError,
         AttributeError,
+        csv.Error,
     ) as error:
         raise ModelFileError(
             f"{path} cannot be read as {name}, item {len(items) + 1}: {type(error).__name__}: "
@@ -73,19 +75,19 @@ def read_items(name: str, path: str | Path, limit: int | None = None) -> list[It
 
 
 def _json_lines(path: Path) -> Iterator[Row]:
-    with path.open(encoding="utf-8") as lines:
-        yield from map(json.loads, lines)
+    with open_text(path) as lines:
+        yield from (json.loads(line) for line in lines if line.strip())
 
 
 def _json_list(path: Path) -> Iterator[Row]:
-    yield from json.loads(path.read_text(encoding="utf-8"))
+    yield from json.loads(path.read_text(encoding=UTF8))
 
 
 def _six_lines(path: Path) -> Iterator[Row]:
     """Rows of six lines: context, answer and four endings; plain or bz2."""
     opened = bz2.open if path.suffix == ".bz2" else open
-    with opened(path, "rt", encoding="utf-8") as file:
-        lines = [line.rstrip("\n") for line in file]
+    with opened(path, "rt", encoding=UTF8, newline="\n") as file:
+        lines = [*without_ends(file)]
     for start in range(0, len(lines) - 5, 6):
         query, gold, *choices = lines[start : start + 6]
         yield {"query": query, "gold": int(gold), "choices": choices}
@@ -95,7 +97,7 @@ def _subjects(path: Path) -> Iterator[Row]:
     """CSV of one subject, or a folder of them; the subject is the file's name."""
     for file in sorted(path.glob("*.csv")) if path.is_dir() else [path]:
         subject = re.sub("_(test|dev|val)$", "", file.stem).replace("_", " ")
-        with file.open(encoding="utf-8", newline="") as lines:
+        with open_text(file) as lines:
             yield from ({"subject": subject} | row for row in csv.DictReader(lines))
 
 

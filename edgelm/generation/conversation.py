@@ -69,10 +69,16 @@ def save_conversation(
         facts: makes those of ``facts_of``, which reads all weights.
 
     Raises:
-        UsageError: nothing is held. EdgeLMError: the file cannot be written.
+        UsageError: nothing is held, or the file exists and is no conversation.
+        EdgeLMError: the file cannot be written.
     """
     if not session.held[0]:
         raise UsageError("The conversation is empty; send a message before you save it.")
+    if os.path.lexists(path) and not _is_conversation(path):
+        raise UsageError(
+            f"{path} exists and is no conversation, so it is not overwritten. Give another "
+            "name, or delete it first."
+        )
     told = replace(
         facts(),
         ids=session.held[0],
@@ -196,6 +202,15 @@ def _opened(path: Path) -> Iterator[Any]:
         raise ModelFileError(
             f"{path} is damaged, or no saved conversation ({error}). Nothing was restored."
         ) from None
+
+
+def _is_conversation(path: Path) -> bool:
+    """True if a file is one, of any version."""
+    try:
+        with _opened(path) as file:
+            return "conversation" in (file.metadata() or {})
+    except ModelFileError:
+        return False
 
 
 def _facts(path: Path, metadata: dict[str, str] | None) -> Facts:

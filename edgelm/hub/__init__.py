@@ -2,6 +2,7 @@
 
 Modules:
     references: references to folders, files, the demo model and Hub ids.
+    demo: the demo model, fetched from Python's package index.
     headers: headers of a Hub model, read without its weights.
     weights: resumable downloads into the Hub's cache.
 

@@ -70,10 +70,10 @@ def fetch_headers(reference: str, revision: str | None) -> Skeleton | None:
     import huggingface_hub
 
     model_id, file, revision = hub_reference(reference, revision)
-    folder = TemporaryDirectory(prefix="edgelm-headers-")
-    home = Path(folder.name) / model_id
-    home.mkdir(parents=True)
     with explained(model_id, revision):
+        folder = TemporaryDirectory(prefix="edgelm-headers-")
+        home = Path(folder.name) / model_id
+        home.mkdir(parents=True)
         api = huggingface_hub.HfApi()
         commit = str(api.model_info(model_id, revision=revision).sha)
         entries = api.list_repo_tree(model_id, revision=commit)

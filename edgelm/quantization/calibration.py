@@ -26,6 +26,7 @@ from edgelm.models.layers import Projection, part_names
 from edgelm.models.model_files import ModelFiles
 from edgelm.planning.settings import KV_DTYPES, Settings
 from edgelm.quantization.conversion import Target
+from edgelm.text.lines import UTF8
 from quant import Hessian, QuantError
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def _text(path: str | Path | None) -> str:
     if path is None:
         return package_files("edgelm").joinpath(_BUILT_IN).read_text(encoding="utf-8")
     try:
-        with Path(path).open(encoding="utf-8") as file:
+        with Path(path).open(encoding=UTF8) as file:
             return file.read(_MOST_CHARACTERS)
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(

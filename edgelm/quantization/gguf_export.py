@@ -29,7 +29,7 @@ from edgelm.quantization.conversion import (
 )
 from edgelm.quantization.converted_rows import converted_rows, row_blocks
 from edgelm.quantization.gguf_vocabulary import vocabulary_metadata
-from edgelm.quantization.packed_folder import file_sha256, job_identity, sync_folder
+from edgelm.quantization.packed_folder import file_sha256, job_identity, require_space, sync_folder
 from edgelm.reports.inspection import licence_of
 from quant import PackedWeight, Sqnr
 
@@ -126,7 +126,7 @@ class GGUFExport:
             return
         if self.partial.exists() and not ours:
             logger.warning("%s belongs to a different job; starting over.", self.partial)
-        self.out.parent.mkdir(parents=True, exist_ok=True)
+        require_space(self.out, self.nbytes)
         self.journal.start()
         try:
             entries = [*self.entries, *self._rope_entry()]

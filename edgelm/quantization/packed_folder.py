@@ -105,12 +105,7 @@ class PackedFolder:
             if not ours:
                 logger.warning("%s belongs to a different job; starting over.", self.partial)
             shutil.rmtree(self.partial)
-        free = shutil.disk_usage(_existing(self.out.parent)).free
-        if free < self.layout.nbytes:
-            raise EdgeLMError(
-                f"{self.out} needs {human(self.layout.nbytes)} and its disk has {human(free)} "
-                "free. Free some space, or give a place on another disk."
-            )
+        require_space(self.out, self.layout.nbytes)
         self.partial.mkdir(parents=True)
         self.journal.start()
         try:
@@ -192,8 +187,14 @@ def job_identity(
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 
-def _existing(folder: Path) -> Path:
-    return folder if folder.exists() else _existing(folder.parent)
+def require_space(out: Path, nbytes: int) -> None:
+    """Raise EdgeLMError if the disk of OUT has less than this free."""
+    free = shutil.disk_usage(out.parent).free
+    if free < nbytes:
+        raise EdgeLMError(
+            f"{out} needs {human(nbytes)} and its disk has {human(free)} free. Free some space, or "
+            "give a place on another disk."
+        )
 
 
 def file_sha256(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -99,9 +100,9 @@ def quantize(
         calibrated = _calibration(files, conversion, method, calibration)
         job = PackedFolder(files, Path(out), conversion, method, calibrated)
     promise = _promise(files, runtime, calibrated)
-    if announce:
-        announce(promise)
     with disk_errors(job.out), _alone(job.out):
+        if announce:
+            announce(promise)
         manifest = job.run(progress)
     note = job.conversion.peer_note if isinstance(job, PackedFolder) else ""
     if note:
@@ -145,11 +146,17 @@ def _promise(files: ModelFiles, runtime: int, calibration: Calibration | None) -
 
 @contextmanager
 def _alone(out: Path) -> Iterator[None]:
-    """Lock OUT against other processes; a killed one's lock is free. The file is deleted after."""
+    """Lock OUT against other processes; a killed one's lock is free. The file is deleted after.
+
+    Raises OSError where no file can be.
+    """
     from filelock import FileLock, Timeout
 
+    if out.parent.exists() and not out.parent.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, f"{out.parent} is not a folder")
     out.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(out.with_name(out.name + ".partial.lock"))
+    Path(lock.lock_file).touch()  # some systems' refusals look to the library like another's lock
     try:
         lock.acquire(timeout=0)
     except Timeout:

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from edgelm.budget import past_runs
-from edgelm.hub.references import DEMO_MEMBER, cache_dir
+from edgelm.hub.demo import DEMO_MEMBER
+from edgelm.hub.references import cache_dir
 from edgelm.layerstore.layer_folder import clear_layers
 from edgelm.machine import accelerators, disk, hardware
 from edgelm.machine.accelerators import Accelerator

@@ -19,6 +19,7 @@ from edgelm.errors import EdgeLMError
 from edgelm.models.model_files import ModelFiles
 from edgelm.planning.settings import Settings
 from edgelm.planning.solver import solve
+from edgelm.text.lines import UTF8
 
 HEAD = "lm_head.weight"  # in every family; a tied model may store it a second time
 _FRONT_MATTER_LICENCE = re.compile(r"\A---\n(?:.*\n)*?license:\s*(\S+)\s*\n(?:.*\n)*?---", re.M)
@@ -221,5 +222,5 @@ def licence_of(checkpoint: Checkpoint) -> str | None:
 
 
 def _beginning(path: Path) -> str:
-    with path.open(encoding="utf-8", errors="replace") as file:
+    with path.open(encoding=UTF8, errors="replace") as file:
         return file.read(1 << 14)

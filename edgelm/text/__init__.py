@@ -2,6 +2,7 @@
 
 Modules:
     tokenizer: ``Tokenizer``, and how it is loaded from a model's files.
+    lines: lines of files and of stdin, which end at line feeds alone.
     continuation: a context and its continuation as ids, of which the continuation's are scored.
     decode_stream: ``DecodeStream``, ids to text token by token.
     vocabulary: the tokens of a tokenizer file, of which there are two kinds:

@@ -94,14 +94,14 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "options: errors on the command line name flags",
-        "edgelm/cli/main.py",
+        "edgelm/cli/commands.py",
         "error.args = (_with_flags(str(raised), given),)",
         "pass",
         (f"{_OPTIONS}test_errors_on_the_command_line_name_flags",),
     ),
     Mutation(
         "options: errors keep the names of files",
-        "edgelm/cli/main.py",
+        "edgelm/cli/commands.py",
         " and option.name not in typed:",
         ":",
         (f"{_OPTIONS}test_errors_on_the_command_line_keep_the_names_of_files",),

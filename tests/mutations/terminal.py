@@ -1,10 +1,11 @@
-"""Rows about what a terminal shows, and about clearing the cache."""
+"""Rows about what a terminal shows, what the command line does with its streams, and the cache."""
 
 from __future__ import annotations
 
 from mutations.row import Mutation
 
 _BARS = "tests/test_progress.py::"
+_STREAMS = "tests/test_standard_streams.py::"
 
 MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
@@ -41,5 +42,71 @@ MUTATIONS: tuple[Mutation, ...] = (
         "profiles = (hardware.PROFILE, kernel_choice.KEPT, TILES, ",
         "profiles = (hardware.PROFILE, kernel_choice.KEPT, ",
         ("tests/test_cli.py::test_clear_cache_deletes_its_own_files_only",),
+    ),
+    Mutation(
+        "streams: a failing stdout is an error in one line",
+        "edgelm/cli/streams.py",
+        "    with redirect_stdout(cast(TextIO, _Output(sys.stdout))):\n",
+        "    if True:\n",
+        (f"{_STREAMS}test_a_stdout_that_fails_is_one_line",),
+    ),
+    Mutation(
+        "streams: what was not written is dropped before the interpreter ends",
+        "edgelm/cli/main.py",
+        "    streams.drop_unwritten()\n    return code",
+        "    return code",
+        (f"{_STREAMS}test_the_interpreter_has_nothing_to_complain_of",),
+    ),
+    Mutation(
+        "streams: a missing stream is opened",
+        "edgelm/cli/main.py",
+        "    streams.open_missing()\n",
+        "",
+        (f"{_STREAMS}test_started_without_a_stream",),
+    ),
+    Mutation(
+        "Ctrl-C: the slow imports end in one line",
+        "edgelm/cli/main.py",
+        "        signal.signal(signal.SIGINT, leave)\n",
+        "        pass\n",
+        (f"{_STREAMS}test_ctrl_c_while_importing",),
+    ),
+    Mutation(
+        "lines: U+2028 and its like are text",
+        "edgelm/text/lines.py",
+        'path.open(encoding=UTF8, newline="\\n")',
+        'io.StringIO("\\n".join(path.read_text(UTF8).splitlines()))',
+        (
+            "tests/test_cli.py::test_prompts_end_at_line_feeds_alone",
+            "tests/test_evaluation.py::test_task_files_as_people_have_them",
+        ),
+    ),
+    Mutation(
+        "chat: a pipe writes no files",
+        "edgelm/cli/chat.py",
+        'if name in COMMANDS and name != "/save":',
+        "if name in COMMANDS:",
+        ("tests/test_cli.py::test_a_pipe_is_text",),
+    ),
+    Mutation(
+        "chat: what is no conversation is not overwritten",
+        "edgelm/generation/conversation.py",
+        "if os.path.lexists(path) and not _is_conversation(path):",
+        "if False:",
+        ("tests/test_conversation.py::test_what_is_no_conversation_is_not_overwritten",),
+    ),
+    Mutation(
+        "demo: pip imports nothing of the user's folder",
+        "edgelm/hub/demo.py",
+        '[sys.executable, "-I", "-m"]',
+        '[sys.executable, "-m"]',
+        ("tests/test_hub.py::test_no_program_comes_out_of_the_users_folder",),
+    ),
+    Mutation(
+        "hub: a mistyped path is not asked for",
+        "edgelm/hub/references.py",
+        "        _refuse_mistyped(reference)\n",
+        "        pass\n",
+        ("tests/test_hub.py::test_mistyped_paths_do_not_reach_the_hub",),
     ),
 )

@@ -154,4 +154,11 @@ MUTATIONS: tuple[Mutation, ...] = (
         "codes = packed.qweight",
         ("tests/test_packed_peers.py::test_an_nf4_folder_gives_the_logits_of_the_recipe",),
     ),
+    Mutation(
+        "quantize: a place that refuses is no other process",
+        "edgelm/quantization/quantize.py",
+        "    Path(lock.lock_file).touch()",
+        "    pass",
+        ("tests/test_quantize_resume.py::test_a_place_that_cannot_be_written",),
+    ),
 )
