@@ -74,8 +74,10 @@ def open_quantized(path: Path) -> QuantizedFolder | SafetensorsCheckpoint:
     if _holds_floats_alone(files):
         logger.warning(
             "%s: quantization_config says %s, but the weights are plain floats; they are loaded as "
-            "such. Remove that key from config.json, or quantize_config.json, to have no warning.", path, method,
-        )  # fmt: skip
+            "such. Remove that key from config.json, or quantize_config.json, to have no warning.",
+            path,
+            method,
+        )
         files.config = {k: v for k, v in files.config.items() if k != "quantization_config"}
         return files
     reader = import_module(f"edgelm.checkpoint.{READERS[method]}")

@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,7 @@ def quantize(
     quant, method = QUANT.require("quant", quant), METHOD.require("method", method)
     LOAD.require(revision=revision, offline=offline, progress=progress)
     MODEL.require("model", model)
-    PATH.require("out", out)
+    replace(PATH, check=lambda given: bool(Path(given).name)).require("out", out)
     if calibration is not None:
         PATH.require("calibration", calibration)
     PROGRESS.require("announce", announce)
