@@ -107,6 +107,8 @@ def test_it_inherits_nothing_but_pipes(
     if sys.platform == "linux":
         numbers = os.listdir(f"/proc/{pid_of(asked)}/fd")
         assert {int(number) for number in numbers} == {0, 1, 2, 3}  # 3: its own /proc/self/statm
+        limit = "__import__('resource').getrlimit(__import__('resource').RLIMIT_AS)[0]"
+        assert 0 < asked.ask(["eval", limit], LIMITS) < 2**30
 
 
 def test_threads_take_turns(asked: LimitedProcess) -> None:
@@ -141,6 +143,8 @@ def test_a_fork_has_its_own(asked: LimitedProcess) -> None:
     pid = pid_of(asked)
     child = os.fork()
     if child == 0:
+        if asked._process is not None:  # whose stdin would stay open when the asker is killed
+            os._exit(2)
         own = pid_of(asked)
         asked.close()
         os._exit(0 if own != pid else 1)

@@ -113,7 +113,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "edgelm/text/limited_worker.py",
         "resource.getpagesize() + nbytes",
         "resource.getpagesize() + 2**34",
-        ("tests/test_tokenizer_bombs.py::test_bombs_are_stopped",),
+        ("tests/test_limited_process.py::test_it_inherits_nothing_but_pipes",),
     ),
     Mutation(
         "limits: no file is opened",
