@@ -55,10 +55,6 @@ class StoredTensors:
     def names(self) -> list[str]:
         return list(self._tensors)
 
-    def files(self) -> list[Path]:
-        """The files that hold them."""
-        return list(dict.fromkeys(stored.file for stored in self._tensors.values()))
-
     def __contains__(self, name: str) -> bool:
         return name in self._tensors
 

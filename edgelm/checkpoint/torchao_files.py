@@ -66,7 +66,7 @@ def _described(files: SafetensorsCheckpoint) -> dict[str, tuple[str, dict[str, A
     from safetensors import safe_open
 
     texts: dict[str, str] = {}
-    for path in files.files():
+    for path in (own for own in files.files if own.suffix == ".safetensors"):
         with safe_open(path, framework="pt") as file:
             texts |= file.metadata() or {}
     found = {}

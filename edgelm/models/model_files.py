@@ -14,7 +14,6 @@ from edgelm.checkpoint.fresh_head import FreshHead
 from edgelm.checkpoint.opening import open_checkpoint, own_files
 from edgelm.checkpoint.packed import PackedCheckpoint
 from edgelm.checkpoint.protocol import Checkpoint
-from edgelm.checkpoint.safetensors_files import read_json
 from edgelm.config import ConfigReader, ModelConfig
 from edgelm.errors import EdgeLMError, ModelFileError, UsageError
 from edgelm.hub.headers import Skeleton, headers_or_cached
