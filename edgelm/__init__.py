@@ -16,7 +16,7 @@ from edgelm.errors import (
     UnsupportedModelError,
     UsageError,
 )
-from edgelm.generation.option_table import GenerateOptions
+from edgelm.generation.option_table import ChatOptions, GenerateOptions
 from edgelm.generation.request import Chunk, Result, Stats
 from edgelm.loading import load, plan
 from edgelm.model import LanguageModel
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BudgetExceededError",
     "CancelledError",
+    "ChatOptions",
     "Chunk",
     "ContextLengthError",
     "DoesNotFitError",

@@ -10,9 +10,10 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal, TypeVar, Unpack, overload
 
-from edgelm.generation.option_table import GenerateOptions
+from edgelm.generation.option_table import ChatOptions, GenerateOptions
 from edgelm.generation.request import Chunk, Result
-from edgelm.generation.text_calls import Answers, Messages, Prompt, Prompts, TextCalls
+from edgelm.generation.text_calls import Answers, Prompt, Prompts, TextCalls
+from edgelm.text.messages import Messages
 
 T = TypeVar("T")
 
@@ -51,7 +52,7 @@ class AsyncForms(TextCalls):
 
     async def achat(
         self, messages: Messages, *, stop_event: threading.Event | None = None,
-        **options: Unpack[GenerateOptions],
+        **options: Unpack[ChatOptions],
     ) -> Result:  # fmt: skip
         """As ``chat``."""
         return await _call(self.chat, messages, {"stop_event": stop_event, **options})

@@ -33,7 +33,6 @@ from edgelm.generation.prompt_lookup import PromptLookup
 from edgelm.generation.request import Request, Result
 from edgelm.generation.session import Session
 from edgelm.generation.speculation import Drafter, Speculation
-from edgelm.generation.text_calls import Messages
 from edgelm.hub.references import cache_dir
 from edgelm.machine import accelerators
 from edgelm.models.assembled import Assembled
@@ -46,6 +45,7 @@ from edgelm.tasks.forward_options import ForwardOptions
 from edgelm.tasks.predict import Answer, Labels, predict
 from edgelm.tasks.scoring import Score, score_choices
 from edgelm.text.continuation import Encoded, encode_pair
+from edgelm.text.messages import Messages
 from edgelm.text.tokenizer import Tokenizer
 from quant import Report
 
@@ -127,7 +127,9 @@ class LanguageModel(AsyncForms):
     ) -> list[Result]:  # fmt: skip
         """The answers of a beam search, best first."""
         with self._answering(cancelled) as session:
-            search = BeamSearch(session, request, beams, length_penalty, self.end_ids)
+            search = BeamSearch(
+                session, request, beams, length_penalty, self.end_ids, lambda: self.tokenizer
+            )
             found = search.run(cancelled)
             return [beam_result(search, beam, self.tokenizer) for beam in found]
 
@@ -253,7 +255,7 @@ class LanguageModel(AsyncForms):
                 Path(path), session, lambda: facts_of(self.plan, self._files.sha256), messages
             )
 
-    def restore_conversation(self, path: str | Path) -> list[dict[str, str]]:
+    def restore_conversation(self, path: str | Path) -> list[dict[str, Any]]:
         """Put a saved conversation back into the cache; its messages, to be continued by ``chat``.
 
         Raises:

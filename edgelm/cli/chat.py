@@ -18,6 +18,7 @@ from edgelm.cli.options import (
     RunOptions,
     SamplingOptions,
     SourceOptions,
+    TemplateOptions,
 )
 from edgelm.errors import EdgeLMError, UsageError
 from edgelm.generation.request import Result
@@ -27,12 +28,13 @@ HELP = "/reset starts over, /save FILE and /load FILE store a conversation, /exi
 
 
 def chat(
-    model: Model, sampling: SamplingOptions, source: SourceOptions, load: LoadOptions,
-    guess: GuessOptions, run: RunOptions, output: OutputOptions,
+    model: Model, sampling: SamplingOptions, source: SourceOptions, template: TemplateOptions,
+    load: LoadOptions, guess: GuessOptions, run: RunOptions, output: OutputOptions,
 ) -> None:  # fmt: skip
     """Chat with MODEL; /reset starts over, /save FILE and /load FILE store it, /exit ends it."""
+    options = sampling.request(run) | guess.request() | template.request()
     with load_for_text(model, source, load, guess, run, output, chat=True) as lm:
-        talk = _Talk(lm, sampling.request(run) | guess.request(), output)
+        talk = _Talk(lm, options, output)
         for line in _lines(output):
             if line == "/exit":
                 break
@@ -50,7 +52,7 @@ class _Talk:
     lm: LanguageModel
     options: dict[str, Any]
     output: OutputOptions
-    messages: list[dict[str, str]] = field(default_factory=list)
+    messages: list[dict[str, Any]] = field(default_factory=list)
     answers: list[Result] = field(default_factory=list)
 
     def say(self, text: str) -> None:

@@ -6,6 +6,7 @@ Modules:
     session: what answers run on: an engine, its cache and what each row holds.
     request, answer: requests, results and statistics, and the state of a request in progress.
     batch: the generation loop, for one or many requests.
+    writer: an answer's ids to text, up to a stop string.
     sampling, processors: the sampler and its logits processors.
     grammar: constrained generation with JSON schemas and grammars.
     beams: beam search.

@@ -62,7 +62,7 @@ class Answer:
             self._first = self._last
         self.ids.new.append(token)
         complete = self.match is not None and self.match.accept(token)
-        if token in end_ids or complete:
+        if self.request.ends(token, end_ids) or complete:
             self.finish_reason = "stop"
         elif self.new_tokens == self.limit:
             self.finish_reason = "length"

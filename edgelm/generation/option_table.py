@@ -12,8 +12,8 @@ from edgelm.option import Call, Option, declare, options_in
 Schema = str | Mapping[str, Any] | bool
 
 
-class GenerateOptions(TypedDict, total=False):
-    """Options of ``generate``, ``stream``, ``chat`` and their asynchronous forms.
+class AnswerOptions(TypedDict, total=False):
+    """Options of every answer: of ``GenerateOptions`` and of ``ChatOptions``.
 
     None means the model's own default. For a list of prompts some take a list, one value a prompt.
     """
@@ -128,7 +128,20 @@ class GenerateOptions(TypedDict, total=False):
     ]
     stop: Annotated[
         str | Sequence[str] | None,
-        Option("Stop before this text; may be repeated.", flag=list[str]),
+        Option(
+            "Stop before this text, which may hold special tokens; may be repeated.",
+            flag=list[str],
+        ),
+    ]
+    stop_token_ids: Annotated[
+        Sequence[int] | None,
+        Option(
+            "Token ids that end an answer, beside the model's own; may be repeated.",
+            "ids of the vocabulary",
+            lambda ids: all(type(token) is int and token >= 0 for token in ids),
+            flag=list[int],
+            flags=("--stop-token-id",),
+        ),
     ]
     schema: Annotated[
         Schema | Sequence[Schema | None] | None,
@@ -170,11 +183,62 @@ class GenerateOptions(TypedDict, total=False):
     ]
 
 
+class GenerateOptions(AnswerOptions, total=False):
+    """Options of ``generate``, ``stream`` and their asynchronous forms."""
+
+    parse_special: Annotated[
+        bool | None,
+        Option(
+            "Read special tokens that are written in the prompt, as in a template written by hand; "
+            "no: they are plain text (default: read, with a warning).",
+            "True, False",
+            lambda value: isinstance(value, bool),
+            flag=bool,
+            flags=("--parse-special/--no-parse-special",),
+        ),
+    ]
+
+
+class ChatOptions(AnswerOptions, total=False):
+    """Options of ``chat``, ``stream_chat`` and ``achat``."""
+
+    tools: Annotated[
+        Sequence[Mapping[str, Any]] | None,
+        Option(
+            "Functions that the model may call, as JSON schemas (command line: a file that holds "
+            "the list).",
+            "a list of mappings such as {'type': 'function', 'function': {'name': …, …}}",
+            lambda tools: (
+                isinstance(tools, list | tuple) and all(isinstance(tool, Mapping) for tool in tools)
+            ),
+            flag=Path,
+        ),
+    ]
+    template_variables: Annotated[
+        Mapping[str, Any] | None,
+        Option(
+            "Variables that the model's chat template reads (command line: a JSON object).",
+            "a mapping such as {'enable_thinking': False}",
+            lambda pairs: isinstance(pairs, Mapping) and all(isinstance(n, str) for n in pairs),
+            flag=str,
+        ),
+    ]
+    continue_final_message: Annotated[
+        bool | None,
+        Option(
+            "Go on with the last message's text instead of answering it.",
+            "True, False",
+            lambda value: isinstance(value, bool),
+        ),
+    ]
+
+
 GENERATE = declare(
     Call("generate()", GenerateOptions, ("n", "beams", "length_penalty", "stop_event"))
 )
+CHAT = declare(Call("chat()", ChatOptions, ("stop_event",)))
 
 
 def require_option(name: str, value: Any) -> None:
-    """Raise UsageError for a value that the table does not allow."""
-    options_in(GenerateOptions)[name].require(name, value)
+    """Raise UsageError for a value that the tables do not allow."""
+    (options_in(GenerateOptions) | options_in(ChatOptions))[name].require(name, value)

@@ -9,7 +9,7 @@ from typing import Any
 
 from edgelm.errors import UsageError
 from edgelm.generation.grammar import Constraint
-from edgelm.generation.option_table import GenerateOptions
+from edgelm.generation.option_table import AnswerOptions, require_option
 from edgelm.generation.request import Request
 from edgelm.generation.sampling import SamplingSettings
 from edgelm.option import options_in
@@ -21,7 +21,7 @@ def build_request(
     prompt_ids: Sequence[int], options: Mapping[str, Any], defaults: Mapping[str, Any],
     constraint: Callable[[Any, str | None], Constraint],
 ) -> Request:  # fmt: skip
-    """A Request of options that are those of ``GenerateOptions``.
+    """A Request of options that are those of ``AnswerOptions``.
 
     Args:
         defaults: the model's own for sampling. A sampled answer without a seed draws one, which the
@@ -33,7 +33,8 @@ def build_request(
     """
     given = {name: value for name, value in options.items() if value is not None}
     schema, grammar = given.pop("schema", None), given.pop("grammar", None)
-    stop = given.pop("stop", ())
+    stop, stop_ids = given.pop("stop", ()), given.pop("stop_token_ids", ())
+    require_option("stop_token_ids", stop_ids)
     sampling = {
         name: _FORMS.get(name, _same)(given.pop(name)) for name in _SAMPLING if name in given
     }
@@ -41,6 +42,7 @@ def build_request(
         prompt_ids=tuple(int(i) for i in prompt_ids),
         sampling=SamplingSettings(**{**defaults, **sampling}),
         stop=(stop,) if isinstance(stop, str) else tuple(stop),
+        stop_token_ids=tuple(stop_ids),
         constraint=None if schema is grammar is None else constraint(schema, grammar),
         **given,
     )
@@ -76,7 +78,7 @@ def options_of(options: dict[str, Any], index: int, count: int) -> dict[str, Any
     """One prompt's share of the options: its own entry where a list was given."""
     chosen = dict(options)
     for name, value in options.items():
-        if isinstance(value, list | tuple) and options_in(GenerateOptions)[name].per_prompt:
+        if isinstance(value, list | tuple) and options_in(AnswerOptions)[name].per_prompt:
             if len(value) != count:
                 raise UsageError(f"{name} has {len(value)} entries for {count} prompts.")
             chosen[name] = value[index]

@@ -6,7 +6,8 @@ import json
 import logging
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,6 +86,8 @@ class TokenizersVocabulary:
     def _read_tokens(self) -> None:
         added = self._library.get_added_tokens_decoder()
         self._special = {i for i, token in added.items() if token.special}
+        self.cut = {token.content: token.special for token in added.values()}
+        self._cuts_normalized = any(token.normalized for token in added.values())
         self.size = max(self._library.get_vocab_size(True), max(added, default=-1) + 1)
 
     def _read_affixes(self) -> None:
@@ -132,10 +135,33 @@ class TokenizersVocabulary:
             self._library.add_special_tokens(known)
             self._read_tokens()
 
-    def encode(self, text: str, parse_special: bool) -> list[int]:
-        with self._lock:
+    def encode(self, text: str, parse_special: bool, mark: str = "") -> list[int]:
+        with self._lock, self._removing(mark if mark and mark in text else ""):
             self._library.encode_special_tokens = not parse_special
             return list(self._library.encode(text, add_special_tokens=False).ids)
+
+    @contextmanager
+    def _removing(self, mark: str) -> Iterator[None]:
+        """Take a character out behind the place where tokens are cut.
+
+        That is the raw text, if no token is looked for in the normalized text. Else the mark also
+        parts the text where it stood.
+        """
+        from tokenizers import normalizers, pre_tokenizers
+
+        library = self._library
+        normalizer, splitter = library.normalizer, library.pre_tokenizer
+        try:
+            if mark and self._cuts_normalized:
+                split = pre_tokenizers.Split(mark, "removed")
+                library.pre_tokenizer = pre_tokenizers.Sequence([split, *_some(splitter)])
+            elif mark:
+                remove = normalizers.Replace(mark, "")
+                library.normalizer = normalizers.Sequence([remove, *_some(normalizer)])
+            yield
+        finally:
+            if mark:
+                library.normalizer, library.pre_tokenizer = normalizer, splitter
 
     def id_of(self, token: str) -> int | None:
         return self._library.token_to_id(token)
@@ -158,3 +184,7 @@ class TokenizersVocabulary:
 
     def is_special(self, token_id: int) -> bool:
         return token_id in self._special
+
+
+def _some(step: Any) -> list[Any]:
+    return [] if step is None else [step]
