@@ -139,7 +139,6 @@ def test_beams_give_results(lm: edgelm.LanguageModel) -> None:
         ({"beams": 4}, "load with rows=4"),
         ({"beams": 2, "n": 3}, "allowed: 1-2"),
         ({"beams": 2, "temperature": 1.0}, "temperature"),
-        ({"beams": 2, "stop": "."}, "stop strings"),
         ({"beams": 2, "logprobs": 1}, "logprobs"),
         ({"logprobs": -1}, "logprobs is -1"),
         ({"banned_tokens": [10**6]}, "1000000"),

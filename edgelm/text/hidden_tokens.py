@@ -15,7 +15,8 @@ from typing import Any
 from edgelm.errors import UsageError
 from edgelm.text.tokenizer import Tokenizer
 
-_MARKS = range(0xE000, 0xF000)  # Unicode's private use: no text needs them
+# Letters of Linear A, which nobody can read; unlike private ones, they are printed as they are.
+_MARKS = range(0x10600, 0x10737)
 _TURN = re.compile(r"<[^/].*>|\[.*\]", re.DOTALL)
 
 

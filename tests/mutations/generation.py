@@ -21,7 +21,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "generate: stop strings across pieces",
-        "edgelm/generation/batch.py",
+        "edgelm/generation/writer.py",
         "self._held[: len(self._held) - keep]",
         "self._held",
         ("tests/test_generate.py::test_stop_strings_across_pieces",),

@@ -34,8 +34,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "tokenizer: a user cannot write special tokens",
         "edgelm/text/tokenizer.py",
-        "self._vocabulary.encode(text, parse_special)",
-        "self._vocabulary.encode(text, True)",
+        "self._vocabulary.encode(text, parse_special, mark)",
+        "self._vocabulary.encode(text, True, mark)",
         (f"{TOKENIZER}::test_special_tokens_in_a_text_are_text_unless_parsed",),
     ),
     Mutation(
@@ -149,8 +149,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "tokenizer: legacy false keeps spaces from stretches behind special tokens",
         "edgelm/text/sentencepiece_vocabulary.py",
-        "(self._later if ids else self._library).encode(part)",
-        "self._library.encode(part)",
+        "self._later if ids else self._library\n",
+        "self._library\n",
         (f"{OPTIONS}::test_spaces_before_stretches",),
     ),
     Mutation(
