@@ -121,7 +121,8 @@ def search(lm: Any, prompt: list[int], width: int, penalty: float, end: int) -> 
 
     with lm._running() as session:
         request = Request(tuple(prompt), max_new_tokens=10)
-        return BeamSearch(session, request, width, penalty, frozenset([end])).run()
+        ends = frozenset([end])
+        return BeamSearch(session, request, width, penalty, ends, lambda: lm.tokenizer).run()
 
 
 def test_beams_give_results(lm: edgelm.LanguageModel) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from edgelm.errors import UsageError
 from edgelm.generation.grammar import Constraint
-from edgelm.generation.option_table import AnswerOptions, require_option
+from edgelm.generation.option_table import GenerateOptions, require_option
 from edgelm.generation.request import Request
 from edgelm.generation.sampling import SamplingSettings
 from edgelm.option import options_in
@@ -78,7 +78,7 @@ def options_of(options: dict[str, Any], index: int, count: int) -> dict[str, Any
     """One prompt's share of the options: its own entry where a list was given."""
     chosen = dict(options)
     for name, value in options.items():
-        if isinstance(value, list | tuple) and options_in(AnswerOptions)[name].per_prompt:
+        if isinstance(value, list | tuple) and options_in(GenerateOptions)[name].per_prompt:
             if len(value) != count:
                 raise UsageError(f"{name} has {len(value)} entries for {count} prompts.")
             chosen[name] = value[index]

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from edgelm.generation.request import Request
 from edgelm.text.tokenizer import Tokenizer
 
+_ANOTHER = chr(0xDFFF)  # of a special token that no stop string holds
+
 
 class Writer:
     """Turns one answer's ids into text: whole characters, nothing of a stop string.
@@ -38,10 +40,11 @@ class Writer:
         self._ids.append(token)
         text = "" if ends else self.decoder.push(token)
         if self._signs and self._tokenizer.is_special(token):
-            text = self._signs.get(self._tokenizer.token_of(token) or "", "")
+            text = self._signs.get(self._tokenizer.token_of(token) or "", _ANOTHER)
         text = self._special_stops.push(text)
-        if self._special_stops.found:
-            text = self._special_stops.finish()
+        pending = self._unsigned(text + self._special_stops.held)
+        if self._special_stops.found or self._stops.completed_by(pending):
+            text += self._special_stops.finish()
         return self._stops.push(self._unsigned(text))
 
     def finish(self) -> str:
@@ -62,7 +65,7 @@ class Writer:
         return stop
 
     def _unsigned(self, text: str) -> str:
-        for sign in self._signs.values():
+        for sign in (*self._signs.values(), _ANOTHER):
             text = text.replace(sign, "")
         return text
 
@@ -82,24 +85,28 @@ class StopStrings:
     def __init__(self, stops: tuple[str, ...]) -> None:
         self.stops = stops
         self.found = False
-        self._held = ""
+        self.held = ""
 
     def push(self, text: str) -> str:
         """The text that is certain now; everything before a stop string once one is found."""
-        self._held += text
-        positions = [at for stop in self.stops if (at := self._held.find(stop)) >= 0]
+        self.held += text
+        positions = [at for stop in self.stops if (at := self.held.find(stop)) >= 0]
         if positions:
             self.found = True
-            self._held = self._held[: min(positions)]
+            self.held = self.held[: min(positions)]
             return ""
-        keep = max((_overlap(self._held, stop) for stop in self.stops), default=0)
-        certain = self._held[: len(self._held) - keep]
-        self._held = self._held[len(certain) :]
+        keep = max((_overlap(self.held, stop) for stop in self.stops), default=0)
+        certain = self.held[: len(self.held) - keep]
+        self.held = self.held[len(certain) :]
         return certain
+
+    def completed_by(self, text: str) -> bool:
+        """True if pushing a text would find a stop string."""
+        return any(stop in self.held + text for stop in self.stops)
 
     def finish(self) -> str:
         """Text held back until the end of the answer."""
-        rest, self._held = self._held, ""
+        rest, self.held = self.held, ""
         return rest
 
 

@@ -22,8 +22,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "generate: stop strings across pieces",
         "edgelm/generation/writer.py",
-        "self._held[: len(self._held) - keep]",
-        "self._held",
+        "self.held[: len(self.held) - keep]",
+        "self.held",
         ("tests/test_generate.py::test_stop_strings_across_pieces",),
     ),
     Mutation(
