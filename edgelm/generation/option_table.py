@@ -233,10 +233,10 @@ class ChatOptions(AnswerOptions, total=False):
     ]
 
 
+CHAT = declare(Call("chat()", ChatOptions, ("stop_event",)))
 GENERATE = declare(
     Call("generate()", GenerateOptions, ("n", "beams", "length_penalty", "stop_event"))
 )
-CHAT = declare(Call("chat()", ChatOptions, ("stop_event",)))
 
 
 def require_option(name: str, value: Any) -> None:

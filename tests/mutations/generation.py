@@ -20,6 +20,27 @@ MUTATIONS: tuple[Mutation, ...] = (
         ("tests/test_generate.py::test_end_tokens_are_a_union",),
     ),
     Mutation(
+        "generate: stop strings with special tokens",
+        "edgelm/generation/writer.py",
+        "if self._signs and self._tokenizer.is_special(token):",
+        "if False:",
+        ("tests/test_special_tokens.py::test_stop_strings_with_special_tokens",),
+    ),
+    Mutation(
+        "generate: ids that stop",
+        "edgelm/generation/request.py",
+        "return token in end_ids or token in self.stop_token_ids",
+        "return token in end_ids",
+        ("tests/test_special_tokens.py::test_ids_that_stop_have_no_text",),
+    ),
+    Mutation(
+        "generate: special tokens of a prompt are read",
+        "edgelm/generation/text_calls.py",
+        "parse_special=parse_special is not False",
+        "parse_special=bool(parse_special)",
+        ("tests/test_special_tokens.py::test_special_tokens_of_a_prompt",),
+    ),
+    Mutation(
         "generate: stop strings across pieces",
         "edgelm/generation/writer.py",
         "self.held[: len(self.held) - keep]",
