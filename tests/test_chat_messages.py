@@ -262,10 +262,14 @@ def test_what_a_chat_refuses(lm: edgelm.LanguageModel, options: dict[str, Any], 
 
 def test_deep_messages_are_refused(lm: edgelm.LanguageModel) -> None:
     deep: list[Any] = []
-    for _ in range(100_000):
+    for _ in range(400):
         deep = [deep]
-    with pytest.raises(UsageError, match="nested too deeply"):
-        lm.chat_ids([{"role": "user", "content": "q", "more": deep}])
+    cycle: list[Any] = []
+    cycle.append(cycle)
+    for more in (deep, cycle):
+        with pytest.raises(UsageError, match="nested too deeply"):
+            lm.chat_ids([{"role": "user", "content": "q", "more": more}])
+    assert lm.chat_ids([{"role": "user", "content": "q", "more": [[[]]]}], tools=[])
 
 
 def test_a_trial_that_fails_refuses_nothing() -> None:

@@ -229,7 +229,8 @@ def _facts(path: Path, metadata: dict[str, str] | None) -> Facts:
 
 def _messages(messages: Messages) -> list[dict[str, Any]]:
     """Copies as they are, with parts of contents; none are allowed too."""
-    return checked_messages(messages, lambda: True) if messages else []
+    none = isinstance(messages, list | tuple) and not messages
+    return [] if none else checked_messages(messages, lambda: True)
 
 
 def _check_model(path: Path, facts: Facts, wanted: Facts) -> None:

@@ -39,7 +39,7 @@ def encode_chat(
             f"template_variables holds {taken[0]!r}, which is set elsewhere: by the messages, "
             "tools=, continue_final_message= or the tokenizer. Leave it out."
         )
-    if tools is not None:
+    if tools:
         variables["tools"] = list(tools)
     _check_read(tokenizer.chat_template or "", variables)
     hidden = HiddenTokens(turn_tokens(tokenizer), messages, variables)

@@ -17,6 +17,7 @@ from edgelm.text.tokenizer import Tokenizer
 
 # Letters of Linear A, which nobody can read; unlike private ones, they are printed as they are.
 _MARKS = range(0x10600, 0x10737)
+_DEEPEST = 100  # levels of lists and mappings; schemas of functions have about ten
 _TURN = re.compile(r"<[^/].*>|\[.*\]", re.DOTALL)
 
 
@@ -62,23 +63,17 @@ class HiddenTokens:
         return found[0][0] + self.mark + found[0][1:]
 
 
-def _texts(value: Any) -> Iterator[str]:
-    try:
-        yield from _texts_in(value)
-    except RecursionError:
+def _texts(value: Any, depth: int = 0) -> Iterator[str]:
+    if depth > _DEEPEST:
         raise UsageError(
-            "The messages, tools or template_variables are nested too deeply. Give texts, and "
-            "lists and mappings of a few levels."
-        ) from None
-
-
-def _texts_in(value: Any) -> Iterator[str]:
+            "The messages, tools or template_variables are nested too deeply: more than "
+            f"{_DEEPEST} levels. Give flatter ones."
+        )
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _texts_in(key)
-            yield from _texts_in(item)
+        for pair in value.items():
+            yield from _texts(pair, depth + 1)
     elif isinstance(value, list | tuple):
         for item in value:
-            yield from _texts_in(item)
+            yield from _texts(item, depth + 1)
