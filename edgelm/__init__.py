@@ -21,7 +21,7 @@ from edgelm.version import __version__
 if TYPE_CHECKING:
     from edgelm.budget.plan import Plan
     from edgelm.evaluation.evaluate import evaluate
-    from edgelm.generation.option_table import GenerateOptions
+    from edgelm.generation.option_table import ChatOptions, GenerateOptions
     from edgelm.generation.request import Chunk, Result, Stats
     from edgelm.loading import load, plan
     from edgelm.model import LanguageModel
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BudgetExceededError",
     "CancelledError",
+    "ChatOptions",
     "Chunk",
     "ContextLengthError",
     "DoesNotFitError",
@@ -66,7 +67,7 @@ __all__ = [
 _HOMES = {
     "edgelm.budget.plan": ("Plan",),
     "edgelm.evaluation.evaluate": ("evaluate",),
-    "edgelm.generation.option_table": ("GenerateOptions",),
+    "edgelm.generation.option_table": ("ChatOptions", "GenerateOptions"),
     "edgelm.generation.request": ("Chunk", "Result", "Stats"),
     "edgelm.loading": ("load", "plan"),
     "edgelm.model": ("LanguageModel",),

@@ -11,9 +11,10 @@ from functools import partial
 from typing import Any, Literal, TypeVar, Unpack, overload
 
 from edgelm.errors import UsageError
-from edgelm.generation.option_table import GENERATE, GenerateOptions
+from edgelm.generation.option_table import GENERATE, ChatOptions, GenerateOptions
 from edgelm.generation.request import Chunk, Result
-from edgelm.generation.text_calls import Answers, Messages, Prompt, Prompts, TextCalls
+from edgelm.generation.text_calls import Answers, Prompt, Prompts, TextCalls
+from edgelm.text.messages import Messages
 
 T = TypeVar("T")
 
@@ -54,7 +55,7 @@ class AsyncForms(TextCalls):
 
     async def achat(
         self, messages: Messages, *, stop_event: threading.Event | None = None,
-        **options: Unpack[GenerateOptions],
+        **options: Unpack[ChatOptions],
     ) -> Result:  # fmt: skip
         """As ``chat``."""
         return await self._call(self.chat, messages, {"stop_event": stop_event, **options})

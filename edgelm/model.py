@@ -34,7 +34,6 @@ from edgelm.generation.prompts import read_prompt
 from edgelm.generation.request import Request, Result
 from edgelm.generation.session import Session
 from edgelm.generation.speculation import Drafter, Speculation
-from edgelm.generation.text_calls import Messages
 from edgelm.hub.references import cache_dir
 from edgelm.machine import accelerators
 from edgelm.models.assembled import Assembled
@@ -48,6 +47,7 @@ from edgelm.tasks.forward_options import FORWARD, ForwardOptions, read_cache, re
 from edgelm.tasks.predict import Answer, Labels, predict
 from edgelm.tasks.scoring import Score, score_choices
 from edgelm.text.continuation import Encoded, encode_pair, read_pairs
+from edgelm.text.messages import Messages
 from edgelm.text.tokenizer import Tokenizer
 from quant import Report
 
@@ -132,7 +132,9 @@ class LanguageModel(AsyncForms):
     ) -> list[Result]:  # fmt: skip
         """The answers of a beam search, best first."""
         with self._answering(cancelled) as session:
-            search = BeamSearch(session, request, beams, length_penalty, self.end_ids)
+            search = BeamSearch(
+                session, request, beams, length_penalty, self.end_ids, lambda: self.tokenizer
+            )
             found = search.run(cancelled)
             return [beam_result(search, beam, self.tokenizer) for beam in found]
 
@@ -256,7 +258,7 @@ class LanguageModel(AsyncForms):
                 target, session, lambda: facts_of(self.plan, self._files.sha256), messages
             )
 
-    def restore_conversation(self, path: str | Path) -> list[dict[str, str]]:
+    def restore_conversation(self, path: str | Path) -> list[dict[str, Any]]:
         """Put a saved conversation back into the cache; its messages, to be continued by ``chat``.
 
         Raises:

@@ -147,6 +147,10 @@ _MEANT = {
     **dict.fromkeys(("repeat_penalty", "rep_pen"), "repetition_penalty"),
     **dict.fromkeys(("top_logprobs", "output_scores", "return_logprobs"), "logprobs"),
     **dict.fromkeys(("stop_sequences", "stop_sequence", "stop_strings", "stop_words"), "stop"),
+    **dict.fromkeys(("stop_tokens", "stop_ids", "stop_token_id"), "stop_token_ids"),
+    **dict.fromkeys(("chat_template_kwargs", "template_kwargs"), "template_variables"),
+    **dict.fromkeys(("prefill", "continue_final"), "continue_final_message"),
+    "functions": "tools",
     **dict.fromkeys(("bad_words_ids", "suppress_tokens", "banned_token_ids"), "banned_tokens"),
     **dict.fromkeys(("response_format", "json_schema", "guided_json"), "schema"),
     **dict.fromkeys(("guided_grammar", "lark"), "grammar"),
@@ -188,7 +192,12 @@ _ADVICE = {
     "load_in_8bit": "write quant='int8'",
     "n_gpu_layers": "write device='cuda', and offload='cpu' for a model that is larger than the "
     "card",
-    "eos_token_id": "the model's own end tokens always stop an answer; use stop='text' for more",
+    "eos_token_id": "the model's own end tokens always stop an answer; use stop='text' or "
+    "stop_token_ids for more",
+    "enable_thinking": "write template_variables={'enable_thinking': …}",
+    "documents": "write template_variables={'documents': …}",
+    "add_generation_prompt": "an answer always follows; use continue_final_message to go on with "
+    "the last message",
     "pad_token_id": "padding is taken care of; leave it out",
     "attention_mask": "give a list of prompts; padding is taken care of",
     "stream": "call stream() instead of generate()",

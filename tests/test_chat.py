@@ -13,6 +13,7 @@ from edgelm.errors import EdgeLMError, ModelFileError, UsageError
 from edgelm.models import persimmon
 from edgelm.models.model_files import ModelFiles
 from edgelm.text.chat_template import render
+from edgelm.text.template_process import run_template
 
 USER = [{"role": "user", "content": 'Hi <b>é</b> "quoted"\n'}]
 TURNS = [*USER, {"role": "assistant", "content": " Hello. "}, {"role": "user", "content": "Why?"}]
@@ -51,16 +52,22 @@ WITHOUT_FILES = {
 }
 
 
-def render_one(template: str | None, messages: Any = USER, **extra: Any) -> str:
-    return render(template, messages, bos="<s>", eos="</s>", **extra)
+def render_one(template: str, messages: Any = USER, **extra: Any) -> str:
+    """What a template prints, whether or not that holds the messages."""
+    variables = {"tools": None, "bos_token": "<s>", "eos_token": "</s>"}
+    return run_template(template, {"messages": messages, **variables, **extra})
+
+
+def prompt(template: str | None, messages: Any = USER, **options: Any) -> str:
+    return render(template, messages, bos="<s>", eos="</s>", **options)
 
 
 @pytest.mark.parametrize("extra", [{}, {"tools": TOOLS}], ids=["plain", "tools"])
-@pytest.mark.parametrize("prompt", [True, False], ids=["prompt", "no-prompt"])
+@pytest.mark.parametrize("opens", [True, False], ids=["prompt", "no-prompt"])
 @pytest.mark.parametrize("messages", [USER, TURNS, SYSTEM], ids=["user", "turns", "system"])
 @pytest.mark.parametrize("name", [*TEMPLATES, *WITHOUT_FILES])
 def test_equals_transformers(
-    assets: Path, name: str, messages: list[dict[str, str]], prompt: bool, extra: dict[str, Any]
+    assets: Path, name: str, messages: list[dict[str, str]], opens: bool, extra: dict[str, Any]
 ) -> None:
     oracle = pytest.importorskip("transformers.utils.chat_template_utils")
     template = WITHOUT_FILES.get(name)
@@ -70,20 +77,21 @@ def test_equals_transformers(
     expected = oracle.render_jinja_template(
         [FOLDED if folds else messages],
         chat_template=template,
-        add_generation_prompt=prompt,
+        add_generation_prompt=opens,
         bos_token="<s>",
         eos_token="</s>",
         **extra,
     )[0][0]
-    assert render_one(template, messages, add_generation_prompt=prompt, **extra) == expected
+    ours = prompt(template, messages, add_generation_prompt=opens, variables=extra)
+    assert ours == expected
 
 
 def test_persimmon_reads_as_documented() -> None:
     hello = [{"role": "user", "content": "Hello"}]
-    assert render_one(persimmon.CHAT_TEMPLATE, hello) == "<s>human: Hello\n\nadept:"
+    assert prompt(persimmon.CHAT_TEMPLATE, hello) == "<s>human: Hello\n\nadept:"
     turns = [*hello, {"role": "assistant", "content": "Hi."}, {"role": "user", "content": "Why?"}]
     told = "<s>human: Hello\n\nadept: Hi.\n\nhuman: Why?\n\nadept:"
-    assert render_one(persimmon.CHAT_TEMPLATE, turns) == told
+    assert prompt(persimmon.CHAT_TEMPLATE, turns) == told
 
 
 def test_families_template_where_the_files_hold_none(assets: Path, tmp_path: Path) -> None:
@@ -100,14 +108,15 @@ def test_system_message_is_folded_only_where_it_can_be() -> None:
     shows = "{% for m in messages %}[{{ m.role }}:{{ m.content }}:{{ m.name }}]{% endfor %}"
     system = {"role": "system", "content": "S"}
     user = {"role": "user", "content": "U", "name": "n"}
-    assert render_one(refuses + shows, [system, user]) == "[user:S\n\nU:n]"
-    assert render_one(shows, [system, user]) == "[system:S:][user:U:n]"
     parts = {"role": "user", "content": [{"type": "text", "text": "U"}]}
-    for messages in ([system], [system, {"role": "assistant", "content": "A"}], [system, parts]):
+    assert prompt(refuses + shows, [system, user]) == "[user:S\n\nU:n]"
+    assert prompt(refuses + shows, [system, parts]) == "[user:S\n\nU:]"
+    assert prompt(shows, [system, user]) == "[system:S:][user:U:n]"
+    for messages in ([system], [system, {"role": "assistant", "content": "A"}]):
         with pytest.raises(UsageError, match="no system"):
-            render_one(refuses + shows, messages)
+            prompt(refuses + shows, messages)
     with pytest.raises(UsageError, match="no user either"):
-        render_one(refuses + "{{ raise_exception('no user either') }}", [system, user])
+        prompt(refuses + "{{ raise_exception('no user either') }}", [system, user])
     assert (system["content"], user["content"]) == ("S", "U")
 
 
@@ -123,19 +132,21 @@ def test_environment_is_transformers() -> None:
 
 def test_absent_tokens_are_undefined() -> None:
     template = "[{{ bos_token }}|{{ eos_token is defined }}]"
-    assert render(template, USER, bos=None, eos=None) == "[|False]"
+    assert render(template + "{{ messages[0].content }}", USER, bos=None, eos=None) == (
+        f"[|False]{USER[0]['content']}"
+    )
 
 
 def test_no_template_says_what_to_do() -> None:
     for template in (None, ""):
         with pytest.raises(UsageError, match=r"no chat template.*chat_template\.jinja"):
-            render_one(template)
+            prompt(template)
 
 
 @pytest.mark.parametrize("messages", [[], ["Hi"], [{"content": "Hi"}], [{"role": 3}]])
 def test_messages_must_be_messages(messages: Any) -> None:
     with pytest.raises(UsageError, match="role"):
-        render_one("{{ messages }}", messages)
+        prompt("{{ messages }}", messages)
 
 
 def test_a_message_the_template_cannot_use() -> None:

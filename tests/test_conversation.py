@@ -123,7 +123,8 @@ def test_lying_files(saved: Any, settings: dict[str, Any], tmp_path: Path) -> No
     save_file({n: t[:, :-1].clone() for n, t in tensors.items()}, tmp_path / "fewer", told)
     save_file({n: t.to(torch.float64) for n, t in tensors.items()}, tmp_path / "wide", told)
     lies: dict[str, Any] = {
-        "written": [10**9, -1, 3, 1.5, "x", None, True], "messages": [3, [3], [{"role": 1}]],
+        "written": [10**9, -1, 3, 1.5, "x", None, True],
+        "messages": [3, [3], [{"role": 1}], [{"role": "user"}], {}, None, ""],
         "ids": [[], [*held[:-1], 10**6], [-1] * len(held), ["a"], 5, None, {}],
         "format_version": [0, "1", None],
     }  # fmt: skip

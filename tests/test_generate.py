@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import edgelm
-from edgelm.generation.batch import StopStrings
+from edgelm.generation.writer import StopStrings
 
 
 @pytest.fixture(scope="module")

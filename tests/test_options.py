@@ -21,7 +21,7 @@ from edgelm.budget.units import parse_budget
 from edgelm.cli.commands import app
 from edgelm.cli.examples import EXAMPLES
 from edgelm.generation import grammar
-from edgelm.generation.option_table import GENERATE
+from edgelm.generation.option_table import CHAT, GENERATE, AnswerOptions
 from edgelm.generation.request import Request
 from edgelm.generation.sampling import SamplingSettings
 from edgelm.option import options_in
@@ -47,12 +47,18 @@ def own_keywords(function: Callable[..., Any]) -> set[str]:
 
 def test_one_table() -> None:
     """What is written a second time, as a field or a keyword, is the table's."""
-    answers, settings = set(options_in(GENERATE.table)), set(options_in(LOAD.table))
+    answers, settings = set(options_in(AnswerOptions)), set(options_in(LOAD.table))
     assert settings == {field.name for field in dataclasses.fields(Settings)}
     fields = {field.name for field in dataclasses.fields(Request)}
     fields |= {field.name for field in dataclasses.fields(SamplingSettings)}
-    made = {"prompt_ids", "sampling", "shares_prompt", "constraint", "usual_limit", "rules"}
+    # Of prompts, options and the model's defaults.
+    made = {"prompt_ids", "sampling", "shares_prompt", "continues", "constraint"}
+    made |= {"usual_limit", "rules"}
     assert answers - {"schema", "grammar"} == fields - made
+    assert set(options_in(GENERATE.table)) - answers == {"parse_special"}
+    prompts = own_keywords(edgelm.LanguageModel.chat_ids)
+    assert set(options_in(CHAT.table)) - answers == prompts
+    assert set(CHAT.own) == own_keywords(edgelm.LanguageModel.chat)
     assert set(GENERATE.own) == own_keywords(edgelm.LanguageModel.generate)
     assert set(LOAD.own) == own_keywords(edgelm.load)
     assert set(FORWARD.own) == {"input_ids", "cache"}
@@ -67,14 +73,14 @@ def flags(command: str) -> dict[str, Any]:
 
 
 def test_the_command_line_has_what_the_tables_have() -> None:
-    told = flags("generate")
-    for call in (GENERATE, LOAD):
+    for command, call in (("generate", GENERATE), ("generate", LOAD), ("chat", CHAT)):
+        told = flags(command)
         for name, option in options_in(call.table).items():
-            if option.flag is not None:
+            if option.flag is not None and (command, name) != ("chat", "logprobs"):
                 assert told[name].help == f"{option.help} Allowed: {option.allowed}." or (
                     not option.allowed and told[name].help == option.help
                 )
-    assert told["max_new_tokens"].opts == ["--max-tokens", "--max-new-tokens"]
+    assert flags("generate")["max_new_tokens"].opts == ["--max-tokens", "--max-new-tokens"]
 
 
 @pytest.mark.parametrize(
@@ -111,6 +117,9 @@ FOREIGN = {
     "max_seq_len": "did you mean context? That is an option of load().",
     "quant": "is an option of load()",
     "labels": "is an option of forward()",
+    "tools": "is an option of chat()",
+    "enable_thinking": "write template_variables={'enable_thinking'",
+    "chat_template_kwargs": "did you mean template_variables? That is an option of chat().",
     "colour": "allowed: max_new_tokens, min_new_tokens, temperature, ",
 }
 

@@ -18,6 +18,7 @@ from edgelm.cli.options import (
     RunOptions,
     SamplingOptions,
     SourceOptions,
+    TemplateOptions,
 )
 from edgelm.cli.streams import OutputError, tell
 from edgelm.errors import CancelledError, EdgeLMError, UsageError
@@ -30,15 +31,15 @@ COMMANDS = ("/reset", "/save", "/load", "/exit")
 
 
 def chat(
-    model: Model, sampling: SamplingOptions, source: SourceOptions, load: LoadOptions,
-    guess: GuessOptions, run: RunOptions, output: OutputOptions,
+    model: Model, sampling: SamplingOptions, source: SourceOptions, template: TemplateOptions,
+    load: LoadOptions, guess: GuessOptions, run: RunOptions, output: OutputOptions,
 ) -> None:  # fmt: skip
     """Chat with MODEL; /reset starts over, /save FILE and /load FILE store it, /exit ends it.
 
     In lines from a pipe any other beginning is text, and so is /save: they may be anybody's.
     """
+    options = sampling.request(run) | guess.request() | template.request()
     with load_for_text(model, source, load, guess, run, output, chat=True) as lm:
-        options = sampling.request(run) | guess.request()
         talk = _Typed(lm, options, output) if sys.stdin.isatty() else _Piped(lm, options, output)
         try:
             for line in talk.lines():
@@ -63,7 +64,7 @@ class _Talk:
     lm: LanguageModel
     options: dict[str, Any]
     output: OutputOptions
-    messages: list[dict[str, str]] = field(default_factory=list)
+    messages: list[dict[str, Any]] = field(default_factory=list)
     answers: list[Result] = field(default_factory=list)
 
     def document(self) -> dict[str, Any]:

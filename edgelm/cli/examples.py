@@ -6,7 +6,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         'edgelm generate demo "Once upon a time" --max-tokens 64 --temperature 0.8 --seed 1',
         "edgelm generate demo --file prompts.txt --schema answer.json --json",
     ),
-    "chat": ("edgelm chat demo", "edgelm chat google/gemma-2-2b-it --budget 4GiB --context 8k"),
+    "chat": (
+        "edgelm chat demo",
+        "edgelm chat google/gemma-2-2b-it --budget 4GiB --context 8k",
+        "edgelm chat HuggingFaceTB/SmolLM3-3B --template-variables '{\"enable_thinking\": false}'",
+    ),
     "plan": (
         "edgelm plan google/gemma-2-2b-it --budget 4GiB --context 8k",
         "edgelm plan --shape llama-3.2-1b --table",

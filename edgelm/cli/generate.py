@@ -39,13 +39,15 @@ Answers = Annotated[
 Beams = Annotated[
     int, typer.Option(help="Beam search of this width (above 1).", rich_help_panel=SAMPLING)
 ]
+ParseSpecial = Annotated[bool | None, flag(GenerateOptions, "parse_special", SOURCE)]
 Logprobs = Annotated[int | None, flag(GenerateOptions, "logprobs", OUTPUT)]
 
 
 def generate(
     model: Model, sampling: SamplingOptions, source: SourceOptions, load: LoadOptions,
     guess: GuessOptions, run: RunOptions, output: OutputOptions, prompt: Prompt = None,
-    file: File = None, n: Answers = 1, beams: Beams = 1, logprobs: Logprobs = None,
+    file: File = None, parse_special: ParseSpecial = None, n: Answers = 1, beams: Beams = 1,
+    logprobs: Logprobs = None,
 ) -> None:  # fmt: skip
     """Stream a continuation of PROMPT, or continue every line of --file."""
     if (prompt is None) == (file is None):
@@ -53,7 +55,8 @@ def generate(
     prompts = [prompt] if prompt is not None else _lines(file)
     rows = max(min(len(prompts) * n, MOST_ROWS), beams)
     with load_for_text(model, source, load, guess, run, output, rows=rows) as lm:
-        options = sampling.request(run) | guess.request() | {"logprobs": logprobs}
+        options = sampling.request(run) | guess.request()
+        options |= {"logprobs": logprobs, "parse_special": parse_special}
         if prompt is None or n != 1 or beams > 1:
             lines = [line for line in prompts for _ in range(n)]
             answers = _answers(lm, prompts, n, options | {"beams": beams})

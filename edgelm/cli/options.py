@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import wraps
@@ -18,7 +19,7 @@ from typer.models import OptionInfo
 
 from edgelm.checkpoint.shapes import SHAPES
 from edgelm.errors import UsageError
-from edgelm.generation.option_table import GenerateOptions
+from edgelm.generation.option_table import AnswerOptions, ChatOptions, GenerateOptions
 from edgelm.option import Option, options_in
 from edgelm.planning.setting_table import LoadSettings
 from edgelm.planning.settings import Settings
@@ -181,13 +182,36 @@ class GuessOptions(Group):
 class SamplingOptions(TableGroup):
     """Choice of tokens: by default the model's own settings, else greedy."""
 
-    panel, table = SAMPLING, GenerateOptions
+    panel, table = SAMPLING, AnswerOptions
     left_out = ("seed", "speculate", "logprobs")
 
     def request(self, run: RunOptions) -> dict[str, Any]:
         """The keywords of ``LanguageModel.request``."""
         files = {name: _text(self.chosen[name]) for name in ("schema", "grammar")}
         return self.chosen | files | {"seed": run.seed}
+
+
+class TemplateOptions(TableGroup):
+    """What a chat's template gets beside the messages."""
+
+    panel, table = SOURCE, ChatOptions
+    left_out = tuple(options_in(AnswerOptions))
+
+    def request(self) -> dict[str, Any]:
+        """The keywords of ``LanguageModel.chat``."""
+        tools, variables = _text(self.chosen["tools"]), self.chosen["template_variables"]
+        return {
+            "tools": _parsed("--tools", tools),
+            "template_variables": _parsed("--template-variables", variables),
+        }
+
+
+def _parsed(name: str, text: str | None) -> Any:
+    """The value in a JSON text."""
+    try:
+        return None if text is None else json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{name} {text!r:.60} is not JSON ({error}).") from error
 
 
 def _text(file: Path | None) -> str | None:

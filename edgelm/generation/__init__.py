@@ -8,6 +8,7 @@ Modules:
     prompts: what callers give to be answered.
     request, answer: requests, results and statistics, and the state of a request in progress.
     batch: the generation loop, for one or many requests.
+    writer: an answer's ids to text, up to a stop string.
     sampling, processors: the sampler and its logits processors.
     grammar, json_schema: constrained generation with grammars and JSON schemas, and their limits.
     beams: beam search.

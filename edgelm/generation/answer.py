@@ -63,7 +63,7 @@ class Answer:
             self._first = self._last
         self.ids.new.append(token)
         complete = self.match is not None and self.match.accept(token)
-        if token in self.ids.ends or complete:
+        if self.request.ends(token, self.ids.ends) or complete:
             self.finish_reason = "stop"
         elif self.new_tokens == self.limit:
             self.finish_reason = "length"

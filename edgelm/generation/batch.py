@@ -10,6 +10,7 @@ from edgelm.generation.answer import Answer
 from edgelm.generation.request import Chunk, Request, Result, Stats, collect
 from edgelm.generation.session import Session
 from edgelm.generation.speculation import Speculation
+from edgelm.generation.writer import Writer
 from edgelm.text.tokenizer import Tokenizer
 
 
@@ -186,8 +187,8 @@ def stream_text(batch: Batch, tokenizer: Tokenizer) -> Iterator[tuple[int, Chunk
     writers = [Writer(answer.request, tokenizer) for answer in batch.answers]
     for answer, token in batch.tokens():
         writer = writers[answer.index]
-        text = writer.push(token, token in batch.end_ids)
-        if writer.stops.found:
+        text = writer.push(token, answer.request.ends(token, batch.end_ids))
+        if writer.stopped:
             answer.finish_reason = "stop"
         if answer.finish_reason is not None:
             yield answer.index, _last_chunk(batch, answer, writer, text)
@@ -211,61 +212,3 @@ def _last_chunk(batch: Batch, answer: Answer, writer: Writer, text: str) -> Chun
     text += writer.finish()
     stats = batch.stats(answer.index)
     return Chunk(text, writer.take_ids(), answer.finish_reason, stats, answer.take_logprobs())
-
-
-class Writer:
-    """Turns one answer's ids into text: whole characters, nothing of a stop string."""
-
-    def __init__(self, request: Request, tokenizer: Tokenizer) -> None:
-        # A completion continues the prompt's text; a chat reply begins a text of its own.
-        self.decoder = tokenizer.stream(continues=not request.keep_prefix)
-        self.stops = StopStrings(request.stop)
-        self._ids: list[int] = []
-
-    def push(self, token: int, ends: bool) -> str:
-        """The text that is certain after a token; an end token has none."""
-        self._ids.append(token)
-        return "" if ends else self.stops.push(self.decoder.push(token))
-
-    def finish(self) -> str:
-        """Text held back until the end of the answer."""
-        text = "" if self.stops.found else self.stops.push(self.decoder.finish())
-        return text + self.stops.finish()
-
-    def take_ids(self) -> tuple[int, ...]:
-        """The ids since the last call."""
-        ids, self._ids = tuple(self._ids), []
-        return ids
-
-
-class StopStrings:
-    """Holds text back while it could still become a stop string."""
-
-    def __init__(self, stops: tuple[str, ...]) -> None:
-        self.stops = stops
-        self.found = False
-        self._held = ""
-
-    def push(self, text: str) -> str:
-        """The text that is certain now; everything before a stop string once one is found."""
-        self._held += text
-        positions = [at for stop in self.stops if (at := self._held.find(stop)) >= 0]
-        if positions:
-            self.found = True
-            self._held = self._held[: min(positions)]
-            return ""
-        keep = max((_overlap(self._held, stop) for stop in self.stops), default=0)
-        certain = self._held[: len(self._held) - keep]
-        self._held = self._held[len(certain) :]
-        return certain
-
-    def finish(self) -> str:
-        """Text held back until the end of the answer."""
-        rest, self._held = self._held, ""
-        return rest
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of ``text`` that begins ``stop``."""
-    longest = min(len(stop) - 1, len(text))
-    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)

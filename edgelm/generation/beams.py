@@ -17,6 +17,7 @@ from edgelm.errors import UsageError
 from edgelm.generation.processors import SoFar
 from edgelm.generation.request import Request, Result, Stats
 from edgelm.generation.session import Session
+from edgelm.generation.writer import write
 from edgelm.text.tokenizer import Tokenizer
 
 
@@ -39,19 +40,21 @@ class BeamSearch:
     Args:
         width: how many beams run side by side, on rows 0 to ``width``.
         length_penalty: a finished beam's score is divided by length to this power.
+        tokenizer: asked for where there are stop strings.
 
     Raises:
-        UsageError: fewer rows than beams; a request that samples, stops at strings or follows a
-            grammar.
+        UsageError: fewer rows than beams; a request that samples or follows a grammar.
     """
 
     def __init__(
         self, session: Session, request: Request, width: int, length_penalty: float,
-        end_ids: frozenset[int],
+        end_ids: frozenset[int], tokenizer: Callable[[], Tokenizer],
     ) -> None:  # fmt: skip
         self.engine, self.cache, self.held = session.engine, session.cache, session.held
         _check(request, width, min(self.cache.rows, self.engine.plan.chunk))
-        self.request, self.width, self.end_ids = request, width, end_ids
+        self.request, self.width = request, width
+        self.end_ids = end_ids | frozenset(request.stop_token_ids)
+        self._tokenizer = tokenizer
         self.limit = request.limit(self.cache.context, self.engine.config.vocab_size)
         self._penalty = length_penalty
         self._adjustments = request.sampling.adjustments()
@@ -155,9 +158,14 @@ class BeamSearch:
         return placed
 
     def _reason(self, beam: Beam) -> str | None:
-        if beam.ids[-1] in self.end_ids:
+        if beam.ids[-1] in self.end_ids or self._stopped(beam):
             return "stop"
         return "length" if len(beam.ids) == self.limit else None
+
+    def _stopped(self, beam: Beam) -> bool:
+        if not self.request.stop:
+            return False
+        return write(self.request, self._tokenizer(), beam.ids, self.end_ids)[1]
 
     def _done(self, running: list[Beam]) -> bool:
         """True if no beam continues, or the best one would not get among the finished."""
@@ -176,7 +184,7 @@ class BeamSearch:
 def beam_result(search: BeamSearch, beam: Beam, tokenizer: Tokenizer) -> Result:
     """A finished beam as an answer with its text and score."""
     assert beam.finish_reason is not None
-    text = tokenizer.decode(beam.ids, continues=not search.request.keep_prefix)
+    text, _ = write(search.request, tokenizer, beam.ids, search.end_ids)
     stats = search.stats(beam)
     return Result(text, beam.ids, beam.finish_reason, stats, score=beam.score)
 
@@ -193,11 +201,10 @@ def _check(request: Request, width: int, rows: int) -> None:
             f"A beam search of width {width} needs as many rows; this model was loaded with "
             f"{rows}. Allowed: 2 to the number of rows; load with rows={max(2, width)}."
         )
-    if request.sampling.temperature or request.constraint or request.stop:
+    if request.sampling.temperature or request.constraint:
         raise UsageError(
-            "Beam search takes the likeliest answers: leave out temperature, stop strings (write "
-            "stop=[] where generation_config.json has some), schema and grammar, or leave out "
-            "beams."
+            "Beam search takes the likeliest answers: leave out temperature, schema and grammar, "
+            "or leave out beams."
         )
     if request.logprobs is not None:
         raise UsageError("Beam search gives a score for each answer; leave out logprobs.")

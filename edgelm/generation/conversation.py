@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,12 +24,12 @@ from edgelm.budget.plan import Plan
 from edgelm.errors import EdgeLMError, ModelFileError, UnsupportedModelError, UsageError
 from edgelm.generation.session import Session
 from edgelm.ops.cache import KVCache
+from edgelm.text.messages import Messages, checked_messages
 
 FORMAT_VERSION = 1
 _NAMES = {
     torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int8: "I8",
 }  # fmt: skip
-Messages = Sequence[dict[str, str]]
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Facts:
     kv: str
     written: int
     ids: list[int]
-    messages: list[dict[str, str]]
+    messages: list[dict[str, Any]]
 
 
 def facts_of(plan: Plan, sha256: str) -> Facts:
@@ -69,7 +69,8 @@ def save_conversation(
         facts: makes those of ``facts_of``, which reads all weights.
 
     Raises:
-        UsageError: nothing is held, or the file exists and is no conversation.
+        UsageError: nothing is held, what should be messages is not, or the file exists and is no
+            conversation.
         EdgeLMError: the file cannot be written.
     """
     if not session.held[0]:
@@ -79,16 +80,23 @@ def save_conversation(
             f"{path} exists and is no conversation, so it is not overwritten. Give another "
             "name, or delete it first."
         )
+    kept = _messages(messages)
+    try:
+        json.dumps(kept)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UsageError(
+            f"The messages hold what JSON cannot ({error}); give texts, numbers, lists, mappings."
+        ) from error
     told = replace(
         facts(),
         ids=session.held[0],
         written=session.cache.written(0),
-        messages=[dict(message) for message in messages],
+        messages=kept,
     )
     save_row(path, session.cache, 0, told)
 
 
-def restore_conversation(path: Path, session: Session, facts: Facts) -> list[dict[str, str]]:
+def restore_conversation(path: Path, session: Session, facts: Facts) -> list[dict[str, Any]]:
     """Put a saved conversation back into the cache's first row; its messages.
 
     Raises:
@@ -222,19 +230,22 @@ def _facts(path: Path, metadata: dict[str, str] | None) -> Facts:
                 f"{path} is of format version {version}; this edgelm reads up to "
                 f"{FORMAT_VERSION}. Install a newer edgelm."
             )
-        messages = [
-            {"role": str(m["role"]), "content": str(m["content"])} for m in told["messages"]
-        ]
-        facts = Facts(**(told | {"messages": messages}))
+        facts = Facts(**(told | {"messages": _messages(told["messages"])}))
         whole = [facts.format_version, facts.written, *facts.ids]
         if version != FORMAT_VERSION or any(type(number) is not int for number in whole):
             raise ValueError(f"format_version is {version!r}, or an id is not a number")
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError, UsageError) as error:
         raise ModelFileError(
             f"{path} is damaged, or no saved conversation ({type(error).__name__}: {error}). "
             "Nothing was restored."
         ) from None
     return facts
+
+
+def _messages(messages: Messages) -> list[dict[str, Any]]:
+    """Copies as they are, with parts of contents; none are allowed too."""
+    none = isinstance(messages, list | tuple) and not messages
+    return [] if none else checked_messages(messages, lambda: True)
 
 
 def _check_model(path: Path, facts: Facts, wanted: Facts) -> None:

@@ -12,8 +12,8 @@ from edgelm.option import Call, Option, declare, options_in
 Schema = str | Mapping[str, Any] | bool
 
 
-class GenerateOptions(TypedDict, total=False):
-    """Options of ``generate``, ``stream``, ``chat`` and their asynchronous forms.
+class AnswerOptions(TypedDict, total=False):
+    """Options of every answer: of ``GenerateOptions`` and of ``ChatOptions``.
 
     None means the model's own default: that of its generation_config.json (``model_defaults``),
     else a greedy answer as long as the context allows. For a list of prompts some take a list, one
@@ -164,10 +164,21 @@ class GenerateOptions(TypedDict, total=False):
     stop: Annotated[
         str | Sequence[str] | None,
         Option(
-            "Stop before this text; may be repeated.",
+            "Stop before this text, which may hold special tokens; may be repeated.",
             "a text, or several",
             kind=values.texts,
             flag=list[str],
+        ),
+    ]
+    stop_token_ids: Annotated[
+        Sequence[int] | None,
+        Option(
+            "Token ids that end an answer, beside the model's own; may be repeated.",
+            "ids of the vocabulary",
+            lambda ids: all(token >= 0 for token in ids),
+            kind=values.token_ids,
+            flag=list[int],
+            flags=("--stop-token-id",),
         ),
     ]
     schema: Annotated[
@@ -218,6 +229,63 @@ class GenerateOptions(TypedDict, total=False):
     ]
 
 
+class GenerateOptions(AnswerOptions, total=False):
+    """Options of ``generate``, ``stream`` and their asynchronous forms."""
+
+    parse_special: Annotated[
+        bool | None,
+        Option(
+            "Read special tokens that are written in the prompt, as in a template written by hand; "
+            "no: they are plain text (default: read, with a warning).",
+            "True, False",
+            kind=values.truth,
+            flag=bool,
+            flags=("--parse-special/--no-parse-special",),
+        ),
+    ]
+
+
+class ChatOptions(AnswerOptions, total=False):
+    """Options of ``chat``, ``stream_chat`` and ``achat``."""
+
+    tools: Annotated[
+        Sequence[Mapping[str, Any]] | None,
+        Option(
+            "Functions that the model may call, as JSON schemas (command line: a file that holds "
+            "the list).",
+            "a list of mappings such as {'type': 'function', 'function': {'name': …, …}}",
+            lambda tools: (
+                isinstance(tools, list | tuple) and all(isinstance(tool, Mapping) for tool in tools)
+            ),
+            flag=Path,
+        ),
+    ]
+    template_variables: Annotated[
+        Mapping[str, Any] | None,
+        Option(
+            "Variables that the model's chat template reads (command line: a JSON object).",
+            "a mapping such as {'enable_thinking': False}",
+            lambda pairs: isinstance(pairs, Mapping) and all(isinstance(n, str) for n in pairs),
+            flag=str,
+        ),
+    ]
+    continue_final_message: Annotated[
+        bool | None,
+        Option(
+            "Go on with the last message's text instead of answering it.",
+            "True, False",
+            kind=values.truth,
+        ),
+    ]
+
+
+_STOP_EVENT = Option(
+    "Cancels the answer when it is set.",
+    "an event with is_set(), or None",
+    kind=values.event,
+    optional=True,
+)
+CHAT = declare(Call("chat()", ChatOptions, {"stop_event": _STOP_EVENT}))
 GENERATE = declare(
     Call(
         "generate()",
@@ -241,17 +309,12 @@ GENERATE = declare(
                 lambda power: abs(power) <= 16,
                 kind=values.number,
             ),
-            "stop_event": Option(
-                "Cancels the answer when it is set.",
-                "an event with is_set(), or None",
-                kind=values.event,
-                optional=True,
-            ),
+            "stop_event": _STOP_EVENT,
         },
     )
 )
 
 
 def require_option(name: str, value: Any) -> Any:
-    """The value as read; UsageError for one that the table does not allow."""
-    return options_in(GenerateOptions)[name].require(name, value)
+    """The value as read; UsageError for one that the tables do not allow."""
+    return (options_in(GenerateOptions) | options_in(ChatOptions))[name].require(name, value)

@@ -20,7 +20,7 @@ def build_request(
     prompt_ids: Sequence[int], options: Mapping[str, Any], defaults: ModelDefaults,
     constraint: Callable[[Any, str | None], Constraint],
 ) -> Request:  # fmt: skip
-    """A Request of options that are those of ``GenerateOptions``.
+    """A Request of options that are those of ``AnswerOptions``.
 
     Args:
         defaults: the model's own. A sampled answer without a seed draws one, which the statistics

@@ -17,7 +17,9 @@ class Request:
     """One answer to be made; the command line, Python and evaluation all build this.
 
     ``max_new_tokens`` None means until the context is full, or up to the ``usual_limit`` that the
-    model's generation_config.json sets. ``keep_prefix`` continues from what
+    model's generation_config.json sets. ``stop_token_ids`` end an answer beside
+    the model's own end tokens. ``continues`` is false for a chat's reply, a text that begins anew
+    and does not go on with the prompt's. ``keep_prefix`` continues from what
     the cache still holds of an earlier prompt instead of an empty row. ``shares_prompt`` copies the
     prompt from a row that ran it for another request of the same batch. ``logprobs`` asks for
     log-probabilities: of each chosen token and of this many of the likeliest ones. ``speculate``
@@ -28,12 +30,18 @@ class Request:
     max_new_tokens: int | None = None
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    continues: bool = True
     keep_prefix: bool = False
     shares_prompt: bool = False
     logprobs: int | None = None
     constraint: Constraint | None = None
     speculate: str = "auto"
     usual_limit: int | None = None
+
+    def ends(self, token: int, end_ids: frozenset[int]) -> bool:
+        """True for a token that ends the answer, which has no text then."""
+        return token in end_ids or token in self.stop_token_ids
 
     def limit(self, context: int, vocab_size: int) -> int:
         """Maximum number of new tokens.
@@ -54,6 +62,8 @@ class Request:
             raise UsageError(f"logprobs is {self.logprobs}; allowed: 0-{vocab_size}.")
         require_option("speculate", self.speculate)
         self.sampling.check_ids(vocab_size)
+        if beyond := [token for token in self.stop_token_ids if not 0 <= token < vocab_size]:
+            raise UsageError(f"stop_token_ids holds {beyond[0]}; allowed: 0-{vocab_size - 1}.")
         if "" in self.stop:
             raise UsageError("A stop string is empty; leave it out to stop only at end tokens.")
         prompt, wanted = len(self.prompt_ids), self.max_new_tokens or 1

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any, Literal, Unpack, overload
 
 from edgelm.config import ModelConfig
@@ -14,23 +16,31 @@ from edgelm.generation.batch import Batch, stream_text, whole_answers
 from edgelm.generation.beams import check_kept
 from edgelm.generation.grammar import Constraint
 from edgelm.generation.model_defaults import ModelDefaults
-from edgelm.generation.option_table import GENERATE, GenerateOptions
+from edgelm.generation.option_table import (
+    CHAT,
+    GENERATE,
+    ChatOptions,
+    GenerateOptions,
+    require_option,
+)
 from edgelm.generation.options import build_request, options_of, samples
 from edgelm.generation.prompts import Prompt, Prompts, Read, read_prompt, read_prompts
 from edgelm.generation.request import Chunk, Request, Result, collect
 from edgelm.option import checked
-from edgelm.text.chat_template import render
+from edgelm.text.chat_prompt import Tools, encode_chat
+from edgelm.text.messages import Messages
 from edgelm.text.tokenizer import Tokenizer
 
-Messages = Sequence[dict[str, str]]
 Answers = Result | list[Result] | list[list[Result]]
+
+logger = logging.getLogger("edgelm")
 
 
 class TextCalls(ABC):
     """``generate``, ``stream``, ``chat`` and what they stand on.
 
-    Their options are those of ``GenerateOptions``. ``max_tokens`` is another name for
-    ``max_new_tokens`` that works and that type checkers refuse.
+    Their options are those of ``GenerateOptions`` and ``ChatOptions``. ``max_tokens`` is another
+    name for ``max_new_tokens`` that works and that type checkers refuse.
     """
 
     config: ModelConfig
@@ -135,7 +145,11 @@ class TextCalls(ABC):
 
         Closing it, or setting ``stop_event``, cancels it. Other calls wait until it is read.
         """
-        request = self.request(prompt, **options)
+        yield from self._stream(self.request(prompt, **options), stop_event)
+
+    def _stream(
+        self, request: Request, stop_event: threading.Event | None
+    ) -> Generator[Chunk, None, None]:
         [stop_event] = GENERATE.require(stop_event=stop_event)
         cancelled = stop_event.is_set if stop_event is not None else bool
         with self.batch([request], self.end_ids, cancelled) as batch:
@@ -145,26 +159,46 @@ class TextCalls(ABC):
 
     def chat(
         self, messages: Messages, *, stop_event: threading.Event | None = None,
-        **options: Unpack[GenerateOptions],
+        **options: Unpack[ChatOptions],
     ) -> Result:  # fmt: skip
-        """Answer a conversation: messages with ``role`` and ``content``."""
+        """Answer a conversation: messages with ``role`` and ``content``.
+
+        Contents are texts, or parts ``{"type": "text", "text": …}``; special tokens in them are
+        plain text. With ``continue_final_message`` the answer goes on with the last message.
+
+        Raises:
+            UsageError: messages that the model's template does not print whole, parts that are no
+                text, ``tools`` or ``template_variables`` that it does not read.
+        """
         return collect(self.stream_chat(messages, stop_event=stop_event, **options))
 
     def stream_chat(
         self, messages: Messages, *, stop_event: threading.Event | None = None,
-        **options: Unpack[GenerateOptions],
+        **options: Unpack[ChatOptions],
     ) -> Generator[Chunk, None, None]:  # fmt: skip
         """As ``chat``, piece by piece; earlier turns that are in the cache are not run again."""
-        if options.get("keep_prefix") is None:
-            options["keep_prefix"] = True
-        yield from self.stream(self.chat_ids(messages), stop_event=stop_event, **options)
+        given = checked(options, CHAT)
+        asked = {name: given.pop(name) for name in _OF_PROMPT if name in given}
+        if given.get("keep_prefix") is None:
+            given["keep_prefix"] = True
+        request = self._request(self.chat_ids(messages, **asked), given)
+        continues = bool(asked.get("continue_final_message"))
+        yield from self._stream(replace(request, continues=continues), stop_event)
 
-    def chat_ids(self, messages: Messages) -> list[int]:
-        """Ids of a conversation in the model's own template, ready to be answered."""
-        tokenizer = self.tokenizer
-        bos, eos = tokenizer.token_of(tokenizer.bos_id), tokenizer.token_of(tokenizer.eos_id)
-        text = render(tokenizer.chat_template, messages, bos=bos, eos=eos)
-        return tokenizer.encode(text, add_special=False, parse_special=True)
+    def chat_ids(
+        self, messages: Messages, *, tools: Tools | None = None,
+        template_variables: Mapping[str, Any] | None = None,
+        continue_final_message: bool | None = None,
+    ) -> list[int]:  # fmt: skip
+        """Ids of a conversation in the model's own template, ready to be answered; see ``chat``."""
+        given = (tools, template_variables, continue_final_message)
+        for name, value in zip(_OF_PROMPT, given, strict=True):
+            if value is not None:
+                require_option(name, value)
+        return encode_chat(
+            self.tokenizer, messages, tools=tools, template_variables=template_variables,
+            continue_final_message=bool(continue_final_message),
+        )  # fmt: skip
 
     def request(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> Request:
         """A Request with the model's own defaults where nothing is given."""
@@ -173,8 +207,30 @@ class TextCalls(ABC):
     def _request(self, prompt: Read, options: Mapping[str, Any]) -> Request:
         if isinstance(prompt, str) and not prompt:
             raise UsageError("The prompt is empty; give some text.")
-        ids = self.encode(prompt) if isinstance(prompt, str) else prompt
+        options = dict(options)
+        parse_special = options.pop("parse_special", None)
+        if parse_special is not None:
+            parse_special = require_option("parse_special", parse_special)
+        ids = self._prompt_ids(prompt, parse_special) if isinstance(prompt, str) else prompt
         return build_request(ids, options, self.defaults, self._constraint)
+
+    def _prompt_ids(self, prompt: str, parse_special: bool | None) -> list[int]:
+        """Ids of a prompt; special tokens that are read without being asked for are told."""
+        ids = self.tokenizer.encode(prompt, parse_special=parse_special is not False)
+        if parse_special is None:
+            special = filter(self.tokenizer.is_special, ids)
+            names = dict.fromkeys(self.tokenizer.token_of(token) or "" for token in special)
+            if written := [name for name in names if name and name in prompt]:
+                logger.warning(
+                    "The prompt holds special tokens (%s), which are read as such. If that is "
+                    "meant, give parse_special=True (--parse-special); with parse_special=False "
+                    "(--no-parse-special) they are plain text.",
+                    ", ".join(written[:5]),
+                )
+        return ids
 
     def _constraint(self, schema: Any, grammar: str | None) -> Constraint:
         return Constraint.parse(schema, grammar, self.tokenizer, self.end_ids)
+
+
+_OF_PROMPT = ("tools", "template_variables", "continue_final_message")

@@ -145,9 +145,11 @@ def _agrees(tokenizer: Tokenizer, keys: dict[str, Any]) -> bool:
         ours = load_tokenizer(Path("probe.gguf"), keys)
     except EdgeLMError:
         return False
-    bare = {"add_special": False}
     texts = [PROBE, *re.split(r"(?<=[.;:]) ", PROBE)]
-    return all(ours.encode(t, **bare) == tokenizer.encode(t, **bare) for t in texts)
+    return all(
+        ours.encode(text, add_special=False) == tokenizer.encode(text, add_special=False)
+        for text in texts
+    )
 
 
 def _added(tokenizer: Tokenizer, token_id: int) -> str:

@@ -10,7 +10,10 @@ Modules:
     gguf_tokenizer: the tokenizer in a GGUF file.
     tokenizer_json: a ``tokenizer.json``, and what of it may run in this process.
     tokenizer_config: the JSON files that accompany a tokenizer.
+    messages: messages of a chat, checked.
     chat_template: messages rendered to text.
+    chat_prompt: messages as ids, with the template's own special tokens and no others.
+    hidden_tokens: texts of tokens in what people write, which are no tokens.
     template_process: runs chat templates, in a process that holds their ``sandbox``.
     limited_process: ``LimitedProcess``, which computes what a model's files say, under limits.
     limited_worker: what such a process runs, with one of the scripts here:

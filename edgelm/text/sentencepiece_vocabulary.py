@@ -80,10 +80,12 @@ class SentencePieceVocabulary:
         self.size = next_id
         control = [i for i in range(self._pieces) if library.is_control(i)]
         self._special = {t.id for t in self.added if t.special and t.id is not None} | set(control)
+        self._own = {t.id for t in self.added if t.id is not None and t.id < self._pieces}
         told = {token.id for token in self.added}
         own_tokens = [AddedToken(library.id_to_piece(i), i) for i in control if i not in told]
         self._always = _Cutter([token for token in self.added if token.id not in self._special])
         self._parsed = _Cutter([*self.added, *own_tokens])
+        self.cut = {t.name: t.id in self._special for t in (*self.added, *own_tokens)}
 
     def _adds_space(self) -> bool:
         """True if decoding drops the space of the first piece, determined by a trial."""
@@ -93,7 +95,7 @@ class SentencePieceVocabulary:
                 return not self._library.decode([token_id]).startswith(" ")
         return False
 
-    def encode(self, text: str, parse_special: bool) -> list[int]:
+    def encode(self, text: str, parse_special: bool, mark: str = "") -> list[int]:
         """Encode each segment between special tokens as a separate text, as Meta's and llama.cpp's
         encoders do: each gets the space that the model adds before a text, unless the scheme
         says otherwise."""
@@ -102,8 +104,23 @@ class SentencePieceVocabulary:
             if isinstance(part, int):
                 ids.append(part)
             elif part:
-                ids += (self._later if ids else self._library).encode(part)
+                library = self._later if ids else self._library
+                ids += self._without(mark, part, library)
         return ids
+
+    def _without(self, mark: str, text: str, library: SentencePieceProcessor) -> list[int]:
+        """Encode a text without the mark, which may break up tokens in it.
+
+        The library finds those that its file calls user-defined by itself. Then the text keeps
+        the mark, and its ids are taken out.
+        """
+        ids: list[int] = library.encode(text.replace(mark, "") if mark else text)
+        if not mark or mark not in text or self._own.isdisjoint(ids):
+            return ids
+        pieces = [library.piece_to_id(f"<0x{byte:02X}>") for byte in mark.encode()]
+        unknown = [library.unk_id()]
+        gap = unknown if unknown[0] in pieces else pieces
+        return _left_out(library.encode(text), gap)
 
     def id_of(self, token: str) -> int | None:
         return self._ids[token] if token in self._ids else self._piece(token)
@@ -184,6 +201,18 @@ def _pattern(token: AddedToken) -> str:
         name = rf"(?<!\w){name}(?!\w)"
     left, right = (r"\s*" if strip else "" for strip in (token.lstrip, token.rstrip))
     return f"{left}({name}){right}"
+
+
+def _left_out(ids: list[int], gap: list[int]) -> list[int]:
+    """The ids without each place where those of ``gap`` stand in a row."""
+    left, at = [], 0
+    while at < len(ids):
+        if ids[at : at + len(gap)] == gap:
+            at += len(gap)
+        else:
+            left.append(ids[at])
+            at += 1
+    return left
 
 
 def _present(token_id: int) -> int | None:

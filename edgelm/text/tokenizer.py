@@ -79,13 +79,19 @@ class Tokenizer:
         self.add_eos = special.eos_id is not None and special.eos_id in special.suffix
 
     def encode(
-        self, text: str, *, add_special: bool = True, parse_special: bool = False
+        self,
+        text: str,
+        *,
+        add_special: bool = True,
+        parse_special: bool = False,
+        mark: str = "",
     ) -> list[int]:
         """Token ids of a text that may go on: nothing is put after it.
 
         add_special adds BOS (and whatever else the model's files put before a text), but never a
         second BOS. parse_special recognises special tokens written in the text, as rendered chat
-        templates require; without it they are plain text, so that a user cannot forge a turn.
+        templates require; without it they are plain text, so that a user cannot forge a turn. A
+        special token with mark, a character, inside it is plain text too; the mark is taken out.
         """
         if not isinstance(text, str):
             raise UsageError(f"A text must be a str, not {type(text).__name__}.")
@@ -96,7 +102,7 @@ class Tokenizer:
                 f"The text holds half a surrogate pair at position {error.start}, which no "
                 "tokenizer can read. Decode the input as UTF-8 first."
             ) from error
-        ids = self._vocabulary.encode(text, parse_special)
+        ids = self._vocabulary.encode(text, parse_special, mark)
         prefix = list(self._special.prefix)
         if not add_special or ids[: len(prefix)] == prefix:
             return ids
@@ -195,6 +201,11 @@ class Tokenizer:
     def token_of(self, token_id: int | None) -> str | None:
         """Spelling of the token in the vocabulary (chat templates need BOS and EOS like this)."""
         return None if token_id is None else self._vocabulary.name_of(token_id)
+
+    @property
+    def cut_tokens(self) -> Mapping[str, bool]:
+        """Texts of the tokens that are cut out before anything else; True for special ones."""
+        return self._vocabulary.cut
 
     def is_special(self, token_id: int) -> bool:
         """True if the token is a control token rather than text."""

@@ -96,6 +96,8 @@ class TokenizersVocabulary:
         self._process.close()  # the next one learns of what was added
         added = self._library.get_added_tokens_decoder()
         self._special = {i for i, token in added.items() if token.special}
+        self.cut = {token.content: token.special for token in added.values()}
+        self._cuts_normalized = any(token.normalized for token in added.values())
         self.size = max(self._library.get_vocab_size(True), max(added, default=-1) + 1)
 
     def _read_affixes(self) -> None:
@@ -143,19 +145,26 @@ class TokenizersVocabulary:
             self._library.add_special_tokens(known)
             self._read_tokens()
 
-    def encode(self, text: str, parse_special: bool) -> list[int]:
-        return self._ids(text, affixes=False, parse_special=parse_special)
+    def encode(self, text: str, parse_special: bool, mark: str = "") -> list[int]:
+        return self._ids(text, affixes=False, parse_special=parse_special, mark=mark)
 
-    def _ids(self, text: str, affixes: bool, parse_special: bool) -> list[int]:
+    def _ids(self, text: str, affixes: bool, parse_special: bool, mark: str = "") -> list[int]:
         """Ids of the text; affixes: with those that the post-processor adds."""
+        from edgelm.text.tokenizer_worker import encode
+
+        asked = {
+            "text": text,
+            "affixes": affixes,
+            "parse_special": parse_special,
+            "mark": mark if mark and mark in text else "",
+            "cuts_normalized": self._cuts_normalized,
+        }
         with library_errors(f"The tokenizer cannot encode a text of {len(text)} characters"):
             if self._withheld:
-                asked = {"text": text, "affixes": affixes, "parse_special": parse_special}
                 limits = Limits(3 + len(text) / 50_000, 256 * 2**20 + 1024 * len(text))
                 return list(self._process.ask(asked, limits))
             with self._lock:
-                self._library.encode_special_tokens = not parse_special
-                return list(self._library.encode(text, add_special_tokens=affixes).ids)
+                return encode(self._library, **asked)
 
     def _loading(self) -> tuple[Any, Limits]:
         """The question that makes the other process load the whole tokenizer."""

@@ -7,7 +7,7 @@ that the text is the same whole and token by token.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -27,8 +27,18 @@ class Vocabulary(Protocol):
     eos_id: int | None
     pad_id: int | None
 
-    def encode(self, text: str, parse_special: bool) -> list[int]:
-        """Ids of the text alone; special tokens written in it count only with parse_special."""
+    def encode(self, text: str, parse_special: bool, mark: str = "") -> list[int]:
+        """Ids of the text alone; special tokens written in it count only with parse_special.
+
+        mark: a character that may stand within a token's text, which is none then; it is taken out.
+        """
+
+    @property
+    def cut(self) -> Mapping[str, bool]:
+        """Texts of the tokens that are cut out before anything else, and whether each is special.
+
+        Special ones are cut only with parse_special.
+        """
 
     def id_of(self, token: str) -> int | None:
         """The id of a token by its name, None if there is no such token."""

@@ -6,10 +6,54 @@ from mutations.row import Mutation
 
 TOKENIZER = "tests/test_tokenizer.py"
 CHAT = "tests/test_chat.py"
+MESSAGES = "tests/test_chat_messages.py"
+TYPED = "tests/test_chat_tokens.py"
 OPTIONS = "tests/test_tokenizer_options.py"
 ADDED = "tests/test_added_tokens.py"
 
 MUTATIONS: tuple[Mutation, ...] = (
+    Mutation(
+        "chat: contents hold no special tokens",
+        "edgelm/text/chat_prompt.py",
+        "        hidden.inside(messages),\n",
+        "        messages,\n",
+        (f"{TYPED}::test_no_way_into_the_template_lets_tokens_in",),
+    ),
+    Mutation(
+        "chat: tools and variables hold no special tokens",
+        "edgelm/text/chat_prompt.py",
+        "variables=hidden.inside(variables),",
+        "variables=variables,",
+        (f"{TYPED}::test_no_way_into_the_template_lets_tokens_in",),
+    ),
+    Mutation(
+        "chat: tokens that mark turns count as special",
+        "edgelm/text/hidden_tokens.py",
+        "(name in template and _TURN",
+        "(not name and _TURN",
+        (f"{TYPED}::test_turn_tokens_that_are_not_called_special",),
+    ),
+    Mutation(
+        "chat: tokens of the normalized text are hidden too",
+        "edgelm/text/tokenizers_vocabulary.py",
+        "any(token.normalized for token in added.values())",
+        "False",
+        (f"{TYPED}::test_tokens_of_the_normalized_text",),
+    ),
+    Mutation(
+        "chat: no message vanishes",
+        "edgelm/text/chat_template.py",
+        "    _require_all_told(template, told, given)\n",
+        "",
+        (f"{MESSAGES}::test_a_message_that_would_vanish_is_refused",),
+    ),
+    Mutation(
+        "chat: a continued message keeps the space behind it",
+        "edgelm/generation/text_calls.py",
+        "replace(request, continues=continues)",
+        "replace(request, continues=False)",
+        (f"{MESSAGES}::test_an_answer_goes_on_with_the_last_message",),
+    ),
     Mutation(
         "tokenizer: never a second BOS",
         "edgelm/text/tokenizer.py",
@@ -34,8 +78,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "tokenizer: a user cannot write special tokens",
         "edgelm/text/tokenizer.py",
-        "self._vocabulary.encode(text, parse_special)",
-        "self._vocabulary.encode(text, True)",
+        "self._vocabulary.encode(text, parse_special, mark)",
+        "self._vocabulary.encode(text, True, mark)",
         (f"{TOKENIZER}::test_special_tokens_in_a_text_are_text_unless_parsed",),
     ),
     Mutation(
@@ -184,8 +228,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "tokenizer: legacy false keeps spaces from stretches behind special tokens",
         "edgelm/text/sentencepiece_vocabulary.py",
-        "(self._later if ids else self._library).encode(part)",
-        "self._library.encode(part)",
+        "self._later if ids else self._library\n",
+        "self._library\n",
         (f"{OPTIONS}::test_spaces_before_stretches",),
     ),
     Mutation(

@@ -14,7 +14,9 @@ assert_type(lm.generate(["a", "b"], seed=[1, 2])[0].text, str)
 assert_type(lm.generate("x", n=2)[0], edgelm.Result)
 assert_type(lm.generate(["a"], n=n)[0], list[edgelm.Result])
 assert_type(lm.chat([{"role": "user", "content": "x"}], stop=["a"]), edgelm.Result)
-assert_type(next(lm.stream("x", stop="a")), edgelm.Chunk)
+assert_type(next(lm.stream("x", stop="a", stop_token_ids=[1], parse_special=False)), edgelm.Chunk)
+lm.chat([{"role": "user", "content": [{"type": "text", "text": "x"}]}], tools=[{"name": "f"}])
+lm.chat([], template_variables={"enable_thinking": False}, continue_final_message=True)
 assert_type(lm.decode([1, 2]), str)
 assert_type(lm.decode([[1], [2]]), list[str])
 assert_type(lm.encode("x"), list[int])
@@ -41,6 +43,8 @@ print(lm.generate("x").texts)  # attr-defined
 print(lm.generate(["a"]).text)  # attr-defined
 lm.stream("x", max_tokens=5)  # call-arg
 lm.chat([], top_pp=1.0)  # call-arg
+lm.chat([], parse_special=True)  # call-arg
+lm.stream("x", tools=[])  # call-arg
 lm.request("x", bogus=1)  # call-arg
 lm.forward(None, atention_mask=None)  # call-arg
 edgelm.load("demo", qant="int4")  # call-arg
