@@ -88,6 +88,20 @@ def items(value: Any) -> Sequence[Any]:
     return found
 
 
+def mapping(value: Any) -> Mapping[str, Any]:
+    """A mapping whose keys are texts."""
+    if not isinstance(value, Mapping):
+        raise TypeError
+    for key in value:
+        text(key)
+    return value
+
+
+def mappings(value: Any) -> tuple[Mapping[str, Any], ...]:
+    """A list of such mappings."""
+    return tuple(map(mapping, items(value)))
+
+
 def token_ids(value: Any) -> tuple[int, ...]:
     """Token ids; texts, bytes, floats and bools are none."""
     return tuple(map(whole, value if isinstance(value, Iterator) else items(value)))

@@ -254,9 +254,7 @@ class ChatOptions(AnswerOptions, total=False):
             "Functions that the model may call, as JSON schemas (command line: a file that holds "
             "the list).",
             "a list of mappings such as {'type': 'function', 'function': {'name': …, …}}",
-            lambda tools: (
-                isinstance(tools, list | tuple) and all(isinstance(tool, Mapping) for tool in tools)
-            ),
+            kind=values.mappings,
             flag=Path,
         ),
     ]
@@ -265,7 +263,7 @@ class ChatOptions(AnswerOptions, total=False):
         Option(
             "Variables that the model's chat template reads (command line: a JSON object).",
             "a mapping such as {'enable_thinking': False}",
-            lambda pairs: isinstance(pairs, Mapping) and all(isinstance(n, str) for n in pairs),
+            kind=values.mapping,
             flag=str,
         ),
     ]

@@ -181,7 +181,7 @@ class TextCalls(ABC):
         asked = {name: given.pop(name) for name in _OF_PROMPT if name in given}
         if given.get("keep_prefix") is None:
             given["keep_prefix"] = True
-        request = self._request(self.chat_ids(messages, **asked), given)
+        request = self._request(tuple(self.chat_ids(messages, **asked)), given)
         continues = bool(asked.get("continue_final_message"))
         yield from self._stream(replace(request, continues=continues), stop_event)
 

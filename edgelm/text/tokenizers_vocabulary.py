@@ -152,7 +152,7 @@ class TokenizersVocabulary:
         """Ids of the text; affixes: with those that the post-processor adds."""
         from edgelm.text.tokenizer_worker import encode
 
-        asked = {
+        asked: dict[str, Any] = {
             "text": text,
             "affixes": affixes,
             "parse_special": parse_special,
