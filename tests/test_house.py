@@ -256,6 +256,8 @@ def test_shown_commands_exist(
 def test_readme_python_uses_public_names() -> None:
     import edgelm
 
+    assert all(getattr(edgelm, name) for name in edgelm.__all__)
+
     used = set()
     for block in fenced("python"):
         for node in ast.walk(ast.parse(block)):

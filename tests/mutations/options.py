@@ -95,7 +95,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "options: errors on the command line name flags",
         "edgelm/cli/commands.py",
-        "error.args = (_with_flags(str(raised), given),)",
+        "error.args = (_with_flags(str(error), given),)",
         "pass",
         (f"{_OPTIONS}test_errors_on_the_command_line_name_flags",),
     ),
