@@ -63,10 +63,7 @@ class LanguageModel(AsyncForms):
         self, files: ModelFiles, plan: Plan, ledger: Ledger, report: Report, session: Session,
         closing: Sequence[Callable[[], None]] = (), defaults: ModelDefaults | None = None,
     ) -> None:  # fmt: skip
-        """Of parts that are loaded already; ``closing`` is called when the model is closed.
-
-        defaults: of answers, None for greedy ones as long as the context.
-        """
+        """Of loaded parts; closing: called when the model is closed; defaults: of answers."""
         self.plan, self.ledger, self.report = plan, ledger, report
         self.config = files.config
         self.name = files.name

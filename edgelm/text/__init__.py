@@ -9,6 +9,7 @@ Modules:
     tokenizers_vocabulary, sentencepiece_vocabulary: read with the libraries of those names.
     gguf_tokenizer: the tokenizer in a GGUF file.
     tokenizer_json: a ``tokenizer.json``, and what of it may run in this process.
+    special_tokens: what the files say of tokens around a text, beside the vocabulary.
     tokenizer_config: the JSON files that accompany a tokenizer.
     messages: messages of a chat, checked.
     chat_template: messages rendered to text.

@@ -84,7 +84,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "tokenizer: tokens beside tokenizer.json",
-        "edgelm/text/tokenizer.py",
+        "edgelm/text/special_tokens.py",
         "        vocabulary.add(added_tokens(folder, config))\n",
         "",
         (f"{ADDED}::test_tokens_of_every_place_are_read",),
@@ -119,14 +119,14 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "tokenizer: a missing special token is said",
-        "edgelm/text/tokenizer.py",
+        "edgelm/text/special_tokens.py",
         "    _warn_of_missing(vocabulary, named)\n",
         "",
         (f"{ADDED}::test_a_named_token_that_is_missing_is_said",),
     ),
     Mutation(
         "tokenizer: a post-processor stands above flags",
-        "edgelm/text/tokenizer.py",
+        "edgelm/text/special_tokens.py",
         "flags = {} if isinstance(vocabulary, TokenizersVocabulary) else config",
         "flags = config",
         (f"{ADDED}::test_a_post_processor_stands_above_flags",),
