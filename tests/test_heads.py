@@ -295,7 +295,7 @@ def test_what_forward_refuses(tmp_path: Path) -> None:
         "question-answering": [
             ({"labels": torch.zeros(3).long()}, "end_positions"),
             ({"start_positions": torch.zeros(3).long()}, "both"),
-            ({"start_positions": torch.zeros(2), "end_positions": torch.zeros(3)}, "expected"),
+            ({"start_positions": torch.zeros(3), "end_positions": torch.zeros(3)}, "whole numbers"),
         ],
         "base": [({"labels": tokens}, "task='base'")],
     }

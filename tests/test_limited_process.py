@@ -130,10 +130,15 @@ def test_threads_take_turns(asked: LimitedProcess) -> None:
 def test_an_interrupt_ends_the_question(asked: LimitedProcess) -> None:
     """Its answer would be taken for the next one's; Ctrl-C itself does not reach the process."""
     pid = pid_of(asked)
+    # A shell without job control has its background jobs, and so these tests, ignore Ctrl-C.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
-    with pytest.raises(KeyboardInterrupt):
-        asked.ask(["loop", None], Limits(10.0, 2**26))
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            asked.ask(["loop", None], Limits(10.0, 2**26))
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert ends(pid) and asked.ask(["sum", [2]], LIMITS) == 2
 
 

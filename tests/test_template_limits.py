@@ -12,6 +12,7 @@ from edgelm.errors import EdgeLMError, ModelFileError, UsageError
 from edgelm.text import template_process
 from edgelm.text.chat_template import render
 from edgelm.text.limited_process import Limits
+from edgelm.text.template_process import run_template
 
 USER = [{"role": "user", "content": "Hello"}]
 TWICE = "{% set n = namespace(x=START) %}{% for i in range(99) %}{% set n.x = GROWN %}{% endfor %}"
@@ -153,10 +154,9 @@ USED = {
 @pytest.mark.parametrize("template", USED.values(), ids=USED.keys())
 def test_what_templates_use_is_transformers(template: str) -> None:
     oracle = pytest.importorskip("transformers.utils.chat_template_utils")
-    expected = oracle._compile_jinja_template(template).render(
-        messages=USER, documents=None, add_generation_prompt=True, **VALUES
-    )
-    assert render(template, USER, bos=None, eos=None, **VALUES) == expected
+    variables = {"messages": USER, "documents": None, "add_generation_prompt": True, **VALUES}
+    expected = oracle._compile_jinja_template(template).render(**variables)
+    assert run_template(template, variables) == expected
 
 
 def test_raise_exception_is_a_refusal() -> None:

@@ -149,7 +149,7 @@ def test_rows_are_added_and_dropped() -> None:
     cache.advance(0, 3)
     cache.drop(0)
     assert cache.lengths == [0, 0] and cache.add() == 0
-    with pytest.raises(edgelm.UsageError, match="does not exist"):
+    with pytest.raises(edgelm.UsageError, match="the rows of this cache"):
         cache.drop(2)
 
 

@@ -57,12 +57,12 @@ def generate(
     with load_for_text(model, source, load, guess, run, output, rows=rows) as lm:
         options = sampling.request(run) | guess.request()
         options |= {"logprobs": logprobs, "parse_special": parse_special}
-        if prompt is None or n != 1 or beams > 1:
-            lines = [line for line in prompts for _ in range(n)]
+        if prompt is None or n != 1 or beams != 1:
             answers = _answers(lm, prompts, n, options | {"beams": beams})
             if output.json:
                 console.print_json({"results": [answer.to_dict() for answer in answers]})
             else:
+                lines = (line for line in prompts for _ in range(n))
                 for line, answer in zip(lines, answers, strict=True):
                     print(f"{line}{answer.text}\n")
             return
