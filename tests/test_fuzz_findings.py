@@ -16,7 +16,9 @@ from edgelm.errors import ModelFileError, UnsupportedModelError
 from edgelm.text.tokenizer import load_tokenizer
 
 
-@pytest.mark.parametrize("shard", [{}, [], ["model.safetensors"], 3, "", "a\x00b", "a\nb"])
+@pytest.mark.parametrize(
+    "shard", [{}, [], ["model.safetensors"], 3, "", "a\x00b", "a\nb", "x" * 5000, "ü" * 200]
+)
 def test_shards_that_are_no_file_names(tiny_llama: Callable[..., Path], shard: Any) -> None:
     folder = tiny_llama()
     (folder / "model.safetensors").rename(folder / "other.safetensors")

@@ -8,6 +8,7 @@ missing as long as nobody needs its tensors.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -18,6 +19,7 @@ from edgelm.plain_file import absence
 
 logger = logging.getLogger("edgelm")
 SHOWN = 3  # names of each kind in a warning
+LONGEST_NAME = 255  # bytes on most file systems
 
 
 def open_shards(
@@ -38,7 +40,7 @@ def open_shards(
     for shard in weight_map.values():
         _check_name(index, shard)
     paths = {shard: index.parent / shard for shard in sorted(set(weight_map.values()))}
-    here = {shard: open_file(path) for shard, path in paths.items() if path.exists()}
+    here = {shard: open_file(path) for shard, path in paths.items() if os.path.exists(path)}
     if not here:
         raise ModelFileError(
             f"{absence(min(paths.values()))} The model is not complete: fetch the missing file."
@@ -69,7 +71,7 @@ def _tell(index: Path, problem: str, names: Collection[str]) -> None:
 
 def _check_name(index: Path, shard: Any) -> None:
     """A shard's name must not leave the index's folder by itself; a link in the folder may."""
-    if not isinstance(shard, str) or not shard or not shard.isprintable():
+    if not isinstance(shard, str) or not shard.isprintable() or not _fits(shard):
         raise ModelFileError(f"{index} has {shard!r:.80} in place of a file name.")
     foreign = PurePosixPath(shard).is_absolute() or PureWindowsPath(shard).anchor
     if foreign or ".." in PureWindowsPath(shard).parts:
@@ -78,3 +80,7 @@ def _check_name(index: Path, shard: Any) -> None:
             "in the folder are read: put the shard there, or fetch the model from a source you "
             "trust."
         )
+
+
+def _fits(shard: str) -> bool:
+    return 0 < len(shard.encode()) <= LONGEST_NAME
