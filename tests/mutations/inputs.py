@@ -46,20 +46,6 @@ MUTATIONS: tuple[Mutation, ...] = (
         (f"{_SCHEMAS}test_a_panic_of_the_library_is_an_error",),
     ),
     Mutation(
-        "inputs: a stream goes on in another thread",
-        "edgelm/generation/text_calls.py",
-        "                with self.paused():\n                    yield chunk\n",
-        "                yield chunk\n",
-        (f"{_STREAMS}test_a_request_on_a_thread_that_read_is_served_in_turn",),
-    ),
-    Mutation(
-        "inputs: nesting is known by the frames",
-        "edgelm/call_lock.py",
-        "        if reader.stands_here():\n",
-        "        if False:\n",
-        (f"{_STREAMS}test_nesting_is_refused_at_once",),
-    ),
-    Mutation(
         "inputs: a quota bounds the threads",
         "edgelm/machine/hardware.py",
         "        bounds.append(int(quota))\n",

@@ -45,13 +45,6 @@ MUTATIONS: tuple[Mutation, ...] = (
         (f"{TESTS}::test_a_damaged_file_is_noticed_and_made_again",),
     ),
     Mutation(
-        "second start: a file of another size is noticed",
-        "edgelm/layerstore/layer_table.py",
-        "if table.image_bytes != image_bytes:",
-        "if False:",
-        (f"{KEPT}::test_a_table_that_lies_is_refused[another size]",),
-    ),
-    Mutation(
         "second start: files belong to a library",
         "edgelm/layerstore/layer_folder.py",
         "torch.__version__, native.ABI)",
