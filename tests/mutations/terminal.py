@@ -51,13 +51,6 @@ MUTATIONS: tuple[Mutation, ...] = (
         (f"{_STREAMS}test_a_stdout_that_fails_is_one_line",),
     ),
     Mutation(
-        "streams: what was not written is dropped before the interpreter ends",
-        "edgelm/cli/main.py",
-        "    streams.drop_unwritten()\n    return code",
-        "    return code",
-        (f"{_STREAMS}test_the_interpreter_has_nothing_to_complain_of",),
-    ),
-    Mutation(
         "streams: a missing stream is opened",
         "edgelm/cli/main.py",
         "    streams.open_missing()\n",
