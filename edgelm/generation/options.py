@@ -32,19 +32,18 @@ def build_request(
             the model's own limit.
     """
     prompt = tuple(prompt_ids)
-    given = {
-        name: require_option(name, value) for name, value in options.items() if value is not None
-    }
+    asked = {name: value for name, value in options.items() if value is not None}
+    own = {name: asked.pop(name) for name in _SAMPLING if name in asked}
+    given = {name: require_option(name, value) for name, value in asked.items()}
     schema, grammar = given.pop("schema", None), given.pop("grammar", None)
     sampling = defaults.sampling | {
         "seed": int.from_bytes(os.urandom(4), "little"),
         "min_new_tokens": defaults.least(len(prompt)),
     }
-    sampling |= {name: given.pop(name) for name in _SAMPLING if name in given}
     return Request(
         prompt_ids=prompt,
         usual_limit=None if "max_new_tokens" in given else defaults.most(len(prompt)),
-        sampling=SamplingSettings(**sampling, rules=defaults.rules),
+        sampling=SamplingSettings(**(sampling | own), rules=defaults.rules),
         stop=given.pop("stop", defaults.stop),
         constraint=None if schema is grammar is None else constraint(schema, grammar),
         **given,

@@ -10,9 +10,9 @@ _VIEW = "tests/test_plan_view.py::"
 MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "options: a range is the table's",
-        "edgelm/option.py",
-        "        if not ok:\n",
-        "        if False:\n",
+        "edgelm/generation/sampling.py",
+        "require_option(name, getattr(self, name))",
+        "getattr(self, name)",
         (f"{_OPTIONS}test_values_are_checked_by_the_table",),
     ),
     Mutation(
