@@ -192,7 +192,7 @@ def test_what_is_no_conversation_is_not_overwritten(assets: Path, tmp_path: Path
     with edgelm.load(assets / "nano" / "llama", quant="none", context=64) as lm:
         turn(lm, PROMPT[:10], 5)
         for path in paths:
-            with pytest.raises(edgelm.UsageError, match="is no conversation"):
+            with pytest.raises(edgelm.UsageError, match="is not a saved conversation"):
                 lm.save_conversation(path)
     assert before == {path: path.read_bytes() for path in before}
     assert len([*tmp_path.iterdir()]) == len(paths) - 1

@@ -77,8 +77,8 @@ def save_conversation(
         raise UsageError("The conversation is empty; send a message before you save it.")
     if os.path.lexists(path) and not _is_conversation(path):
         raise UsageError(
-            f"{path} exists and is no conversation, so it is not overwritten. Give another "
-            "name, or delete it first."
+            f"{path} exists and is not a saved conversation, so it is not overwritten. Give "
+            "another name, or delete it first."
         )
     kept = _messages(messages)
     try:

@@ -61,7 +61,9 @@ def schema_text(given: Any) -> str:
     except RecursionError as error:
         raise _too_deep() from error
     except UnicodeEncodeError as error:
-        raise UsageError("The schema holds half a surrogate pair, which is no text.") from error
+        raise UsageError(
+            "The schema holds half of a surrogate pair, which cannot be encoded as text."
+        ) from error
     except (TypeError, ValueError) as error:
         raise UsageError(f"The schema is not JSON ({error}).") from error
     _require_size(len(text))

@@ -36,7 +36,7 @@ class ModelDefaults:
     min_length: int = 0
 
     def most(self, prompt: int) -> int | None:
-        """The most new tokens after a prompt of so many, None for no limit.
+        """Maximum number of new tokens after a prompt of ``prompt`` tokens, None for no limit.
 
         Raises:
             UsageError: the prompt has as many as prompt and answer may have.
@@ -52,7 +52,7 @@ class ModelDefaults:
         return self.max_length - prompt
 
     def least(self, prompt: int) -> int:
-        """The fewest new tokens after a prompt of so many."""
+        """Minimum number of new tokens after a prompt of ``prompt`` tokens."""
         if self.min_new_tokens is not None:
             return self.min_new_tokens
         return max(0, self.min_length - prompt)
