@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from calls import count_calls
 
 import edgelm
 from edgelm.errors import (
@@ -186,11 +186,9 @@ def test_contexts_against_schemes(shape: ModelFiles) -> None:
 @pytest.mark.parametrize("rows", [1, "auto"])
 def test_solving_is_fast(rows: int | str) -> None:
     files = random_model("llama-3-8b", "none")
-    start = time.process_time()
-    made = edgelm.plan(files, budget="6GiB", rows=rows)
-    seconds = time.process_time() - start
-    print(f"Llama-3-8B: {seconds:.2f} s for {len(made.rejected) + 1} choices")
-    assert seconds < 3
+    calls = count_calls(lambda: edgelm.plan(files, budget="6GiB", rows=rows))
+    print(f"Llama-3-8B: {calls} calls")
+    assert calls < 6e6  # 1.5 s of this laptop
 
 
 def test_the_packaged_table_is_what_was_measured() -> None:
@@ -277,12 +275,11 @@ def test_absurd_counts_in_a_config(
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     tracemalloc.start()
-    start = time.monotonic()
     with pytest.raises(ModelFileError):
         edgelm.plan(folder)
-    seconds, taken = time.monotonic() - start, tracemalloc.get_traced_memory()[1]
+    taken = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    print(f"{seconds:.2f} s, {taken / 2**20:.1f} MiB")
+    print(f"{taken / 2**20:.1f} MiB")
     assert taken < 32 << 20
 
 

@@ -147,7 +147,7 @@ def test_nesting_is_refused_at_once(
     lm: edgelm.LanguageModel, expected: tuple[int, ...], nested: Callable[..., None], pooled: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(call_lock, "PATIENCE_S", 1000.0)
+    monkeypatch.setattr(call_lock, "PATIENCE_S", 5.0)  # then with other words
     monkeypatch.setattr(lm, "chat_ids", lambda messages: [1, 5, 9])  # it has no template
     with ThreadPoolExecutor(1) as pool:
         refused = "(being streamed|running) in this t.*before the next call"

@@ -46,6 +46,20 @@ MUTATIONS: tuple[Mutation, ...] = (
         (f"{_SCHEMAS}test_a_panic_of_the_library_is_an_error",),
     ),
     Mutation(
+        "inputs: a stream goes on in another thread",
+        "edgelm/generation/text_calls.py",
+        "                with self.paused():\n                    yield chunk\n",
+        "                yield chunk\n",
+        (f"{_STREAMS}test_every_piece_is_read_by_another_thread",),
+    ),
+    Mutation(
+        "inputs: nesting is known by the frames",
+        "edgelm/call_lock.py",
+        "        if reader.stands_here():\n",
+        "        if False:\n",
+        (f"{_STREAMS}test_nesting_is_refused_at_once",),
+    ),
+    Mutation(
         "inputs: a quota bounds the threads",
         "edgelm/machine/hardware.py",
         "        bounds.append(int(quota))\n",
