@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -44,14 +45,14 @@ def ask(lm: edgelm.LanguageModel) -> tuple[int, ...]:
 def test_every_piece_is_read_by_another_thread(
     lm: edgelm.LanguageModel, expected: tuple[int, ...]
 ) -> None:
-    stream, chunks, readers = lm.stream(PROMPT, max_new_tokens=TOKENS), [], set()
-    while True:
-        with ThreadPoolExecutor(1) as pool:
-            readers.add(pool.submit(threading.get_ident).result())
+    stream, chunks = lm.stream(PROMPT, max_new_tokens=TOKENS), []
+    with ExitStack() as pools:  # all live on: a thread gets the number of one that has ended
+        while True:
+            pool = pools.enter_context(ThreadPoolExecutor(1))
             chunk = pool.submit(next, stream, DONE).result(NEEDED_S)
-        if chunk is DONE:
-            break
-        chunks.append(chunk)
+            if chunk is DONE:
+                break
+            chunks.append(chunk)
     assert ids_of(chunks) == expected == ask(lm)
 
 

@@ -112,7 +112,7 @@ def several(lm: edgelm.LanguageModel, generator: random.Random) -> None:
 
 def scored(lm: edgelm.LanguageModel, generator: random.Random) -> None:
     if generator.random() < 0.5:
-        lm.score(words(generator), words(generator, 5))
+        lm.score(words(generator, 30), words(generator, 5))
     else:
         lm.score_all([(words(generator, 10), words(generator, 5)) for _ in range(4)])
 
