@@ -46,6 +46,13 @@ MUTATIONS: tuple[Mutation, ...] = (
         (f"{_SCHEMAS}test_a_panic_of_the_library_is_an_error",),
     ),
     Mutation(
+        "inputs: what could not be written is let go",
+        "edgelm/cli/main.py",
+        "    streams.drop_unwritten()\n    return code\n",
+        "    return code\n",
+        ("tests/test_standard_streams.py::test_started_without_a_stream",),
+    ),
+    Mutation(
         "inputs: a stream goes on in another thread",
         "edgelm/generation/text_calls.py",
         "                with self.paused():\n                    yield chunk\n",
