@@ -29,7 +29,7 @@ GROWTH_LIMIT_BYTES = 20 * MIB
 ASSETS = Path(
     os.environ.get("EDGELM_ASSETS") or Path(__file__).resolve().parents[3] / "shared" / "assets"
 )
-CONTEXT = 192
+CONTEXT = 320
 SCHEMA = {"type": "object", "properties": {"name": {"type": "string", "maxLength": 8}},
           "required": ["name"], "additionalProperties": False}  # fmt: skip
 
