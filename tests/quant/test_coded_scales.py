@@ -133,7 +133,7 @@ def test_groups_of_all_sorts(text: str, method: str) -> None:
     values = weights(6, 256)
     values[0] = 0
     values[1, :128] = 0
-    values[2].abs_()
+    values[2].abs_().add_(0.1)
     values[3].abs_().neg_()
     values[4, 7] = 100.0
     values[5] *= 1e-2
