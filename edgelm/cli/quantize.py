@@ -18,7 +18,7 @@ from edgelm.quantization.quantize import Quantized
 from quant import CALIBRATED_METHODS, METHODS
 
 Out = Annotated[Path, typer.Argument(help="The folder to write; it must not exist.")]
-Quant = Annotated[str, flag(LoadSettings, "quant", LOADING, allowed=SCHEMES)]
+Quant = Annotated[str | None, flag(LoadSettings, "quant", LOADING, allowed=SCHEMES)]
 Method = Annotated[
     str,
     flag(LoadSettings, "method", LOADING, allowed=", ".join((*METHODS, *CALIBRATED_METHODS))),
@@ -30,11 +30,28 @@ Calibration = Annotated[
         rich_help_panel=SOURCE,
     ),
 ]
+BitsPerWeight = Annotated[
+    float | None,
+    typer.Option(
+        help="Instead of --quant: at most so many bits per weight, by the recipe of least "
+        "expected divergence.",
+        rich_help_panel=LOADING,
+    ),
+]
+Sensitivity = Annotated[
+    Path | None,
+    typer.Option(
+        help="UTF-8 text on which --bpw measures what each kind of matrix of this model adds to "
+        "its divergence (default: values measured on other models).",
+        rich_help_panel=SOURCE,
+    ),
+]
 
 
 def quantize(
-    source: SourceOptions, output: OutputOptions, model: Model, out: Out, quant: Quant = "int4",
-    method: Method = "rtn", calibration: Calibration = None,
+    source: SourceOptions, output: OutputOptions, model: Model, out: Out, quant: Quant = None,
+    method: Method = "rtn", calibration: Calibration = None, bpw: BitsPerWeight = None,
+    sensitivity: Sensitivity = None,
 ) -> None:  # fmt: skip
     """Write a quantized MODEL to OUT; repeating the command resumes after an interruption."""
     files = open_files(model, source, output)
@@ -46,8 +63,8 @@ def quantize(
 
     with console.progress_bars(output) as bar:
         done = edgelm.quantize(
-            files, out, quant=quant, method=method, calibration=calibration, announce=promise,
-            progress=bar(f"quantizing {files.name}"),
+            files, out, quant=quant, method=method, calibration=calibration, bpw=bpw,
+            sensitivity=sensitivity, announce=promise, progress=bar(f"quantizing {files.name}"),
         )  # fmt: skip
     if output.json:
         console.print_json(done.to_dict())

@@ -21,6 +21,7 @@ from edgelm.checkpoint.packed_layout import Spec
 from edgelm.checkpoint.protocol import Checkpoint
 from edgelm.errors import UnsupportedModelError, UsageError
 from edgelm.models import family_of
+from edgelm.models.assembled import Assembled
 from edgelm.models.model_files import ModelFiles
 from edgelm.planning.setting_table import QuantChoice
 from edgelm.reports.inspection import HEAD, licence_of
@@ -145,6 +146,12 @@ def plan_conversion(files: ModelFiles, quant: QuantChoice, method: str) -> Conve
     return Conversion(targets, recipe, *_settings(files, targets))
 
 
+def assembled(files: ModelFiles) -> Assembled:
+    """The model without weights, with the head of a language model where the files have one."""
+    has_head = files.config.tied or HEAD in files.checkpoint.names()
+    return files.assemble("causal-lm" if has_head else "base")
+
+
 def _said_of_tables(target: Target) -> Target:
     """Note for embedding and head, which have no layer inputs to calibrate on."""
     if target.scheme is None or target.kept or target.parts[0] not in ("embed", "head"):
@@ -168,8 +175,7 @@ def _embedding(files: ModelFiles) -> str:
 
 def _matrices(files: ModelFiles, recipe: Recipe) -> dict[str, Target]:
     """The matrices that a recipe applies to, by the file's names."""
-    has_head = files.config.tied or HEAD in files.checkpoint.names()
-    model = files.assemble("causal-lm" if has_head else "base")
+    model = assembled(files)
     names = model.names
     parts: dict[str, list[tuple[str, tuple[int, int]]]] = {}
     for name, shape in model.decoder.matrices():

@@ -11,22 +11,27 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from edgelm import values
 from edgelm.checkpoint.manifest import Manifest
 from edgelm.checkpoint.safetensors_writer import disk_errors
 from edgelm.errors import UsageError
 from edgelm.machine import hardware
 from edgelm.models.model_files import ModelFiles
-from edgelm.option import PATH
+from edgelm.option import PATH, Option
 from edgelm.planning.setting_table import LOAD, METHOD, MODEL, PROGRESS, QUANT, QuantChoice
 from edgelm.progress import Progress
+from edgelm.quantization import bit_budget
 from edgelm.quantization.calibration import Calibration, CalibrationText
 from edgelm.quantization.conversion import Conversion, plan_conversion
 from edgelm.quantization.gguf_export import GGUFExport, plan_gguf
 from edgelm.quantization.packed_folder import PackedFolder
-from quant import CALIBRATED_METHODS
+from quant import CALIBRATED_METHODS, Recipe
 
 logger = logging.getLogger("edgelm")
 
+BITS = Option(
+    "Bits per weight.", "a number from 1 to 32", kind=values.number, check=lambda x: 1 <= x <= 32
+)
 OVERHEAD_BYTES = 260 << 20  # 300 MiB with what a command imports in addition to torch
 Announce = Callable[[dict[str, int]], None]
 
@@ -54,9 +59,10 @@ class Quantized:
 
 
 def quantize(
-    model: str | Path | ModelFiles, out: str | Path, *, quant: QuantChoice = "int4",
-    method: str = "rtn", calibration: str | Path | None = None, revision: str | None = None,
-    offline: bool = False, progress: Progress | None = None, announce: Announce | None = None,
+    model: str | Path | ModelFiles, out: str | Path, *, quant: QuantChoice | None = None,
+    method: str = "rtn", calibration: str | Path | None = None, bpw: float | None = None,
+    sensitivity: str | Path | None = None, revision: str | None = None, offline: bool = False,
+    progress: Progress | None = None, announce: Announce | None = None,
 ) -> Quantized:  # fmt: skip
     """Write a model as a folder of packed weights, or, if ``out`` ends in .gguf, for llama.cpp.
 
@@ -64,10 +70,14 @@ def quantize(
     the same bytes.
 
     Args:
-        quant, method: as for ``load``. A file's integers are kept if the recipe accepts them.
-            The additional method ``gptq`` runs a text through the original layers, and takes
-            minutes per billion weights.
+        quant, method: as for ``load``; None means int4. A file's integers are kept if the recipe
+            accepts them. The additional method ``gptq`` runs a text through the original layers,
+            and takes minutes per billion weights.
         calibration: a UTF-8 text file for ``gptq``; None means the built-in text.
+        bpw: bits per weight, instead of ``quant``: the recipe of least expected divergence that
+            has at most so many.
+        sensitivity: a UTF-8 text file on which the divergence of each kind of matrix of this model
+            is measured for ``bpw``; None means values measured on other models.
         progress: called with (weight, bytes done, bytes in all).
         announce: called with the parts of the promised peak memory, in bytes by name, before any
             work.
@@ -79,7 +89,8 @@ def quantize(
         ModelFileError: a weight is damaged, or does not read back as written.
         EdgeLMError: the disk is full or refuses.
     """
-    quant, method = QUANT.require("quant", quant), METHOD.require("method", method)
+    given = quant
+    quant, method = QUANT.require("quant", quant or "int4"), METHOD.require("method", method)
     LOAD.require(revision=revision, offline=offline, progress=progress)
     MODEL.require("model", model)
     replace(PATH, check=lambda given: bool(Path(given).name)).require("out", out)
@@ -90,6 +101,10 @@ def quantize(
     files = model if isinstance(model, ModelFiles) else ModelFiles.open(
         model, revision=revision, offline=offline
     )  # fmt: skip
+    if bpw is not None:
+        quant = _recipe_of_bits(files, given, BITS.require("bpw", bpw), method, sensitivity)
+    elif sensitivity is not None:
+        raise UsageError("sensitivity is for bpw, which is None; give both or neither.")
     job: PackedFolder | GGUFExport
     if Path(out).suffix.lower() == ".gguf":
         conversion = plan_gguf(files, quant, method)
@@ -112,6 +127,17 @@ def quantize(
         str(job.out), manifest, job.nbytes, job.resumed, sum(promise.values()), promise, peak, note,
         calibrated.text.to_dict() if calibrated else None,
     )  # fmt: skip
+
+
+def _recipe_of_bits(
+    files: ModelFiles, quant: QuantChoice | None, bits: float, method: str,
+    sensitivity: str | Path | None,
+) -> Recipe:  # fmt: skip
+    if quant is not None:
+        raise UsageError(f"quant is {quant!r} and bpw is {bits:g}; give one of them.")
+    text = None if sensitivity is None else PATH.require("sensitivity", sensitivity)
+    measured = None if text is None else bit_budget.measured(files, text)
+    return bit_budget.BitBudget(files, method, measured).recipe(bits)
 
 
 def _calibration(
