@@ -21,7 +21,7 @@ from ..errors import KernelUnavailableError
 from ..scheme import Scheme
 from .bitsandbytes_backend import Dequantized4Bit, Fused4Bit, LlmInt8
 from .kernel import Kernel, Shape
-from .native_backend import NativeProduct
+from .native_backend import KINDS, NativeProduct
 from .reference import Reference
 from .torch_backend import Int4Pack, Int4Tile, TorchMatmul
 from .torch_int8 import Int8Groups, Int8Rows
@@ -33,12 +33,10 @@ __all__ = ["BACKENDS", "KERNELS", "Kernel", "choose", "find"]
 REFERENCE = Reference()
 NATIVE_FLOAT = NativeProduct("float", exact=True)
 # Kernels that never round activations: they compute in float32 whatever the weights are.
-EXACT_CODES: tuple[Kernel, ...] = tuple(
-    NativeProduct(kind, exact=True) for kind in ("int4", "int8", "nf4", "fp4")
-)
+EXACT_CODES: tuple[Kernel, ...] = tuple(NativeProduct(kind, exact=True) for kind in KINDS)
 EXACT: tuple[Kernel, ...] = (*EXACT_CODES, NATIVE_FLOAT, REFERENCE)
 KERNELS: tuple[Kernel, ...] = (
-    *(NativeProduct(kind) for kind in ("int4", "int8", "nf4", "fp4")),
+    *(NativeProduct(kind) for kind in KINDS),
     *(TritonProduct(kind) for kind in ("int4", "int8", "nf4", "fp4")),
     *(Int4Pack(), Int4Tile(), Int8Rows(), Int8Groups(), TorchMatmul(), NATIVE_FLOAT, REFERENCE),
     *(*EXACT_CODES, Fused4Bit(), Dequantized4Bit(), LlmInt8(), TorchaoInt8()),

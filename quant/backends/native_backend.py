@@ -26,14 +26,16 @@ from .kernel import Shape, Tensors
 # Products of Gaussian numbers agree with the reference's to at least this many dB after rounding
 # the activations to 8 bits. Groups of 32 measure 46 dB, of 128 43.5 dB.
 ACTIVATIONS_FLOOR_DB = 41.0
+# Kinds of codes: "intN" for integers, else the codebook.
+KINDS = ("int4", "int5", "int6", "int8", "nf4", "fp4", "iq4")
 _PANEL = 32  # rows stored together; the last panel is padded with zeros
 
 
 class NativeProduct:
     """One kind of weights, with any groups, zeros and scales.
 
-    kind: "int4", "int8", "nf4", "fp4" or "float" (all three float types). exact: float32
-    activations are not rounded.
+    kind: one of ``KINDS``, or "float" (all three float types). exact: float32 activations are not
+    rounded.
     """
 
     backend = "native"
@@ -50,8 +52,6 @@ class NativeProduct:
         if kind != self.kind:
             supported = "float types" if self.kind == "float" else self.kind
             return f"supports {supported} only"
-        if scheme.coded or scheme.group_size == 16:
-            return "supports scales of float types in groups of 32 or more"
         if device.type != "cpu":
             return f"runs on CPUs, not on {device}"
         missing = native.missing()
@@ -66,8 +66,7 @@ class NativeProduct:
         native.library().edgelm_pack(
             native.matrix(packed.scheme, packed.shape),
             pointers["qweight"],
-            pointers.get("scales"),
-            pointers.get("zeros"),
+            *(pointers.get(name) for name in ("scales", "zeros", "supers")),
             layout.data_ptr(),
             native.threads(),
         )

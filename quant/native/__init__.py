@@ -22,10 +22,10 @@ from ..scheme import Scheme
 from . import library_file, structs
 
 # Must equal EDGELM_ABI in src/api/edgelm_native.h.
-ABI = 4
+ABI = 5
 FLOATS = {"float16": 0, "bfloat16": 1, "float32": 2}
 ZEROS = {"none": 0, "int": 1, "float": 2}
-CODES = {None: 0, "nf4": 1, "fp4": 2, "float16": 3, "bfloat16": 3, "float32": 3}
+CODES = {None: 0, "nf4": 1, "fp4": 2, "iq4": 4} | dict.fromkeys(FLOATS, 3)
 # The operations of src/api/edgelm_ops.h, each void(const void* struct).
 OPERATIONS = (
     *("rms_norm", "layer_norm", "add", "scale", "softcap", "activate", "rotate", "store"),
@@ -42,7 +42,7 @@ def matrix(scheme: Scheme, shape: tuple[int, int], exact: bool = False) -> ctype
     struct = structs.Matrix(
         *(*shape, scheme.bits, scheme.group_size or 0),
         FLOATS[str(scheme.codebook) if scheme.is_float else scheme.scales],
-        *(ZEROS[scheme.zeros], CODES[scheme.codebook], int(exact)),
+        *(ZEROS[scheme.zeros], CODES[scheme.codebook], int(exact), int(scheme.coded)),
     )
     pointer = ctypes.cast(ctypes.pointer(struct), ctypes.c_void_p)
     pointer.struct = struct  # type: ignore[attr-defined]  # keeps the memory
@@ -88,7 +88,7 @@ def library() -> ctypes.CDLL:
         "edgelm_use_isa": (int32, [ctypes.c_char_p]),
         "edgelm_layout_bytes": (int64, [pointer]),
         "edgelm_workspace_bytes": (int64, [pointer, int64]),
-        "edgelm_pack": (None, [pointer] * 5 + [int32]),
+        "edgelm_pack": (None, [pointer] * 6 + [int32]),
         "edgelm_attention_bytes": (int64, [pointer]),
     }
     signatures |= {f"edgelm_{name}": (None, [pointer]) for name in OPERATIONS}

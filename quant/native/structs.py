@@ -31,7 +31,10 @@ class Matrix(ctypes.Structure):
     _fields_ = fields(
         "",
         "outputs inputs",
-        [(name, _INT32) for name in ["bits", "group", "scales", "zeros", "codes", "activations"]],
+        [
+            (name, _INT32)
+            for name in ["bits", "group", "scales", "zeros", "codes", "activations", "coded"]
+        ],
     )
 
 

@@ -69,11 +69,16 @@ Packed random_matrix(edgelm_matrix m) {
     const bool floats = m.codes == EDGELM_FLOATS;
     const auto qweight = floats ? random_numbers(numbers, m.scales, true)
                                 : random_bytes(numbers * m.bits / 8, 255);
-    const auto scales = random_numbers(count, m.scales, false);
-    const auto zeros = m.zeros == EDGELM_ZEROS_FLOAT ? random_numbers(count, m.scales, true)
-                                                     : random_bytes(count, m.bits == 4 ? 15 : 255);
+    const auto scales =
+        m.coded ? random_bytes(count, 255) : random_numbers(count, m.scales, false);
+    const bool minima = m.zeros == EDGELM_ZEROS_FLOAT && !m.coded;
+    const uint32_t most = m.zeros == EDGELM_ZEROS_INT ? (1u << m.bits) - 1 : 255;
+    const auto zeros = minima ? random_numbers(count, m.scales, true) : random_bytes(count, most);
+    const int64_t blocks = m.inputs % 256 ? 1 : m.inputs / 256;
+    const auto supers = random_numbers(2 * m.outputs * blocks, m.scales, true);
     edgelm_pack(&m, qweight.data(), floats ? nullptr : scales.data(),
-                m.zeros == EDGELM_ZEROS_NONE ? nullptr : zeros.data(), packed.memory.get() + 1, 2);
+                m.zeros == EDGELM_ZEROS_NONE ? nullptr : zeros.data(),
+                m.coded ? supers.data() : nullptr, packed.memory.get() + 1, 2);
     return packed;
 }
 
@@ -114,28 +119,43 @@ bool equals_generic(const Packed& packed, const char* isa) {
     return equal;
 }
 
+// A matrix of every group: one scale per row, a scale of its own per group, a coded one.
+void add_integers(std::vector<edgelm_matrix>& all, edgelm_matrix m) {
+    m.inputs = m.bits == 5 ? 136 : m.bits == 6 ? 140 : 142;  // no multiple of a step or a group
+    all.push_back(m);
+    for (const int32_t group : {16, 32, 64, 128}) {
+        for (const int32_t coded : {0, 1}) {
+            m.group = group;
+            m.coded = coded;
+            m.inputs = 512;  // two blocks of supers, or one of no whole 256 inputs
+            all.push_back(m);
+            m.inputs = 384;
+            if (coded) all.push_back(m);
+        }
+    }
+}
+
 std::vector<edgelm_matrix> kinds() {
     std::vector<edgelm_matrix> all;
     for (const int32_t exact : {EDGELM_ROUNDED, EDGELM_EXACT}) {
         for (const int32_t scales : {EDGELM_FLOAT16, EDGELM_BFLOAT16, EDGELM_FLOAT32}) {
             for (const int32_t zeros : {EDGELM_ZEROS_NONE, EDGELM_ZEROS_INT, EDGELM_ZEROS_FLOAT}) {
-                for (const int32_t group : {0, 32, 64, 128}) {
-                    const int64_t inputs = group ? 256 : 142;  // no multiple of a step
-                    for (const int32_t bits : {4, 8}) {
-                        all.push_back({kOutputs, inputs, bits, group, scales, zeros,
-                                       EDGELM_INTEGERS, exact});
-                    }
+                for (const int32_t bits : {4, 5, 6, 8}) {
+                    add_integers(all, {kOutputs, 0, bits, 0, scales, zeros, EDGELM_INTEGERS, exact,
+                                       0});
                 }
             }
-            for (const int32_t book : {EDGELM_NF4, EDGELM_FP4}) {
-                all.push_back(
-                    {kOutputs, 256, 4, 64, scales, EDGELM_ZEROS_NONE, book, exact});
+            for (const int32_t book : {EDGELM_NF4, EDGELM_FP4, EDGELM_IQ4}) {
+                for (const int32_t coded : {0, 1}) {
+                    all.push_back({kOutputs, 512, 4, coded ? 32 : 64, scales, EDGELM_ZEROS_NONE,
+                                   book, exact, coded});
+                }
             }
         }
     }
     for (const int32_t type : {EDGELM_FLOAT16, EDGELM_BFLOAT16, EDGELM_FLOAT32}) {
         const int32_t bits = type == EDGELM_FLOAT32 ? 32 : 16;
-        all.push_back({kOutputs, 142, bits, 0, type, EDGELM_ZEROS_NONE, EDGELM_FLOATS, 0});
+        all.push_back({kOutputs, 142, bits, 0, type, EDGELM_ZEROS_NONE, EDGELM_FLOATS, 0, 0});
     }
     return all;
 }
@@ -147,8 +167,8 @@ bool check(const char* isa) {
         if (equals_generic(random_matrix(m), isa)) {
             ++equal;
         } else {
-            printf("%s differs: bits %d group %d scales %d zeros %d codes %d exact %d\n", isa,
-                   m.bits, m.group, m.scales, m.zeros, m.codes, m.activations);
+            printf("%s differs: bits %d group %d scales %d zeros %d codes %d exact %d coded %d\n",
+                   isa, m.bits, m.group, m.scales, m.zeros, m.codes, m.activations, m.coded);
         }
     }
     printf("%s: %d of %d kinds of products equal the generic ones\n", isa, equal, count);
@@ -174,7 +194,8 @@ bool check_lookup() {
 // Callers at the same time, each with more threads than there are cores.
 bool check_callers() {
     const Packed packed = random_matrix(
-        {2000, 256, 4, 32, EDGELM_FLOAT16, EDGELM_ZEROS_NONE, EDGELM_INTEGERS, EDGELM_ROUNDED});
+        {2000, 256, 4, 32, EDGELM_FLOAT16, EDGELM_ZEROS_NONE, EDGELM_INTEGERS, EDGELM_ROUNDED,
+         0});
     const std::vector<float> x = random_rows(256);
     const std::vector<float> expected = product(packed, x.data(), kRows, 1);
     bool equal[4] = {true, true, true, true};

@@ -25,12 +25,25 @@ CPU = torch.device("cpu")
 ISAS = native.isas() if native.missing() is None else []
 GROUPS = ("int4-g32", "int4-g64", "int4-g128", "int4-row", "int8", "int8-g32", "int8-g128")
 TEXTS = [group + zeros for group in GROUPS for zeros in ("", "-zint", "-zfloat")]
+TEXTS += [
+    group + zeros
+    for group in ("int5-g32", "int5-row", "int6-g16", "int6-row")
+    for zeros in ("", "-zint", "-zfloat")
+]
+TEXTS += ["int4-g16", "int5-g128-sfloat32", "int6-g64-zfloat-sbfloat16", "int8-g16"]
 TEXTS += ["int4-g32-sbfloat16", "int4-g64-zfloat-sfloat32", "int8-sfloat32", "int8-g64-sbfloat16"]
 TEXTS += ["nf4", "nf4-g32-sfloat16", "nf4-g128-sbfloat16", "fp4", "fp4-g128"]
+TEXTS += ["iq4-g32", "iq4-g16-sbfloat16", "iq4-g128-sfloat32"]
+CODED = [
+    *("int4-g32-zfloat-coded", "int5-g32-zfloat-coded", "int6-g16-coded", "iq4-g32-coded"),
+    *("int4-g16-coded", "int5-g64-zint-coded", "int6-g128-zfloat-coded-sbfloat16"),
+    *("int8-g32-zfloat-coded-sfloat32", "nf4-g32-coded"),
+]
+TEXTS += CODED
 FLOATS = ["float16", "bfloat16", "float32"]
-# Outputs that fill no panel of 32; inputs that are no multiple of 128, and for schemes with one
-# scale per row none of 8 either.
-OUTPUTS, GROUPED_INPUTS, ROW_INPUTS = 77, 384, 322
+# Outputs that fill no panel of 32; inputs that are no multiple of 256, and for schemes with one
+# scale per row none of 32 either, nor of 8 where codes may have such rows.
+OUTPUTS, GROUPED_INPUTS, ROW_INPUTS = 77, 384, {4: 322, 5: 328, 6: 324, 8: 322}
 
 # Where the package under test lies: in the working folder there may be one without a library.
 INSTALLED = Path(native.__path__[0]).parent.parent
@@ -40,6 +53,8 @@ OUTLIERS_FLOOR_DB = 42.0
 EXACT_FLOOR_DB = 112.0
 # What is left of nf4's numbers as multiples of 1 / 32448.
 CODEBOOK_FLOOR_DB = 90.0
+# Three blocks of 256 inputs, each with super-scales of its own.
+BLOCKS = 768
 
 pytestmark = pytest.mark.skipif(
     native.missing() is not None, reason=f"no native library: {native.missing()}"
@@ -56,7 +71,10 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
 
 def matrix(text: str, outputs: int = OUTPUTS, inputs: int = 0) -> PackedWeight:
     scheme = Scheme.parse(text)
-    shape = (outputs, inputs or (GROUPED_INPUTS if scheme.group_size else ROW_INPUTS))
+    shape = (
+        outputs,
+        inputs or (GROUPED_INPUTS if scheme.group_size else ROW_INPUTS.get(scheme.bits, 322)),
+    )
     seeded = torch.Generator().manual_seed(3)
     numbers = torch.randn(shape, generator=seeded) * 0.02 + 0.005
     if scheme.is_float:
@@ -97,8 +115,8 @@ def test_activations_that_fit_8_bits_give_exact_products(text: str, isa: str) ->
     packed = matrix(text)
     # Integers with 127 in every group: the scale is 1 and nothing is rounded.
     x = torch.randint(-127, 128, (5, packed.shape[1])).float()
-    x[:, ::32] = 127
-    if packed.shape[1] == ROW_INPUTS:
+    x[:, ::16] = 127
+    if not packed.scheme.group_size:
         x[:, -1] = -127
     expected = x.double() @ dequantize(packed).double().t()
     measured = sqnr_db(expected, product(packed, layout_of(packed), x))
@@ -148,7 +166,19 @@ def test_inputs_that_stand_out_cost_their_group_nothing(text: str, isa: str) -> 
     assert rest >= OUTLIERS_FLOOR_DB
 
 
-@pytest.mark.parametrize("text", ["int4-g32", "int4-g128-zfloat", "int8", "int8-g32-zint", "nf4"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "int4-g32",
+        "int4-g128-zfloat",
+        "int8",
+        "int8-g32-zint",
+        "nf4",
+        "int5-g32-zfloat-coded",
+        "int6-g16-coded",
+        "iq4-g32-coded",
+    ],
+)
 def test_a_row_never_depends_on_its_neighbours(
     text: str, isa: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -211,11 +241,49 @@ def test_a_tied_table_reads_exact_rows_from_the_same_layout(text: str) -> None:
     assert torch.equal(out, dequantize(packed)[ids])
 
 
+def random_matrix(text: str, inputs: int) -> PackedWeight:
+    """Any bytes as codes, scales and zeros: more than quantizing writes, and files may hold."""
+    packed = PackedWeight.empty((OUTPUTS, inputs), Scheme.parse(text))
+    packed.qweight.view(torch.uint8).random_(256)
+    for parameter in (packed.scales, packed.zeros):
+        if parameter is not None:
+            parameter.view(torch.uint8).random_(256)
+    if packed.scheme.zeros == "int":
+        packed.zeros.view(torch.uint8).random_(2**packed.scheme.bits)
+    packed.supers.normal_()
+    return packed
+
+
+@pytest.mark.parametrize("inputs", [GROUPED_INPUTS, BLOCKS])
+@pytest.mark.parametrize("text", CODED)
+def test_coded_scales_of_any_sign_and_block(text: str, inputs: int, isa: str) -> None:
+    packed = random_matrix(text, inputs)
+    layout, numbers = layout_of(packed), dequantize(packed)
+    read = torch.empty(OUTPUTS, inputs)
+    kernel_of(packed).lookup(torch.arange(OUTPUTS), layout, packed.scheme, read)
+    assert torch.equal(read, numbers)
+    x = torch.randn(5, inputs)
+    expected = x.double() @ numbers.double().t()
+    for exact, floor in ((True, EXACT_FLOOR_DB), (False, ACTIVATIONS_FLOOR_DB)):
+        out = product(packed, layout, x, exact)
+        measured = sqnr_db(expected, out)
+        print(f"{isa} {text} exact={exact}: {measured:.1f} dB, floor {floor}")
+        assert measured >= floor
+        native.use_isa("generic")
+        assert torch.equal(product(packed, layout, x, exact), out)
+        native.use_isa(isa)
+
+
 def test_layout_bytes() -> None:
     kernel, shape = find("native.int4"), (96, 256)
     assert kernel.nbytes(Scheme.parse("int4-g32"), shape) == 96 * (256 // 2 + 8 * 2)
     assert kernel.nbytes(Scheme.parse("int4-g64-zint"), shape) == 96 * (256 // 2 + 4 * 3)
     assert find("native.int8").nbytes(Scheme.parse("int8"), shape) == 96 * (256 + 2)
+    assert find("native.int5").nbytes(Scheme.parse("int5-g32"), shape) == 96 * (256 * 5 // 8 + 16)
+    assert find("native.int6").nbytes(Scheme.parse("int6-g16-coded"), shape) == 96 * (192 + 16 + 2)
+    scheme = Scheme.parse("int4-g32-zfloat-coded")
+    assert find("native.int4").nbytes(scheme, (96, 512)) == 96 * (256 + 2 * 16 + 2 * 2 * 2)
+    assert find("native.int4").nbytes(scheme, (96, 96)) == 96 * (48 + 2 * 3 + 2 * 2)
     # Tails: a panel is 32 rows, a step 8 inputs.
     assert find("native.int8").nbytes(Scheme.parse("int8"), (33, 9)) == 64 * (16 + 2)
 
@@ -237,7 +305,7 @@ def test_workers_may_run_where_the_process_may(monkeypatch: pytest.MonkeyPatch) 
     """A worker that left the caller's core is bound to no other."""
     monkeypatch.setattr(native, "threads", lambda: 3)
     packed = matrix("int8", outputs=1100)
-    layout, x = layout_of(packed), torch.randn(2, ROW_INPUTS)
+    layout, x = layout_of(packed), torch.randn(2, packed.shape[1])
     for _ in range(300):
         product(packed, layout, x)
     told = [path.read_text() for path in Path("/proc/self/task").glob("*/status")]
@@ -250,7 +318,7 @@ def test_workers_may_run_where_the_process_may(monkeypatch: pytest.MonkeyPatch) 
 def test_products_after_a_fork(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "threads", lambda: 3)
     packed = matrix("int8", outputs=1100)
-    layout, x, out = layout_of(packed), torch.randn(2, ROW_INPUTS), torch.empty(2, 1100)
+    layout, x, out = layout_of(packed), torch.randn(2, packed.shape[1]), torch.empty(2, 1100)
     expected = product(packed, layout, x)
     pid = os.fork()
     if pid == 0:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from quant import native
+from quant.codebooks import CODEBOOKS
 from quant.native import ops, structs
 
 API = Path(__file__).parent.parent.parent / "quant" / "native" / "src" / "api"
@@ -61,7 +62,8 @@ def test_numbers_are_those_of_the_headers() -> None:
     assert {k: constant(f"EDGELM_KV_{name}") for k, name in storages.items()} == ops.STORAGES
     assert {k: constant(f"EDGELM_{k.upper()}") for k in native.FLOATS} == native.FLOATS
     assert {k: constant(f"EDGELM_ZEROS_{k.upper()}") for k in native.ZEROS} == native.ZEROS
-    books = {None: "INTEGERS", "nf4": "NF4", "fp4": "FP4"} | dict.fromkeys(native.FLOATS, "FLOATS")
+    books = {None: "INTEGERS"} | {book: book.upper() for book in CODEBOOKS}
+    books |= dict.fromkeys(native.FLOATS, "FLOATS")
     assert {k: constant(f"EDGELM_{name}") for k, name in books.items()} == native.CODES
 
 

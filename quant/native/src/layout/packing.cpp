@@ -3,32 +3,33 @@
 
 #include "api/edgelm_ops.h"
 #include "layout/codebooks.h"
-#include "layout/floats.h"
-#include "layout/layout.h"
+#include "layout/codes.h"
 #include "system/pool.h"
 
 namespace {
 
 uint8_t code_at(const edgelm_matrix& m, const uint8_t* qweight, int64_t row, int64_t input) {
     if (row >= m.outputs || input >= m.inputs) return 0;
-    if (m.bits == 8) return qweight[row * m.inputs + input] ^ 0x80;
-    const uint8_t pair = qweight[(row * m.inputs + input) / 2];
-    return input % 2 ? pair >> 4 : pair & 15;
+    const uint8_t* own = qweight + row * (m.inputs * m.bits / 8);
+    if (m.bits == 8) return own[input] ^ 0x80;
+    const uint8_t pair = own[input / 2], nibble = input % 2 ? pair >> 4 : pair & 15;
+    if (m.bits == 4) return nibble;
+    // The plane of upper bits follows, with 8 inputs in a byte or 4.
+    const int64_t upper = m.bits - 4, in_byte = 8 / upper;
+    const uint8_t bits = own[m.inputs / 2 + input / in_byte];
+    const uint8_t found = bits >> (input % in_byte * upper) & ((1 << upper) - 1);
+    return static_cast<uint8_t>(nibble | found << 4);
 }
 
 void pack_codes(const edgelm_matrix& m, const uint8_t* qweight, int64_t row, int64_t first,
                 uint8_t* step) {
+    memset(step, 0, static_cast<size_t>(step_bytes(m.bits)));
     for (int64_t r = 0; r < kPanel; ++r) {
-        uint8_t* at = step + r / 16 * (step_bytes(m.bits) / 2) + r % 16 * 4;
+        uint8_t* half = step + r / 16 * (step_bytes(m.bits) / 2);
         for (int64_t j = 0; j < 4; ++j) {
-            const uint8_t low = code_at(m, qweight, row + r, first + j);
-            const uint8_t high = code_at(m, qweight, row + r, first + 4 + j);
-            if (m.bits == 4) {
-                at[j] = static_cast<uint8_t>(low | high << 4);
-            } else {
-                at[j] = low;
-                at[64 + j] = high;
-            }
+            put_pair(half, m.bits, r % 16 * 4 + j,
+                     {code_at(m, qweight, row + r, first + j),
+                      code_at(m, qweight, row + r, first + 4 + j)});
         }
     }
 }
@@ -51,7 +52,7 @@ void pack_floats(const edgelm_matrix& m, const uint8_t* numbers, int64_t row, in
 void pack_parameters(const edgelm_matrix& m, const uint8_t* scales, const uint8_t* zeros,
                      int64_t row, int64_t g, uint8_t* at) {
     const int64_t groups = m.group ? group_count(m) : 1;
-    const int64_t width = float_bytes(m.scales), zero_width = zero_bytes(m);
+    const int64_t width = scale_bytes(m), zero_width = zero_bytes(m);
     memset(at, 0, static_cast<size_t>(parameter_bytes(m)));
     for (int64_t r = 0; r < kPanel && row + r < m.outputs; ++r) {
         const int64_t from = (row + r) * groups + g;
@@ -62,11 +63,25 @@ void pack_parameters(const edgelm_matrix& m, const uint8_t* scales, const uint8_
     }
 }
 
+// The supers of a panel, from an array [outputs, blocks, parts]; zeros beyond the last row.
+void pack_supers(const edgelm_matrix& m, const uint8_t* supers, int64_t row, uint8_t* at) {
+    const int64_t width = float_bytes(m.scales), parts = super_parts(m);
+    const int64_t numbers = super_blocks(m) * parts;  // of a row
+    memset(at, 0, static_cast<size_t>(super_blocks(m) * super_bytes(m)));
+    for (int64_t r = 0; r < kPanel && row + r < m.outputs; ++r) {
+        for (int64_t i = 0; i < numbers; ++i) {
+            memcpy(at + (i * kPanel + r) * width, supers + ((row + r) * numbers + i) * width,
+                   static_cast<size_t>(width));
+        }
+    }
+}
+
 struct Canonical {
     const edgelm_matrix& matrix;
     const uint8_t* qweight;
     const uint8_t* scales;
     const uint8_t* zeros;
+    const uint8_t* supers;
     uint8_t* layout;
 };
 
@@ -75,6 +90,8 @@ void pack_panels(const void* context, int64_t begin, int64_t end) {
     const edgelm_matrix& m = from.matrix;
     uint8_t* at = from.layout + begin * panel_bytes(m);
     for (int64_t row = begin * kPanel; row < end * kPanel; row += kPanel) {
+        if (m.coded) pack_supers(m, from.supers, row, at);
+        at += super_blocks(m) * super_bytes(m);
         for (int64_t k = 0; k < m.inputs; k += kStep) {
             const bool first = m.group ? k % m.group == 0 : k == 0;
             if (first && parameter_bytes(m) > 0) {
@@ -93,15 +110,13 @@ void pack_panels(const void* context, int64_t begin, int64_t end) {
 float number_at(const edgelm_matrix& m, const Group& group, int64_t row, int64_t i) {
     const uint8_t* step = group.codes + i / kStep * step_bytes(m.bits);
     if (m.codes == EDGELM_FLOATS) return read_float(step, m.scales, i % kStep * kPanel + row);
-    const uint8_t* at = step + row / 16 * (step_bytes(m.bits) / 2) + row % 16 * 4 + i % 4;
-    const bool high = i % kStep >= 4;
-    const int32_t code = m.bits == 8 ? at[high ? 64 : 0] : (high ? *at >> 4 : *at & 15);
-    const float scale = read_float(group.parameters, m.scales, row);
+    const int32_t code = code_in(m, step, row, i % kStep);
+    const float scale = read_scale(m, group, row);
     if (m.codes != EDGELM_INTEGERS) return numbers(m)[code] * scale;
     const uint8_t* zeros = group.parameters + scales_bytes(m);
     const int32_t middle = m.zeros == EDGELM_ZEROS_INT ? zeros[row] : middle_code(m);
     const float value = static_cast<float>(code - middle) * scale;
-    return m.zeros == EDGELM_ZEROS_FLOAT ? value + read_float(zeros, m.scales, row) : value;
+    return m.zeros == EDGELM_ZEROS_FLOAT ? value + read_minimum(m, group, row) : value;
 }
 
 void read_row(const edgelm_matrix& m, const uint8_t* panel, int64_t row, float* out) {
@@ -120,8 +135,9 @@ int64_t edgelm_layout_bytes(const edgelm_matrix* matrix) {
 }
 
 void edgelm_pack(const edgelm_matrix* matrix, const uint8_t* qweight, const uint8_t* scales,
-                 const uint8_t* zeros, uint8_t* layout, int32_t threads) {
-    const Canonical from{*matrix, qweight, scales, zeros, layout};
+                 const uint8_t* zeros, const uint8_t* supers, uint8_t* layout,
+                 int32_t threads) {
+    const Canonical from{*matrix, qweight, scales, zeros, supers, layout};
     run(pack_panels, &from, ceil_div(matrix->outputs, kPanel), threads);
 }
 

@@ -5,7 +5,12 @@
 //     Floats, Ints, Bytes, kLanes      kLanes numbers of 32 bits, and as many bytes as they take
 //     zero, fill, load, store, add, mul, sub, fma, to_floats; fill_ints, add_ints, ...
 //     load_floats(array, kind, v)      numbers v * kLanes and on of 32 in a type of edgelm_float
-//     load_wide(bytes, v)              likewise bytes without a sign, as integers
+//     load_wide, load_signed(bytes, v)   likewise bytes without a sign or with one, as integers
+//     load_bytes, low_nibbles, high_nibbles    a vector of bytes, and half of each
+//     uppers<S>(bytes, v)              upper bits of vector v of a half of 16 rows: those of low
+//                                      codes from bit 4 of each byte on, then those of high codes
+//     shift_bytes<BITS>(bytes)         each byte moved down; bits of its neighbour may come in
+//     add_masked<MASK>(a, b)           a | (b & MASK)
 // and what rounded/tiles.h and exact/tiles.h name besides.
 #pragma once
 
@@ -46,7 +51,10 @@ template <class F>
 void by_codes(const edgelm_matrix& m, F visit) {
     switch (stored(m)) {
         case Stored::kInt4: return visit(Kind<Stored::kInt4>{});
+        case Stored::kInt5: return visit(Kind<Stored::kInt5>{});
+        case Stored::kInt6: return visit(Kind<Stored::kInt6>{});
         case Stored::kInt8: return visit(Kind<Stored::kInt8>{});
+        case Stored::kIq4: return visit(Kind<Stored::kIq4>{});
         default: return visit(Kind<Stored::kBook>{});
     }
 }
@@ -56,6 +64,43 @@ template <class V>
 inline const uint8_t* vector_of(const uint8_t* step, int32_t bits, int64_t v) {
     constexpr int64_t kOfHalf = 16 / V::kLanes;
     return step + v / kOfHalf * (step_bytes(bits) / 2) + v % kOfHalf * (4 * V::kLanes);
+}
+
+// A vector's codes as they are stored: inputs 0-3 of each output in `low`, 4-7 in `high`.
+template <class V, Stored S>
+INLINE void stored_codes(const uint8_t* step, int64_t v, typename V::Bytes& low,
+                         typename V::Bytes& high) {
+    const uint8_t* at = vector_of<V>(step, bits_of(S), v);
+    low = V::load_bytes(at);
+    if (S == Stored::kInt8) {
+        high = V::load_bytes(at + kNibbles);
+        return;
+    }
+    high = V::high_nibbles(low);
+    low = V::low_nibbles(low);
+    if constexpr (upper_bits(S) > 0) {
+        constexpr int64_t kOfHalf = 16 / V::kLanes;
+        constexpr int32_t kMask = ((1 << upper_bits(S)) - 1) << 4;
+        const uint8_t* half = step + v / kOfHalf * (step_bytes(bits_of(S)) / 2);
+        const typename V::Bytes upper = V::template uppers<S>(half + kNibbles, v % kOfHalf);
+        low = V::template add_masked<kMask>(low, upper);
+        high = V::template add_masked<kMask>(high, V::template shift_bytes<upper_bits(S)>(upper));
+    }
+}
+
+// Scales of vector v of a group.
+template <class V>
+INLINE typename V::Floats load_scales(const edgelm_matrix& m, const uint8_t* scales,
+                                      const uint8_t* supers, int64_t v) {
+    if (!m.coded) return V::load_floats(scales, m.scales, v);
+    return V::mul(V::to_floats(V::load_signed(scales, v)), V::load_floats(supers, m.scales, v));
+}
+
+// Minima of vector v of a group.
+template <class V>
+INLINE typename V::Floats load_minima(const edgelm_matrix& m, const uint8_t* zeros,
+                                      const uint8_t* supers, int64_t v) {
+    return load_scales<V>(m, zeros, supers + kPanel * float_bytes(m.scales), v);
 }
 
 template <class V, int ROWS, int VECTORS>

@@ -51,13 +51,38 @@ struct Avx2 {
         const __m128i own = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(bytes + v * kLanes));
         return _mm256_cvtepu8_epi32(own);
     }
+    static Ints load_signed(const uint8_t* bytes, int64_t v) {
+        const __m128i own = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(bytes + v * kLanes));
+        return _mm256_cvtepi8_epi32(own);
+    }
+
+    static Bytes load_bytes(const uint8_t* at) { return load_ints(at); }
+    static Bytes low_nibbles(Bytes x) { return _mm256_and_si256(x, _mm256_set1_epi8(15)); }
+    static Bytes high_nibbles(Bytes x) { return low_nibbles(_mm256_srli_epi16(x, 4)); }
+    template <int BITS>
+    static Bytes shift_bytes(Bytes x) {
+        return _mm256_srli_epi16(x, BITS);
+    }
+    template <int32_t MASK>
+    static Bytes add_masked(Bytes a, Bytes b) {
+        return _mm256_or_si256(a, _mm256_and_si256(b, _mm256_set1_epi8(MASK)));
+    }
+    // Bits 0-3 of each byte belong to vector 0, bits 4-7 to vector 1. Of 5-bit codes there is half
+    // a vector, whose bits 0-1 and 4-5 belong to lanes 0-3, the others to lanes 4-7.
+    template <Stored S>
+    static INLINE Bytes uppers(const uint8_t* at, int64_t v) {
+        const __m128i first = _mm_loadu_si128(reinterpret_cast<const __m128i*>(at));
+        const __m128i up = _mm_cvtsi32_si128(v == 0 ? 4 : 0);
+        if (S == Stored::kInt6) return _mm256_sll_epi16(load_ints(at), up);
+        const Bytes both = _mm256_sll_epi16(_mm256_broadcastsi128_si256(first), up);
+        return _mm256_srlv_epi32(both, _mm256_setr_epi32(0, 0, 0, 0, 2, 2, 2, 2));
+    }
 
     // What rounded/tiles.h asks for.
 
     using RoundedShapes = Shapes<Shape<4, 2>, Shape<2, 2>, Shape<1, 4>>;
     static constexpr bool kPairs = false;
 
-    static Bytes load_bytes(const uint8_t* at) { return load_ints(at); }
     static Bytes repeat(const uint8_t* bytes) {
         return _mm256_broadcastsi128_si256(
             _mm_load_si128(reinterpret_cast<const __m128i*>(bytes)));
@@ -65,8 +90,6 @@ struct Avx2 {
     static Bytes look_up(Bytes table, Bytes indices) {
         return _mm256_shuffle_epi8(table, indices);
     }
-    static Bytes low_nibbles(Bytes x) { return _mm256_and_si256(x, _mm256_set1_epi8(15)); }
-    static Bytes high_nibbles(Bytes x) { return low_nibbles(_mm256_srli_epi16(x, 4)); }
 
     // Read where they are used: eight of them would not fit the registers beside the sums.
     using Inputs = const int8_t*;
@@ -78,25 +101,28 @@ struct Avx2 {
     }
 
     // Bytes up to 255 are multiplied as signed numbers here: pairs of their products would not
-    // fit the 16 bits of vpmaddubsw, but those of magnitudes up to 128 do.
-    static constexpr int32_t base(Stored s) { return s == Stored::kInt4 ? 0 : 128; }
+    // fit the 16 bits of vpmaddubsw, but those of magnitudes up to 128 do: 2 * 128 * 127 = 32512.
+    // Codes below 64 leave room for two pairs: 4 * 63 * 127 = 32004.
+    static constexpr int32_t base(Stored s) { return is_narrow(s) ? 0 : 128; }
     template <Stored S>
-    static INLINE Ints dot4(Ints sums, Bytes codes, Bytes x) {
-        Ints pairs;
-        if (S == Stored::kInt4) {
-            pairs = _mm256_maddubs_epi16(codes, x);
-        } else {
-            const Bytes weights = _mm256_xor_si256(codes, _mm256_set1_epi8(-128));
-            pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(weights), _mm256_sign_epi8(x, weights));
-        }
+    static INLINE Ints pairs(Bytes codes, Bytes x) {
+        if (is_narrow(S)) return _mm256_maddubs_epi16(codes, x);
+        const Bytes weights = _mm256_xor_si256(codes, _mm256_set1_epi8(-128));
+        return _mm256_maddubs_epi16(_mm256_abs_epi8(weights), _mm256_sign_epi8(x, weights));
+    }
+    static Ints add_pairs(Ints sums, Ints pairs) {
         return _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
     }
     template <Stored S>
     static INLINE Ints dot(Ints sums, Bytes low, Bytes high, Inputs x) {
-        return dot4<S>(dot4<S>(sums, low, spread4(x)), high, spread4(x + 4));
+        const Ints first = pairs<S>(low, spread4(x)), second = pairs<S>(high, spread4(x + 4));
+        if (is_narrow(S)) return add_pairs(sums, _mm256_add_epi16(first, second));
+        return add_pairs(add_pairs(sums, first), second);
     }
 
     // What exact/tiles.h asks for.
+
+    static Ints as_ints(Bytes x) { return x; }
 
     using ExactShapes = Shapes<Shape<4, 1>, Shape<2, 2>, Shape<1, 4>>;
     static constexpr int kTogether = 1;
@@ -112,7 +138,7 @@ struct Avx2 {
     template <Stored S>
     static INLINE Floats numbers(const Table& table, Ints codes) {
         if (S != Stored::kBook) {
-            const int32_t all = S == Stored::kInt8 ? 255 : 15;
+            const int32_t all = S == Stored::kInt4 ? 15 : 255;
             return to_floats(_mm256_and_si256(codes, _mm256_set1_epi32(all)));
         }
         // 8 of the 16 at a time; bit 3 of the code says which.

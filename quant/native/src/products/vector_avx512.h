@@ -21,6 +21,7 @@ struct Avx512 {
     static void store(float* to, Floats x) { _mm512_storeu_ps(to, x); }
     static Floats add(Floats a, Floats b) { return _mm512_add_ps(a, b); }
     static Floats sub(Floats a, Floats b) { return _mm512_sub_ps(a, b); }
+    static Floats mul(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
     static Floats fma(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
     static Floats to_floats(Ints x) { return _mm512_cvtepi32_ps(x); }
     template <int BITS>
@@ -39,6 +40,34 @@ struct Avx512 {
     static Ints load_wide(const uint8_t* bytes, int64_t half) {
         const __m128i own = _mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes + half * 16));
         return _mm512_cvtepu8_epi32(own);
+    }
+    static Ints load_signed(const uint8_t* bytes, int64_t half) {
+        const __m128i own = _mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes + half * 16));
+        return _mm512_cvtepi8_epi32(own);
+    }
+
+    static Bytes load_bytes(const uint8_t* at) { return _mm512_loadu_si512(at); }
+    static Bytes low_nibbles(Bytes x) { return _mm512_and_si512(x, _mm512_set1_epi8(15)); }
+    static Bytes high_nibbles(Bytes x) { return low_nibbles(_mm512_srli_epi16(x, 4)); }
+    template <int BITS>
+    static Bytes shift_bytes(Bytes x) {
+        return _mm512_srli_epi16(x, BITS);
+    }
+    template <int32_t MASK>
+    static Bytes add_masked(Bytes a, Bytes b) {
+        return _mm512_ternarylogic_epi32(a, b, _mm512_set1_epi8(MASK), 0xf8);
+    }
+    // Each of four (5 bits) or two parts of the vector has its own bits of the same bytes.
+    template <Stored S>
+    static INLINE Bytes uppers(const uint8_t* at, int64_t) {
+        if (S == Stored::kInt6) {
+            const __m256i own = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at));
+            const __m512i up = _mm512_setr_epi64(4, 4, 4, 4, 0, 0, 0, 0);
+            return _mm512_sllv_epi64(_mm512_broadcast_i64x4(own), up);
+        }
+        const __m128i own = _mm_loadu_si128(reinterpret_cast<const __m128i*>(at));
+        const __m512i up = _mm512_setr_epi64(4, 4, 2, 2, 0, 0, 62, 62);
+        return _mm512_rolv_epi64(_mm512_broadcast_i32x4(own), up);
     }
 
     // What rounded/avx512vnni.cpp asks for.
@@ -64,6 +93,8 @@ struct Avx512 {
 
     // What exact/tiles.h asks for.
 
+    static Ints as_ints(Bytes x) { return x; }
+
     using ExactShapes = Shapes<Shape<6, 2>, Shape<2, 2>, Shape<1, 2>>;
     static constexpr int kTogether = 2;  // an input is spread once for both
 
@@ -75,7 +106,7 @@ struct Avx512 {
     }
     template <Stored S>
     static INLINE Floats numbers(const Table& table, Ints codes) {
-        if (S == Stored::kInt8) {
+        if (S == Stored::kInt8 || upper_bits(S) > 0) {
             return to_floats(_mm512_and_si512(codes, _mm512_set1_epi32(255)));
         }
         return _mm512_permutexvar_ps(codes, table);  // reads 4 bits of each index

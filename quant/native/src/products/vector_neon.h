@@ -49,29 +49,54 @@ struct Neon {
         const uint8x8_t own = vreinterpret_u8_u32(vdup_n_u32(four));
         return vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(vmovl_u8(own))));
     }
+    static Ints load_signed(const uint8_t* bytes, int64_t v) {
+        uint32_t four;
+        memcpy(&four, bytes + v * kLanes, 4);
+        const int8x8_t own = vreinterpret_s8_u32(vdup_n_u32(four));
+        return vmovl_s16(vget_low_s16(vmovl_s8(own)));
+    }
+
+    static Bytes load_bytes(const uint8_t* at) { return vld1q_u8(at); }
+    static Bytes low_nibbles(Bytes x) { return vandq_u8(x, vdupq_n_u8(15)); }
+    static Bytes high_nibbles(Bytes x) { return vshrq_n_u8(x, 4); }
+    template <int BITS>
+    static Bytes shift_bytes(Bytes x) {
+        return vshrq_n_u8(x, BITS);
+    }
+    template <int32_t MASK>
+    static Bytes add_masked(Bytes a, Bytes b) {
+        return vorrq_u8(a, vandq_u8(b, vdupq_n_u8(MASK)));
+    }
+    // Of 6-bit codes there are two vectors, their bits 0-3 for vectors 0 and 1 of the half, 4-7
+    // for 2 and 3; of 5-bit codes one, with two bits for each.
+    template <Stored S>
+    static INLINE Bytes uppers(const uint8_t* at, int64_t v) {
+        const bool six = S == Stored::kInt6;
+        const int64_t up = six ? 4 - v / 2 * 4 : 4 - v * 2;
+        return vshlq_u8(vld1q_u8(six ? at + v % 2 * 16 : at), vdupq_n_s8(static_cast<int8_t>(up)));
+    }
 
     // What rounded/tiles.h asks for, but for `dot`.
 
     using RoundedShapes = Shapes<Shape<4, 4>, Shape<1, 8>>;
 
-    static Bytes load_bytes(const uint8_t* at) { return vld1q_u8(at); }
     static Bytes repeat(const uint8_t* bytes) { return vld1q_u8(bytes); }
     static Bytes look_up(Bytes table, Bytes indices) { return vqtbl1q_u8(table, indices); }
-    static Bytes low_nibbles(Bytes x) { return vandq_u8(x, vdupq_n_u8(15)); }
-    static Bytes high_nibbles(Bytes x) { return vshrq_n_u8(x, 4); }
 
     using Inputs = int8x8_t;
     static Inputs inputs(const int8_t* x) { return vld1_s8(x); }
 
     // Both factors are signed: int8's codes, and the bytes of a codebook, lose the 128 that they
     // are stored with.
-    static constexpr int32_t base(Stored s) { return s == Stored::kInt4 ? 0 : 128; }
+    static constexpr int32_t base(Stored s) { return is_narrow(s) ? 0 : 128; }
     template <Stored S>
     static INLINE int8x16_t less_base(Bytes codes) {
         return vreinterpretq_s8_u8(veorq_u8(codes, vdupq_n_u8(static_cast<uint8_t>(base(S)))));
     }
 
     // What exact/tiles.h asks for.
+
+    static Ints as_ints(Bytes x) { return vreinterpretq_s32_u8(x); }
 
     using ExactShapes = Shapes<Shape<4, 2>, Shape<1, 8>>;
     static constexpr int kTogether = 1;
@@ -87,7 +112,7 @@ struct Neon {
     }
     template <Stored S>
     static INLINE Floats numbers(const Table& table, Ints codes) {
-        const uint32x4_t all = vdupq_n_u32(S == Stored::kInt8 ? 255 : 15);
+        const uint32x4_t all = vdupq_n_u32(S == Stored::kInt8 || upper_bits(S) > 0 ? 255 : 15);
         const uint32x4_t code = vandq_u32(vreinterpretq_u32_s32(codes), all);
         if (S != Stored::kBook) return vcvtq_f32_u32(code);
         // Bytes 4 c to 4 c + 3 of the table for each code c.

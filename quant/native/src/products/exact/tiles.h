@@ -2,7 +2,7 @@
 // (tiles.h), which for them has
 //     Table, table<S>(m)      the numbers of codes, where they are looked up
 //     numbers<S>(table, codes)   the number of the lowest code of each lane
-//     load_ints, shift_down<BITS>
+//     load_ints, shift_down<BITS>, as_ints     bytes as they lie in lanes
 //     kTogether               vectors whose numbers are made before any is multiplied
 //     ExactShapes             the tiles
 #pragma once
@@ -34,6 +34,13 @@ template <class V, Stored S>
 INLINE void open_step(const uint8_t* step, int64_t v, typename V::Ints& low,
                       typename V::Ints& high) {
     if (is_float(S)) return;
+    if constexpr (upper_bits(S) > 0) {
+        typename V::Bytes codes[2];
+        stored_codes<V, S>(step, v, codes[0], codes[1]);
+        low = V::as_ints(codes[0]);
+        high = V::as_ints(codes[1]);
+        return;
+    }
     const uint8_t* at = vector_of<V>(step, bits_of(S), v);
     low = V::load_ints(at);
     high = S == Stored::kInt8 ? V::load_ints(at + 64) : V::template shift_down<4>(low);
@@ -112,7 +119,8 @@ INLINE void add_group(const edgelm_matrix& m, Terms<V, VECTORS>& terms, const Gr
     UNROLL
     for (int v = 0; v < VECTORS; ++v) {
         const Floats scale =
-            is_float(S) ? V::fill(1.0f) : V::load_floats(group.parameters, m.scales, begin + v);
+            is_float(S) ? V::fill(1.0f)
+                        : load_scales<V>(m, group.parameters, group.supers, begin + v);
         UNROLL
         for (int r = 0; r < ROWS; ++r) {
             sums[r][v] = V::fma(V::add(dots[0][r][v], dots[1][r][v]), scale, sums[r][v]);
@@ -121,11 +129,11 @@ INLINE void add_group(const edgelm_matrix& m, Terms<V, VECTORS>& terms, const Gr
     if (m.zeros != EDGELM_ZEROS_FLOAT) return;
     UNROLL
     for (int v = 0; v < VECTORS; ++v) {
-        const Floats zero = V::load_floats(zeros, m.scales, begin + v);
+        const Floats minimum = load_minima<V>(m, zeros, group.supers, begin + v);
         UNROLL
         for (int r = 0; r < ROWS; ++r) {
             const Floats sum = V::fill(x.sums[(row + r) * x.groups + g]);
-            sums[r][v] = V::fma(sum, zero, sums[r][v]);
+            sums[r][v] = V::fma(sum, minimum, sums[r][v]);
         }
     }
 }
@@ -172,6 +180,8 @@ void exact_panel(const edgelm_matrix& m, const uint8_t* panel, const ExactRows& 
             return rows_by_tiles<V, Stored::kBfloat16>(m, panel, x, target);
         case Stored::kFloat32:
             return rows_by_tiles<V, Stored::kFloat32>(m, panel, x, target);
+        case Stored::kIq4:  // numbers are looked up as float32, whatever the book
+            return rows_by_tiles<V, Stored::kBook>(m, panel, x, target);
         default:
             by_codes(m, [&](auto kind) { rows_by_tiles<V, kind.kStored>(m, panel, x, target); });
     }

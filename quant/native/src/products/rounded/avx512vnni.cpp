@@ -25,18 +25,16 @@ constexpr bool stays_in_place() {
 }
 
 template <Stored S, int ROWS>
-INLINE void load_codes(const uint8_t* at, __m512i plane, __m512i& low, __m512i& high) {
-    const __m512i stored = _mm512_loadu_si512(at);
-    if (S == Stored::kInt8) {
-        low = stored;
-        high = _mm512_loadu_si512(at + 64);
+INLINE void load_codes(const uint8_t* step, int half, __m512i plane, __m512i& low,
+                       __m512i& high) {
+    if (stays_in_place<S, ROWS>()) {
+        const __m512i stored = Avx512::load_bytes(step + half * kNibbles);
+        low = Avx512::low_nibbles(stored);
+        high = _mm512_andnot_si512(_mm512_set1_epi8(15), stored);
         return;
     }
-    const __m512i nibble = _mm512_set1_epi8(15);
-    low = _mm512_and_si512(stored, nibble);
-    high = stays_in_place<S, ROWS>() ? _mm512_andnot_si512(nibble, stored)
-                                     : _mm512_and_si512(_mm512_srli_epi16(stored, 4), nibble);
-    if (S == Stored::kBook) {
+    stored_codes<Avx512, S>(step, half, low, high);
+    if (is_book(S)) {
         high = _mm512_shuffle_epi8(plane, high);
         low = _mm512_shuffle_epi8(plane, low);
     }
@@ -48,12 +46,11 @@ using Dots = __m512i[ROWS][kHalves][chains(ROWS)];
 template <Stored S, int ROWS>
 INLINE void dot_step(const uint8_t* at, __m512i plane, const int8_t* x, int64_t stride,
                      Dots<ROWS>& dots) {
-    constexpr int64_t kBytes = step_bytes(bits_of(S));
     constexpr int kLast = chains(ROWS) - 1;
     __m512i low[kHalves], high[kHalves];
     UNROLL
     for (int h = 0; h < kHalves; ++h) {
-        load_codes<S, ROWS>(at + h * kBytes / 2, plane, low[h], high[h]);
+        load_codes<S, ROWS>(at, h, plane, low[h], high[h]);
     }
     UNROLL
     for (int r = 0; r < ROWS; ++r) {
@@ -79,33 +76,28 @@ INLINE __m512i joined(const __m512i (&dots)[chains(ROWS)]) {
 struct Codes {
     const uint8_t* parameters;
     const uint8_t* codes;
+    const uint8_t* supers;  // of its block, where scales are coded
     int64_t blocks;
     int64_t rest;
 };
 
-// The stored code whose weight is zero, as layout.h has it.
-template <Stored S, int32_t ZEROS>
-constexpr int32_t middle() {
-    return S != Stored::kInt4 ? 128 : ZEROS == EDGELM_ZEROS_FLOAT ? 0 : 8;
-}
-
 // What a row's dots start from: minus the zero times the activations' sum.
 template <Stored S, int32_t ZEROS>
 INLINE __m512i preset(const uint8_t* zeros, int half, int32_t sum) {
-    if (ZEROS != EDGELM_ZEROS_INT) return _mm512_set1_epi32(-sum * middle<S, ZEROS>());
+    if (ZEROS != EDGELM_ZEROS_INT) return _mm512_set1_epi32(-sum * middle_of(S, ZEROS));
     return _mm512_mullo_epi32(Avx512::load_wide(zeros, half), _mm512_set1_epi32(-sum));
 }
 
 // Rows of `x` times one group of a panel, added to their sums.
 template <Stored S, int32_t ZEROS, int ROWS>
-INLINE void add_group(int32_t kind, const Book<Avx512>& book, const Codes& group, const Coded& x,
-                      __m512 (&sums)[ROWS][kHalves]) {
+INLINE void add_group(const edgelm_matrix& m, const Book<Avx512>& book, const Codes& group,
+                      const Coded& x, __m512 (&sums)[ROWS][kHalves]) {
     constexpr int64_t kBytes = step_bytes(bits_of(S));
-    constexpr int kLast = chains(ROWS) - 1;
-    const uint8_t* zeros = group.parameters + kPanel * float_bytes(kind);
+    constexpr int kLast = chains(ROWS) - 1, kCount = plane_count(S);
+    const uint8_t* zeros = group.parameters + scales_bytes(m);
     Dots<ROWS> dots;
     UNROLL
-    for (int plane = 0; plane < (S == Stored::kBook ? kPlanes : 1); ++plane) {
+    for (int plane = 0; plane < kCount; ++plane) {
         UNROLL
         for (int r = 0; r < ROWS; ++r) {
             UNROLL
@@ -132,8 +124,9 @@ INLINE void add_group(int32_t kind, const Book<Avx512>& book, const Codes& group
             dot_step<S, ROWS>(at, book.planes[plane], in, x.stride, dots);
         }
     }
-    const __m512 scales[kHalves] = {Avx512::load_floats(group.parameters, kind, 0),
-                                    Avx512::load_floats(group.parameters, kind, 1)};
+    const __m512 scales[kHalves] = {
+        load_scales<Avx512>(m, group.parameters, group.supers, 0),
+        load_scales<Avx512>(m, group.parameters, group.supers, 1)};
     UNROLL
     for (int r = 0; r < ROWS; ++r) {
         const float own = x.scales[r * x.step];
@@ -147,11 +140,11 @@ INLINE void add_group(int32_t kind, const Book<Avx512>& book, const Codes& group
     if (ZEROS != EDGELM_ZEROS_FLOAT) return;
     UNROLL
     for (int h = 0; h < kHalves; ++h) {
-        const __m512 zero = Avx512::load_floats(zeros, kind, h);
+        const __m512 minimum = load_minima<Avx512>(m, zeros, group.supers, h);
         UNROLL
         for (int r = 0; r < ROWS; ++r) {
             const float total = static_cast<float>(x.sums[r * x.step]) * x.scales[r * x.step];
-            sums[r][h] = _mm512_fmadd_ps(_mm512_set1_ps(total), zero, sums[r][h]);
+            sums[r][h] = _mm512_fmadd_ps(_mm512_set1_ps(total), minimum, sums[r][h]);
         }
     }
 }
@@ -162,9 +155,11 @@ class Product {
   public:
     Product(const edgelm_matrix& m, const uint8_t* panel, const Activations& x,
             const Target& target)
-        : m_(m), panel_(panel), x_(x), target_(target), book_(m), width_(group_inputs(m)),
+        : m_(m), panel_(panel), groups_(panel + super_blocks(m) * super_bytes(m)), x_(x),
+          target_(target), book_(m), width_(group_inputs(m)),
           own_(m.group ? parameter_bytes(m) : 0),
-          bytes_(own_ + width_ / kStep * step_bytes(bits_of(S))), full_(m.inputs / width_) {}
+          bytes_(own_ + width_ / kStep * step_bytes(bits_of(S))), full_(m.inputs / width_),
+          supers_(super_blocks(m) > 1 ? super_bytes(m) : 0) {}
 
     void run() const {
         int64_t row = 0;
@@ -185,11 +180,13 @@ class Product {
 
   private:
     Codes group(int64_t g) const {
-        const uint8_t* codes = panel_ + parameter_bytes(m_) + g * bytes_;
+        const uint8_t* codes = groups_ + parameter_bytes(m_) + g * bytes_;
         const int64_t inputs = g < full_ ? width_ : m_.inputs - g * width_;
         const int64_t steps = ceil_div(inputs, kStep);
-        return {m_.group ? codes - own_ : panel_, codes, steps / 4, steps % 4};
+        return {m_.group ? codes - own_ : groups_, codes, supers(g), steps / 4, steps % 4};
     }
+
+    const uint8_t* supers(int64_t g) const { return panel_ + g * width_ / kBlock * supers_; }
 
     template <int ROWS>
     void tile(int64_t row) const {
@@ -197,8 +194,8 @@ class Product {
         for (auto& pair : sums) pair[0] = pair[1] = _mm512_setzero_ps();
         Codes codes = group(0);
         for (int64_t g = 0; g < full_; ++g) {
-            add_group<S, ZEROS, ROWS>(m_.scales, book_, codes, rows_of(x_, row, g, g * width_),
-                                      sums);
+            codes.supers = supers(g);
+            add_group<S, ZEROS, ROWS>(m_, book_, codes, rows_of(x_, row, g, g * width_), sums);
             if (ROWS == 1) {
                 _mm_prefetch(reinterpret_cast<const char*>(codes.codes + kAhead), _MM_HINT_T0);
             }
@@ -206,14 +203,13 @@ class Product {
             if (m_.group) codes.parameters += bytes_;
         }
         for (int64_t g = full_; g < x_.groups; ++g) {
-            add_group<S, ZEROS, ROWS>(m_.scales, book_, group(g), rows_of(x_, row, g, g * width_),
-                                      sums);
+            add_group<S, ZEROS, ROWS>(m_, book_, group(g), rows_of(x_, row, g, g * width_), sums);
         }
         if (target_.bias) add_bias<ROWS>(sums);
         for (int64_t g = 0; ROWS == 1 && x_.rows == 1 && g < x_.groups; ++g) {
             const int64_t entry = x_.fine_begins[g];
             if (entry == x_.fine_begins[g + 1]) continue;
-            add_group<S, ZEROS, ROWS>(m_.scales, book_, group(g), fine_of(m_, x_, entry), sums);
+            add_group<S, ZEROS, ROWS>(m_, book_, group(g), fine_of(m_, x_, entry), sums);
         }
         UNROLL
         for (int r = 0; r < ROWS; ++r) write(row + r, sums[r]);
@@ -231,7 +227,7 @@ class Product {
                 sums[r][h] = _mm512_maskz_loadu_ps(real(h), from + 16 * h);
             }
         }
-        add_group<S, ZEROS, ROWS>(m_.scales, book_, codes, fine_of(m_, x_, entry), sums);
+        add_group<S, ZEROS, ROWS>(m_, book_, codes, fine_of(m_, x_, entry), sums);
         UNROLL
         for (int r = 0; r < ROWS; ++r) write(x_.fine_rows[entry + r], sums[r]);
     }
@@ -260,13 +256,15 @@ class Product {
 
     const edgelm_matrix& m_;
     const uint8_t* panel_;
+    const uint8_t* groups_;  // behind the supers
     const Activations& x_;
     const Target& target_;
     const Book<Avx512> book_;
-    const int64_t width_;  // inputs of a group
-    const int64_t own_;    // bytes of parameters that each group has
-    const int64_t bytes_;  // from one group's codes to the next one's
-    const int64_t full_;   // groups of all their inputs
+    const int64_t width_;   // inputs of a group
+    const int64_t own_;     // bytes of parameters that each group has
+    const int64_t bytes_;   // from one group's codes to the next one's
+    const int64_t full_;    // groups of all their inputs
+    const int64_t supers_;  // from one block's supers to the next one's, 0 if all share one
 };
 
 template <Stored S>

@@ -1,9 +1,9 @@
 // Every product in plain C++: what runs where no vector code fits, and what the others equal.
 #include <cmath>
 
-#include "layout/codebooks.h"
-#include "layout/floats.h"
 #include "isa/isa.h"
+#include "layout/codebooks.h"
+#include "layout/codes.h"
 
 namespace {
 
@@ -14,12 +14,21 @@ void dot(const Group& group, const uint8_t* book, const int8_t* x, int32_t* dots
     for (int64_t s = 0; s < group.steps; ++s, x += kStep) {
         for (int64_t half = 0; half < kPanel; half += 16, codes += step_bytes(BITS) / 2) {
             for (int64_t i = 0; i < 64; ++i) {
-                int32_t low = BITS == 4 ? codes[i] & 15 : codes[i];
-                int32_t high = BITS == 4 ? codes[i] >> 4 : codes[64 + i];
-                if (book) low = book[low], high = book[high];
-                dots[half + i / 4] += low * x[i % 4] + high * x[4 + i % 4];
+                Pair pair = pair_at(codes, BITS, i);
+                if (book) pair = {book[pair.low], book[pair.high]};
+                dots[half + i / 4] += pair.low * x[i % 4] + pair.high * x[4 + i % 4];
             }
         }
+    }
+}
+
+void dot(const edgelm_matrix& m, const Group& group, const uint8_t* book, const int8_t* x,
+         int32_t* dots) {
+    switch (m.bits) {
+        case 4: return dot<4>(group, book, x, dots);
+        case 5: return dot<5>(group, book, x, dots);
+        case 6: return dot<6>(group, book, x, dots);
+        default: return dot<8>(group, book, x, dots);
     }
 }
 
@@ -28,22 +37,22 @@ void add_group(const edgelm_matrix& m, const Group& group, const Coded& x, float
     const float a = *x.scales * unit(m);
     const int32_t sum = *x.sums;
     const uint8_t* zeros = group.parameters + scales_bytes(m);
-    const bool book = stored(m) == Stored::kBook;
+    const Stored kind = stored(m);
     const Planes own = planes(m);
     int32_t dots[kPanel] = {};
-    for (int plane = 0; plane < (book ? kPlanes : 1); ++plane) {
+    for (int plane = 0; plane < plane_count(kind); ++plane) {
         for (int64_t i = 0; i < kPanel; ++i) {
             const int32_t zero = m.zeros == EDGELM_ZEROS_INT ? zeros[i] : middle_code(m);
             dots[i] = dots[i] * 256 - sum * zero;
         }
-        (m.bits == 4 ? dot<4> : dot<8>)(group, book ? own.bytes[plane] : nullptr, x.codes, dots);
+        dot(m, group, is_book(kind) ? own.bytes[plane] : nullptr, x.codes, dots);
     }
     for (int64_t i = 0; i < kPanel; ++i) {
-        const float scale = read_float(group.parameters, m.scales, i);
+        const float scale = read_scale(m, group, i);
         sums[i] = std::fma(static_cast<float>(dots[i]), scale * a, sums[i]);
         if (m.zeros == EDGELM_ZEROS_FLOAT) {
-            const float zero = read_float(zeros, m.scales, i);
-            sums[i] = std::fma(static_cast<float>(sum) * a, zero, sums[i]);
+            const float minimum = read_minimum(m, group, i);
+            sums[i] = std::fma(static_cast<float>(sum) * a, minimum, sums[i]);
         }
     }
 }

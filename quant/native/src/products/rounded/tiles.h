@@ -5,7 +5,6 @@
 //     dot<S>(sums, low, high, x)  adds products of 4 bytes each to a sum: `low` are a vector's
 //                          codes of inputs 0-3 and `high` those of 4-7
 //     repeat(bytes), look_up(bytes, indices)   a table of 16 bytes, and what it says
-//     low_nibbles, high_nibbles, load_bytes
 //     kPairs               whether `dot_pairs` takes even numbers of rows, two by two
 //     RoundedShapes        the tiles
 #pragma once
@@ -16,19 +15,12 @@
 
 namespace {
 
-// Codes of a vector: inputs 0-3 of each output in `low`, 4-7 in `high`.
+// What a vector's codes are multiplied as: themselves, or bytes of the numbers they stand for.
 template <class V, Stored S>
 INLINE void load_codes(const uint8_t* step, int64_t v, typename V::Bytes plane,
                        typename V::Bytes& low, typename V::Bytes& high) {
-    const uint8_t* at = vector_of<V>(step, bits_of(S), v);
-    low = V::load_bytes(at);
-    if (S == Stored::kInt8) {
-        high = V::load_bytes(at + 64);
-        return;
-    }
-    high = V::high_nibbles(low);
-    low = V::low_nibbles(low);
-    if (S == Stored::kBook) {
+    stored_codes<V, S>(step, v, low, high);
+    if (is_book(S)) {
         high = V::look_up(plane, high);
         low = V::look_up(plane, low);
     }
@@ -75,8 +67,9 @@ INLINE void add_group(const edgelm_matrix& m, const Book<V>& book, const Group& 
     using Floats = typename V::Floats;
     const uint8_t* zeros = group.parameters + scales_bytes(m);
     typename V::Ints dots[ROWS][VECTORS];
+    constexpr int kCount = plane_count(S);
     UNROLL
-    for (int plane = 0; plane < (S == Stored::kBook ? kPlanes : 1); ++plane) {
+    for (int plane = 0; plane < kCount; ++plane) {
         UNROLL
         for (int r = 0; r < ROWS; ++r) {
             const int32_t sum = x.sums[r * x.step];
@@ -90,7 +83,7 @@ INLINE void add_group(const edgelm_matrix& m, const Book<V>& book, const Group& 
     }
     UNROLL
     for (int v = 0; v < VECTORS; ++v) {
-        const Floats scale = V::load_floats(group.parameters, m.scales, begin + v);
+        const Floats scale = load_scales<V>(m, group.parameters, group.supers, begin + v);
         UNROLL
         for (int r = 0; r < ROWS; ++r) {
             const Floats a = V::fill(x.scales[r * x.step] * book.unit);
@@ -100,11 +93,11 @@ INLINE void add_group(const edgelm_matrix& m, const Book<V>& book, const Group& 
     if (m.zeros != EDGELM_ZEROS_FLOAT) return;
     UNROLL
     for (int v = 0; v < VECTORS; ++v) {
-        const Floats zero = V::load_floats(zeros, m.scales, begin + v);
+        const Floats minimum = load_minima<V>(m, zeros, group.supers, begin + v);
         UNROLL
         for (int r = 0; r < ROWS; ++r) {
             const float total = static_cast<float>(x.sums[r * x.step]) * x.scales[r * x.step];
-            sums[r][v] = V::fma(V::fill(total), zero, sums[r][v]);
+            sums[r][v] = V::fma(V::fill(total), minimum, sums[r][v]);
         }
     }
 }
