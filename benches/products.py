@@ -28,6 +28,7 @@ BEYOND_CACHE_BYTES = 160 * 2**20
 CASES = (
     *("native.int4:int4-g32", "native.int4:int4-g64", "native.int4:int4-g128"),
     *("native.int8:int8", "native.int8:int8-g32", "native.int4@avx2:int4-g32"),
+    *("native.int4:q4_k", "native.int5:q5_k", "native.int6:q6_k", "native.iq4:iq4_xs"),
     *("torch.int4pack:int4-g32", "torch.int8pack:int8", "torch.mm:bfloat16"),
 )
 
@@ -90,8 +91,8 @@ def random_weight(scheme: Scheme) -> PackedWeight:
     if scheme.is_float:
         packed.qweight.normal_()
     else:
-        packed.qweight.random_(0 if scheme.bits == 4 else -128, 256 if scheme.bits == 4 else 128)
-    for numbers in (packed.scales, packed.zeros):
+        packed.qweight.view(torch.uint8).random_(256)
+    for numbers in (packed.scales, packed.zeros, packed.supers):
         if numbers is not None:
             numbers.fill_(0.01 if numbers.is_floating_point() else 8)
     return packed

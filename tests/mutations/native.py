@@ -5,6 +5,7 @@ from __future__ import annotations
 from mutations.row import Mutation
 
 TESTS = "tests/quant/test_native.py"
+MISUSE_TESTS = "tests/quant/test_native_misuse.py"
 BACKEND = "quant/backends/native_backend.py"
 OPS = "quant/native/ops.py"
 OPS_TESTS = "tests/quant/test_native_ops.py"
@@ -31,18 +32,39 @@ MUTATIONS: tuple[Mutation, ...] = (
         (f"{TESTS}::test_strided_activations_bias_and_bfloat16",),
     ),
     Mutation(
+        "native: super-scales are laid out",
+        BACKEND,
+        '("scales", "zeros", "supers"))',
+        '("scales", "zeros", "scales"))',
+        (f"{TESTS}::test_coded_scales_of_any_sign_and_block",),
+    ),
+    Mutation(
+        "native: scales of one byte are told from floats",
+        "quant/native/__init__.py",
+        "int(exact), int(scheme.coded)),",
+        "int(exact), 0),",
+        (f"{TESTS}::test_layout_bytes",),
+    ),
+    Mutation(
+        "native: iq4 is no other codebook",
+        "quant/native/__init__.py",
+        '"iq4": 4}',
+        '"iq4": 1}',
+        (f"{TESTS}::test_products_match_the_reference",),
+    ),
+    Mutation(
         "native: EDGELM_ISA",
         "quant/native/__init__.py",
         "    if wanted:\n",
         "    if False:\n",
-        (f"{TESTS}::test_an_instruction_set_by_environment",),
+        (f"{MISUSE_TESTS}::test_an_instruction_set_by_environment",),
     ),
     Mutation(
         "native: a library of another version is not used",
         "quant/native/__init__.py",
         "    if found != ABI:\n",
         "    if False:\n",
-        (f"{TESTS}::test_a_library_that_cannot_be_used_is_said",),
+        (f"{MISUSE_TESTS}::test_a_library_that_cannot_be_used_is_said",),
     ),
     Mutation(
         "native: structs of another size are not passed on",
@@ -117,8 +139,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "native: exact products round nothing",
         "quant/native/__init__.py",
-        "int(exact)),",
-        "0),",
+        "int(exact), int(scheme.coded)),",
+        "0, int(scheme.coded)),",
         (f"{TESTS}::test_exact_products_round_no_activations",),
     ),
     Mutation(
@@ -126,14 +148,14 @@ MUTATIONS: tuple[Mutation, ...] = (
         BACKEND,
         '        _check(x, tensors["layout"], scheme, bias, out)\n',
         "",
-        ("tests/quant/test_native_misuse.py::test_short_buffers_are_refused",),
+        (f"{MISUSE_TESTS}::test_short_buffers_are_refused",),
     ),
     Mutation(
         "native: rows that are not there",
         BACKEND,
         "        if len(ids) and not 0 <=",
         "        if False and not 0 <=",
-        ("tests/quant/test_native_misuse.py::test_rows_that_are_not_there_are_refused",),
+        (f"{MISUSE_TESTS}::test_rows_that_are_not_there_are_refused",),
     ),
     Mutation(
         "native: a wrong EDGELM_ISA is the user's error",
@@ -147,7 +169,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "quant/backends/timing.py",
         "        and kernel not in EXACT_CODES\n",
         "",
-        ("tests/quant/test_native_misuse.py::test_exact_products_are_not_ranked",),
+        (f"{MISUSE_TESTS}::test_exact_products_are_not_ranked",),
     ),
     Mutation(
         "native ops: a window of the cache's ring",

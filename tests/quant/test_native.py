@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,6 @@ from quant import PackedWeight, Scheme, choose, dequantize, native, pack, sqnr_d
 from quant.backends import find
 from quant.backends.kernel import Kernel
 from quant.backends.native_backend import ACTIVATIONS_FLOOR_DB
-from quant.native import library_file
 
 CPU = torch.device("cpu")
 ISAS = native.isas() if native.missing() is None else []
@@ -45,8 +43,6 @@ FLOATS = ["float16", "bfloat16", "float32"]
 # scale per row none of 32 either, nor of 8 where codes may have such rows.
 OUTPUTS, GROUPED_INPUTS, ROW_INPUTS = 77, 384, {4: 322, 5: 328, 6: 324, 8: 322}
 
-# Where the package under test lies: in the working folder there may be one without a library.
-INSTALLED = Path(native.__path__[0]).parent.parent
 # What rounding the inputs that do not stand out leaves, see ACTIVATIONS_FLOOR_DB.
 OUTLIERS_FLOOR_DB = 42.0
 # What float32 sums leave: 117 dB where zeros are floats, which cancel, and above 125 elsewhere.
@@ -331,40 +327,3 @@ def test_products_after_a_fork(monkeypatch: pytest.MonkeyPatch) -> None:
         os._exit(0 if same_bits else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     assert torch.equal(product(packed, layout, x), expected)
-
-
-def run_with_isa(isa: str) -> subprocess.CompletedProcess[str]:
-    code = (
-        "from quant import Scheme, choose\n"
-        "kernel = choose(Scheme.parse('int4-g32'), (64, 64), 'cpu', 'native')\n"
-        "print(kernel.nbytes(Scheme.parse('int4-g32'), (64, 64)))"
-    )
-    environment = os.environ | {"EDGELM_ISA": isa}
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        env=environment,
-        capture_output=True,
-        text=True,
-        cwd=INSTALLED,
-    )
-
-
-def test_an_instruction_set_by_environment() -> None:
-    assert run_with_isa("generic").stdout.strip() == str(64 * (64 // 2 + 2 * 2))
-    refused = run_with_isa("avx9")
-    assert "KernelUnavailableError: EDGELM_ISA='avx9': this CPU and library have" in refused.stderr
-    assert "generic" in refused.stderr and "unset the variable" in refused.stderr
-
-
-def test_a_library_that_cannot_be_used_is_said(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(native, "path", lambda: None)
-    assert native.missing.__wrapped__() == library_file.absence(native.__path__)
-    broken = tmp_path / "edgelm_native.so"
-    broken.write_bytes(b"no library")
-    monkeypatch.setattr(native, "path", lambda: broken)
-    assert "cannot be loaded" in str(native.missing.__wrapped__())
-    monkeypatch.undo()
-    monkeypatch.setattr(native, "ABI", native.ABI + 1)
-    assert f"this package needs {native.ABI}" in str(native.missing.__wrapped__())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +14,11 @@ from quant import QuantError, Scheme, choose, native, pack
 from quant.backends import find
 from quant.backends.timing import time_kernels
 from quant.errors import KernelUnavailableError
+from quant.native import library_file
 
 CPU = torch.device("cpu")
+# Where the package under test lies: in the working folder there may be one without a library.
+INSTALLED = Path(native.__path__[0]).parent.parent
 SCHEME, SHAPE = Scheme.parse("int4-g32"), (70, 64)
 
 pytestmark = pytest.mark.skipif(
@@ -106,7 +110,7 @@ def test_two_processes_at_once() -> None:
             [sys.executable, "-c", code],
             stdout=subprocess.PIPE,
             text=True,
-            cwd=Path(native.__path__[0]).parent.parent,
+            cwd=INSTALLED,
         )
         for _ in range(2)
     ]
@@ -119,3 +123,40 @@ def test_exact_products_are_not_ranked() -> None:
     """They are as fast with one row, which is what is timed, and slower with many."""
     names = time_kernels(SCHEME, (512, 512), CPU)
     assert "native.int4" in names and "native.int4.exact" not in names
+
+
+def run_with_isa(isa: str) -> subprocess.CompletedProcess[str]:
+    code = (
+        "from quant import Scheme, choose\n"
+        "kernel = choose(Scheme.parse('int4-g32'), (64, 64), 'cpu', 'native')\n"
+        "print(kernel.nbytes(Scheme.parse('int4-g32'), (64, 64)))"
+    )
+    environment = os.environ | {"EDGELM_ISA": isa}
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment,
+        capture_output=True,
+        text=True,
+        cwd=INSTALLED,
+    )
+
+
+def test_an_instruction_set_by_environment() -> None:
+    assert run_with_isa("generic").stdout.strip() == str(64 * (64 // 2 + 2 * 2))
+    refused = run_with_isa("avx9")
+    assert "KernelUnavailableError: EDGELM_ISA='avx9': this CPU and library have" in refused.stderr
+    assert "generic" in refused.stderr and "unset the variable" in refused.stderr
+
+
+def test_a_library_that_cannot_be_used_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "path", lambda: None)
+    assert native.missing.__wrapped__() == library_file.absence(native.__path__)
+    broken = tmp_path / "edgelm_native.so"
+    broken.write_bytes(b"no library")
+    monkeypatch.setattr(native, "path", lambda: broken)
+    assert "cannot be loaded" in str(native.missing.__wrapped__())
+    monkeypatch.undo()
+    monkeypatch.setattr(native, "ABI", native.ABI + 1)
+    assert f"this package needs {native.ABI}" in str(native.missing.__wrapped__())

@@ -56,11 +56,11 @@ inline float read_parameter(const edgelm_matrix& m, const uint8_t* bytes, const 
 }
 
 inline float read_scale(const edgelm_matrix& m, const Group& group, int64_t row) {
-    return read_parameter(m, group.parameters, group, 0, row);
+    return read_parameter(m, group.scales, group, 0, row);
 }
 
 inline float read_minimum(const edgelm_matrix& m, const Group& group, int64_t row) {
-    return read_parameter(m, group.parameters + scales_bytes(m), group, kPanel, row);
+    return read_parameter(m, group.zeros, group, kPanel, row);
 }
 
 }  // namespace

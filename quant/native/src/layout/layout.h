@@ -126,11 +126,12 @@ inline int32_t middle_code(const edgelm_matrix& m) { return middle_of(stored(m),
 
 // One group of a panel: where its parameters, codes and supers are. `next` walks along a panel.
 struct Group {
-    const uint8_t* parameters;
+    const uint8_t* scales;
+    const uint8_t* zeros;
     const uint8_t* codes;
-    int64_t first = 0;  // its first input
-    int64_t steps = 0;
     const uint8_t* supers;  // of its block, where scales are coded
+    int64_t first;          // its first input
+    int64_t steps;
 
     static Group first_of(const edgelm_matrix& m, const uint8_t* panel) { return {m, panel, 0}; }
 
@@ -142,30 +143,38 @@ struct Group {
         codes += steps * step_bytes(m.bits);
         first += group_inputs(m);
         if (m.group) {
-            parameters = codes;
-            codes += parameter_bytes(m);
+            scales = codes;
+            zeros = codes + scales_bytes_;
+            codes += parameter_bytes_;
         }
         measure(m);
     }
 
   private:
     Group(const edgelm_matrix& m, const uint8_t* panel, int64_t index)
-        : parameters(panel + super_blocks(m) * super_bytes(m)),
-          codes(parameters + parameter_bytes(m)), first(index * group_inputs(m)), panel_(panel),
-          block_bytes_(super_blocks(m) > 1 ? super_bytes(m) : 0) {
-        codes += first / kStep * step_bytes(m.bits) + (m.group ? index * parameter_bytes(m) : 0);
-        if (m.group) parameters = codes - parameter_bytes(m);
+        : supers(panel), first(index * group_inputs(m)), panel_(panel),
+          block_bytes_(super_blocks(m) > 1 ? super_bytes(m) : 0), scales_bytes_(scales_bytes(m)),
+          parameter_bytes_(parameter_bytes(m)) {
+        scales = panel + super_blocks(m) * super_bytes(m);
+        codes = scales + parameter_bytes_ + first / kStep * step_bytes(m.bits);
+        if (m.group) {
+            codes += index * parameter_bytes_;
+            scales = codes - parameter_bytes_;
+        }
+        zeros = scales + scales_bytes_;
         measure(m);
     }
 
     void measure(const edgelm_matrix& m) {
         const int64_t left = m.inputs - first;
         steps = ceil_div(left < group_inputs(m) ? left : group_inputs(m), kStep);
-        supers = panel_ + first / kBlock * block_bytes_;
+        if (block_bytes_) supers = panel_ + first / kBlock * block_bytes_;
     }
 
     const uint8_t* panel_;
     int64_t block_bytes_;  // from one block's supers to the next one's, 0 if all share one
+    int64_t scales_bytes_;
+    int64_t parameter_bytes_;
 };
 
 }  // namespace

@@ -113,8 +113,7 @@ float number_at(const edgelm_matrix& m, const Group& group, int64_t row, int64_t
     const int32_t code = code_in(m, step, row, i % kStep);
     const float scale = read_scale(m, group, row);
     if (m.codes != EDGELM_INTEGERS) return numbers(m)[code] * scale;
-    const uint8_t* zeros = group.parameters + scales_bytes(m);
-    const int32_t middle = m.zeros == EDGELM_ZEROS_INT ? zeros[row] : middle_code(m);
+    const int32_t middle = m.zeros == EDGELM_ZEROS_INT ? group.zeros[row] : middle_code(m);
     const float value = static_cast<float>(code - middle) * scale;
     return m.zeros == EDGELM_ZEROS_FLOAT ? value + read_minimum(m, group, row) : value;
 }

@@ -88,19 +88,26 @@ INLINE void stored_codes(const uint8_t* step, int64_t v, typename V::Bytes& low,
     }
 }
 
-// Scales of vector v of a group.
-template <class V>
-INLINE typename V::Floats load_scales(const edgelm_matrix& m, const uint8_t* scales,
-                                      const uint8_t* supers, int64_t v) {
-    if (!m.coded) return V::load_floats(scales, m.scales, v);
-    return V::mul(V::to_floats(V::load_signed(scales, v)), V::load_floats(supers, m.scales, v));
+// Scales of vectors from `begin` on of a group: floats, or where coded bytes times the supers.
+template <class V, int VECTORS>
+INLINE void load_scales(const edgelm_matrix& m, const uint8_t* scales, const uint8_t* supers,
+                        int64_t begin, typename V::Floats (&into)[VECTORS]) {
+    const bool coded = m.coded;
+    const uint8_t* floats = coded ? supers : scales;
+    UNROLL
+    for (int v = 0; v < VECTORS; ++v) into[v] = V::load_floats(floats, m.scales, begin + v);
+    if (!coded) return;
+    UNROLL
+    for (int v = 0; v < VECTORS; ++v) {
+        into[v] = V::mul(V::to_floats(V::load_signed(scales, begin + v)), into[v]);
+    }
 }
 
-// Minima of vector v of a group.
-template <class V>
-INLINE typename V::Floats load_minima(const edgelm_matrix& m, const uint8_t* zeros,
-                                      const uint8_t* supers, int64_t v) {
-    return load_scales<V>(m, zeros, supers + kPanel * float_bytes(m.scales), v);
+// Minima likewise.
+template <class V, int VECTORS>
+INLINE void load_minima(const edgelm_matrix& m, const uint8_t* zeros, const uint8_t* supers,
+                        int64_t begin, typename V::Floats (&into)[VECTORS]) {
+    load_scales<V>(m, zeros, supers + kPanel * float_bytes(m.scales), begin, into);
 }
 
 template <class V, int ROWS, int VECTORS>

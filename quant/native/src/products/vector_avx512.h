@@ -72,6 +72,7 @@ struct Avx512 {
 
     // What rounded/avx512vnni.cpp asks for.
 
+    static constexpr int32_t base(Stored) { return 0; }
     static Bytes repeat(const uint8_t* bytes) {
         return _mm512_broadcast_i32x4(_mm_load_si128(reinterpret_cast<const __m128i*>(bytes)));
     }

@@ -86,12 +86,12 @@ struct Neon {
     using Inputs = int8x8_t;
     static Inputs inputs(const int8_t* x) { return vld1_s8(x); }
 
-    // Both factors are signed: int8's codes, and the bytes of a codebook, lose the 128 that they
-    // are stored with.
+    // Both factors are signed: int8's codes lose the 128 that they are stored with.
     static constexpr int32_t base(Stored s) { return is_narrow(s) ? 0 : 128; }
     template <Stored S>
     static INLINE int8x16_t less_base(Bytes codes) {
-        return vreinterpretq_s8_u8(veorq_u8(codes, vdupq_n_u8(static_cast<uint8_t>(base(S)))));
+        if (S != Stored::kInt8) return vreinterpretq_s8_u8(codes);
+        return vreinterpretq_s8_u8(veorq_u8(codes, vdupq_n_u8(128)));
     }
 
     // What exact/tiles.h asks for.

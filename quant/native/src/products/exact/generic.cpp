@@ -17,8 +17,7 @@ float number(const edgelm_matrix& m, const uint8_t* step, int64_t row, int64_t i
 
 // A row of activations times row `row` of a group.
 float dot(const edgelm_matrix& m, const Group& group, int64_t row, const float* x) {
-    const uint8_t* zeros = group.parameters + scales_bytes(m);
-    const int32_t zero = m.zeros == EDGELM_ZEROS_INT ? zeros[row] : middle_code(m);
+    const int32_t zero = m.zeros == EDGELM_ZEROS_INT ? group.zeros[row] : middle_code(m);
     float low = 0.0f, high = 0.0f;
     const uint8_t* step = group.codes;
     for (int64_t s = 0; s < group.steps; ++s, x += kStep, step += step_bytes(m.bits)) {

@@ -24,7 +24,7 @@ template <class V, Stored S, int VECTORS>
 INLINE Terms<V, VECTORS> terms_of(const edgelm_matrix& m) {
     Terms<V, VECTORS> terms;
     terms.table = V::template table<S>(m);
-    const int32_t middle = is_float(S) ? 0 : middle_code(m);
+    const int32_t middle = is_float(S) ? 0 : middle_of(S, m.zeros);
     for (auto& zero : terms.zero) zero = V::fill(static_cast<float>(middle));
     return terms;
 }
@@ -105,10 +105,9 @@ INLINE void add_group(const edgelm_matrix& m, Terms<V, VECTORS>& terms, const Gr
                       const ExactRows& x, int64_t row, int64_t begin, int64_t g,
                       typename V::Floats (&sums)[ROWS][VECTORS]) {
     using Floats = typename V::Floats;
-    const uint8_t* zeros = group.parameters + scales_bytes(m);
     if (m.zeros == EDGELM_ZEROS_INT) {
         for (int v = 0; v < VECTORS; ++v) {
-            terms.zero[v] = V::to_floats(V::load_wide(zeros, begin + v));
+            terms.zero[v] = V::to_floats(V::load_wide(group.zeros, begin + v));
         }
     }
     Floats dots[2][ROWS][VECTORS];
@@ -116,24 +115,28 @@ INLINE void add_group(const edgelm_matrix& m, Terms<V, VECTORS>& terms, const Gr
     clear<V>(dots[1]);
     const float* from = x.x + row * x.stride + group.first;
     dot_group<V, S, ROWS, VECTORS>(terms, group, begin, from, x.stride, dots);
+    Floats scales[VECTORS];
+    if (is_float(S)) {
+        for (auto& scale : scales) scale = V::fill(1.0f);
+    } else {
+        load_scales<V>(m, group.scales, group.supers, begin, scales);
+    }
     UNROLL
     for (int v = 0; v < VECTORS; ++v) {
-        const Floats scale =
-            is_float(S) ? V::fill(1.0f)
-                        : load_scales<V>(m, group.parameters, group.supers, begin + v);
         UNROLL
         for (int r = 0; r < ROWS; ++r) {
-            sums[r][v] = V::fma(V::add(dots[0][r][v], dots[1][r][v]), scale, sums[r][v]);
+            sums[r][v] = V::fma(V::add(dots[0][r][v], dots[1][r][v]), scales[v], sums[r][v]);
         }
     }
     if (m.zeros != EDGELM_ZEROS_FLOAT) return;
+    Floats minima[VECTORS];
+    load_minima<V>(m, group.zeros, group.supers, begin, minima);
     UNROLL
     for (int v = 0; v < VECTORS; ++v) {
-        const Floats minimum = load_minima<V>(m, zeros, group.supers, begin + v);
         UNROLL
         for (int r = 0; r < ROWS; ++r) {
             const Floats sum = V::fill(x.sums[(row + r) * x.groups + g]);
-            sums[r][v] = V::fma(sum, minimum, sums[r][v]);
+            sums[r][v] = V::fma(sum, minima[v], sums[r][v]);
         }
     }
 }

@@ -124,9 +124,8 @@ INLINE void add_group(const edgelm_matrix& m, const Book<Avx512>& book, const Co
             dot_step<S, ROWS>(at, book.planes[plane], in, x.stride, dots);
         }
     }
-    const __m512 scales[kHalves] = {
-        load_scales<Avx512>(m, group.parameters, group.supers, 0),
-        load_scales<Avx512>(m, group.parameters, group.supers, 1)};
+    __m512 scales[kHalves];
+    load_scales<Avx512>(m, group.parameters, group.supers, 0, scales);
     UNROLL
     for (int r = 0; r < ROWS; ++r) {
         const float own = x.scales[r * x.step];
@@ -138,13 +137,14 @@ INLINE void add_group(const edgelm_matrix& m, const Book<Avx512>& book, const Co
         }
     }
     if (ZEROS != EDGELM_ZEROS_FLOAT) return;
+    __m512 minima[kHalves];
+    load_minima<Avx512>(m, zeros, group.supers, 0, minima);
     UNROLL
     for (int h = 0; h < kHalves; ++h) {
-        const __m512 minimum = load_minima<Avx512>(m, zeros, group.supers, h);
         UNROLL
         for (int r = 0; r < ROWS; ++r) {
             const float total = static_cast<float>(x.sums[r * x.step]) * x.scales[r * x.step];
-            sums[r][h] = _mm512_fmadd_ps(_mm512_set1_ps(total), minimum, sums[r][h]);
+            sums[r][h] = _mm512_fmadd_ps(_mm512_set1_ps(total), minima[h], sums[r][h]);
         }
     }
 }

@@ -36,13 +36,12 @@ void dot(const edgelm_matrix& m, const Group& group, const uint8_t* book, const 
 void add_group(const edgelm_matrix& m, const Group& group, const Coded& x, float* sums) {
     const float a = *x.scales * unit(m);
     const int32_t sum = *x.sums;
-    const uint8_t* zeros = group.parameters + scales_bytes(m);
     const Stored kind = stored(m);
     const Planes own = planes(m);
     int32_t dots[kPanel] = {};
     for (int plane = 0; plane < plane_count(kind); ++plane) {
         for (int64_t i = 0; i < kPanel; ++i) {
-            const int32_t zero = m.zeros == EDGELM_ZEROS_INT ? zeros[i] : middle_code(m);
+            const int32_t zero = m.zeros == EDGELM_ZEROS_INT ? group.zeros[i] : middle_code(m);
             dots[i] = dots[i] * 256 - sum * zero;
         }
         dot(m, group, is_book(kind) ? own.bytes[plane] : nullptr, x.codes, dots);

@@ -1,6 +1,7 @@
 // Products of rounded activations in tiles, over the vectors `V` of an instruction set (tiles.h),
 // which for them has
-//     base(S)              what `dot` subtracts from each stored byte by itself
+//     base(S)              what `dot` subtracts from each stored byte by itself; a book's bytes
+//                          come without it
 //     Inputs, inputs(x)    8 codes of activations, as `dot` takes them
 //     dot<S>(sums, low, high, x)  adds products of 4 bytes each to a sum: `low` are a vector's
 //                          codes of inputs 0-3 and `high` those of 4-7
@@ -26,13 +27,19 @@ INLINE void load_codes(const uint8_t* step, int64_t v, typename V::Bytes plane,
     }
 }
 
-// What a sum of codes times activations starts from: minus the zero times the activations' sum.
-template <class V, Stored S>
-INLINE typename V::Ints preset(const edgelm_matrix& m, const uint8_t* zeros, int64_t v,
-                               int32_t sum) {
-    if (m.zeros != EDGELM_ZEROS_INT) return V::fill_ints(-sum * (middle_code(m) - V::base(S)));
-    const typename V::Ints zero = V::sub_ints(V::load_wide(zeros, v), V::fill_ints(V::base(S)));
-    return V::mul_ints(zero, V::fill_ints(-sum));
+// What sums of codes times activations start from: minus the zero times the activations' sum.
+template <class V, Stored S, int VECTORS>
+INLINE void preset(const edgelm_matrix& m, const uint8_t* zeros, int64_t begin, int32_t sum,
+                   typename V::Ints (&starts)[VECTORS]) {
+    const bool stored = m.zeros == EDGELM_ZEROS_INT;
+    const int32_t middle = middle_of(S, m.zeros) - V::base(S);
+    for (auto& start : starts) start = V::fill_ints(stored ? -sum : -sum * middle);
+    if (!stored) return;
+    const typename V::Ints base = V::fill_ints(V::base(S));
+    UNROLL
+    for (int v = 0; v < VECTORS; ++v) {
+        starts[v] = V::mul_ints(V::sub_ints(V::load_wide(zeros, begin + v), base), starts[v]);
+    }
 }
 
 // The codes of a group's vectors, or one plane of what they stand for, times rows of `x`.
@@ -65,39 +72,41 @@ template <class V, Stored S, int ROWS, int VECTORS>
 INLINE void add_group(const edgelm_matrix& m, const Book<V>& book, const Group& group,
                       const Coded& x, int64_t begin, typename V::Floats (&sums)[ROWS][VECTORS]) {
     using Floats = typename V::Floats;
-    const uint8_t* zeros = group.parameters + scales_bytes(m);
     typename V::Ints dots[ROWS][VECTORS];
     constexpr int kCount = plane_count(S);
     UNROLL
     for (int plane = 0; plane < kCount; ++plane) {
         UNROLL
         for (int r = 0; r < ROWS; ++r) {
-            const int32_t sum = x.sums[r * x.step];
+            typename V::Ints starts[VECTORS];
+            preset<V, S>(m, group.zeros, begin, x.sums[r * x.step], starts);
             UNROLL
             for (int v = 0; v < VECTORS; ++v) {
-                const typename V::Ints start = preset<V, S>(m, zeros, begin + v, sum);
-                dots[r][v] = plane == 0 ? start : V::add_ints(V::times_256(dots[r][v]), start);
+                dots[r][v] =
+                    plane == 0 ? starts[v] : V::add_ints(V::times_256(dots[r][v]), starts[v]);
             }
         }
         dot_group<V, S, ROWS, VECTORS>(group, book.planes[plane], x, begin, dots);
     }
+    Floats scales[VECTORS];
+    load_scales<V>(m, group.scales, group.supers, begin, scales);
     UNROLL
     for (int v = 0; v < VECTORS; ++v) {
-        const Floats scale = load_scales<V>(m, group.parameters, group.supers, begin + v);
         UNROLL
         for (int r = 0; r < ROWS; ++r) {
             const Floats a = V::fill(x.scales[r * x.step] * book.unit);
-            sums[r][v] = V::fma(V::to_floats(dots[r][v]), V::mul(scale, a), sums[r][v]);
+            sums[r][v] = V::fma(V::to_floats(dots[r][v]), V::mul(scales[v], a), sums[r][v]);
         }
     }
     if (m.zeros != EDGELM_ZEROS_FLOAT) return;
+    Floats minima[VECTORS];
+    load_minima<V>(m, group.zeros, group.supers, begin, minima);
     UNROLL
     for (int v = 0; v < VECTORS; ++v) {
-        const Floats minimum = load_minima<V>(m, zeros, group.supers, begin + v);
         UNROLL
         for (int r = 0; r < ROWS; ++r) {
             const float total = static_cast<float>(x.sums[r * x.step]) * x.scales[r * x.step];
-            sums[r][v] = V::fma(V::fill(total), minimum, sums[r][v]);
+            sums[r][v] = V::fma(V::fill(total), minima[v], sums[r][v]);
         }
     }
 }
