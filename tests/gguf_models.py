@@ -119,6 +119,7 @@ SCALES_AT = {
     "Q5_1": (0, 2), "Q4_1": (0, 2), "Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2),
     "Q5_K": (0, 2), "Q6_K": (208,), "TQ1_0": (52,), "TQ2_0": (64,),
 }  # fmt: skip
+MIDDLES = {"Q4_K": 7.5, "Q5_K": 15.5}  # codes that the minimum takes to zero, about
 
 
 def six_bits(values: torch.Tensor) -> np.ndarray:
@@ -144,7 +145,8 @@ def random_rows(kind: Type, rows: int, inputs: int) -> np.ndarray:
     block, size = gguf.GGML_QUANT_SIZES[kind]
     blocks = generator.integers(0, 256, (rows, inputs // block, size), dtype=np.uint8)
     for at in SCALES_AT.get(kind.name, (0,)):
-        scale = generator.uniform(0.0005, 0.002, blocks.shape[:2]).astype(np.float16)
+        middle = MIDDLES.get(kind.name, 1) if at else 1
+        scale = (middle * generator.uniform(0.0005, 0.002, blocks.shape[:2])).astype(np.float16)
         blocks[..., at : at + 2] = scale[..., None].view(np.uint8)
     if kind == Type.MXFP4:  # one exponent byte
         blocks[..., 0] = generator.integers(115, 119, blocks.shape[:2])

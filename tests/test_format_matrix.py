@@ -31,8 +31,6 @@ for library in ("compressed_tensors", "bitsandbytes"):
 
 OWN_BITS_BOUND = 5e-6
 """Kept codes through the reference kernel, against the float32 numbers they stand for."""
-SCALES_BOUND = 5e-3
-"""Q4_K's products of two scales, rounded to float16."""
 ANEW_BOUND = 4e-2
 """Blocks that are quantized anew to 8 bits."""
 
@@ -122,8 +120,8 @@ FORMATS = [
     Format("flax", flax, ("bloom",), own_bits=None),
     *(gguf(kind, None) for kind in (Type.F32, Type.F16, Type.BF16)),
     *(gguf(kind, OWN_BITS_BOUND) for kind in (Type.Q8_0, Type.Q4_0, Type.Q4_1, Type.Q5_0)),
-    gguf(Type.Q4_K, SCALES_BOUND),
-    gguf(Type.Q6_K, ANEW_BOUND),
+    *(gguf(kind, OWN_BITS_BOUND) for kind in (Type.Q4_K, Type.Q5_K, Type.Q6_K, Type.IQ4_XS)),
+    gguf(Type.MXFP4, ANEW_BOUND),
     *(Format(f"edgelm-{name}", partial(ours, recipe)) for name, recipe in OURS.items()),
     of_others(packed.compressed(4, 32, False)),
     of_others(packed.compressed(4, None, True)),

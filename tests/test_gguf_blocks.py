@@ -1,4 +1,4 @@
-"""ggml's block types: each reads as gguf's own code does, and none is quantized anew unseen."""
+"""ggml's block types: each is held as gguf's own code reads it, or quantized anew with a word."""
 
 from __future__ import annotations
 
@@ -14,18 +14,17 @@ from gguf_models import random_rows
 from test_gguf_files import LLAMA_KEYS, permute
 
 import edgelm
-from edgelm.checkpoint.gguf_blocks import EXACT, NEAREST, PACKED
-from edgelm.checkpoint.gguf_header import TYPES
+from edgelm.checkpoint.gguf_blocks import LAYOUTS, NEAREST, SCHEMES, take_apart, to_blocks
+from edgelm.checkpoint.gguf_header import TYPES, read_header
 from edgelm.checkpoint.opening import open_checkpoint
 from quant.groupwise import dequantize
+from quant.packing import PackedWeight, unpack_codes
 
 HIDDEN, INNER, VOCAB, HEADS = 256, 512, 40, 4
-Q4_K_FLOOR_DB = 60
-"""Q4_K against its packing with scales rounded to float16."""
 FLOOR_DB = {8: 42, 4: 22}
 """Blocks quantized anew to 8 and to 4 bits, against what the file holds."""
 
-BLOCK_TYPES = [kind for kind in Type if kind.name in EXACT | PACKED | NEAREST]
+BLOCK_TYPES = [kind for kind in Type if kind.name in SCHEMES | NEAREST]
 
 
 def write(path: Path, kind: Type) -> dict[str, torch.Tensor]:
@@ -69,17 +68,12 @@ def write(path: Path, kind: Type) -> dict[str, torch.Tensor]:
     return expected
 
 
-def decibels(ours: torch.Tensor, reference: torch.Tensor) -> float:
-    noise = (ours.double() - reference.double()).square().sum()
-    return float(10 * torch.log10(reference.double().square().sum() / noise))
-
-
 def test_the_tables_are_those_of_gguf() -> None:
     """Sizes as gguf has them, and a decision for everything that it can read."""
     known = {Type(number): (kind.block, kind.block_bytes) for number, kind in TYPES.items()}
     assert known == {kind: gguf.GGML_QUANT_SIZES[kind] for kind in known}
     readable = {kind.name for kind in gguf.quants._type_traits} - {"BF16"}
-    assert readable == set(PACKED) | set(NEAREST)
+    assert readable == set(SCHEMES) | set(NEAREST)
     assert {Type(number).name for number in TYPES} == readable | {"F32", "F16", "BF16"}
 
 
@@ -92,13 +86,82 @@ def test_reads_as_gguf_does(tmp_path: Path, kind: Type) -> None:
         assert torch.equal(checkpoint.read(name), values)
         assert torch.equal(checkpoint.read(name, 3, 17), values[3:17])
         info = checkpoint.info(name)
-        assert info.dtype == kind.name and (info.scheme is None) == (kind.name in NEAREST)
-        if kind.name in EXACT:
+        assert info.dtype == kind.name and info.scheme == SCHEMES.get(kind.name)
+        if kind.name in SCHEMES:
             assert torch.equal(dequantize(checkpoint.read_packed(name)), values)
-        elif kind.name in PACKED:
-            ratio = decibels(dequantize(checkpoint.read_packed(name)), values)
-            print(f"{kind.name} with float16 scales: {ratio:.1f} dB (floor {Q4_K_FLOOR_DB})")
-            assert ratio > Q4_K_FLOOR_DB
+            assert torch.equal(dequantize(checkpoint.read_packed(name, 3, 17)), values[3:17])
+
+
+EXTREME = (6e-8, -6e-8, 65504, -65504, 0, -1.5, 1e-5)
+"""Scales and super-scales: float16's smallest and largest numbers, zero, a common one, a small."""
+HELD = [kind for kind in BLOCK_TYPES if kind.name in SCHEMES]
+
+
+def extreme_blocks(kind: Type) -> np.ndarray:
+    """uint8 [301, bytes]: each of EXTREME in every field under random codes and the same one.
+
+    The last rows have all bits of their codes, and codes of scales, set or unset.
+    """
+    layout, generator = LAYOUTS[kind.name], np.random.default_rng(int(kind))
+    blocks = generator.integers(0, 256, (301, len(EXTREME), layout.nbytes), dtype=np.uint8)
+    blocks[-4:-2], blocks[-2:] = 0, 255
+    for turn, place in enumerate((layout.scale, layout.minimum)):
+        if place >= 0:
+            scales = np.array(EXTREME, np.float16)[None].repeat(301, 0)
+            scales[1::2] = np.roll(scales[1::2], turn, axis=1)
+            blocks[..., place : place + 2] = scales[..., None].view(np.uint8)
+    return blocks.reshape(301, -1)
+
+
+@pytest.mark.parametrize("kind", HELD, ids=lambda kind: kind.name)
+def test_extreme_blocks_are_held_value_for_value(kind: Type) -> None:
+    """And go back into the file's bytes."""
+    raw, scheme = extreme_blocks(kind), SCHEMES[kind.name]
+    packed = PackedWeight.empty((301, LAYOUTS[kind.name].weights * len(EXTREME)), scheme)
+    take_apart(torch.from_numpy(raw.copy()), kind.name, packed)
+    values = dequantize(packed)
+    expected = torch.from_numpy(gguf.quants.dequantize(raw, kind))
+    print(f"{kind.name} as {scheme}: largest difference {float((values - expected).abs().max())}")
+    assert torch.equal(values, expected)
+    codes = unpack_codes(packed.qweight, scheme, torch.empty(packed.shape, dtype=torch.int16))
+    assert codes.unique().tolist() == list(range(scheme.code_range[0], scheme.code_range[1] + 1))
+    if scheme.coded:
+        wide = {"Q6_K": (-128, 127), "IQ4_XS": (-32, 31)}.get(kind.name, (0, 63))
+        assert packed.scales.unique().tolist() == list(range(wide[0], wide[1] + 1))
+    assert np.array_equal(to_blocks(packed, kind.name).numpy(), raw)
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+@pytest.mark.parametrize("kind", HELD, ids=lambda kind: kind.name)
+def test_scales_that_are_no_numbers(tmp_path: Path, kind: Type, value: float) -> None:
+    layout = LAYOUTS[kind.name]
+    for place in (layout.scale, layout.minimum)[: 1 if layout.minimum < 0 else 2]:
+        path = tmp_path / f"{place}.gguf"
+        write(path, kind)
+        stored = read_header(path).tensors["blk.0.ffn_down.weight"]
+        content = bytearray(path.read_bytes())
+        at = stored.offset + stored.nbytes - layout.nbytes + place  # in the last block
+        content[at : at + 2] = np.float16(value).tobytes()
+        path.write_bytes(content)
+        name = "model.layers.0.mlp.down_proj.weight"
+        checkpoint = open_checkpoint(path)
+        checkpoint.read(name, 0, HIDDEN - 1)
+        told = rf"{place}\.gguf: tensor blk\.0\.ffn_down\.weight \({kind.name}\).*NaN or infinite"
+        for read in (checkpoint.read, checkpoint.read_packed):
+            with pytest.raises(edgelm.ModelFileError, match=told):
+                read(name)
+        with pytest.raises(edgelm.ModelFileError, match=told):
+            edgelm.load(path, context=16)
+
+
+@pytest.mark.parametrize("kind", HELD, ids=lambda kind: kind.name)
+def test_blocks_cut_short(tmp_path: Path, kind: Type) -> None:
+    write(tmp_path / "m.gguf", kind)
+    stored = max(read_header(tmp_path / "m.gguf").tensors.values(), key=lambda t: t.offset)
+    content = (tmp_path / "m.gguf").read_bytes()[: stored.offset + stored.nbytes - 1]
+    (tmp_path / "m.gguf").write_bytes(content)
+    with pytest.raises(edgelm.ModelFileError, match=r"damaged or was cut off"):
+        open_checkpoint(tmp_path / "m.gguf")
 
 
 @pytest.mark.parametrize("kind", BLOCK_TYPES, ids=lambda kind: kind.name)
@@ -112,10 +175,10 @@ def test_auto_says_what_it_made(
     ):
         modules = lm.report.modules
         assert bool(torch.isfinite(lm.forward(torch.tensor([[1, 2, 3]])).logits).all())
-    scheme = PACKED.get(kind.name) or NEAREST[kind.name]
+    scheme = SCHEMES.get(kind.name) or NEAREST[kind.name]
     assert {module.scheme for module in modules} == {scheme}
     warnings = [r.getMessage() for r in caplog.records if "requantized" in r.getMessage()]
-    if kind.name in PACKED:
+    if kind.name in SCHEMES:
         assert {module.note for module in modules} == {f"kept as stored ({kind.name})"}
         assert not warnings
         return

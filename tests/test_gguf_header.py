@@ -105,6 +105,10 @@ DAMAGED: dict[str, bytes] = {
     "size-huge": header(None, [("w", (HUGE, HUGE), 0, 0)]) + bytes(64),
     "size-wraps": header(None, [("w", (1 << 32, 1 << 32), 0, 0)]) + bytes(64),
     "half-block": header(None, [("w", (48, 2), 2, 0)]) + bytes(64),
+    **{
+        f"half-block-{kind}": header(None, [("w", (320, 2), kind, 0)]) + bytes(1024)
+        for kind in (12, 13, 14, 23)
+    },
     "offset-huge": header(None, [("w", (4, 4), 0, HUGE)]) + bytes(64),
     "offset-max": header(None, [("w", (4, 4), 0, 2**64 - 32)]) + bytes(64),
     "offset-unaligned": header(None, [("w", (4, 4), 0, 4)]) + bytes(128),
@@ -141,6 +145,13 @@ def test_lying_headers_cost_nothing(tmp_path: Path, content: bytes, error: type[
         tracemalloc.stop()
     print(f"{peak} bytes: {caught.value}")
     assert peak < 1 << 20
+
+
+@pytest.mark.parametrize("name", [name for name in DAMAGED if "half-block-" in name])
+def test_rows_are_whole_blocks(tmp_path: Path, name: str) -> None:
+    (tmp_path / "m.gguf").write_bytes(DAMAGED[name])
+    with pytest.raises(ModelFileError, match=r"'w' of type I?Q\d_\w+ .*\[2, 320\].* blocks of 256"):
+        read_header(tmp_path / "m.gguf")
 
 
 @pytest.mark.parametrize("name", [name for name in DAMAGED if "count" in name])

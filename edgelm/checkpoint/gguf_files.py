@@ -1,6 +1,6 @@
 """GGUF files: weights in floats or in ggml's blocks, under Hugging Face's names.
 
-Blocks with a canonical packing are unpacked into it, see ``gguf_blocks``; rows that a converter
+Blocks that a scheme equals are taken apart into it, see ``gguf_blocks``; rows that a converter
 reordered are returned in Hugging Face's order, and what it added to norms is subtracted.
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from edgelm.checkpoint.gguf_blocks import EXACT, NEAREST, PACKED, dequantized, take_apart
+from edgelm.checkpoint.gguf_blocks import NEAREST, SCHEMES, dequantized, is_finite, take_apart
 from edgelm.checkpoint.gguf_families import FAMILIES, ROPE_FACTORS, Family, RowOrder
 from edgelm.checkpoint.gguf_header import StoredTensor
 from edgelm.checkpoint.gguf_metadata import Metadata
@@ -78,14 +78,14 @@ class GGUFCheckpoint:
         kind = stored.type.name
         dtype = str(FLOATS[kind]).removeprefix("torch.") if kind in FLOATS else kind
         return TensorInfo(
-            stored.shape, dtype, PACKED.get(kind), stored.nbytes, nearest=NEAREST.get(kind)
+            stored.shape, dtype, SCHEMES.get(kind), stored.nbytes, nearest=NEAREST.get(kind)
         )
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """Rows [start, stop) in the stored float dtype; blocks and shifted norms give float32."""
         weight = self._weights[name]
         kind = weight.stored.type.name
-        if kind in EXACT:
+        if kind in SCHEMES:
             return dequantize(self.read_packed(name, start, stop))
         rows = span(weight.stored.shape[0], start, stop, name)
         if kind in FLOATS:
@@ -97,17 +97,26 @@ class GGUFCheckpoint:
         return out
 
     def read_packed(self, name: str, start: int = 0, stop: int | None = None) -> PackedWeight:
-        """Rows [start, stop) of a matrix of one of the types in PACKED, in the canonical layout."""
+        """Rows [start, stop) of a matrix of one of the types in SCHEMES, in the canonical layout.
+
+        ModelFileError for scales that are NaN or infinite.
+        """
         weight = self._weights[name]
         rows, inputs = weight.stored.shape
         kind = weight.stored.type.name
-        scheme = PACKED.get(kind)
+        scheme = SCHEMES.get(kind)
         if scheme is None:
             raise TypeError(f"{name} is stored as {kind}, not packed")
         start, stop = span(rows, start, stop, name)
         packed = PackedWeight.empty((stop - start, inputs), scheme)
         for first, raw in self._raw_rows(weight, start, stop):
-            take_apart(raw, kind, packed.rows(first, first + len(raw)))
+            piece = packed.rows(first, first + len(raw))
+            take_apart(raw, kind, piece)
+            if not is_finite(piece):
+                raise ModelFileError(
+                    f"{weight.stored.path}: tensor {weight.stored.name} ({kind}) holds a scale "
+                    "that is NaN or infinite. The file is damaged: fetch it again."
+                )
         return packed
 
     def _floats(self, weight: _Weight, start: int, stop: int) -> torch.Tensor:

@@ -268,7 +268,10 @@ class _Reader:
             )
         kind = TYPES[number]
         if min(shape) < 1 or shape[-1] % kind.block:
-            self.fail(f"tensor {name!r} of type {kind.name} cannot have the shape {list(shape)}")
+            self.fail(
+                f"tensor {name!r} of type {kind.name} cannot have the shape {list(shape)}: its "
+                f"rows are whole blocks of {kind.block} numbers"
+            )
         nbytes = prod(shape) // kind.block * kind.block_bytes
         return StoredTensor(self.path, name, shape, kind, offset, nbytes)
 

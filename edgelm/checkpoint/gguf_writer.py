@@ -12,20 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from edgelm.checkpoint.gguf_blocks import LAYOUTS
 from edgelm.checkpoint.gguf_header import read_header
 from edgelm.checkpoint.rows import fill, opened
 from edgelm.checkpoint.safetensors_writer import reserve
 from edgelm.errors import ModelFileError
-from quant import PackedWeight, Scheme
 
-KINDS = {
-    Scheme(4, 32): "Q4_0",
-    Scheme(4, 32, "float"): "Q4_1",
-    Scheme(8, 32): "Q8_0",
-}
-"""The schemes that a ggml block type represents exactly."""
-
-BYTES_PER_BLOCK = {"Q4_0": 18, "Q4_1": 20, "Q8_0": 34}
 FLOAT_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 
 
@@ -43,27 +35,12 @@ class Entry:
         inputs = torch.Size(self.shape[1:]).numel()
         if self.kind in FLOAT_BYTES:
             return inputs * FLOAT_BYTES[self.kind]
-        return inputs // 32 * BYTES_PER_BLOCK[self.kind]
+        layout = LAYOUTS[self.kind]
+        return inputs // layout.weights * layout.nbytes
 
     @property
     def nbytes(self) -> int:
         return self.shape[0] * self.row_bytes
-
-
-def to_blocks(packed: PackedWeight) -> Tensor:
-    """Pack rows of a matrix into ggml's blocks, uint8 [n, bytes]: scale, minimum if any, codes.
-
-    4-bit codes i and i + 16 of a block share byte i (ggml's quantize_row_q4_0).
-    """
-    assert packed.scales is not None
-    rows, groups = packed.scales.shape
-    codes = packed.qweight.view(torch.uint8).view(rows, groups, -1)
-    if packed.scheme.bits == 4:
-        flat = torch.stack((codes & 15, codes >> 4), dim=-1).flatten(2)
-        codes = flat[..., :16] | (flat[..., 16:] << 4)
-    head = [packed.scales] if packed.zeros is None else [packed.scales, packed.zeros]
-    numbers = torch.stack(head, dim=-1).view(torch.uint8)
-    return torch.cat((numbers, codes), dim=-1).flatten(1)
 
 
 def create_gguf(

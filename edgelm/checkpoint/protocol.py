@@ -20,7 +20,7 @@ class TensorInfo:
     ``dtype`` is torch's name ("bfloat16") or the file's own ("Q4_0", "F8_E4M3"); ``scheme`` is set
     when the file holds packed integers; ``nbytes`` counts the tensor's bytes in the file.
     ``stays_float`` marks a matrix that a quantized file left in floats on purpose.
-    ``nearest`` is the scheme for a matrix in blocks that no scheme stores exactly (GGUF's Q6_K):
+    ``nearest`` is the scheme for a matrix in blocks that no scheme stores exactly (GGUF's IQ3_S):
     "auto" requantizes it to that.
     """
 

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from edgelm.checkpoint.gguf_blocks import to_blocks
 from edgelm.checkpoint.gguf_families import FAMILIES, ROPE_FACTORS, Family, RowOrder
-from edgelm.checkpoint.gguf_writer import KINDS, Entry, GGUFTensors, create_gguf, to_blocks
+from edgelm.checkpoint.gguf_kinds import in_scheme_of, kind_for
+from edgelm.checkpoint.gguf_writer import Entry, GGUFTensors, create_gguf
 from edgelm.checkpoint.journal import Journal
 from edgelm.checkpoint.manifest import Manifest
-from edgelm.errors import UnsupportedModelError, UsageError
+from edgelm.errors import ModelFileError, UnsupportedModelError, UsageError
 from edgelm.models.model_files import ModelFiles
 from edgelm.ops.position import llama3_divisors
 from edgelm.planning.setting_table import QuantChoice
@@ -28,15 +32,19 @@ from edgelm.quantization.conversion import (
     plan_conversion,
 )
 from edgelm.quantization.converted_rows import converted_rows, row_blocks
+from edgelm.quantization.gguf_keys import model_metadata
 from edgelm.quantization.gguf_vocabulary import vocabulary_metadata
 from edgelm.quantization.packed_folder import file_sha256, job_identity, require_space, sync_folder
-from edgelm.reports.inspection import licence_of
-from quant import PackedWeight, Sqnr
+from quant import PackedWeight, QuantError, Recipe, Scheme, Sqnr
 
 logger = logging.getLogger("edgelm")
 
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-FILE_TYPES = {"Q4_0": 2, "Q4_1": 3, "Q8_0": 7}  # llama.cpp's general.file_type
+# llama.cpp's general.file_type; of those with several mixes the one that it assumes itself.
+FILE_TYPES = {
+    **{"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "Q4_K": 15},
+    **{"Q5_K": 17, "Q6_K": 18, "IQ4_NL": 25, "IQ4_XS": 30, "BF16": 32},
+}
 RECIPES: dict[str, Any] = {
     "int4": {
         "default": ["int4-g32"],
@@ -48,10 +56,37 @@ RECIPES: dict[str, Any] = {
 
 
 def plan_gguf(files: ModelFiles, quant: QuantChoice, method: str) -> Conversion:
-    """As ``plan_conversion``, with the short recipes mapped to schemes that GGUF supports."""
+    """As ``plan_conversion``, with the short recipes mapped to schemes that GGUF supports.
+
+    Of a rule's schemes a matrix takes the first that GGUF has for its rows.
+    """
     wanted = "int4" if quant == "auto" else quant
     recipe = RECIPES.get(wanted, wanted) if isinstance(wanted, str) else wanted
-    return plan_conversion(files, recipe, method)
+    plan = plan_conversion(files, recipe, method)
+    return replace(plan, targets=tuple(_held(target, plan.recipe) for target in plan.targets))
+
+
+def _held(target: Target, recipe: Recipe) -> Target:
+    """The target in a scheme that GGUF has; as it is where its rule names none."""
+    if target.scheme is None or _holds(target.scheme, target.shape):
+        return target
+    wanted = []
+    for part in target.parts:
+        rule = recipe.rule_for(part).schemes
+        fitting = [scheme for scheme in rule if scheme is None or _holds(scheme, target.shape)]
+        wanted.append(fitting[0] if fitting else target.scheme)
+    bits = [math.inf if scheme is None else scheme.bits for scheme in wanted]
+    note = f"GGUF has no {target.scheme} for rows of {target.shape[1]}"
+    return replace(target, scheme=wanted[bits.index(max(bits))], kept=False, note=note)
+
+
+def _holds(scheme: Scheme, shape: tuple[int, ...]) -> bool:
+    try:
+        scheme.check(shape)
+        kind_for(scheme, shape)
+    except QuantError:
+        return False
+    return True
 
 
 class GGUFExport:
@@ -82,9 +117,9 @@ class GGUFExport:
         self.metadata = model_metadata(files) | vocabulary_metadata(files)
         self.entries = [self._entry(target) for target in self.targets]
         self.divisors = self._divisors()
-        kinds = [entry.kind for entry in self.entries if entry.kind in FILE_TYPES]
-        common = max(set(kinds), key=kinds.count, default="")
-        self.metadata["general.file_type"] = FILE_TYPES.get(common, 0)
+        kinds = [entry.kind for entry in self.entries if len(entry.shape) == 2]
+        common = max(dict.fromkeys(kinds), key=kinds.count, default="F32")
+        self.metadata["general.file_type"] = FILE_TYPES[common]
 
     @property
     def nbytes(self) -> int:
@@ -170,13 +205,21 @@ class GGUFExport:
                 self.files.checkpoint, target, start, stop, self.method, error, factor
             )
             if isinstance(rows, PackedWeight):
-                raw[start:stop] = to_blocks(rows)
+                raw[start:stop] = self._blocks(rows, entry)
                 continue
             floats = rows.float() + self.family.offset(entry.name)
             stored = floats.to(FLOATS[entry.kind]).contiguous().view(torch.uint8)
             raw[start:stop] = stored.view(stop - start, entry.row_bytes)
         order = self.family.order(entry.name)
         return raw if order is None else raw[self._permutation(order, len(raw))]
+
+    def _blocks(self, rows: PackedWeight, entry: Entry) -> Tensor:
+        try:
+            return to_blocks(in_scheme_of(entry.kind, rows), entry.kind)
+        except QuantError as error:  # numbers that headers do not tell
+            raise ModelFileError(
+                f"{self.files.checkpoint.path}: tensor {entry.name} in a GGUF file: {error}"
+            ) from error
 
     def _permutation(self, order: RowOrder, rows: int) -> Tensor:
         """Index of the row of Hugging Face's tensor for each row of the file."""
@@ -194,13 +237,10 @@ class GGUFExport:
             kinds = [kind for kind, dtype in FLOATS.items() if dtype == target.dtype and matrix]
             kind = kinds[0] if kinds else "F32"
             return Entry(name, kind, target.shape)
-        if target.scheme not in KINDS:
-            allowed = ", ".join(map(str, KINDS))
-            raise UsageError(
-                f"quant: {target.name} would be {target.scheme}, which has no GGUF block type; "
-                f"allowed: {allowed}, none."
-            )
-        return Entry(name, KINDS[target.scheme], target.shape)
+        try:
+            return Entry(name, kind_for(target.scheme, target.shape), target.shape)
+        except QuantError as error:
+            raise UsageError(f"quant: {target.name}: {error}.") from error
 
     def _gguf_name(self, hf_name: str) -> str:
         stem, _, kind = hf_name.rpartition(".")
@@ -225,76 +265,3 @@ class GGUFExport:
         if rope is None or rope.rope_type != "llama3":
             return None
         return llama3_divisors(rope)
-
-
-def model_metadata(files: ModelFiles) -> dict[str, Any]:
-    """The keys that describe the model, as llama.cpp's converter names them."""
-    config, name = files.config, files.config.model_type
-    if config.keep_normed:
-        raise UnsupportedModelError(
-            "apply_residual_connection_post_layernorm is true, which llama.cpp does not support."
-        )
-    epsilon = "layer_norm_epsilon" if name == "bloom" else "layer_norm_rms_epsilon"
-    keys: dict[str, Any] = {
-        "block_count": config.num_layers,
-        "context_length": config.rope.trained_context if config.rope else config.max_context,
-        "embedding_length": config.hidden_size,
-        "feed_forward_length": config.intermediate_size,
-        "attention.head_count": config.num_heads,
-        "attention.head_count_kv": config.num_kv_heads,
-        f"attention.{epsilon}": config.norm_eps,
-        "vocab_size": config.vocab_size,
-    }
-    if config.rope is not None:
-        keys |= _rope_keys(files) | {
-            "attention.key_length": config.head_size,
-            "attention.value_length": config.head_size,
-        }
-    if name == "gemma2":
-        keys |= _gemma2_keys(files)
-    general = {"general.name": Path(files.name).name, "general.quantization_version": 2}
-    licence = licence_of(files.checkpoint)
-    general |= {} if licence is None else {"general.license": licence}
-    return general | {f"{name}.{key}": value for key, value in keys.items()}
-
-
-def _rope_keys(files: ModelFiles) -> dict[str, Any]:
-    rope = files.config.rope
-    assert rope is not None
-    keys: dict[str, Any] = {
-        "rope.freq_base": float(rope.theta),
-        "rope.dimension_count": rope.rotary_size,
-    }
-    if rope.rope_type in ("default", "llama3"):
-        return keys
-    plain = {"factor", "rope_type", "rope_theta", "original_max_position_embeddings"}
-    if rope.rope_type not in ("linear", "yarn") or set(rope.scaling) - plain:
-        raise UnsupportedModelError(
-            f"rope scaling {rope.rope_type!r} with {', '.join(sorted(rope.scaling))} has no keys "
-            "in GGUF files; linear, llama3 and plain yarn have. Give a folder as OUT."
-        )
-    keys |= {"rope.scaling.type": rope.rope_type}
-    keys |= {"rope.scaling.factor": float(rope.scaling["factor"])}
-    if rope.rope_type == "yarn":
-        original = rope.scaling.get("original_max_position_embeddings", rope.trained_context)
-        keys["rope.scaling.original_context_length"] = int(original)
-    return keys
-
-
-def _gemma2_keys(files: ModelFiles) -> dict[str, Any]:
-    """Keys of Gemma 2; sliding layers and query scale must follow llama.cpp's fixed rule."""
-    config = files.config
-    size = config.hidden_size // config.num_heads if config.num_layers == 46 else config.head_size
-    windows = {window for window in config.windows if window is not None}
-    by_rule = all((w is not None) == (i % 2 == 0) for i, w in enumerate(config.windows))
-    caps = (config.attention_softcap, config.final_softcap)
-    if abs(config.scale - size**-0.5) > 1e-9 or len(windows) != 1 or not by_rule or None in caps:
-        raise UnsupportedModelError(
-            "This Gemma 2's query scale, sliding layers or soft-caps are not the original models', "
-            "and GGUF files have no keys for that. Give a folder as OUT."
-        )
-    return {
-        "attention.sliding_window": windows.pop(),
-        "attn_logit_softcapping": config.attention_softcap,
-        "final_logit_softcapping": config.final_softcap,
-    }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from mutations.row import Mutation
 
 _GPTQ = "tests/test_calibration.py::"
+_EXPORT = "tests/test_gguf_export.py::"
 
 MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
@@ -111,6 +112,62 @@ MUTATIONS: tuple[Mutation, ...] = (
         "if ours and self.journal.done and self.partial.exists():",
         "if False:",
         ("tests/test_quantize_resume.py::test_a_killed_gguf_goes_on",),
+    ),
+    Mutation(
+        "gguf export: Q6_K has the code of a scale twice",
+        "edgelm/checkpoint/gguf_kinds.py",
+        "scales.repeat_interleave(2, dim=1)",
+        "scales.repeat(1, 2)",
+        (f"{_EXPORT}test_blocks_are_ggml_s",),
+    ),
+    Mutation(
+        "gguf export: codes below zero are a minimum",
+        "edgelm/checkpoint/gguf_kinds.py",
+        "supers * -packed.scheme.middle",
+        "supers * packed.scheme.middle",
+        (f"{_EXPORT}test_blocks_are_ggml_s",),
+    ),
+    Mutation(
+        "gguf export: a minimum beyond float16 is refused",
+        "edgelm/checkpoint/gguf_kinds.py",
+        "if not bool(torch.isfinite(supers).all()):",
+        "if False:",
+        (f"{_EXPORT}test_a_minimum_of_extreme_super_scales",),
+    ),
+    Mutation(
+        "gguf export: codes that a type lacks are refused",
+        "edgelm/checkpoint/gguf_blocks.py",
+        "if found[0] < least or found[1] > most:",
+        "if False:",
+        (f"{_EXPORT}test_codes_of_scales_that_a_type_lacks",),
+    ),
+    Mutation(
+        "gguf export: such codes are an error of ours",
+        "edgelm/quantization/gguf_export.py",
+        "except QuantError as error:  # numbers that headers do not tell",
+        "except ZeroDivisionError as error:",
+        (f"{_EXPORT}test_codes_that_only_the_weights_tell",),
+    ),
+    Mutation(
+        "gguf export: rows are whole blocks",
+        "edgelm/checkpoint/gguf_kinds.py",
+        "if inputs % LAYOUTS[kind].weights:",
+        "if False:",
+        (f"{_EXPORT}test_what_gguf_cannot_hold_is_refused",),
+    ),
+    Mutation(
+        "gguf export: a rule goes on to what GGUF has",
+        "edgelm/quantization/gguf_export.py",
+        "targets=tuple(_held(target, plan.recipe) for target in plan.targets)",
+        "targets=plan.targets",
+        (f"{_EXPORT}test_a_rule_goes_on_to_what_gguf_has",),
+    ),
+    Mutation(
+        "gguf export: a file's type is the commonest",
+        "edgelm/quantization/gguf_export.py",
+        'max(dict.fromkeys(kinds), key=kinds.count, default="F32")',
+        "kinds[0]",
+        (f"{_EXPORT}test_the_type_of_a_file_is_the_commonest",),
     ),
     Mutation(
         "quantize: a .gguf file is read back",
