@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .errors import QuantError
+from .groupwise import inverse
 from .packing import Grid
 from .scheme import Scheme
 
@@ -67,7 +68,6 @@ def _super_scales(values: Tensor, most: int, scheme: Scheme) -> Tensor:
 
 def _codes(values: Tensor, supers: Tensor, allowed: tuple[int, int]) -> Tensor:
     """Codes, int8 [n, G], of ``values`` [n, G] in multiples of ``supers`` [n, B]."""
-    unit = supers.float().unsqueeze(-1)
-    inverse = torch.where(unit == 0, 0.0, 1 / unit)
+    by = inverse(supers.float().unsqueeze(-1))
     blocks = values.view(len(values), supers.shape[1], -1)
-    return (blocks * inverse).round_().clamp_(*allowed).view(values.shape).to(torch.int8)
+    return (blocks * by).round_().clamp_(*allowed).view(values.shape).to(torch.int8)
