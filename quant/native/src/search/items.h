@@ -1,0 +1,344 @@
+// Rows from numbers to codes: what is around the search. Names are those of quant/methods/rtn.py
+// and quant/scale_codes.py, which explain what is computed.
+#pragma once
+
+#include <math.h>
+
+#include <atomic>
+#include <memory>
+#include <new>
+
+#include "search/fits.h"
+#include "search/stored.h"
+
+namespace {
+
+// Room of one thread, for the groups of an item and the lanes at hand.
+struct Room {
+    std::unique_ptr<float[]> memory;
+    float* values;  // [group size, kLanes]
+    Sums* parts;
+    float* steps;  // [groups], padded to kLanes
+    float* zeros;
+    float* scale_codes;
+    float* zero_codes;
+    uint8_t* codes;  // [rows, inputs]
+
+    explicit Room(const edgelm_search& s) {
+        const int64_t size = group_size(s), padded = rows_of_item(s) * groups_of_row(s);
+        const int64_t chunks = size / kChunk + 1, sums = sizeof(Sums) / sizeof(float);
+        const int64_t bytes = rows_of_item(s) * s.inputs;
+        const int64_t floats = size * kLanes + chunks * sums + 4 * padded + bytes / 4 + 1 + kLanes;
+        memory.reset(new (std::nothrow) float[static_cast<size_t>(floats)]());
+        if (!memory) return;
+        const size_t beyond = reinterpret_cast<uintptr_t>(memory.get()) / 4 % kLanes;
+        float* at = memory.get() + (kLanes - static_cast<int64_t>(beyond)) % kLanes;
+        parts = reinterpret_cast<Sums*>(at);  // aligned to vectors
+        values = at + chunks * sums;
+        steps = values + size * kLanes;
+        zeros = steps + padded;
+        scale_codes = zeros + padded;
+        zero_codes = scale_codes + padded;
+        codes = reinterpret_cast<uint8_t*>(zero_codes + padded);
+    }
+};
+
+// Each lane's number in its stored type.
+inline Vec stored(Vec numbers, int32_t kind) {
+    if (kind == EDGELM_FLOAT32) return numbers;
+    float lanes[kLanes];
+    store(lanes, numbers);
+    const float most = largest_float(kind);
+    for (float& x : lanes) x = nearest_float(clamped(x, -most, most), kind);
+    return load(lanes);
+}
+
+// Rows [row, end) and their groups, which begin at group `first` of the matrix.
+template <Kind kKind>
+struct Item {
+    const Task& task;
+    const edgelm_search& s;
+    Room& room;
+    int64_t row, end, first, groups;
+    int32_t refused = 0;
+
+    Item(const Task& own, Room& with, int64_t from, int64_t to)
+        : task(own),
+          s(own.s),
+          room(with),
+          row(from),
+          end(to),
+          first(from * groups_of_row(own.s)),
+          groups((to - from) * groups_of_row(own.s)) {}
+
+    // Lanes' numbers side by side; lanes beyond the last group repeat it.
+    void gather(int64_t group) {
+        const int64_t size = group_size(s);
+        for (int64_t lane = 0; lane < kLanes; ++lane) {
+            const int64_t own = group + lane < groups ? group + lane : groups - 1;
+            const float* from = s.x + (first + own) * size;
+            for (int64_t i = 0; i < size; ++i) room.values[i * kLanes + lane] = from[i];
+        }
+    }
+
+    void extremes(Vec& low, Vec& high) {
+        low = high = load(room.values);
+        Vec none = mul(low, fill(0));
+        for (int64_t i = 1; i < group_size(s); ++i) {
+            const Vec x = load(room.values + i * kLanes);
+            low = smaller(low, x);
+            high = larger(high, x);
+            none = add(none, mul(x, fill(0)));  // NaN once a number is not finite
+        }
+        float lanes[kLanes];
+        store(lanes, add(none, mul(sub(high, low), fill(0))));
+        for (float x : lanes) {
+            if (!(x == 0)) refused |= EDGELM_NOT_FINITE;
+        }
+    }
+
+    // In the stored type, unless scales are coded.
+    Vec kept(Vec numbers) {
+        if (s.supers) return numbers;
+        float lanes[kLanes];
+        store(lanes, numbers);
+        for (float x : lanes) {
+            if (magnitude(x) > largest_float(s.floats)) refused |= EDGELM_BEYOND;
+        }
+        return stored(numbers, s.floats);
+    }
+
+    Floats nearest(Vec low, Vec high) {
+        const Vec none = fill(0), begin = fill(task.first_code);
+        const Vec range = fill(task.last_code - task.first_code);
+        if (kKind == Kind::kIntegers) {
+            low = smaller(none, low);
+            high = larger(none, high);
+            const Vec steps = kept(div(sub(high, low), range));
+            const Vec offset = where_zero(steps, none, div(flipped(low), steps));
+            return {steps, add(round_within(offset, none, range), begin)};
+        }
+        if (kKind == Kind::kMinima) {
+            if (s.supers) {
+                low = smaller(none, low);
+                high = larger(low, high);
+            }
+            const Vec steps = kept(div(sub(high, low), range));
+            return {steps, kept(sub(low, mul(steps, begin)))};
+        }
+        const Vec middle = fill(task.middle), ends = fill(s.first), last = fill(s.last);
+        if (s.first == -s.last) return {kept(div(larger(high, flipped(low)), last)), middle};
+        if (!s.supers || s.least_scale < 0) {
+            return {kept(div(where_less(flipped(low), high, high, low), ends)), middle};
+        }
+        return {kept(larger(div(high, last), div(low, ends))), middle};
+    }
+
+    // The grids of the lanes from `group` on, unless scales are coded as they are stored.
+    Floats grids(int64_t group) {
+        Vec low, high;
+        gather(group);
+        extremes(low, high);
+        const Floats near = nearest(low, high);
+        if (refused || s.start_count == 0) return near;
+        const Sums sums = sums_of<kKind>(task, room.values, near, room.parts);
+        const Vec error = sums.left_left;
+        Floats found =
+            search<kKind>(task, room.values, near, sums, low, high, room.parts);
+        if (s.supers) return found;
+        found.steps = stored(found.steps, s.floats);
+        if (kKind == Kind::kMinima) found.zeros = stored(found.zeros, s.floats);
+        const Vec other = sums_of<kKind>(task, room.values, found, room.parts).left_left;
+        return chosen(other, error, found, near);
+    }
+
+    // Codes of the numbers in the lanes, to their places in the rows.
+    void write_codes(int64_t group, const Floats& at) {
+        const int64_t size = group_size(s);
+        const int64_t lanes = groups - group < kLanes ? groups - group : kLanes;
+        const Rounder<kKind> rounder(task, at);
+        float own[kLanes];
+        for (int64_t i = 0; i < size; ++i) {
+            const Vec x = load(room.values + i * kLanes);
+            if (kKind == Kind::kTable) {
+                store(own, task.codes.pick(mul(x, rounder.by)));
+            } else if (kKind == Kind::kMinima) {
+                store(own, rounder.units(x));
+            } else {
+                store(own, add(rounder.units(x), at.zeros));
+            }
+            uint8_t* to = room.codes + group * size + i;
+            for (int64_t lane = 0; lane < lanes; ++lane) {
+                to[lane * size] = static_cast<uint8_t>(static_cast<int32_t>(own[lane]));
+            }
+        }
+    }
+
+    void put(int64_t group, const Floats& at) {
+        store(room.steps + group, at.steps);
+        store(room.zeros + group, at.zeros);
+    }
+
+    Floats at(int64_t group) const { return {load(room.steps + group), load(room.zeros + group)}; }
+
+    void plain() {
+        for (int64_t group = 0; group < groups && !refused; group += kLanes) {
+            const Floats found = grids(group);
+            put(group, found);
+            write_codes(group, found);
+        }
+    }
+
+    // Super-scales, and codes of `numbers` in multiples of them; the numbers become what their
+    // codes say.
+    void encode(float* numbers, float* codes, int part, float sign, float least, float most) {
+        const int64_t per_row = groups_of_row(s);
+        const int64_t blocks = s.inputs % 256 == 0 ? s.inputs / 256 : 1, own = per_row / blocks;
+        const int64_t parts = kKind == Kind::kMinima ? 2 : 1;
+        for (int64_t block = 0; block < groups / own; ++block) {
+            float largest = 0;
+            for (int64_t i = block * own; i < (block + 1) * own; ++i) {
+                if (magnitude(numbers[i]) > largest) largest = magnitude(numbers[i]);
+            }
+            largest = largest / most;
+            if (largest > largest_float(s.floats)) {
+                refused |= EDGELM_BEYOND;
+                return;
+            }
+            const float super = sign * nearest_float(largest, s.floats);
+            write_float(s.supers, s.floats, (row * blocks + block) * parts + part, super);
+            float by = 1 / super;
+            if (magnitude(by) > FLT_MAX) by = 0;
+            for (int64_t i = block * own; i < (block + 1) * own; ++i) {
+                codes[i] = rounded(clamped(numbers[i] * by, least, most));
+                numbers[i] = codes[i] * super;
+            }
+        }
+    }
+
+    float super_of(int64_t group, int part) const {
+        const int64_t blocks = s.inputs % 256 == 0 ? s.inputs / 256 : 1;
+        const int64_t parts = kKind == Kind::kMinima ? 2 : 1;
+        const int64_t block = (first + group) / (groups_of_row(s) / blocks);
+        return read_float(s.supers, s.floats, block * parts + part);
+    }
+
+    // Codes `up` from those at `codes`, and what they say; lanes beyond the last group repeat it.
+    Vec neighbour(const float* codes, const float* supers, float up, float least, float most,
+                  float* found) const {
+        float numbers[kLanes];
+        for (int64_t i = 0; i < kLanes; ++i) {
+            found[i] = clamped(codes[i] + up, least, most);
+            numbers[i] = found[i] * supers[i];
+        }
+        return load(numbers);
+    }
+
+    // The best of the codes near those of the lanes from `group` on.
+    void nearby(int64_t group) {
+        static constexpr float kNear[3] = {0, -1, 1};
+        const int zero_ups = kKind == Kind::kMinima ? 3 : 1;
+        float supers[2][kLanes] = {}, found[2][kLanes] = {};
+        for (int64_t i = 0; i < kLanes; ++i) {
+            const int64_t own = group + i < groups ? group + i : groups - 1;
+            supers[0][i] = super_of(own, 0);
+            if (kKind == Kind::kMinima) supers[1][i] = super_of(own, 1);
+        }
+        Floats best = at(group);
+        const Vec scale_codes = load(room.scale_codes + group);
+        const Vec zero_codes = load(room.zero_codes + group);
+        Vec best_scales = scale_codes, best_zeros = zero_codes;
+        Vec least = sums_of<kKind>(task, room.values, best, room.parts).left_left;
+        for (int i = 0; i < 3; ++i) {
+            for (int j = i ? 0 : 1; j < zero_ups; ++j) {
+                Floats tried = at(group);
+                tried.steps = neighbour(room.scale_codes + group, supers[0], kNear[i],
+                                        static_cast<float>(s.least_scale),
+                                        static_cast<float>(s.most_scale), found[0]);
+                if (kKind == Kind::kMinima) {
+                    tried.zeros = neighbour(room.zero_codes + group, supers[1], kNear[j], 0, 63,
+                                            found[1]);
+                }
+                const Vec error = sums_of<kKind>(task, room.values, tried, room.parts).left_left;
+                best = chosen(error, least, tried, best);
+                best_scales = chosen(error, least, load(found[0]), best_scales);
+                best_zeros = chosen(error, least, load(found[1]), best_zeros);
+                least = chosen(error, least, error, least);
+            }
+        }
+        put(group, best);
+        store(room.scale_codes + group, best_scales);
+        store(room.zero_codes + group, best_zeros);
+    }
+
+    void coded() {
+        for (int64_t group = 0; group < groups && !refused; group += kLanes) {
+            put(group, grids(group));
+        }
+        if (refused) return;
+        encode(room.steps, room.scale_codes, 0, 1, static_cast<float>(s.least_scale),
+               static_cast<float>(s.most_scale));
+        if (kKind == Kind::kMinima) encode(room.zeros, room.zero_codes, 1, -1, 0, 63);
+        for (int64_t group = 0; group < groups && !refused; group += kLanes) {
+            gather(group);
+            if (s.start_count) nearby(group);
+            write_codes(group, at(group));
+        }
+    }
+
+    void write() const {
+        const int64_t width = s.bits < 8 ? s.inputs * s.bits / 8 : s.inputs;
+        for (int64_t i = row; i < end; ++i) {
+            pack_row(s, room.codes + (i - row) * s.inputs, s.qweight + i * width);
+        }
+        for (int64_t i = 0; i < groups; ++i) {
+            const int64_t own = first + i;
+            if (s.supers) {
+                s.scales[own] = static_cast<uint8_t>(static_cast<int32_t>(room.scale_codes[i]));
+            } else {
+                write_float(s.scales, s.floats, own, room.steps[i]);
+            }
+            if (kKind == Kind::kIntegers) {
+                s.zeros[own] = static_cast<uint8_t>(static_cast<int32_t>(room.zeros[i]));
+            } else if (kKind == Kind::kMinima && s.supers) {
+                s.zeros[own] = static_cast<uint8_t>(static_cast<int32_t>(room.zero_codes[i]));
+            } else if (kKind == Kind::kMinima) {
+                write_float(s.zeros, s.floats, own, room.zeros[i]);
+            }
+        }
+    }
+};
+
+inline void refuse(const edgelm_search& s, int32_t reason) {
+    reinterpret_cast<std::atomic<int32_t>*>(s.refused)->fetch_or(reason);
+}
+
+template <Kind kKind>
+void quantize_rows(const Task& task, int64_t begin, int64_t end) {
+    const edgelm_search& s = task.s;
+    Room room(s);
+    if (!room.memory) return refuse(s, EDGELM_NO_MEMORY);
+    const int64_t step = rows_of_item(s);
+    for (int64_t row = begin * step; row < end * step && row < s.rows; row += step) {
+        Item<kKind> item(task, room, row, row + step < s.rows ? row + step : s.rows);
+        if (s.supers) {
+            item.coded();
+        } else {
+            item.plain();
+        }
+        if (item.refused) return refuse(s, item.refused);
+        item.write();
+    }
+}
+
+void quantize_items(const void* search, int64_t begin, int64_t end) {
+    const Task task(*static_cast<const edgelm_search*>(search));
+    switch (task.kind()) {
+        case Kind::kSymmetric: return quantize_rows<Kind::kSymmetric>(task, begin, end);
+        case Kind::kTable: return quantize_rows<Kind::kTable>(task, begin, end);
+        case Kind::kIntegers: return quantize_rows<Kind::kIntegers>(task, begin, end);
+        case Kind::kMinima: return quantize_rows<Kind::kMinima>(task, begin, end);
+    }
+}
+
+}  // namespace
