@@ -45,11 +45,15 @@ def encode(grid: Grid, scheme: Scheme, supers: Tensor | None = None) -> Grid:
 def neighbours(grid: Grid, scheme: Scheme) -> Iterator[Grid]:
     """Grids with codes of scales, and of coded minima, one lower, the same and one higher."""
     for up, zero_up in itertools.product(_NEAR, _NEAR if scheme.zeros == "float" else (0,)):
-        scales = (grid.scales + up).clamp_(*scheme.scale_codes)
+        scales = _beside(grid.scales, up, scheme.scale_codes)
         zeros = grid.zeros
         if zeros is not None and zero_up:
-            zeros = (zeros + zero_up).clamp_(*_MINIMA)
+            zeros = _beside(zeros, zero_up, _MINIMA)
         yield Grid(scales, zeros, grid.supers)
+
+
+def _beside(codes: Tensor, up: int, allowed: tuple[int, int]) -> Tensor:
+    return (codes.short() + up).clamp_(*allowed).to(codes.dtype)  # 127 + 1 is no byte
 
 
 def _super_scales(values: Tensor, most: int, scheme: Scheme) -> Tensor:

@@ -10,38 +10,43 @@ from torch import Tensor
 
 from ..codebooks import intervals
 from ..packing import PackedWeight
-from ..scheme import Scheme
 from . import FLOATS, ZEROS, library, missing, structs, threads
 from .ops import address
 
 _NO_MEMORY = 4  # EDGELM_NO_MEMORY
 
 
-def quantized(
-    block: Tensor, scheme: Scheme, ends: tuple[float, float], starts: list[tuple[float, ...]]
-) -> PackedWeight | None:
-    """The rows ``block`` [n, K] packed; None if the library is absent or they cannot be stored.
+def quantize_(
+    block: Tensor, into: PackedWeight, ends: tuple[float, float], starts: list[tuple[float, ...]]
+) -> tuple[float, float] | None:
+    """Pack the rows ``block`` (float32 [n, K]) into ``into``: sums of squares, and of errors'.
 
     ends: smallest and largest number of a symmetric grid of step 1. starts: those of the search,
-    as ``mse`` makes them; without any, round to nearest. Torch says what is wrong with the rows.
+    as ``mse`` makes them; without any, round to nearest. None if the library is absent or the rows
+    cannot be stored, which torch then says in words.
     """
-    if missing() is not None or block.device.type != "cpu" or scheme.is_float:
+    if missing() is not None or block.device.type != "cpu" or into.qweight.device.type != "cpu":
         return None
-    rows, inputs = block.shape
-    packed = PackedWeight.empty((rows, inputs), scheme)
-    block, refused = block.float().contiguous(), ctypes.c_int32()
+    scheme, block = into.scheme, block.contiguous()
+    assert block.dtype == torch.float32 and block.shape == into.shape
+    assert all(tensor.is_contiguous() for tensor in into.tensors().values())
+    errors = torch.zeros(len(block), 2, dtype=torch.float64)
     numbers = torch.tensor([(*start, 0.0)[:2] for start in starts], dtype=torch.float32)
+    refused = ctypes.c_int32()
     struct = structs.Search(
         *map(address, (block, numbers, _table(scheme.codebook))),
-        *map(address, (packed.qweight, packed.scales, packed.zeros, packed.supers)),
-        ctypes.addressof(refused), rows, inputs, len(starts), *ends, scheme.bits,
+        *map(address, (into.qweight, into.scales, into.zeros, into.supers, errors)),
+        ctypes.addressof(refused), *block.shape, len(starts), *ends, scheme.bits,
         scheme.group_size or 0, FLOATS[scheme.scales], ZEROS[scheme.zeros], *scheme.scale_codes,
         threads(),
     )  # fmt: skip
     library().edgelm_quantize(ctypes.byref(struct))
     if refused.value & _NO_MEMORY:
         raise MemoryError("no memory to quantize rows in")
-    return None if refused.value else packed
+    if refused.value:
+        return None
+    signal, noise = errors.sum(0).tolist()
+    return signal, noise
 
 
 @cache

@@ -21,6 +21,7 @@ struct edgelm_search {
     uint8_t* scales;
     uint8_t* zeros;    // or null
     uint8_t* supers;   // or null: scales are not coded
+    double* errors;    // [rows, 2], zeros: sums of x^2 and of the squared errors are added
     int32_t* refused;  // of edgelm_refusal
     int64_t rows;
     int64_t inputs;

@@ -13,6 +13,8 @@
 
 namespace {
 
+constexpr int64_t kTile = 64;  // numbers of each lane that are brought to or from their places
+
 // Room of one thread, for the groups of an item and the lanes at hand.
 struct Room {
     std::unique_ptr<float[]> memory;
@@ -74,10 +76,13 @@ struct Item {
     // Lanes' numbers side by side; lanes beyond the last group repeat it.
     void gather(int64_t group) {
         const int64_t size = group_size(s);
-        for (int64_t lane = 0; lane < kLanes; ++lane) {
-            const int64_t own = group + lane < groups ? group + lane : groups - 1;
-            const float* from = s.x + (first + own) * size;
-            for (int64_t i = 0; i < size; ++i) room.values[i * kLanes + lane] = from[i];
+        for (int64_t begin = 0; begin < size; begin += kTile) {
+            const int64_t stop = size - begin < kTile ? size : begin + kTile;
+            for (int64_t lane = 0; lane < kLanes; ++lane) {
+                const int64_t own = group + lane < groups ? group + lane : groups - 1;
+                const float* from = s.x + (first + own) * size;
+                for (int64_t i = begin; i < stop; ++i) room.values[i * kLanes + lane] = from[i];
+            }
         }
     }
 
@@ -152,26 +157,46 @@ struct Item {
         return chosen(other, error, found, near);
     }
 
-    // Codes of the numbers in the lanes, to their places in the rows.
+    // Codes of the numbers in the lanes, to their places in the rows, and their errors.
     void write_codes(int64_t group, const Floats& at) {
         const int64_t size = group_size(s);
         const int64_t lanes = groups - group < kLanes ? groups - group : kLanes;
         const Rounder<kKind> rounder(task, at);
-        float own[kLanes];
-        for (int64_t i = 0; i < size; ++i) {
-            const Vec x = load(room.values + i * kLanes);
-            if (kKind == Kind::kTable) {
-                store(own, task.codes.pick(mul(x, rounder.by)));
-            } else if (kKind == Kind::kMinima) {
-                store(own, rounder.units(x));
-            } else {
-                store(own, add(rounder.units(x), at.zeros));
-            }
-            uint8_t* to = room.codes + group * size + i;
+        for (int64_t begin = 0; begin < size; begin += kTile) {
+            const int64_t count = size - begin < kTile ? size - begin : kTile;
+            uint8_t codes[kLanes][kTile];
+            float errors[kLanes], powers[kLanes];
+            round_tile(rounder, at, room.values + begin * kLanes, count, codes, errors, powers);
             for (int64_t lane = 0; lane < lanes; ++lane) {
-                to[lane * size] = static_cast<uint8_t>(static_cast<int32_t>(own[lane]));
+                memcpy(room.codes + (group + lane) * size + begin, codes[lane],
+                       static_cast<size_t>(count));
+                double* own = s.errors + 2 * (row + (group + lane) / groups_of_row(s));
+                own[0] += static_cast<double>(powers[lane]);
+                own[1] += static_cast<double>(errors[lane]);
             }
         }
+    }
+
+    INLINE void round_tile(const Rounder<kKind>& rounder, const Floats& at, const float* values,
+                           int64_t count, uint8_t (&codes)[kLanes][kTile], float* errors,
+                           float* powers) const {
+        Vec error = fill(0), power = error;
+        for (int64_t i = 0; i < count; ++i) {
+            const Vec x = load(values + i * kLanes), unit = rounder.units(x);
+            Vec left = sub(x, mul(unit, at.steps)), code = unit;
+            if (kKind == Kind::kMinima) left = sub(left, at.zeros);
+            if (kKind == Kind::kTable) code = task.codes.pick(mul(x, rounder.by));
+            if (kKind == Kind::kSymmetric || kKind == Kind::kIntegers) code = add(unit, at.zeros);
+            error = add(error, mul(left, left));
+            power = add(power, mul(x, x));
+            float own[kLanes];
+            store(own, code);
+            for (int64_t lane = 0; lane < kLanes; ++lane) {
+                codes[lane][i] = static_cast<uint8_t>(static_cast<int32_t>(own[lane]));
+            }
+        }
+        store(errors, error);
+        store(powers, power);
     }
 
     void put(int64_t group, const Floats& at) {
