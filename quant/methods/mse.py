@@ -34,7 +34,10 @@ _SYMMETRIC = ((0.5, -1.0, -0.33, 0.8), (1.0, 0.5, 1.4, 0.0), (0.6, 1.4, 2.3, 3.4
 _RANGES = (
     ((0.3, -0.3), (-0.3, 0.3), (0.3, 0.0), (-0.9, 0.0), (0.0, 0.3), (0.0, -0.9)),
     ((0.6, 0.6), (0.9, 0.3), (0.3, 0.9), (0.3, 0.3), (0.6, 0.0), (0.0, 0.6)),
-    ((0.6, 0.6), (1.2, 1.2), (1.8, 1.8), (2.4, 2.4), (3.2, 3.2), (4.2, 4.2), (1.2, 0.6)),
+    (
+        *((2.0, 2.0), (1.0, 1.0), (2.6, 3.3), (4.2, 2.0), (0.5, 1.0)),
+        *((1.5, 1.0), (2.0, 5.5), (4.2, 3.3), (2.6, 2.0), (1.5, 2.6)),
+    ),
 )
 _CHUNK = 32  # numbers of a group that are summed one after another
 
@@ -80,8 +83,8 @@ def best_grid(block: Tensor, scheme: Scheme, supers: Tensor | None = None) -> Gr
     values = block.view(low.numel(), -1).T.contiguous()
     first = _floats(nearest, scheme)
     sums = _sums(values, first, scheme)
-    found = _search(values, _starts(low.view(-1), high.view(-1), len(values), scheme), first, sums,
-                    scheme)  # fmt: skip
+    tried = _starts(low.view(-1), high.view(-1), len(values), scheme)
+    found = _search(values, tried, first, sums, scheme)
     zeros = None if nearest.zeros is None else found.zeros.view(shape)
     if not scheme.coded:
         stored = _stored(found.steps.view(shape), zeros, scheme)
@@ -252,8 +255,9 @@ def _sums(values: Tensor, at: _Floats, scheme: Scheme) -> _Sums:
     if scheme.zeros == "float":
         left -= at.zeros
     products = [_total(left * left), _total(left * units), _total(units * units)]
-    if scheme.zeros == "none":
-        return _Sums(*products, *products[:2])  # whose fits need no other sums
+    if scheme.zeros == "none":  # fits need no other sums
+        none = torch.zeros_like(at.steps)
+        return _Sums(*products, none, none)
     return _Sums(*products, _total(left), _total(units))
 
 

@@ -19,6 +19,8 @@ struct Floats {
     Vec steps, zeros;
 };
 
+// Over the numbers of each group, of products of what is left of them and units. A weight of each
+// number's error, computed from the number, would be a factor of every product.
 struct Sums {
     Vec left_left, left_unit, unit_unit, left, unit;
 };
