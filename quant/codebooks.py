@@ -44,8 +44,14 @@ def number_pairs(codebook: str, device: torch.device) -> Tensor:
     return torch.stack([table[byte & 15], table[byte >> 4]], dim=1)
 
 
+@cache
+def intervals(codebook: str, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """The numbers in ascending order, the largest nearest to each but the last, and their codes."""
+    ordered, codes = numbers(codebook, device).sort(stable=True)
+    return ordered, (ordered[1:] + ordered[:-1]) / 2, codes
+
+
 def nearest_codes(values: Tensor, codebook: str) -> Tensor:
     """Code of the number nearest to each of ``values``; ties go to the smaller number."""
-    ordered, codes = numbers(codebook, values.device).sort(stable=True)
-    middles = (ordered[1:] + ordered[:-1]) / 2
+    _, middles, codes = intervals(codebook, values.device)
     return codes[torch.bucketize(values, middles)]

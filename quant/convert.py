@@ -11,6 +11,7 @@ from torch import Tensor
 from .errors import QuantError
 from .groupwise import dequantize
 from .methods import CALIBRATED_METHODS, METHODS
+from .methods.natively import quantize_natively
 from .metrics import Sqnr
 from .packing import PackedWeight
 from .scheme import Scheme
@@ -50,8 +51,7 @@ def pack(
             raise QuantError(f"got rows up to {filled} for a matrix of {shape[0]} rows")
         for offset, block in _cache_sized(rows):
             stored = packed.rows(start + offset, start + offset + block.shape[0])
-            _store(block, stored, scheme, method)
-            error.add(block, dequantize(stored).to(block.device))
+            _store(block, stored, method, error)
         del rows, block  # before the next ones are read
     if filled != shape[0]:
         raise QuantError(f"got {filled} rows for a matrix of {shape[0]} rows")
@@ -79,10 +79,16 @@ def _cache_sized(rows: Tensor) -> Iterator[tuple[int, Tensor]]:
         yield start, rows[start : start + step].float().contiguous()
 
 
-def _store(block: Tensor, stored: PackedWeight, scheme: Scheme, method: str) -> None:
-    if not scheme.is_float:
-        stored.copy_rows_(0, METHODS[method](block, scheme))
+def _store(block: Tensor, stored: PackedWeight, method: str, error: Sqnr) -> None:
+    """Pack ``block`` into ``stored`` and count its error."""
+    sums = quantize_natively(block, stored, method)
+    if sums is not None:
+        error.signal, error.noise = error.signal + sums[0], error.noise + sums[1]
         return
-    stored.qweight.copy_(block)
-    if not bool(torch.isfinite(stored.qweight).all()):
-        raise QuantError(f"weights hold NaN, infinite numbers or numbers beyond {scheme}")
+    if stored.scheme.is_float:
+        stored.qweight.copy_(block)
+        if not bool(torch.isfinite(stored.qweight).all()):
+            raise QuantError(f"weights hold NaN, infinite numbers or numbers beyond {stored.scheme}")
+    else:
+        stored.copy_rows_(0, METHODS[method](block, stored.scheme))
+    error.add(block, dequantize(stored).to(block.device))

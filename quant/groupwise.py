@@ -28,16 +28,21 @@ def nearest(groups: Tensor, grid: Grid, scheme: Scheme) -> Tensor:
 
     Integers come as float32, codes of a codebook as int64.
     """
-    step = grid.steps().unsqueeze(-1)
-    inverse = torch.where(step == 0, 0.0, 1 / step)
+    by = inverse(grid.steps().unsqueeze(-1))
     if scheme.codebook is not None:
-        return nearest_codes(groups * inverse, scheme.codebook)
+        return nearest_codes(groups * by, scheme.codebook)
     if scheme.zeros == "float":
-        codes = (groups - grid.minima().unsqueeze(-1)).mul_(inverse).round_()
+        codes = (groups - grid.minima().unsqueeze(-1)).mul_(by).round_()
     else:
-        codes = (groups * inverse).round_()
+        codes = (groups * by).round_()
         codes += scheme.middle if grid.zeros is None else grid.zeros.unsqueeze(-1)
     return codes.clamp_(*scheme.code_range)
+
+
+def inverse(steps: Tensor) -> Tensor:
+    """1 / steps; 0 for steps that are zero, or so near to it that they have no inverse."""
+    by = steps.reciprocal()
+    return by.masked_fill_(by.isinf(), 0.0)
 
 
 def numbers_of_(codes: Tensor, grid: Grid, scheme: Scheme) -> Tensor:

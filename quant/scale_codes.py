@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .errors import QuantError
+from .groupwise import inverse
 from .packing import Grid
 from .scheme import Scheme
 
@@ -44,11 +45,15 @@ def encode(grid: Grid, scheme: Scheme, supers: Tensor | None = None) -> Grid:
 def neighbours(grid: Grid, scheme: Scheme) -> Iterator[Grid]:
     """Grids with codes of scales, and of coded minima, one lower, the same and one higher."""
     for up, zero_up in itertools.product(_NEAR, _NEAR if scheme.zeros == "float" else (0,)):
-        scales = (grid.scales + up).clamp_(*scheme.scale_codes)
+        scales = _beside(grid.scales, up, scheme.scale_codes)
         zeros = grid.zeros
         if zeros is not None and zero_up:
-            zeros = (zeros + zero_up).clamp_(*_MINIMA)
+            zeros = _beside(zeros, zero_up, _MINIMA)
         yield Grid(scales, zeros, grid.supers)
+
+
+def _beside(codes: Tensor, up: int, allowed: tuple[int, int]) -> Tensor:
+    return (codes.short() + up).clamp_(*allowed).to(codes.dtype)  # 127 + 1 is no byte
 
 
 def _super_scales(values: Tensor, most: int, scheme: Scheme) -> Tensor:
@@ -67,7 +72,6 @@ def _super_scales(values: Tensor, most: int, scheme: Scheme) -> Tensor:
 
 def _codes(values: Tensor, supers: Tensor, allowed: tuple[int, int]) -> Tensor:
     """Codes, int8 [n, G], of ``values`` [n, G] in multiples of ``supers`` [n, B]."""
-    unit = supers.float().unsqueeze(-1)
-    inverse = torch.where(unit == 0, 0.0, 1 / unit)
+    by = inverse(supers.float().unsqueeze(-1))
     blocks = values.view(len(values), supers.shape[1], -1)
-    return (blocks * inverse).round_().clamp_(*allowed).view(values.shape).to(torch.int8)
+    return (blocks * by).round_().clamp_(*allowed).view(values.shape).to(torch.int8)

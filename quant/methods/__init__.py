@@ -5,6 +5,7 @@ calibrated method also takes the factor that ``quant.hessian`` computes from the
 
 Modules:
     rtn: to the nearest. mse: the grid of least error. hqq: half-quadratic. gptq: with Hessians.
+    natively: rtn and mse in the native library, as ``quant.convert`` runs them where it can.
 """
 
 from __future__ import annotations

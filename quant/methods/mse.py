@@ -1,34 +1,69 @@
-"""Clipping search: the grid of least squared error among many for each group.
+"""The grid of least squared error of each group, among a few starts and their least-squares fits.
 
-The grid of round-to-nearest is the first candidate, so no group gets worse than with that. Narrower
-grids follow, each end pulled in alone and both together, then a few least-squares fits of scale
-and minimum to the codes of the best. Every candidate is rounded to its stored type before its
-error is computed; coded scales are searched as floats first, then among the codes near them. The
-search resembles HQQ's and llama.cpp's; their code is not used.
+The codes of a group on a grid tell which scale (and zero) fits them best, and how large the error
+is then. So each start costs one pass over the numbers: grids a few steps narrower or wider than
+round-to-nearest's, shifted, or of the other sign. The fit of the best start is fitted ``FITS``
+times more. What is found is kept where, as stored, it beats round-to-nearest, so no group gets
+worse than with that. Coded scales are searched as floats, then among the codes near them.
+llama.cpp's search resembles this; its code is not used.
+
+quant/native/src/search/ chooses the same grids to the last bit. So float32 operations have one
+order here, that of ``_total`` and of the expressions as they are written, and none is fused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from ..codebooks import numbers
-from ..groupwise import nearest, numbers_of_, quantize
+from ..codebooks import nearest_codes, numbers
+from ..groupwise import inverse, quantize
 from ..packing import Grid, PackedWeight
 from ..scale_codes import encode, neighbours
 from ..scheme import Scheme
-from .rtn import ends, extremes, grid, has_signs, stored
+from .rtn import ends, extremes, grid, has_signs
 
-# Fractions of a group's range to try. Many bits gain only from the first few.
-_SHARES = {
-    4: (0.96, 0.92, 0.88, 0.84, 0.8, 0.76, 0.72, 0.68, 0.6),
-    5: (0.97, 0.94, 0.91, 0.88, 0.85, 0.8),
-    6: (0.98, 0.96, 0.94, 0.91, 0.88),
-    8: (0.98, 0.95, 0.9),
-}
-_FITS = 3
+FITS = 2
+# Starts of groups of up to 32 numbers, of up to 128 and of rows, found greedily on Gaussian and
+# Student's t (5) weights: how many steps an end of the grid is pulled in. Rows have numbers far out.
+_SYMMETRIC = ((0.5, -1.0, -0.33, 0.8), (1.0, 0.5, 1.4, 0.0), (0.6, 1.4, 2.3, 3.4, 5.0))
+# With zeros, of the lower end and of the upper.
+_RANGES = (
+    ((0.3, -0.3), (-0.3, 0.3), (0.3, 0.0), (-0.9, 0.0), (0.0, 0.3), (0.0, -0.9)),
+    ((0.6, 0.6), (0.9, 0.3), (0.3, 0.9), (0.3, 0.3), (0.6, 0.0), (0.0, 0.6)),
+    (
+        *((2.0, 2.0), (1.0, 1.0), (2.6, 3.3), (4.2, 2.0), (0.5, 1.0)),
+        *((1.5, 1.0), (2.0, 5.5), (4.2, 3.3), (2.6, 2.0), (1.5, 2.6)),
+        *((0.0, 0.6), (0.6, 0.0), (0.3, 0.3)),
+    ),
+)
+_CHUNK = 32  # numbers of a group that are summed one after another
+
+
+class _Floats(NamedTuple):
+    """Grids of M groups before they are stored, float32 [M]: value = unit * step, + a float zero.
+
+    A unit is a code's distance from an integer zero, a number of the codebook, or the code itself.
+    """
+
+    steps: Tensor
+    zeros: Tensor
+
+
+class _Sums(NamedTuple):
+    """Sums over the numbers of each group, [M], of products of what is left of them and units.
+
+    A weight of each number's error, computed from the number, would be a factor of every product.
+    """
+
+    left_left: Tensor
+    left_unit: Tensor
+    unit_unit: Tensor
+    left: Tensor
+    unit: Tensor
 
 
 def mse(block: Tensor, scheme: Scheme) -> PackedWeight:
@@ -44,82 +79,199 @@ def best_grid(block: Tensor, scheme: Scheme, supers: Tensor | None = None) -> Gr
 
     supers: the super-scales to use where scales are coded, else they are chosen too.
     """
-    groups = block.view(len(block), scheme.groups(block.shape[1]), -1)
     low, high = extremes(block, scheme)
-    best = grid(low, high, scheme)
-    least = _error(groups, best, scheme)
-    for candidate in _narrower(low, high, scheme):
-        _keep_better(groups, best, least, candidate, scheme)
-    for _ in range(_FITS):
-        _keep_better(groups, best, least, _fit(groups, best, scheme), scheme)
+    nearest, shape = grid(low, high, scheme), low.shape
+    values = block.view(low.numel(), -1).T.contiguous()
+    first = _floats(nearest, scheme)
+    sums = _sums(values, first, scheme)
+    tried = _starts(low.view(-1), high.view(-1), len(values), scheme)
+    found = _search(values, tried, first, sums, scheme)
+    zeros = None if nearest.zeros is None else found.zeros.view(shape)
     if not scheme.coded:
-        return best
-    coded = encode(best, scheme, supers)
-    chosen = coded.clone()
-    least = _error(groups, coded, scheme)
+        stored = _stored(found.steps.view(shape), zeros, scheme)
+        _keep_better(values, nearest, sums.left_left, stored, scheme)
+        return nearest
+    if scheme.zeros == "int" and zeros is not None:
+        zeros = zeros.to(scheme.dtype)
+    coded = encode(Grid(found.steps.view(shape), zeros), scheme, supers)
+    best, least = coded.clone(), _sums(values, _floats(coded, scheme), scheme).left_left
     for candidate in neighbours(coded, scheme):
-        _keep_better(groups, chosen, least, candidate, scheme)
-    return chosen
+        _keep_better(values, best, least, candidate, scheme)
+    return best
 
 
-def _narrower(low: Tensor, high: Tensor, scheme: Scheme) -> Iterator[Grid]:
-    for share in _SHARES[scheme.bits]:
-        yield grid(low * share, high * share, scheme)
-        if scheme.zeros != "none":
-            yield grid(low * share, high, scheme)
-            yield grid(low, high * share, scheme)
-    if scheme.zeros != "none" or not has_signs(scheme):
-        return
+def starts(size: int, scheme: Scheme) -> list[tuple[float, ...]]:
+    """Numbers that make the starts of groups of ``size``, see ``_starts``."""
+    kind = 0 if size <= 32 else 1 if scheme.group_size else 2
+    if scheme.zeros != "none":
+        return list(_RANGES[kind])
     first, last = ends(scheme)
-    if first != -last:
-        # The other sign of the scale: the first code at the end without the extreme, which is at
-        # most the last.
-        for share in (1.0, *_SHARES[scheme.bits]):
-            yield grid(high * share * first / last, low * share * first / last, scheme)
+    step = (last - first) / (2**scheme.bits - 1)
+    wide = [(last + step * pulled, first - step * pulled) for pulled in _SYMMETRIC[kind]]
+    if not has_signs(scheme):
+        return list(wide)
+    both = first != -last or scheme.codebook is not None
+    return [(divisor,) for pair in wide for divisor in (pair if both else pair[:1])]
 
 
-def _fit(groups: Tensor, current: Grid, scheme: Scheme) -> Grid:
-    """The grid that is nearest in least squares to ``groups`` under the codes they have now."""
-    codes = nearest(groups, current, scheme)
-    if scheme.codebook is not None:
-        codes = numbers(scheme.codebook, groups.device)[codes]
-    elif scheme.zeros == "float":
-        return _fit_with_minima(groups, codes, current, scheme)
+def _starts(low: Tensor, high: Tensor, size: int, scheme: Scheme) -> list[_Floats]:
+    """Grids of groups whose extremes are ``low`` and ``high`` [M]."""
+    found, (first, last) = [], scheme.code_range
+    if scheme.zeros == "none":
+        widest, zeros = torch.where(high > -low, high, low), torch.full_like(low, scheme.middle)
+        for divisors in starts(size, scheme):
+            if len(divisors) == 1:
+                found.append(_Floats(widest / divisors[0], zeros))
+            else:
+                steps = torch.maximum(high / divisors[0], low / divisors[1])
+                found.append(_Floats(steps, zeros))
+        return found
+    if scheme.zeros == "int" or scheme.coded:
+        low = low.clamp(max=0)
+        high = high.clamp(min=0) if scheme.zeros == "int" else torch.maximum(low, high)
+    step = (high - low) / (last - first)
+    for below, above in starts(size, scheme):
+        lower = low + step * below
+        steps = ((high - step * above) - lower) / (last - first)
+        if scheme.zeros == "int":
+            zeros = (first - lower * inverse(steps)).clamp_(first, last).round_()
+        else:
+            zeros = lower - steps * first
+        found.append(_Floats(steps, zeros))
+    return found
+
+
+def _search(
+    values: Tensor, tried: list[_Floats], first: _Floats, sums: _Sums, scheme: Scheme
+) -> _Floats:
+    """The best fit to ``values`` [size, M], not rounded; ``sums`` are those of ``first``."""
+    best, least = first, torch.full_like(first.steps, torch.inf)
+    best, least = _better(best, least, first, sums, len(values), scheme)
+    for start in tried:
+        sums = _sums(values, start, scheme)
+        best, least = _better(best, least, start, sums, len(values), scheme)
+    for _ in range(FITS):
+        sums = _sums(values, best, scheme)
+        best, least = _better(best, least, best, sums, len(values), scheme)
+    return best
+
+
+def _better(
+    best: _Floats, least: Tensor, tried: _Floats, sums: _Sums, size: int, scheme: Scheme
+) -> tuple[_Floats, Tensor]:
+    """``best`` and its error ``least``, or the fit of what was tried where its error is smaller."""
+    fit, error = _fit(tried, sums, size, scheme)
+    better = error < least
+    steps = torch.where(better, fit.steps, best.steps)
+    zeros = torch.where(better, fit.zeros, best.zeros)
+    return _Floats(steps, zeros), torch.where(better, error, least)
+
+
+def _fit(now: _Floats, sums: _Sums, size: int, scheme: Scheme) -> tuple[_Floats, Tensor]:
+    """The grid nearest to the numbers under the codes they have now, and its squared error."""
+    errors, left_unit, unit_unit, left, unit = sums
+    if scheme.zeros == "none":
+        move = _ratio(left_unit, unit_unit)
+        return _Floats(now.steps + move, now.zeros), errors - move * left_unit
+    spread = unit_unit * size - unit * unit
+    move = _ratio(left_unit * size - unit * left, spread)
+    shift = (left - move * unit) / size
+    if scheme.zeros == "int":
+        found, move, shift = _fit_integer_zeros(now, sums, now.steps + move, shift, size, scheme)
     else:
-        codes -= scheme.middle if current.zeros is None else current.zeros.unsqueeze(-1)
-    return Grid(stored(_slope(codes, groups, current.scales), scheme), current.zeros)
+        found = _Floats(now.steps + move, now.zeros + shift)
+        if scheme.coded:  # codes of minima and of their scales have no sign
+            alone = now.steps + _ratio(left_unit + now.zeros * unit, unit_unit)
+            steps = torch.where(found.zeros > 0, alone, found.steps).clamp_(min=0)
+            found = _Floats(steps, found.zeros.clamp(max=0))
+            move, shift = found.steps - now.steps, found.zeros - now.zeros
+    errors = errors - (move * left_unit + shift * left) * 2
+    return found, errors + (
+        move * move * unit_unit + move * shift * unit * 2 + shift * shift * size
+    )
 
 
-def _fit_with_minima(groups: Tensor, codes: Tensor, current: Grid, scheme: Scheme) -> Grid:
-    centred = codes - codes.mean(-1, keepdim=True)
-    step = stored(_slope(centred, groups, current.scales), scheme)
-    minimum = groups.mean(-1) - codes.mean(-1) * step.float()
-    if scheme.coded:  # codes of minima and of their scales have no sign
-        above = minimum > 0
-        step = torch.where(above, _slope(codes, groups, current.scales), step).clamp(min=0)
-        minimum = minimum.clamp(max=0)
-    return Grid(step, stored(minimum, scheme))
+def _fit_integer_zeros(
+    now: _Floats, sums: _Sums, steps: Tensor, shift: Tensor, size: int, scheme: Scheme
+) -> tuple[_Floats, Tensor, Tensor]:
+    """The integer zeros nearest to a ``shift``, the steps that fit them, and what they change."""
+    _, left_unit, unit_unit, left, unit = sums
+    zeros = (now.zeros - shift * inverse(steps)).clamp_(*scheme.code_range).round_()
+    up = now.zeros - zeros  # of all units
+    squares = unit_unit + up * unit * 2 + up * up * size
+    products = (left_unit + now.steps * unit_unit) + up * (left + now.steps * unit)
+    steps = torch.where(squares == 0, now.steps, products / squares)
+    return _Floats(steps, zeros), steps - now.steps, up * steps
 
 
-def _slope(codes: Tensor, groups: Tensor, otherwise: Tensor) -> Tensor:
-    """What ``codes`` [n, G, size] are to be multiplied by to come nearest to ``groups``."""
-    upper, lower = (codes * groups).sum(-1), codes.square().sum(-1)
-    return torch.where(lower == 0, otherwise.float(), upper / lower)
+def _ratio(upper: Tensor, lower: Tensor) -> Tensor:
+    return torch.where(lower == 0, 0.0, upper / lower)
 
 
 def _keep_better(
-    groups: Tensor, best: Grid, least: Tensor, candidate: Grid, scheme: Scheme
+    values: Tensor, best: Grid, least: Tensor, candidate: Grid, scheme: Scheme
 ) -> None:
-    """Update ``best`` and ``least`` [n, G] in place where ``candidate`` has the smaller error."""
-    error = _error(groups, candidate, scheme)
+    """Update ``best`` and ``least`` [M] in place where ``candidate`` has the smaller error."""
+    error = _sums(values, _floats(candidate, scheme), scheme).left_left
     better = error < least
-    pairs = ((least, error), (best.scales, candidate.scales), (best.zeros, candidate.zeros))
-    for target, source in pairs:
+    least.copy_(torch.where(better, error, least))
+    for target, source in ((best.scales, candidate.scales), (best.zeros, candidate.zeros)):
         if target is not None and source is not None:
-            target.copy_(torch.where(better, source, target))
+            target.copy_(torch.where(better.view(target.shape), source, target))
 
 
-def _error(groups: Tensor, candidate: Grid, scheme: Scheme) -> Tensor:
-    """Squared error of each group, float32 [n, G]."""
-    values = numbers_of_(nearest(groups, candidate, scheme), candidate, scheme)
-    return values.sub_(groups).square_().sum(-1)
+def _stored(steps: Tensor, zeros: Tensor | None, scheme: Scheme) -> Grid:
+    """The grid in its stored types, numbers beyond them at their ends."""
+    limit = torch.finfo(scheme.scale_dtype).max
+    if zeros is not None and scheme.zeros == "float":
+        zeros = zeros.clamp(-limit, limit).to(scheme.scale_dtype)
+    elif zeros is not None:
+        zeros = zeros.to(scheme.dtype)
+    return Grid(steps.clamp(-limit, limit).to(scheme.scale_dtype), zeros)
+
+
+def _floats(stored: Grid, scheme: Scheme) -> _Floats:
+    steps = stored.steps().view(-1)
+    if stored.zeros is None:
+        return _Floats(steps, torch.full_like(steps, scheme.middle))
+    zeros = stored.minima() if scheme.zeros == "float" else stored.zeros.float()
+    return _Floats(steps, zeros.view(-1))
+
+
+def _units(values: Tensor, at: _Floats, scheme: Scheme) -> Tensor:
+    """Units of the nearest codes of ``values`` [size, M], as ``groupwise.nearest`` finds them."""
+    by = inverse(at.steps)
+    if scheme.codebook is not None:
+        return numbers(scheme.codebook, values.device)[nearest_codes(values * by, scheme.codebook)]
+    first, last = scheme.code_range
+    if scheme.zeros == "float":
+        return (values - at.zeros).mul_(by).clamp_(first, last).round_()
+    return (values * by).clamp_(first - at.zeros, last - at.zeros).round_()
+
+
+def _sums(values: Tensor, at: _Floats, scheme: Scheme) -> _Sums:
+    """Sums over ``values`` [size, M] on a grid."""
+    units = _units(values, at, scheme)
+    left = values - units * at.steps
+    if scheme.zeros == "float":
+        left -= at.zeros
+    products = [_total(left * left), _total(left * units), _total(units * units)]
+    if scheme.zeros == "none":  # fits need no other sums
+        none = torch.zeros_like(at.steps)
+        return _Sums(*products, none, none)
+    return _Sums(*products, _total(left), _total(units))
+
+
+def _total(terms: Tensor) -> Tensor:
+    """Sum over the first axis: chunks one after another, then halves of what they give."""
+    size, groups = terms.shape
+    terms = pad(terms, (0, 0, 0, -size % _CHUNK)) if size > _CHUNK else terms
+    chunks = terms.view(-1, min(size, _CHUNK), groups)
+    parts = chunks[:, 0].clone()
+    for index in range(1, chunks.shape[1]):
+        parts += chunks[:, index]
+    while len(parts) > 1:
+        half = (len(parts) + 1) // 2
+        parts[: len(parts) - half] += parts[half:]
+        parts = parts[:half]
+    return parts[0]

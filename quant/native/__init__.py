@@ -5,7 +5,7 @@ Pointers go in as integers; what they must point to is written in src/api/edgelm
 Modules:
     library_file: where the library lies, and whether it is of the sources at hand.
     structs: mirrors of the C structs. products, ops: calls of products and of a step's operations.
-    tape: recorded calls, run again as one.
+    tape: recorded calls, run again as one. search: rows quantized.
 """
 
 from __future__ import annotations
@@ -90,6 +90,7 @@ def library() -> ctypes.CDLL:
         "edgelm_workspace_bytes": (int64, [pointer, int64]),
         "edgelm_pack": (None, [pointer] * 6 + [int32]),
         "edgelm_attention_bytes": (int64, [pointer]),
+        "edgelm_quantize": (None, [pointer]),
     }
     signatures |= {f"edgelm_{name}": (None, [pointer]) for name in OPERATIONS}
     for name, (result, arguments) in signatures.items():

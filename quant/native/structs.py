@@ -149,6 +149,22 @@ class RecordedTape(ctypes.Structure):
     _fields_ = fields("calls", "count", [])
 
 
+class Search(ctypes.Structure):
+    """edgelm_search"""
+
+    _fields_ = fields(
+        "x starts table qweight scales zeros supers errors refused",
+        "rows inputs start_count",
+        [
+            ("first", _FLOAT),
+            ("last", _FLOAT),
+            *((name, _INT32) for name in ["bits", "group", "floats", "zero_kind"]),
+            *((name, _INT32) for name in ["least_scale", "most_scale"]),
+            THREADS,
+        ],
+    )
+
+
 STRUCTS: dict[str, type[ctypes.Structure]] = {
     "edgelm_matrix": Matrix,
     "edgelm_product": Product,
@@ -165,4 +181,5 @@ STRUCTS: dict[str, type[ctypes.Structure]] = {
     "edgelm_sampling": Sampling,
     "edgelm_call": RecordedCall,
     "edgelm_tape": RecordedTape,
+    "edgelm_search": Search,
 }

@@ -14,7 +14,8 @@ from quant.codebooks import CODEBOOKS
 from quant.native import ops, structs
 
 API = Path(__file__).parent.parent.parent / "quant" / "native" / "src" / "api"
-TEXT = "".join((API / f"edgelm_{name}.h").read_text(encoding="utf-8") for name in ("native", "ops"))
+HEADERS = ("native", "ops", "search")
+TEXT = "".join((API / f"edgelm_{name}.h").read_text(encoding="utf-8") for name in HEADERS)
 
 TYPES = {
     "int32_t": ctypes.c_int32,

@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "api/edgelm_ops.h"
+#include "api/edgelm_search.h"
 
 namespace {
 
@@ -15,7 +16,7 @@ constexpr Size kSizes[] = {
     SIZE(edgelm_matrix), SIZE(edgelm_product), SIZE(edgelm_row_lookup), SIZE(edgelm_norm),
     SIZE(edgelm_addition), SIZE(edgelm_unary), SIZE(edgelm_activation), SIZE(edgelm_rotation),
     SIZE(edgelm_cache), SIZE(edgelm_append), SIZE(edgelm_attention), SIZE(edgelm_maximum),
-    SIZE(edgelm_sampling), SIZE(edgelm_call), SIZE(edgelm_tape),
+    SIZE(edgelm_sampling), SIZE(edgelm_call), SIZE(edgelm_tape), SIZE(edgelm_search),
 };
 #undef SIZE
 
