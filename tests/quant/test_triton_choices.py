@@ -38,6 +38,7 @@ def test_configs_are_sound_and_stay_within_the_workspace(outputs: int, rows: int
         ("int4-g32", 4096),
         ("int8", 14336),
         ("int4-row", 2048),
+        ("int6-g16-coded", 4096),
     ):
         own = layout.geometry(Scheme.parse(text), inputs)
         words, found = own.words, list(configs.candidates(own, outputs, rows, 132))
