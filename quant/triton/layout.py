@@ -108,9 +108,7 @@ def laid_out(packed: PackedWeight) -> dict[str, Tensor]:
     return tensors
 
 
-def _empty_words(
-    scheme: Scheme, shape: tuple[int, int], device: torch.device
-) -> dict[str, Tensor]:
+def _empty_words(scheme: Scheme, shape: tuple[int, int], device: torch.device) -> dict[str, Tensor]:
     own = geometry(scheme, shape[1])
     size = (shape[0], own.words)
     made = {"qweight": torch.empty(size, dtype=torch.int32, device=device)}
@@ -143,18 +141,18 @@ def words(packed: PackedWeight) -> dict[str, Tensor]:
             for name, tensor in made.items()
         }
         for plane in range(own.planes):
-            part = planes[:, :, plane]
-            lower = part & 15 if own.upper else part
+            taken = planes[:, :, plane]
+            lower = taken & 15 if own.upper else taken
             parts["qweight"] |= lower.int() << (own.bits * plane)
             if own.upper:
-                higher = (part >> 4).to(parts["upper"].dtype)
+                higher = (taken >> 4).to(parts["upper"].dtype)
                 parts["upper"] |= higher << own.upper_place(plane)
     return made
 
 
 def words_bytes(scheme: Scheme, shape: tuple[int, int]) -> int:
     """Upper bound of the bytes ``words`` takes in addition to its result."""
-    width = geometry(scheme, shape[1]).words * (32 // scheme.bits)
-    block = min(max(1, _BLOCK_ELEMENTS // shape[1]), shape[0]) * width
-    # Codes of a byte, nibbles of it apart, and of a plane int32 codes before and after the shift.
-    return block * 3 + 2 * 4 * block // (32 // scheme.bits)
+    own = geometry(scheme, shape[1])
+    block = min(max(1, _BLOCK_ELEMENTS // shape[1]), shape[0]) * own.words * own.planes
+    # Codes of a byte, parts of it apart, and of a plane int32 codes before and after the shift.
+    return block * 3 + 2 * 4 * block // own.planes
