@@ -82,6 +82,7 @@ def worst_db(packed: PackedWeight, rows: tuple[int, ...], dtype: torch.dtype) ->
         wide = torch.full((count, outputs + 7), -1.0, dtype=dtype)
         kernel.multiply(x, layout, packed.scheme, bias, wide[:, 3:-4])
         assert bool((wide[:, :3] == -1).all()) and bool((wide[:, -4:] == -1).all())
+        assert bool(wide.isfinite().all())  # of NaN, ``min`` would keep the better number
         expected = x.double() @ weights.t() + (0 if bias is None else bias.double())
         worst = min(worst, sqnr_db(expected, wide[:, 3:-4]))
     return worst
