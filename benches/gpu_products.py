@@ -47,6 +47,8 @@ SHAPES = {
 CASES = (
     *("triton.int4:int4-g32", "triton.int4:int4-g64", "triton.int4:int4-g128"),
     *("triton.int4:int4-g32-zfloat", "triton.int8:int8", "triton.int8:int8-g32", "triton.nf4:nf4"),
+    *("triton.int4:int4-g32-zfloat-coded", "triton.int5:int5-g32-zfloat-coded"),
+    *("triton.int6:int6-g16-coded", "triton.iq4:iq4-g32-coded"),
     *("torch.bfloat16", "torchao.int4", "bitsandbytes.nf4"),
 )
 HEAD_ROWS = 8  # a prompt's last row goes through the head, not all of them

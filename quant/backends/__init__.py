@@ -26,6 +26,7 @@ from .reference import Reference
 from .torch_backend import Int4Pack, Int4Tile, TorchMatmul
 from .torch_int8 import Int8Groups, Int8Rows
 from .torchao_backend import TorchaoInt8
+from .triton_backend import KINDS as TRITON_KINDS
 from .triton_backend import TritonProduct
 
 __all__ = ["BACKENDS", "KERNELS", "Kernel", "choose", "find"]
@@ -37,7 +38,7 @@ EXACT_CODES: tuple[Kernel, ...] = tuple(NativeProduct(kind, exact=True) for kind
 EXACT: tuple[Kernel, ...] = (*EXACT_CODES, NATIVE_FLOAT, REFERENCE)
 KERNELS: tuple[Kernel, ...] = (
     *(NativeProduct(kind) for kind in KINDS),
-    *(TritonProduct(kind) for kind in ("int4", "int8", "nf4", "fp4")),
+    *(TritonProduct(kind) for kind in TRITON_KINDS),
     *(Int4Pack(), Int4Tile(), Int8Rows(), Int8Groups(), TorchMatmul(), NATIVE_FLOAT, REFERENCE),
     *(*EXACT_CODES, Fused4Bit(), Dequantized4Bit(), LlmInt8(), TorchaoInt8()),
 )

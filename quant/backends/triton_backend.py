@@ -1,4 +1,4 @@
-"""CUDA kernels written in Triton: int4, int8, nf4 and fp4 with any groups and zeros.
+"""CUDA kernels written in Triton: int4 to int8, nf4, fp4 and iq4 with any groups, zeros and scales.
 
 Few rows of activations are multiplied in float32 with weights dequantized in registers, and a
 row's result does not depend on the number of rows; more rows go through the tensor cores in the
@@ -23,13 +23,14 @@ from .kernel import Shape, Tensors
 if TYPE_CHECKING:
     from ..triton.launch import Matrix
 
+KINDS = ("int4", "int5", "int6", "int8", "nf4", "fp4", "iq4")
 # Products of Gaussian numbers agree with the exact ones to at least this many dB, by the type of
 # the activations, to which the result (and, beyond FEW_ROWS, the weights) are rounded.
 FLOOR_DB = {torch.float32: 110.0, torch.float16: 62.0, torch.bfloat16: 46.0}
 
 
 class TritonProduct:
-    """One kind of weights ("int4", "int8", "nf4" or "fp4"), with any groups, zeros and scales."""
+    """One of ``KINDS`` of weights, with any groups, zeros and scales."""
 
     backend = "triton"
 
@@ -42,8 +43,6 @@ class TritonProduct:
     ) -> str | None:
         if (scheme.codebook or f"int{scheme.bits}") != self.kind:
             return f"supports {self.kind} only"
-        if scheme.coded or scheme.group_size == 16:
-            return "supports scales of float types in groups of 32 or more"
         return triton.missing(device)
 
     def prepare(self, packed: PackedWeight) -> Tensors:

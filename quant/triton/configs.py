@@ -23,7 +23,8 @@ class Config:
 
     block_words: words of a row that a program takes at once. splits: ranges of a row that
     different programs add up. For "rows", a thread takes 4 words, and
-    block_n * block_words / (128 * warps) outputs.
+    block_n * block_words / (128 * warps) outputs; of groups of 2 words it takes 2, and twice as
+    many outputs.
     """
 
     how: str

@@ -11,17 +11,18 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .decoding import group_numbers, plane_values
+from .decoding import group_numbers, load_words, plane_values
 
 
 @triton.jit(do_not_specialize=["one"])
 def multiply_tile(
-    x: tl.tensor, words: tl.tensor, scales: tl.tensor, zeros: tl.tensor, table: tl.tensor, bias: 
-    tl.tensor, out: tl.tensor, partial: tl.tensor, rows: tl.tensor, outputs: tl.tensor, inputs: 
-    tl.tensor, pieces: tl.tensor, one: tl.tensor, x_stride: tl.tensor, out_stride: tl.tensor,
-    BITS: tl.constexpr, SPAN: tl.constexpr, GROUPED: tl.constexpr, ZEROS: tl.constexpr, COMPUTE: 
-    tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_W: tl.constexpr, SPLITS: 
-    tl.constexpr, STEPS: tl.constexpr,
+    x: tl.tensor, words: tl.tensor, upper: tl.tensor, scales: tl.tensor, zeros: tl.tensor,
+    supers: tl.tensor, table: tl.tensor, bias: tl.tensor, out: tl.tensor, partial: tl.tensor,
+    rows: tl.tensor, outputs: tl.tensor, inputs: tl.tensor, pieces: tl.tensor, one: tl.tensor,
+    x_stride: tl.tensor, out_stride: tl.tensor,
+    BITS: tl.constexpr, UPPER: tl.constexpr, SPAN: tl.constexpr, GROUPED: tl.constexpr,
+    ZEROS: tl.constexpr, SHARED: tl.constexpr, COMPUTE: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_W: tl.constexpr, SPLITS: tl.constexpr, STEPS: tl.constexpr,
 ) -> None:  # fmt: skip
     """Multiply x [rows, K] by the transposed matrix into out [rows, N], or its sums into partial.
 
@@ -34,29 +35,34 @@ def multiply_tile(
     n = tl.program_id(0) // row_blocks * BLOCK_N + tl.arange(0, BLOCK_N)
     exists = (n < outputs)[None, :]
     row_words = words + n.to(tl.int64)[None, :] * (pieces * SPAN)
+    row_upper = upper
+    if UPPER > 0:
+        row_upper = upper + n.to(tl.int64)[None, :] * (pieces * SPAN)
+    grid = (scales, zeros, supers)
     x_rows = x + tl.minimum(m, rows - 1).to(tl.int64)[:, None] * x_stride
     if not GROUPED:
         at = n.to(tl.int64)[None, :]
-        scale, offset, shift = group_numbers(scales, zeros, at, exists, BITS, ZEROS)
+        stretch = group_numbers(grid, at, exists, BITS, UPPER, ZEROS, SHARED)
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for step in range(STEPS):
         word = (tl.program_id(1) * STEPS + step) * BLOCK_W + tl.arange(0, BLOCK_W)
         inside = word < pieces * SPAN
         live = inside[:, None] & exists
-        packed = tl.load(row_words + word[:, None], mask=live, other=0)
+        packed = load_words(row_words, row_upper, word[:, None], live)
         if GROUPED:
             at = n.to(tl.int64)[None, :] * pieces + (word // SPAN)[:, None]
-            scale, offset, shift = group_numbers(scales, zeros, at, live, BITS, ZEROS)
+            stretch = group_numbers(grid, at, live, BITS, UPPER, ZEROS, SHARED)
             k = word // SPAN * (SPAN * PLANES) + word % SPAN
             plane_stride = SPAN
         else:
             k = word
             plane_stride = tl.multiple_of(pieces * SPAN, 16)
+        scale, offset, shift = stretch
         for i in tl.static_range(PLANES):
             at_x = k + i * plane_stride
             mask = (inside & (at_x < inputs))[None, :]
             numbers = tl.load(x_rows + at_x[None, :], mask=mask, other=0.0)
-            weights = plane_values(packed, offset, table, one, i, BITS) * scale
+            weights = plane_values(packed, offset, table, one, i, BITS, UPPER) * scale
             if ZEROS == "float":
                 weights += shift
             weights = weights.to(x.dtype.element_ty).to(COMPUTE)

@@ -12,22 +12,23 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .decoding import group_numbers, plane_values
+from .decoding import group_numbers, load_words, plane_values
 
 
 @triton.jit(do_not_specialize=["one"])
 def multiply_rows(
-    x: tl.tensor, words: tl.tensor, scales: tl.tensor, zeros: tl.tensor, table: tl.tensor,
-    bias: tl.tensor, out: tl.tensor, partial: tl.tensor, rows: tl.tensor, outputs: tl.tensor,
-    inputs: tl.tensor, pieces: tl.tensor, one: tl.tensor, x_stride: tl.tensor,
-    out_stride: tl.tensor,
-    BITS: tl.constexpr, SPAN: tl.constexpr, GROUPED: tl.constexpr, ZEROS: tl.constexpr,
-    ROWS: tl.constexpr, LANES: tl.constexpr, EACH: tl.constexpr, PIECES: tl.constexpr,
-    SPLITS: tl.constexpr, STEPS: tl.constexpr,
+    x: tl.tensor, words: tl.tensor, upper: tl.tensor, scales: tl.tensor, zeros: tl.tensor,
+    supers: tl.tensor, table: tl.tensor, bias: tl.tensor, out: tl.tensor, partial: tl.tensor,
+    rows: tl.tensor, outputs: tl.tensor, inputs: tl.tensor, pieces: tl.tensor, one: tl.tensor,
+    x_stride: tl.tensor, out_stride: tl.tensor,
+    BITS: tl.constexpr, UPPER: tl.constexpr, SPAN: tl.constexpr, GROUPED: tl.constexpr,
+    ZEROS: tl.constexpr, SHARED: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr,
+    EACH: tl.constexpr, PIECES: tl.constexpr, SPLITS: tl.constexpr, STEPS: tl.constexpr,
 ) -> None:  # fmt: skip
     """Multiply x [rows, K] by the transposed matrix into out [rows, N], or its sums into partial.
 
-    A block is words [SPAN, LANES * PIECES, EACH]: threads take 4 words each and are arranged
+    A block is words [SPAN, LANES * PIECES, EACH]: threads take 4 words each (2 where a piece has
+    no more) and are arranged
     along PIECES pieces of LANES outputs, and each thread has EACH outputs. This way the compiler
     gives all loads one layout (it orders dimensions that are equal by position), and activations
     are read once for EACH outputs. STEPS: blocks in a range. If the compiler knew that ``one`` is
@@ -41,8 +42,13 @@ def multiply_rows(
     exists = n < outputs
     row_words = words + n.to(tl.int64)[None, :, :] * (pieces * SPAN)
     row_words = row_words + tl.arange(0, SPAN)[:, None, None]
+    row_upper = upper
+    if UPPER > 0:
+        row_upper = upper + n.to(tl.int64)[None, :, :] * (pieces * SPAN)
+        row_upper = row_upper + tl.arange(0, SPAN)[:, None, None]
+    grid = (scales, zeros, supers)
     if not GROUPED:
-        stretch = group_numbers(scales, zeros, n.to(tl.int64), exists, BITS, ZEROS)
+        stretch = group_numbers(grid, n.to(tl.int64), exists, BITS, UPPER, ZEROS, SHARED)
     x0 = _row(x, first, rows, x_stride)
     x1 = _row(x, first + 1, rows, x_stride)
     x2 = _row(x, first + 2, rows, x_stride)
@@ -54,17 +60,18 @@ def multiply_rows(
     for step in range(STEPS):
         piece = tl.arange(0, LANES * PIECES) % PIECES + (tl.program_id(1) * STEPS + step) * PIECES
         live = exists & (piece < pieces)[:, None]
-        packed = tl.load(row_words + (piece * SPAN)[None, :, None], mask=live[None, :, :], other=0)
+        at_words = (piece * SPAN)[None, :, None]
+        packed = load_words(row_words, row_upper, at_words, live[None, :, :])
         if GROUPED:
             at = n.to(tl.int64) * pieces + (piece * one)[:, None]
-            stretch = group_numbers(scales, zeros, at, live, BITS, ZEROS)
-        place = (piece, pieces, inputs, one)
-        acc0 = _add_row(acc0, x0, packed, stretch, place, table, BITS, SPAN, GROUPED, ZEROS)
+            stretch = group_numbers(grid, at, live, BITS, UPPER, ZEROS, SHARED)
+        block = (packed, stretch, table, piece, pieces, inputs, one)
+        acc0 = _add_row(acc0, x0, block, BITS, UPPER, SPAN, GROUPED, ZEROS)
         if ROWS > 1:
-            acc1 = _add_row(acc1, x1, packed, stretch, place, table, BITS, SPAN, GROUPED, ZEROS)
+            acc1 = _add_row(acc1, x1, block, BITS, UPPER, SPAN, GROUPED, ZEROS)
         if ROWS > 2:
-            acc2 = _add_row(acc2, x2, packed, stretch, place, table, BITS, SPAN, GROUPED, ZEROS)
-            acc3 = _add_row(acc3, x3, packed, stretch, place, table, BITS, SPAN, GROUPED, ZEROS)
+            acc2 = _add_row(acc2, x2, block, BITS, UPPER, SPAN, GROUPED, ZEROS)
+            acc3 = _add_row(acc3, x3, block, BITS, UPPER, SPAN, GROUPED, ZEROS)
     target = (out, partial, bias, base, rows, outputs, out_stride)
     _store_row(acc0, target, first, LANES, PIECES, SPLITS)
     if ROWS > 1:
@@ -82,13 +89,13 @@ def _row(x: tl.tensor, row: tl.tensor, rows: tl.tensor, x_stride: tl.tensor) -> 
 
 @triton.jit
 def _add_row(
-    acc: tl.tensor, x: tl.tensor, packed: tl.tensor, stretch: tl.tuple, place: tl.tuple,
-    table: tl.tensor,
-    BITS: tl.constexpr, SPAN: tl.constexpr, GROUPED: tl.constexpr, ZEROS: tl.constexpr,
+    acc: tl.tensor, x: tl.tensor, block: tl.tuple,
+    BITS: tl.constexpr, UPPER: tl.constexpr, SPAN: tl.constexpr, GROUPED: tl.constexpr,
+    ZEROS: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """Add to acc the products of a row of activations with the words ``packed``."""
+    """Add to acc the products of a row of activations with a block of words."""
+    packed, stretch, table, piece, pieces, inputs, one = block
     scale, offset, shift = stretch
-    piece, pieces, inputs, one = place
     PLANES: tl.constexpr = 32 // BITS
     j = tl.arange(0, SPAN)[:, None, None]
     if GROUPED:
@@ -97,10 +104,10 @@ def _add_row(
     else:
         k = piece[None, :, None] * SPAN + j
         plane_stride = tl.multiple_of(pieces * SPAN, 16)
-    products = tl.zeros(packed.shape, tl.float32)
+    products = tl.zeros(packed[0].shape, tl.float32)
     total = tl.zeros(k.shape, tl.float32)
     for i in tl.static_range(PLANES):
-        values = plane_values(packed, offset[None, :, :], table, one, i, BITS)
+        values = plane_values(packed, offset[None, :, :], table, one, i, BITS, UPPER)
         at = k + i * plane_stride
         mask = (piece < pieces)[None, :, None]
         if not GROUPED:

@@ -41,16 +41,20 @@ class Matrix:
         device = self.tensors["qweight"].device
         return {
             "words": self.tensors["qweight"],
+            "upper": self.tensors.get("upper"),
             "scales": self.tensors["scales"],
             "zeros": self.tensors.get("zeros"),
+            "supers": self.tensors.get("supers"),
             "table": numbers(scheme.codebook, device) if scheme.codebook in CODEBOOKS else None,
             "outputs": self.shape[0],
             "inputs": self.shape[1],
             "pieces": own.pieces,
             "BITS": own.bits,
+            "UPPER": own.upper,
             "SPAN": own.span,
             "GROUPED": own.grouped,
             "ZEROS": scheme.zeros,
+            "SHARED": own.groups // scheme.super_groups(own.inputs) if scheme.coded else 0,
         }
 
 
@@ -108,7 +112,8 @@ def _launch_product(
     if config.how == "rows":
         held = min(_ROWS_AT_ONCE, 1 << (rows - 1).bit_length())
         pieces = max(1, config.block_words // shared["SPAN"])
-        lanes = min(config.block_n, max(1, 128 * config.warps // config.block_words))
+        each = min(4, shared["SPAN"])  # words of a thread
+        lanes = min(config.block_n, max(1, 32 * each * config.warps // config.block_words))
         sizes = {"ROWS": held, "LANES": lanes, "EACH": config.block_n // lanes, "PIECES": pieces}
         steps = _steps(shared["pieces"], pieces, config.splits)
         grid = (blocks * -(-rows // held), config.splits)

@@ -5,16 +5,16 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .decoding import group_numbers, plane_values
+from .decoding import group_numbers, load_words, plane_values
 
 
 @triton.jit
 def read_rows(
-    ids: tl.tensor, words: tl.tensor, scales: tl.tensor, zeros: tl.tensor, table: tl.tensor, out: 
-    tl.tensor, first: tl.tensor, outputs: tl.tensor, inputs: tl.tensor, pieces: tl.tensor,
-    out_stride: tl.tensor,
-    BITS: tl.constexpr, SPAN: tl.constexpr, GROUPED: tl.constexpr, ZEROS: tl.constexpr, BLOCK_W: 
-    tl.constexpr,
+    ids: tl.tensor, words: tl.tensor, upper: tl.tensor, scales: tl.tensor, zeros: tl.tensor,
+    supers: tl.tensor, table: tl.tensor, out: tl.tensor, first: tl.tensor, outputs: tl.tensor,
+    inputs: tl.tensor, pieces: tl.tensor, out_stride: tl.tensor,
+    BITS: tl.constexpr, UPPER: tl.constexpr, SPAN: tl.constexpr, GROUPED: tl.constexpr,
+    ZEROS: tl.constexpr, SHARED: tl.constexpr, BLOCK_W: tl.constexpr,
 ) -> None:  # fmt: skip
     """Write row ids[i], or first + i without ids, to out[i]; scaled in float32 and rounded once.
 
@@ -27,7 +27,7 @@ def read_rows(
         row = tl.load(ids + target).to(tl.int64)
     word = tl.program_id(1) * BLOCK_W + tl.arange(0, BLOCK_W)
     live = (word < pieces * SPAN) & (row >= 0) & (row < outputs)
-    packed = tl.load(words + row * (pieces * SPAN) + word, mask=live, other=0)
+    packed = load_words(words, upper, row * (pieces * SPAN) + word, live)
     if GROUPED:
         at = row * pieces + word // SPAN
         k = word // SPAN * (SPAN * PLANES) + word % SPAN
@@ -36,9 +36,10 @@ def read_rows(
         at = row + tl.zeros_like(word)
         k = word
         plane_stride = tl.multiple_of(pieces * SPAN, 16)
-    scale, offset, shift = group_numbers(scales, zeros, at, live, BITS, ZEROS)
+    grid = (scales, zeros, supers)
+    scale, offset, shift = group_numbers(grid, at, live, BITS, UPPER, ZEROS, SHARED)
     for i in tl.static_range(PLANES):
-        values = plane_values(packed, offset, table, 1, i, BITS) * scale
+        values = plane_values(packed, offset, table, 1, i, BITS, UPPER) * scale
         if ZEROS == "float":
             values += shift
         at_out = k + i * plane_stride

@@ -105,7 +105,7 @@ def random(scheme: Scheme, shape: tuple[int, int], device: torch.device) -> Pack
     """A matrix whose products are finite, for timings."""
     packed = PackedWeight.empty(shape, scheme, device)
     packed.qweight.random_(0, 128)
-    for numbers in (packed.scales, packed.zeros):
+    for numbers in (packed.scales, packed.zeros, packed.supers):
         if numbers is not None:
             numbers.fill_(0.01 if numbers.is_floating_point() else 8)
     return packed

@@ -19,6 +19,7 @@ SCHEMES = (
         "int4-g32-sbfloat16",
     ),
     *("int8", "int8-g32", "int8-zint", "nf4", "nf4-g32", "fp4", "float32", "bfloat16", "float16"),
+    *("int5-g32", "int6-row", "int6-g16-coded", "int4-g32-zfloat-coded", "iq4-g32-coded"),
 )
 SHAPES = ((256, 1024), (48, 256), (33, 96))
 

@@ -21,6 +21,7 @@ from quant import (
 )
 from quant.backends import Kernel
 from quant.backends.triton_backend import FLOOR_DB
+from quant.packing import unpack_codes
 from quant.triton import choices, launch, layout, workspace
 from quant.triton.configs import Config
 
@@ -31,6 +32,12 @@ TEXTS = (
     *("int4-g32", "int4-g64-zint", "int4-g128-zfloat", "int4-g32-zint-sbfloat16", "int4-row"),
     *("int4-row-zint", "int4-row-zfloat", "int8", "int8-zint", "int8-g32-zfloat", "int8-g64-zint"),
     *("int8-g128", "nf4", "nf4-g32-sfloat16", "fp4"),
+)
+# Codes with upper bits, coded scales (with one super-scale a row and with two), groups of 16, iq4.
+MORE = (
+    *("int4-g32-zfloat-coded", "int5-g32", "int5-g64-zfloat-coded", "int5-row-zfloat"),
+    *("int6-g16-coded", "int6-g32-coded-sfloat32", "int6-g128-zint-coded", "int6-row"),
+    *("int8-g16-zint-coded-sbfloat16", "iq4-g32", "iq4-g32-coded"),
 )
 
 
@@ -53,9 +60,15 @@ def packed_weight(text: str, shape: tuple[int, int]) -> PackedWeight:
 
 
 def odd_shape(text: str) -> tuple[int, int]:
-    """Outputs and inputs that fill no tile: 3 groups, or rows that end within a word."""
-    group = Scheme.parse(text).group_size
-    return (13, group * 3 if group else 150)
+    """Outputs and inputs that fill no tile: 3 groups, or rows that end within a word.
+
+    Of coded scales in groups below 128, inputs with two super-scales.
+    """
+    scheme = Scheme.parse(text)
+    group = scheme.group_size
+    if scheme.coded and group != 128:
+        return (13, 512)
+    return (13, group * 3 if group else 152)
 
 
 def worst_db(packed: PackedWeight, rows: tuple[int, ...], dtype: torch.dtype) -> float:
@@ -69,6 +82,7 @@ def worst_db(packed: PackedWeight, rows: tuple[int, ...], dtype: torch.dtype) ->
         wide = torch.full((count, outputs + 7), -1.0, dtype=dtype)
         kernel.multiply(x, layout, packed.scheme, bias, wide[:, 3:-4])
         assert bool((wide[:, :3] == -1).all()) and bool((wide[:, -4:] == -1).all())
+        assert bool(wide.isfinite().all())  # of NaN, ``min`` would keep the better number
         expected = x.double() @ weights.t() + (0 if bias is None else bias.double())
         worst = min(worst, sqnr_db(expected, wide[:, 3:-4]))
     return worst
@@ -78,7 +92,8 @@ def worst_db(packed: PackedWeight, rows: tuple[int, ...], dtype: torch.dtype) ->
     ("text", "dtype"),
     [
         *((text, dtype) for text in TEXTS for dtype in (torch.float32, torch.bfloat16)),
-        *(("int4-g32", torch.float16), ("int8", torch.float16)),
+        *((text, torch.float32) for text in MORE),
+        *(("int4-g32", torch.float16), ("int8", torch.float16), ("int6-g16-coded", torch.bfloat16)),
     ],
     ids=str,
 )
@@ -137,7 +152,7 @@ def test_a_row_has_the_same_bits_in_any_company(text: str, splits: int) -> None:
     assert len(keys) == 1  # a measured choice never depends on the rows either
 
 
-@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("text", (*TEXTS, *MORE))
 def test_rows_read_exactly(text: str) -> None:
     shape = odd_shape(text)
     packed, kernel = packed_weight(text, shape), kernel_of(text)
@@ -176,13 +191,16 @@ def test_rows_beyond_two_to_the_31_words_are_found() -> None:
     assert torch.equal(out[0], codes.float() - 128)
 
 
-@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("text", (*TEXTS, *MORE))
 def test_codes_lie_where_the_geometry_says(text: str) -> None:
     shape = odd_shape(text)
     packed = packed_weight(text, shape)
     own = layout.geometry(packed.scheme, shape[1])
     tensors = layout.laid_out(packed)
-    assert sum(t.nbytes for t in tensors.values()) == layout.nbytes(packed.scheme, shape)
+    nbytes = sum(t.nbytes for t in tensors.values())
+    assert nbytes == layout.nbytes(packed.scheme, shape)
+    assert nbytes == packed.scheme.nbytes(shape) or not own.grouped
+    codes = unpack_codes(packed.qweight, packed.scheme, torch.empty(shape, dtype=torch.int32))
     for k in range(shape[1]):
         if own.grouped:
             piece, rest = divmod(k, own.piece_stride)
@@ -192,11 +210,11 @@ def test_codes_lie_where_the_geometry_says(text: str) -> None:
             piece, j = divmod(word, own.piece_stride)
         assert k == piece * own.piece_stride + plane * own.plane_stride + j
         stored = tensors["qweight"][:, piece * own.span + j] >> (own.bits * plane)
-        if own.bits == 8:
-            expected = packed.qweight[:, k].int() + 128
-        else:
-            expected = (packed.qweight[:, k // 2].int() >> (4 * (k % 2))) & 15
-        assert torch.equal(stored & (2**own.bits - 1), expected)
+        stored &= 2**own.bits - 1
+        if own.upper:
+            higher = tensors["upper"][:, piece * own.span + j].int() >> own.upper_place(plane)
+            stored |= (higher & (2**own.upper - 1)) << 4
+        assert torch.equal(stored, codes[:, k] + (128 if own.bits == 8 else 0))
 
 
 @pytest.mark.gpu

@@ -12,7 +12,15 @@ import pytest
 import torch
 
 import quant.triton
-from quant import KernelUnavailableError, PackedWeight, QuantError, Scheme, choose, find
+from quant import (
+    KernelUnavailableError,
+    PackedWeight,
+    QuantError,
+    Scheme,
+    choose,
+    dequantize,
+    find,
+)
 from quant.triton import choices, configs, launch, layout, tuning, workspace
 from quant.triton.configs import Config
 
@@ -38,6 +46,7 @@ def test_configs_are_sound_and_stay_within_the_workspace(outputs: int, rows: int
         ("int4-g32", 4096),
         ("int8", 14336),
         ("int4-row", 2048),
+        ("int6-g16-coded", 4096),
     ):
         own = layout.geometry(Scheme.parse(text), inputs)
         words, found = own.words, list(configs.candidates(own, outputs, rows, 132))
@@ -121,6 +130,15 @@ def test_the_fastest_config_is_kept_and_measured_once(
     monkeypatch.setattr(choices, "_CHOSEN", {})
     assert tuning.tune([MANY], tmp_path, CPU) == 0
     assert choices.chosen(MANY.key) == wanted
+
+
+@pytest.mark.parametrize("text", ["int4-g32-zfloat-coded", "int6-g16-coded", "int8-zint"])
+def test_a_matrix_for_timings_has_finite_numbers(text: str) -> None:
+    packed = tuning.random(Scheme.parse(text), (8, 512), CPU)
+    numbers = [t for t in (packed.scales, packed.supers) if t is not None and t.is_floating_point()]
+    assert len(numbers) == 1 and bool((numbers[0] == numbers[0].flatten()[0]).all())
+    assert 0.009 < float(numbers[0].flatten()[0]) < 0.011
+    assert bool(dequantize(packed).isfinite().all())
 
 
 def test_a_measured_config_runs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,16 @@ from quant.triton.layout import geometry
 
 SHAPE = (64, 4096)
 CARDS = (80, 86, 89, 90)  # compute capability: A100, laptops of 2021, of 2023, H100
-FEW = ("int4-g32", "int4-g128", "int4-g64-zint", "int4-row-zfloat", "int8", "int8-g32-zint", "nf4")
-MANY = ("int4-g128-zfloat", "int8", "fp4")
+# Outputs that a thread has in the usual config, by scheme.
+FEW = {
+    **{"int4-g32": 2, "int4-g128": 2, "int4-g64-zint": 1, "int4-row-zfloat": 2, "int8": 2},
+    **{"int8-g32-zint": 1, "nf4": 1, "iq4-g32-coded": 2, "int5-g32-zfloat-coded": 2},
+    **{"int6-g32-coded": 2, "int6-g16-coded": 4},
+}
+MANY = ("int4-g128-zfloat", "int8", "fp4", "int6-g16-coded", "int5-g32-zfloat-coded")
+
+
+LOADS = {16: "v4.b32", 8: "v2.b32", 4: "b32"}  # of so many bytes a thread
 
 
 def few_rows(text: str, rows: int, made: list[Any]) -> dict[str, Any]:
@@ -40,8 +49,7 @@ def few_rows(text: str, rows: int, made: list[Any]) -> dict[str, Any]:
     layouts = [re.search(rf"^{name} = (.*)$", graph, re.MULTILINE) for name in names]
     return {
         "sums": sorted(layout[1] for layout in layouts if layout),
-        "words at once": ptx.count("ld.global.v4.b32"),
-        "activations at once": ptx.count("ld.global.v2.b32"),
+        "loads": {width: ptx.count(f"ld.global.{name} ") for width, name in LOADS.items()},
         "shared bytes": code.metadata.shared,
     }
 
@@ -70,7 +78,7 @@ def main() -> None:
     for card in CARDS:
         pretend(card, made)
         newest = card == CARDS[-1]
-        for text in FEW if newest else FEW[:1]:
+        for text in FEW if newest else [*FEW][:1]:
             for rows in (1, 4):
                 found[f"few {text} {rows} {card}"] = few_rows(text, rows, made)
         for text in MANY if newest else MANY[:1]:
@@ -101,15 +109,19 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
     return json.loads(done.stdout)
 
 
-def test_few_rows_read_words_sixteen_bytes_at_a_time(found: dict[str, dict[str, Any]]) -> None:
+def test_few_rows_read_four_words_at_a_time(found: dict[str, dict[str, Any]]) -> None:
+    """With what lies beside them and their activations; of a group of 16, its two."""
     cases = {name: counts for name, counts in found.items() if name.startswith("few")}
     assert len(cases) == 2 * (len(FEW) + len(CARDS) - 1)
     for name, counts in cases.items():
         text, rows = name.split()[1], int(name.split()[2])
-        outputs_each = 1 if text in ("int4-g64-zint", "int8-g32-zint", "nf4") else 2
-        planes = 4 if text.startswith("int8") else 8
-        assert counts["words at once"] == outputs_each, name
-        assert counts["activations at once"] == rows * planes, name
+        own = geometry(Scheme.parse(text), SHAPE[1])
+        together = min(4, own.span)
+        loads = Counter({f"{4 * together}": FEW[text]})
+        if own.upper:
+            loads[f"{own.upper * together}"] += FEW[text]
+        loads[f"{2 * together}"] += rows * own.planes
+        assert {width: counts["loads"][width] for width in loads} == loads, name
 
 
 def test_no_number_of_the_loop_goes_through_shared_memory(
