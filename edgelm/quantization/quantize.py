@@ -104,7 +104,7 @@ def quantize(
         if announce:
             announce(promise)
         manifest = job.run(progress)
-    note = job.conversion.peer_note if isinstance(job, PackedFolder) else ""
+    note = job.conversion.layout.peer_note if isinstance(job, PackedFolder) else ""
     if note:
         logger.warning("%s: %s.", job.out, note)
     peak = hardware.peak_resident_bytes()
