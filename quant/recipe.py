@@ -26,6 +26,11 @@ NAMED: dict[str, dict[str, Any]] = {
         "default": ["int4-g32", "int8"],
         "overrides": {"embed": "int8", "head": "int8"},
     },
+    "int5": {
+        "default": ["int5-g32-coded", "int5-g16-coded", "int8"],
+        "overrides": {"embed": ["int6-g32-coded", "int8"], "head": ["int6-g32-coded", "int8"]},
+    },
+    "int6": {"default": ["int6-g32-coded", "int6-g16-coded", "int8"]},
     "nf4": {
         "default": ["nf4", "nf4-g32", "int8"],
         "overrides": {"embed": "int8", "head": "int8"},
@@ -136,6 +141,18 @@ class Recipe:
             else:
                 return scheme
         raise QuantError(f"{name}: {reason}")
+
+    def fallback_note(self, name: str, shape: tuple[int, ...], scheme: Scheme) -> str:
+        """Why the matrix ``name`` of ``shape`` is in ``scheme``, if the one that its rule names
+        first does not go with its rows; else empty."""
+        first = self.rule_for(name).schemes[0]
+        if first is None or scheme.is_float:
+            return ""
+        try:
+            first.check(shape)
+        except QuantError:
+            return f"{scheme}, because rows of {shape[1]} weights cannot be {first}"
+        return ""
 
     def accepts(self, name: str, scheme: Scheme) -> bool:
         """True if a matrix that arrives packed in ``scheme`` may stay as it is."""

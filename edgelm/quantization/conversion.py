@@ -104,8 +104,13 @@ class Conversion:
         return sum(math.prod(target.shape) for target in self.targets)
 
 
-def plan_conversion(files: ModelFiles, quant: QuantChoice, method: str) -> Conversion:
+def plan_conversion(
+    files: ModelFiles, quant: QuantChoice, method: str, keep: bool = False
+) -> Conversion:
     """Plan the conversion of every weight of a model, from headers alone.
+
+    keep: leave matrices that are quantized already as they are, whatever the recipe says, and so
+        those beside them that a quantized file left in floats; "auto" does, and is int4 else.
 
     Raises:
         UsageError: unknown scheme or method, or overrides that match nothing.
@@ -116,7 +121,7 @@ def plan_conversion(files: ModelFiles, quant: QuantChoice, method: str) -> Conve
         raise UsageError(f"method {method!r} is not known; allowed: {', '.join(allowed)}.")
     try:
         recipe = Recipe.parse("int4" if quant == "auto" else quant)
-        matrices = _matrices(files, recipe)
+        matrices = _matrices(files, recipe, keep or quant == "auto")
     except QuantError as error:
         raise UsageError(f"quant: {error}") from error
     if files.config.tied and HEAD in matrices:  # files that hold a tied matrix as the head only
@@ -127,6 +132,8 @@ def plan_conversion(files: ModelFiles, quant: QuantChoice, method: str) -> Conve
         for name in files.checkpoint.names()
         if name not in skipped
     )
+    if quant == "auto" and any(target.kept for target in targets):
+        recipe = replace(recipe, name="auto")
     layout = choose_layout(targets, HEAD.removesuffix(".weight") if files.config.tied else "")
     targets = tuple(replace(target, layout=layout.method) for target in targets)
     if method in CALIBRATED_METHODS:
@@ -147,7 +154,7 @@ def _embedding(files: ModelFiles) -> str:
     return f"{source}.weight"
 
 
-def _matrices(files: ModelFiles, recipe: Recipe) -> dict[str, Target]:
+def _matrices(files: ModelFiles, recipe: Recipe, keep: bool) -> dict[str, Target]:
     """The matrices that a recipe applies to, by the file's names."""
     has_head = files.config.tied or HEAD in files.checkpoint.names()
     model = files.assemble("causal-lm" if has_head else "base")
@@ -160,21 +167,30 @@ def _matrices(files: ModelFiles, recipe: Recipe) -> dict[str, Target]:
     unused = recipe.unused_patterns(known)
     if unused:
         raise UsageError(f"quant: the overrides {', '.join(unused)} match nothing in this model.")
-    return {name: _matrix(files, name, own, recipe) for name, own in parts.items()}
+    return {name: _matrix(files, name, own, recipe, keep) for name, own in parts.items()}
 
 
 def _matrix(
-    files: ModelFiles, name: str, parts: list[tuple[str, tuple[int, int]]], recipe: Recipe
-) -> Target:
+    files: ModelFiles, name: str, parts: list[tuple[str, tuple[int, int]]], recipe: Recipe,
+    keep: bool,
+) -> Target:  # fmt: skip
     info = files.checkpoint.info(name)
     canonical = tuple(part for part, _ in parts)
     float_dtype = DTYPES.get(info.dtype, torch.float32)
-    if info.scheme is not None and all(recipe.accepts(part, info.scheme) for part in canonical):
+    if info.scheme is not None and (
+        keep or all(recipe.accepts(part, info.scheme) for part in canonical)
+    ):
         note = "kept as stored"
         return Target(name, info.shape, float_dtype, info.scheme, True, canonical, note)
+    if keep and info.stays_float:
+        note = "left in floats by the file"
+        return Target(name, info.shape, float_dtype, None, False, canonical, note)
     wanted = [recipe.scheme_for(part, shape, float_dtype) for part, shape in parts]
+    if keep and info.nearest is not None:
+        wanted = [info.nearest]
     scheme = max(wanted, key=lambda each: (each.bits, each.nbytes(parts[0][1])))
     note = "" if len(set(wanted)) == 1 else "fused in the file: the scheme with the most bits"
+    note = note or recipe.fallback_note(canonical[0], info.shape, scheme)
     if info.scheme is not None or info.nearest is not None:
         note = f"requantized: the file holds {info.dtype}"
     if scheme.is_float:

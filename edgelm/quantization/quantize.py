@@ -54,7 +54,7 @@ class Quantized:
 
 
 def quantize(
-    model: str | Path | ModelFiles, out: str | Path, *, quant: QuantChoice = "int4",
+    model: str | Path | ModelFiles, out: str | Path, *, quant: QuantChoice = "auto",
     method: str = "rtn", calibration: str | Path | None = None, revision: str | None = None,
     offline: bool = False, progress: Progress | None = None, announce: Announce | None = None,
 ) -> Quantized:  # fmt: skip
@@ -64,7 +64,8 @@ def quantize(
     the same bytes.
 
     Args:
-        quant, method: as for ``load``. A file's integers are kept if the recipe accepts them.
+        quant, method: as for ``load``; "auto" keeps what is quantized already and is int4 for the
+            rest. A file's integers are kept if the recipe accepts them.
             The additional method ``gptq`` runs a text through the original layers, and takes
             minutes per billion weights.
         calibration: a UTF-8 text file for ``gptq``; None means the built-in text.
