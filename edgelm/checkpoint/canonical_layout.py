@@ -15,8 +15,8 @@ METHOD = "edgelm"
 REFUSAL = (
     "this folder was written by `edgelm quantize` and opens in edgelm only; its README.md says why"
 )
-"""config.json's ``transformers_weights``, the name of a file, which transformers 5 shows in its error.
-Of an unknown ``quant_method`` it only warns, and fills the matrices with random numbers."""
+"""config.json's ``transformers_weights``, which is no file's name: transformers 5 says so in its
+error and shows it. Of an unknown ``quant_method`` it only warns, and fills matrices at random."""
 
 
 def specs(scheme: Scheme, shape: tuple[int, int]) -> dict[str, Spec]:

@@ -19,9 +19,7 @@ from quant.scheme import SCHEME_TEXTS
 
 EXACT_ACTIVATIONS = {"float": torch.float32}  # what products do not round; auto may
 QuantChoice = str | dict[str, Any] | Recipe
-SCHEMES = (
-    f"{', '.join(NAMED)}, a scheme ({SCHEME_TEXTS}), or a JSON file with a recipe"
-)
+SCHEMES = f"{', '.join(NAMED)}, a scheme ({SCHEME_TEXTS}), or a JSON file with a recipe"
 
 
 def _reference(value: Any) -> Any:

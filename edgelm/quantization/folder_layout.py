@@ -104,7 +104,7 @@ def _peer_note(schemes: Sequence[Scheme], foreign: Sequence[str]) -> str:
     if not foreign:
         named = ", ".join(map(str, schemes))
         why = f"with a quantized embedding or zero points transformers loads no mix ({named})"
-    return f"loads in edgelm and not in transformers: {why}; {advice}"
+    return f"transformers cannot load it: {why}; {advice}"
 
 
 def _module(target: Target) -> str:

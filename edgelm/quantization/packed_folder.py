@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -37,6 +38,7 @@ from edgelm.quantization.conversion import (
     manifest_of,
 )
 from edgelm.quantization.converted_rows import converted_rows, row_blocks
+from edgelm.quantization.folder_readme import write_readme
 from edgelm.version import __version__
 from quant import Sqnr
 
@@ -163,14 +165,17 @@ class PackedFolder:
         (self.partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
         index_file(self.partial, self.layout)
         copy_companions(self.files, self.partial)
-        names = sorted(path.name for path in self.partial.iterdir() if path.name != MANIFEST)
-        sums = {name: digests.get(name) or file_sha256(self.partial / name) for name in names}
         errors = {name: entry["error_db"] for name, entry in self.journal.done.items()}
         manifest = manifest_of(
-            self.files, self.conversion, self.method, errors, self.conversion.nbytes, sums
+            self.files, self.conversion, self.method, errors, self.conversion.nbytes, {}
         )
-        text = json.dumps(manifest.to_dict(), indent=1, ensure_ascii=False) + "\n"
-        (self.partial / MANIFEST).write_text(text, "utf-8")
+        text = self.calibration.text.name if self.calibration else None
+        write_readme(self.partial, manifest, self.conversion.layout, self.files.name, text)
+        names = sorted(path.name for path in self.partial.iterdir() if path.name != MANIFEST)
+        sums = {name: digests.get(name) or file_sha256(self.partial / name) for name in names}
+        manifest = replace(manifest, files=sums)
+        told = json.dumps(manifest.to_dict(), indent=1, ensure_ascii=False) + "\n"
+        (self.partial / MANIFEST).write_text(told, "utf-8")
         return manifest
 
 
