@@ -160,10 +160,9 @@ class Recipe:
         first = rule.schemes[0]
         if first is None or scheme.is_float:
             return first is None and scheme.is_float
-        if scheme.codebook != first.codebook:
-            return False
         same = replace(scheme, scales=first.scales) == first  # scales of either type serve
-        return same or (rule.relaxed and scheme.bits <= first.bits)
+        kinds = (first.codebook, "iq4") if first.codebook is None else (first.codebook,)
+        return same or (rule.relaxed and scheme.codebook in kinds and scheme.bits <= first.bits)
 
     def unused_patterns(self, names: Iterable[str]) -> list[str]:
         """Override patterns that match none of a model's ``names``: most likely a mistyped one."""

@@ -47,6 +47,7 @@ def specs(
 
     scales: their stored type in the files at hand; None is the scheme's type.
     """
+    assert expresses(scheme), scheme
     own = FLOATS[scheme.scales]
     outputs, inputs = shape
     groups, per_word = scheme.groups(inputs), 32 // scheme.bits
