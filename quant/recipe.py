@@ -28,9 +28,12 @@ NAMED: dict[str, dict[str, Any]] = {
     },
     "int5": {
         "default": ["int5-g32-coded", "int5-g16-coded", "int8"],
-        "overrides": {"embed": ["int6-g32-coded", "int8"], "head": ["int6-g32-coded", "int8"]},
+        "overrides": {"embed": "int8", "head": "int8"},
     },
-    "int6": {"default": ["int6-g32-coded", "int6-g16-coded", "int8"]},
+    "int6": {
+        "default": ["int6-g32-coded", "int6-g16-coded", "int8"],
+        "overrides": {"embed": "int8", "head": "int8"},
+    },
     "nf4": {
         "default": ["nf4", "nf4-g32", "int8"],
         "overrides": {"embed": "int8", "head": "int8"},
