@@ -25,6 +25,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .errors import QuantError
 from .scheme import Scheme
 
 
@@ -116,6 +117,21 @@ class PackedWeight:
         rows, width = tensors["qweight"].shape
         inputs = width * 8 // scheme.bits if scheme.bits < 8 else width
         return PackedWeight(scheme, (rows, inputs), **tensors)
+
+    def check(self) -> None:
+        """Raise QuantError for scales and zeros that no weights have: what damaged files hold."""
+        if self.scales is None or not self.scales.numel():
+            return
+        if self.supers is not None and not bool(torch.isfinite(self.supers).all()):
+            raise QuantError("its super-scales hold NaN or infinite numbers")
+        if not bool(torch.isfinite(self.grid.steps()).all()):
+            raise QuantError("its scales hold NaN or infinite numbers")
+        if self.scheme.zeros == "float" and not bool(torch.isfinite(self.grid.minima()).all()):
+            raise QuantError("its minima hold NaN or infinite numbers")
+        if self.scheme.zeros == "int" and self.zeros is not None:
+            largest, limit = int(self.zeros.max()), self.scheme.code_range[1]
+            if largest > limit:
+                raise QuantError(f"its zeros go up to {largest}, and codes to {limit}")
 
     def rows(self, start: int, stop: int) -> PackedWeight:
         """View of rows [start, stop)."""

@@ -26,6 +26,14 @@ NAMED: dict[str, dict[str, Any]] = {
         "default": ["int4-g32", "int8"],
         "overrides": {"embed": "int8", "head": "int8"},
     },
+    "int5": {
+        "default": ["int5-g32-coded", "int5-g16-coded", "int8"],
+        "overrides": {"embed": "int8", "head": "int8"},
+    },
+    "int6": {
+        "default": ["int6-g32-coded", "int6-g16-coded", "int8"],
+        "overrides": {"embed": "int8", "head": "int8"},
+    },
     "nf4": {
         "default": ["nf4", "nf4-g32", "int8"],
         "overrides": {"embed": "int8", "head": "int8"},
@@ -137,16 +145,27 @@ class Recipe:
                 return scheme
         raise QuantError(f"{name}: {reason}")
 
+    def fallback_note(self, name: str, shape: tuple[int, ...], scheme: Scheme) -> str:
+        """Why the matrix ``name`` of ``shape`` is in ``scheme``, if the one that its rule names
+        first does not go with its rows; else empty."""
+        first = self.rule_for(name).schemes[0]
+        if first is None or scheme.is_float:
+            return ""
+        try:
+            first.check(shape)
+        except QuantError:
+            return f"{scheme}, because rows of {shape[1]} weights cannot be {first}"
+        return ""
+
     def accepts(self, name: str, scheme: Scheme) -> bool:
         """True if a matrix that arrives packed in ``scheme`` may stay as it is."""
         rule = self.rule_for(name)
         first = rule.schemes[0]
         if first is None or scheme.is_float:
             return first is None and scheme.is_float
-        if scheme.codebook != first.codebook:
-            return False
         same = replace(scheme, scales=first.scales) == first  # scales of either type serve
-        return same or (rule.relaxed and scheme.bits <= first.bits)
+        kinds = (first.codebook, "iq4") if first.codebook is None else (first.codebook,)
+        return same or (rule.relaxed and scheme.codebook in kinds and scheme.bits <= first.bits)
 
     def unused_patterns(self, names: Iterable[str]) -> list[str]:
         """Override patterns that match none of a model's ``names``: most likely a mistyped one."""

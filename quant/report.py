@@ -27,10 +27,12 @@ class ModuleReport:
 
 @dataclass(repr=False)
 class Report:
-    """Every matrix of a model, in loading order; other tensors (norms, biases) as one sum."""
+    """Every matrix of a model, in loading order; other tensors (norms, biases) as one sum, as they
+    are held and as they are stored."""
 
     modules: list[ModuleReport] = field(default_factory=list)
     other_bytes: int = 0
+    other_stored_bytes: int = 0
     other_elements: int = 0
 
     @property
@@ -40,9 +42,12 @@ class Report:
 
     @property
     def bits_per_weight(self) -> float:
-        """Bytes of all tensors, scales and other tensors included, x 8 / parameters."""
+        """Bytes of all tensors x 8 / parameters: matrices as their schemes say, scales included
+        and what a kernel adds left out, and other tensors as they are stored."""
         parameters = sum(math.prod(module.shape) for module in self.modules) + self.other_elements
-        return self.nbytes * 8 / parameters if parameters else 0.0
+        nbytes = sum(module.scheme.nbytes(module.shape) for module in self.modules)
+        nbytes += self.other_stored_bytes
+        return nbytes * 8 / parameters if parameters else 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able data: bits_per_weight, nbytes and one entry per module."""

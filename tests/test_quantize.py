@@ -51,13 +51,15 @@ def test_layout_round_trip(text: str) -> None:
     scheme = Scheme.parse(text)
     rows, inputs = 37, 256 if scheme.group_size else 250
     packed = rtn(torch.randn(rows, inputs), scheme)
-    stored = to_stored(packed, torch.float32)
-    planned = specs(scheme, (rows, inputs), torch.float32)
+    stored = to_stored(packed)
+    planned = specs(scheme, (rows, inputs))
     shapes = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in stored.items()}
     assert shapes == {name: spec for name, spec in planned.items() if name != "weight_shape"}
     same(from_stored(stored, scheme, inputs), packed)
+    wide = stored | {"weight_scale": stored["weight_scale"].float()}  # as older folders have them
+    same(from_stored(wide, scheme, inputs), packed)
     blocks = (packed.rows(0, 3 * ROW_STEP), packed.rows(3 * ROW_STEP, rows))
-    halves = [to_stored(block, torch.float32) for block in blocks]
+    halves = [to_stored(block) for block in blocks]
     joined = {name: torch.cat([half[name] for half in halves]) for name in stored}
     assert all(torch.equal(joined[name], stored[name]) for name in stored)
 
@@ -95,7 +97,7 @@ def test_gguf_with_float_minima_keeps_its_integers(tmp_path: Path) -> None:
     except edgelm.HubError as error:
         pytest.skip(f"the demo cannot be fetched: {error}")
     done = edgelm.quantize(demo, tmp_path / "out", quant="int4")
-    assert done.peer_note.startswith("float zeros")
+    assert "cannot express int4-g32-zfloat" in done.peer_note
     assert {module.note for module in done.manifest.modules.values()} == {"kept as stored"}
     assert torch.equal(logits(tmp_path / "out", "auto"), logits(demo, "auto"))
     question = [{"role": "user", "content": "What is the capital of France?"}]
@@ -130,6 +132,7 @@ def test_what_inspect_and_the_manifest_say(assets: Path, tmp_path: Path) -> None
     assert found.bits_per_weight == pytest.approx(done.manifest.bits_per_weight)
     assert found.certificate and found.certificate["method"] == "rtn"
     assert (out / "LICENSE").read_text() == "mine"
+    assert "license: gemma" in (out / "README-source.md").read_text()
     data = json.loads((out / MANIFEST).read_text())
     assert set(data["files"]) == {path.name for path in out.iterdir()} - {MANIFEST}
     for name, digest in data["files"].items():
@@ -148,8 +151,10 @@ def test_newer_and_damaged_manifests(tiny_llama: Callable[..., Path], tmp_path: 
     edgelm.quantize(tiny_llama(), out)
     data = json.loads((out / MANIFEST).read_text())
     for change, error in (
-        ({"format_version": 2}, edgelm.UnsupportedModelError),
+        ({"format_version": 3}, edgelm.UnsupportedModelError),
         ({"format_version": "1"}, edgelm.ModelFileError),
+        ({"format_version": True}, edgelm.ModelFileError),
+        ({"format_version": 1}, edgelm.ModelFileError),
         ({"modules": [1]}, edgelm.ModelFileError),
         ({"modules": {"x.weight": data["modules"]["lm_head.weight"]}}, edgelm.ModelFileError),
     ):
@@ -287,13 +292,15 @@ EVENTS = 105
 """So many events a run of the tiny Llama has, plus a few at which it is already done."""
 
 
-def killed_and_resumed(source: Path, tmp_path: Path, points: list[int]) -> int:
+def killed_and_resumed(
+    source: Path, tmp_path: Path, points: list[int], quant: str = "int4-g32-zint"
+) -> int:
     """How many of the runs were killed; each ends with the bytes of an undisturbed run."""
-    edgelm.quantize(source, tmp_path / "undisturbed", quant="int4-g32-zint")
+    edgelm.quantize(source, tmp_path / "undisturbed", quant=quant)
     expected, kills = content(tmp_path / "undisturbed"), 0
     for point in points:
         out = tmp_path / f"out-{point}"
-        again = lambda out=out: edgelm.quantize(source, out, quant="int4-g32-zint")  # noqa: E731
+        again = lambda out=out: edgelm.quantize(source, out, quant=quant)  # noqa: E731
         killed = in_child(again, kill_at=point)
         kills += killed
         if out.exists() and not killed:
@@ -367,5 +374,5 @@ def test_command(tiny_llama: Callable[..., Path], tmp_path: Path, capfd: Any) ->
     assert "exists" in said["error"]["message"]
     assert main(["quantize", source, f"{out}2", "--json"]) == 0
     said = json.loads(capfd.readouterr().out)
-    assert said["manifest"]["format_version"] == 1
+    assert said["manifest"]["format_version"] == 2
     assert said["promised_peak_bytes"] > 300 << 20

@@ -23,7 +23,7 @@ class MatrixPlan:
     """One stored matrix: the parts fused into it, its scheme, kernel and bytes.
 
     ``names`` are canonical (``layers.0.attn.q``); ``stored`` says that the file's own integers
-    are kept.
+    are kept; ``note`` why it is in another scheme than the recipe names first.
     """
 
     names: tuple[str, ...]
@@ -33,6 +33,7 @@ class MatrixPlan:
     device: str
     nbytes: int
     stored: bool = False
+    note: str = ""
 
     @cached_property
     def shape(self) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -164,6 +165,10 @@ def _verdict(plan: Plan) -> Iterator[str]:
         f"{human(plan.steady_peak_bytes)}; budget {human(plan.budget_bytes)}: "
         f"{'fits' if plan.fits else 'DOES NOT FIT'}"
     )
+    notes: Counter[str] = Counter()
+    for product in plan.products:
+        notes[product.note] += len(product.names) if product.note else 0
+    yield from (f"{count} matrices in {note}" for note, count in notes.items() if note)
     if not plan.fits:
         yield f"nothing smaller is left to choose: {shortage(plan)}"
     streamed = streamed_layers(plan)

@@ -43,12 +43,10 @@ class ActOrder:
     def values(self, start: int, stop: int) -> Tensor:
         """Rows [start, stop) in float32, each input with the scale and zero of its group."""
         packed, scheme = self.matrix.rows(start, stop), self.matrix.scheme
-        assert packed.scales is not None
         order = self.files.read_stored(self.order).long()
         codes = unpack_codes(packed.qweight, scheme, torch.empty(packed.shape))
-        zeros = 8 if scheme.bits == 4 else 0
-        codes -= zeros if packed.zeros is None else packed.zeros[:, order]
-        return codes * packed.scales.float()[:, order]
+        codes -= scheme.middle if packed.zeros is None else packed.zeros[:, order]
+        return codes * packed.grid.steps()[:, order]
 
 
 def in_order(

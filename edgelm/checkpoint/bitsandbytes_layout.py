@@ -54,7 +54,7 @@ def constants(scheme: Scheme, shape: tuple[int, int]) -> dict[str, Tensor]:
     }
 
 
-def first_row(suffix: str, inputs: int, start: int) -> int:
+def first_row(suffix: str, scheme: Scheme, inputs: int, start: int) -> int:
     """The row of the stored tensor in which row ``start`` of the matrix begins."""
     return start * inputs // (2 if suffix == "weight" else BLOCK)
 

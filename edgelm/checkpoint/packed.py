@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from edgelm.checkpoint import bitsandbytes_files
+from edgelm.checkpoint import bitsandbytes_files, canonical_layout
 from edgelm.checkpoint.bitsandbytes_layout import METHOD
 from edgelm.checkpoint.manifest import MANIFEST, Manifest, Module
 from edgelm.checkpoint.packed_layout import Spec, first_row, from_stored, specs
@@ -39,8 +39,11 @@ class PackedCheckpoint:
         self.config = dict(self._files.config)
         # Where weights lie as bitsandbytes has them it says so; else less than the manifest.
         settings = self.config.pop("quantization_config", None)
+        self.config.pop("transformers_weights", None)
+        self._canonical = self.manifest.format_version > 1
         self._theirs: Mapping[str, PackedMatrix] = {}
-        if isinstance(settings, dict) and settings.get("quant_method") == METHOD:
+        in_theirs = isinstance(settings, dict) and settings.get("quant_method") == METHOD
+        if in_theirs and not self._canonical:
             self._theirs = bitsandbytes_files.matrices(self._files, settings)
         self._infos = self._read_infos()
 
@@ -66,11 +69,18 @@ class PackedCheckpoint:
         start, stop = span(module.shape[0], start, stop, name)
         if name in self._theirs:
             return self._theirs[name].rows(start, stop)
+        if self._canonical:
+            stem = name.removesuffix("weight")
+            parts = {
+                suffix: self._files.read_stored(stem + suffix, start, stop)
+                for suffix in self._specs(name, module)
+            }
+            return canonical_layout.from_stored(parts, module.scheme)
         found = {}
         for suffix, (_, shape) in self._specs(name, module).items():
             if suffix == "weight_shape":
                 continue
-            first = first_row(suffix, module.scheme, start)
+            first = first_row(suffix, module.scheme, module.shape[1], start)
             last = shape[0] if stop == module.shape[0] else self._last(suffix, module, stop)
             part = name.removesuffix("weight") + suffix
             found[suffix] = self._files.read_stored(part, first, last)
@@ -81,7 +91,8 @@ class PackedCheckpoint:
             raise ModelFileError(f"{self.path}: {name} has {error}. Fetch it again.") from None
 
     def _last(self, suffix: str, module: Module, stop: int) -> int:
-        return first_row(suffix, module.scheme, stop - 1) + 1 if stop else 0
+        scheme, inputs = module.scheme, module.shape[1]
+        return first_row(suffix, scheme, inputs, stop - 1) + 1 if stop else 0
 
     def _read_infos(self) -> dict[str, TensorInfo]:
         """Header entry of every weight by name; stored parts are checked against the manifest."""
@@ -121,7 +132,9 @@ class PackedCheckpoint:
         return list(own)
 
     def _specs(self, name: str, module: Module) -> dict[str, Spec]:
-        """Expected dtypes and shapes of a weight's parts; its scales may be float16 or float32."""
+        """Expected dtypes and shapes of a weight's parts; version 1 may have scales in float32."""
+        if self._canonical:
+            return canonical_layout.specs(module.scheme, module.shape)
         scale = name.removesuffix("weight") + "weight_scale"
         found = self._files.info(scale).dtype if scale in self._files else ""
         return specs(module.scheme, module.shape, _DTYPES.get(found))

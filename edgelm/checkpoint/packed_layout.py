@@ -2,12 +2,13 @@
 
 A matrix [N, K] named ``x.weight`` becomes, under ``x.``:
     weight_packed      int32 [N, ceil(K * bits / 32)]: unsigned codes, the first in the lowest bits
-    weight_scale       the scheme's type, or float32 [N, G]
+    weight_scale       [N, G] in the scheme's type; some older folders have float32 instead
     weight_zero_point  int32 [ceil(N * bits / 32), G]: unsigned zeros, packed along the rows
     weight_shape       int64 [2]
     weight_minimum     [N, G] in the scales' type: the float zeros of ``-zfloat`` schemes
-Float zeros and codebooks (nf4, fp4) are not part of that format: only this package reads them.
 Unsigned codes are 0..15 as in the canonical layout, and for 8 bits the signed code plus 128.
+Float zeros and codebooks (nf4, fp4) are not part of that format; folders of format version 1 have
+them all the same, and are still read.
 """
 
 from __future__ import annotations
@@ -24,7 +25,19 @@ from quant.scheme import FLOATS
 ROW_STEP = 8
 """Blocks of rows start at multiples of this, the number of int4 zeros that share a word."""
 
+METHOD = "compressed-tensors"
 Spec = tuple[torch.dtype, tuple[int, ...]]
+
+
+def holds(scheme: Scheme) -> bool:
+    """True if compressed-tensors can express matrices in ``scheme``."""
+    return expresses(scheme) and scheme.zeros != "float" and scheme.codebook is None
+
+
+def expresses(scheme: Scheme) -> bool:
+    """True if folders of format version 1 may hold matrices in ``scheme``."""
+    coded = scheme.coded or scheme.codebook == "iq4"
+    return scheme.bits in (4, 8) and not coded and scheme.group_size != 16
 
 
 def specs(
@@ -32,8 +45,9 @@ def specs(
 ) -> dict[str, Spec]:
     """Stored tensors of a matrix of ``shape``: suffix of the name -> dtype and shape.
 
-    scales: their stored type; None is the scheme's type.
+    scales: their stored type in the files at hand; None is the scheme's type.
     """
+    assert expresses(scheme), scheme
     own = FLOATS[scheme.scales]
     outputs, inputs = shape
     groups, per_word = scheme.groups(inputs), 32 // scheme.bits
@@ -54,18 +68,23 @@ def stored_bytes(spec: Spec) -> int:
     return math.prod(spec[1]) * spec[0].itemsize
 
 
-def first_row(suffix: str, scheme: Scheme, start: int) -> int:
+def constants(scheme: Scheme, shape: tuple[int, int]) -> dict[str, Tensor]:
+    """The stored tensors that do not depend on the weights."""
+    return {"weight_shape": torch.tensor(shape)}
+
+
+def first_row(suffix: str, scheme: Scheme, inputs: int, start: int) -> int:
     """The row of the stored tensor in which row ``start`` of the matrix lies."""
     return start * scheme.bits // 32 if suffix == "weight_zero_point" else start
 
 
-def to_stored(packed: PackedWeight, scales: torch.dtype | None = None) -> dict[str, Tensor]:
+def to_stored(packed: PackedWeight) -> dict[str, Tensor]:
     """Convert rows of a matrix to its stored tensors; only the last block may end mid-word."""
     assert packed.scales is not None
     scheme = packed.scheme
     found = {
         "weight_packed": _words(_unsigned(packed.qweight, scheme)),
-        "weight_scale": packed.scales.to(scales or packed.scales.dtype),
+        "weight_scale": packed.scales,
     }
     if scheme.zeros == "float":
         assert packed.zeros is not None

@@ -26,7 +26,7 @@ READ_BYTES = 1 << 22
 FULL = (errno.ENOSPC, errno.EDQUOT)
 NAMES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
-    torch.int32: "I32", torch.int64: "I64", torch.uint8: "U8",
+    torch.int32: "I32", torch.int64: "I64", torch.uint8: "U8", torch.int8: "I8",
 }  # fmt: skip
 
 
@@ -63,10 +63,13 @@ class Layout:
         return (json.dumps(data, indent=2) + "\n").encode()
 
 
-def plan_layout(groups: list[dict[str, Spec]], shard_bytes: int = SHARD_BYTES) -> Layout:
+def plan_layout(
+    groups: list[dict[str, Spec]], shard_bytes: int = SHARD_BYTES, *, form: str = "pt"
+) -> Layout:
     """Plan places for tensors given by name -> dtype and shape; a group shares a file.
 
-    A file holds up to ``shard_bytes``, or one group that is larger.
+    A file holds up to ``shard_bytes``, or one group that is larger. form: "pt" for what PyTorch
+    programs may load; transformers 4 refuses others.
     """
     shards: list[dict[str, Spec]] = [{}]
     filled = 0
@@ -80,13 +83,13 @@ def plan_layout(groups: list[dict[str, Spec]], shard_bytes: int = SHARD_BYTES) -
     layout = Layout({}, {}, {})
     for number, shard in enumerate(shards, 1):
         many = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        _place(layout, SINGLE if len(shards) == 1 else many, shard)
+        _place(layout, SINGLE if len(shards) == 1 else many, shard, form)
     return layout
 
 
-def _place(layout: Layout, file: str, tensors: Mapping[str, Spec]) -> None:
+def _place(layout: Layout, file: str, tensors: Mapping[str, Spec], form: str) -> None:
     """One file's header, widest numbers first so that each tensor is aligned without holes."""
-    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    entries: dict[str, object] = {"__metadata__": {"format": form}}
     offset = 0
     order = sorted(tensors.items(), key=lambda item: -item[1][0].itemsize)
     for name, spec in order:

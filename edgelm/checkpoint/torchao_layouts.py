@@ -53,7 +53,7 @@ class Bytes(Stored):
     def rows(self, start: int, stop: int) -> PackedWeight:
         packed = PackedWeight.empty((stop - start, self.shape[1]), self.scheme)
         assert packed.scales is not None
-        middle = 8 if self.scheme.bits == 4 else 0
+        middle = self.scheme.middle
         for first, last in row_blocks(start, stop, self.shape[1]):
             codes = self._codes("qdata", first, last) + middle
             packed.qweight[first - start : last - start] = pack_codes(codes, self.scheme)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +19,8 @@ from edgelm.quantization.quantize import Quantized
 from quant import CALIBRATED_METHODS, METHODS
 
 Out = Annotated[Path, typer.Argument(help="The folder to write; it must not exist.")]
-Quant = Annotated[str | None, flag(LoadSettings, "quant", LOADING, allowed=SCHEMES)]
+AUTO = f"auto (keeps what is quantized already, else int4), {SCHEMES}"
+Quant = Annotated[str, flag(LoadSettings, "quant", LOADING, allowed=AUTO)]
 Method = Annotated[
     str,
     flag(LoadSettings, "method", LOADING, allowed=", ".join((*METHODS, *CALIBRATED_METHODS))),
@@ -49,7 +51,7 @@ Sensitivity = Annotated[
 
 
 def quantize(
-    source: SourceOptions, output: OutputOptions, model: Model, out: Out, quant: Quant = None,
+    source: SourceOptions, output: OutputOptions, model: Model, out: Out, quant: Quant = "auto",
     method: Method = "rtn", calibration: Calibration = None, bpw: BitsPerWeight = None,
     sensitivity: Sensitivity = None,
 ) -> None:  # fmt: skip
@@ -91,6 +93,8 @@ def _show(done: Quantized, output: OutputOptions) -> None:
             out.print(f"{name}: {module.scheme}, {db} {module.note}".rstrip())
     if manifest.floats:
         out.print(f"{len(manifest.floats)} matrices left in floats")
+    for note, count in Counter(m.note for m in manifest.modules.values() if m.note).items():
+        out.print(f"{count} matrices: {note}")
     if done.calibration:
         told = done.calibration
         out.print(

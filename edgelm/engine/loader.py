@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator
 
 import torch
@@ -227,25 +228,27 @@ class Loader:
 
     def _pack(self, product: MatrixPlan, index: int, scheme: Scheme) -> PackedWeight:
         name, shape = product.names[index], product.shapes[index]
-        file_name = self.names.file_name(name)
+        info = self.names.info(name, shape)
         error_db, note = None, ""
-        if product.stored:
-            packed = self.names.read_packed(name, shape)
-            note = f"kept as stored ({self.names.info(name, shape).dtype})"
-        else:
-            try:
+        try:
+            if product.stored:
+                packed = self.names.read_packed(name, shape)
+                packed.check()
+            else:
                 packed, error_db = pack(self._blocks(name, shape), shape, scheme, self.method)
-            except QuantError as error:
-                raise ModelFileError(
-                    f"{self.names.checkpoint.path}: tensor {file_name}: {error}"
-                ) from error
-            info = self.names.info(name, shape)
+        except QuantError as error:
+            where = f"{self.names.checkpoint.path}: tensor {self.names.file_name(name)}"
+            raise ModelFileError(f"{where}: {error}") from error
+        if product.stored:
+            note = f"kept as stored ({info.dtype})"
+        else:
             if scheme == info.nearest:
                 note = f"{FROM_BLOCKS}{info.dtype}"
             elif (info.scheme or info.nearest) and not scheme.is_float:
                 note = AGAIN
             elif info.stays_float and scheme.is_float:
                 note = LEFT_ALONE
+            note = note or product.note
         nbytes = _part_bytes(product, index, scheme)
         self.report.modules.append(
             ModuleReport(name, scheme, shape, nbytes, error_db, product.kernel, note)
@@ -268,7 +271,7 @@ class Loader:
         self, name: str, kind: str, size: int, dtype: torch.dtype, offset: float = 0.0
     ) -> Tensor:
         """A norm's vector or a bias in ``dtype``, checked for NaN."""
-        self.names.info(name, (size,), kind)
+        info = self.names.info(name, (size,), kind)
         vector = (self.names.read(name, 0, size, kind).float() + offset).to(dtype)
         if not bool(torch.isfinite(vector).all()):
             raise ModelFileError(
@@ -279,6 +282,7 @@ class Loader:
         vector = self._send(vector) if where == "device" else vector
         self.ledger.hold(PartName.VECTORS, vector, where=where)
         self.report.other_bytes += vector.nbytes
+        self.report.other_stored_bytes += size * info.nbytes // math.prod(info.shape)
         self.report.other_elements += vector.numel()
         return vector
 

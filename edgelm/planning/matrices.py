@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -24,16 +25,25 @@ class WeightPlan:
     """All matrices of a model, and what they and its vectors weigh.
 
     ``label`` is the recipe's name, or for a quantized file the scheme that most bytes are in.
+    ``vector_bytes`` are those of norms and biases in the file.
     """
 
     label: str
     products: tuple[MatrixPlan, ...]
     parts: tuple[Part, ...]
     parameters: int
+    vector_bytes: int
 
     @property
     def nbytes(self) -> int:
         return sum(part.bytes for part in self.parts)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bytes of all tensors x 8 / parameters: matrices as their schemes say, whatever a kernel
+        adds, and vectors as the file has them. A folder of this recipe says the same of itself."""
+        matrices = sum(Scheme.parse(p.scheme).nbytes(p.shape) for p in self.products)
+        return (matrices + self.vector_bytes) * 8 / self.parameters
 
 
 @dataclass(frozen=True)
@@ -64,10 +74,20 @@ class WeightPlanner:
         parameters = sum(p.shape[0] * p.shape[1] for p in products)
         label = _label(products, self.names) if recipe is None else str(recipe)
         parts = tuple(self._parts(products))
-        return WeightPlan(label, products, parts, parameters + self._vector_elements())
+        elements, nbytes = self._vectors()
+        return WeightPlan(label, products, parts, parameters + elements, nbytes)
 
     def _products(self, recipe: Recipe | None) -> Iterator[MatrixPlan]:
-        """Every stored matrix in loading order: the embedding, the layers, the head."""
+        """Every stored matrix in loading order, with a note where its rule's first scheme does not
+        go with its rows."""
+        rules = recipe or Recipe.parse("int4")
+        for product in self._fused(recipe):
+            scheme = Scheme.parse(product.scheme)
+            note = rules.fallback_note(product.names[0], product.shape, scheme)
+            yield product if product.stored else replace(product, note=note)
+
+    def _fused(self, recipe: Recipe | None) -> Iterator[MatrixPlan]:
+        """The embedding, the layers, the head; parts in one scheme are one product."""
         embed = self.decoder.embed
         scheme, stored = self._scheme("embed", embed.shape, recipe)
         yield self._product(["embed"], [embed.shape], scheme, stored, embed)
@@ -141,10 +161,16 @@ class WeightPlanner:
         where: Where = "host" if self.device == "cpu" else "device"
         return (Part(name, nbytes, where) for name, nbytes in groups.items() if nbytes)
 
-    def _vector_elements(self) -> int:
-        """Numbers in norms and biases."""
-        biases = sum(rows for _, rows in self.decoder.biases())
-        return biases + sum(len(norm.vectors) * norm.size for _, norm in self.decoder.norms())
+    def _vectors(self) -> tuple[int, int]:
+        """Numbers in norms and biases, and their bytes in the file."""
+        found = [(name, "bias", rows) for name, rows in self.decoder.biases()]
+        for name, norm in self.decoder.norms():
+            found += [(name, vector, norm.size) for vector in norm.vectors]
+        nbytes = 0
+        for name, kind, size in found:
+            info = self.names.info(name, (size,), kind)
+            nbytes += size * info.nbytes // math.prod(info.shape)  # of a fused one its part
+        return sum(size for _, _, size in found), nbytes
 
 
 def vector_bytes(decoder: Decoder, dtype: torch.dtype, layers: range | None = None) -> int:

@@ -154,7 +154,7 @@ class Planner:
         plan = Plan(
             fits=False,
             scheme=weights.label,
-            bits_per_weight=weights.nbytes * 8 / weights.parameters,
+            bits_per_weight=weights.bits_per_weight,
             kv=dtype_name(candidate.kv),
             dtype=dtype_name(self.dtype),
             context=candidate.context,

@@ -14,10 +14,12 @@ from edgelm.budget.placement import OFFLOADS
 from edgelm.models.model_files import ModelFiles
 from edgelm.option import Call, Option, declare
 from quant import BACKENDS, METHODS, Recipe
+from quant.recipe import NAMED
+from quant.scheme import SCHEME_TEXTS
 
 EXACT_ACTIVATIONS = {"float": torch.float32}  # what products do not round; auto may
 QuantChoice = str | dict[str, Any] | Recipe
-SCHEMES = "none, int4, int8, nf4, a scheme such as int4-g64, or a JSON file with a recipe"
+SCHEMES = f"{', '.join(NAMED)}, a scheme ({SCHEME_TEXTS}), or a JSON file with a recipe"
 
 
 def _reference(value: Any) -> Any:

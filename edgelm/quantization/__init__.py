@@ -6,7 +6,9 @@ Modules:
     converted_rows: conversion of rows, a block at a time.
     calibration: layer inputs for GPTQ.
     packed_folder, gguf_export: the writers of the two formats.
-    companions: tokenizer and other files that accompany the weights.
+    bit_budget: recipes by bits per weight.
+    folder_layout: how a folder stores its matrices, and what its config.json says of that.
+    companions, folder_readme: tokenizer and other files that accompany the weights.
     gguf_keys, gguf_vocabulary: what a GGUF file says of the model and of its vocabulary.
 
 Above ``evaluation`` and below ``cli`` in the ladder of tests/test_house.py:

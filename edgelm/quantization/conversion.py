@@ -11,11 +11,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
-from edgelm.checkpoint import bitsandbytes_layout, packed_layout
 from edgelm.checkpoint.manifest import Manifest, Module
 from edgelm.checkpoint.packed_layout import Spec
 from edgelm.checkpoint.protocol import Checkpoint
@@ -24,6 +22,7 @@ from edgelm.models import family_of
 from edgelm.models.assembled import Assembled
 from edgelm.models.model_files import ModelFiles
 from edgelm.planning.setting_table import QuantChoice
+from edgelm.quantization.folder_layout import LAYOUTS, FolderLayout, choose_layout
 from edgelm.reports.inspection import HEAD, licence_of
 from edgelm.version import __version__
 from quant import CALIBRATED_METHODS, METHODS, PackedWeight, QuantError, Recipe, Scheme
@@ -41,8 +40,8 @@ class Target:
 
     scheme: None for a weight copied unchanged, in ``dtype``. kept: the file's integers are kept.
     parts: canonical names of the matrices in it, none for norms, biases and other tensors.
-    theirs: in bitsandbytes' layout instead of compressed-tensors'.
     source: the weight's name in the old files, if it is another one.
+    layout: the name in ``LAYOUTS`` of the form in which a packed weight is stored.
     """
 
     name: str
@@ -52,72 +51,67 @@ class Target:
     kept: bool = False
     parts: tuple[str, ...] = ()
     note: str = ""
-    theirs: bool = False
     source: str = ""
+    layout: str = ""
 
-    def specs(self, scales: torch.dtype | None) -> dict[str, Spec]:
+    def specs(self) -> dict[str, Spec]:
         """Dtype and shape of its stored tensors, by full name."""
         if self.scheme is None:
             return {self.name: (self.dtype, self.shape)}
-        outputs, inputs = self.shape
-        if self.theirs:
-            found = bitsandbytes_layout.specs(self.scheme, (outputs, inputs))
-        else:
-            found = packed_layout.specs(self.scheme, (outputs, inputs), scales)
+        found = LAYOUTS[self.layout].specs(self.scheme, (self.shape[0], self.shape[1]))
         return {self.stem + suffix: spec for suffix, spec in found.items()}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its numbers: codes, scales and zeros if packed."""
+        if self.scheme is None:
+            return math.prod(self.shape) * self.dtype.itemsize
+        return self.scheme.nbytes(self.shape)
 
     @property
     def stem(self) -> str:
         """Common prefix of the names of its stored tensors."""
         return self.name.removesuffix("weight")
 
-    def stored(
-        self, rows: PackedWeight, start: int, scales: torch.dtype | None
-    ) -> Iterator[tuple[str, int, torch.Tensor]]:
+    def stored(self, rows: PackedWeight, start: int) -> Iterator[tuple[str, int, torch.Tensor]]:
         """Yield (full name, row of that tensor, numbers) of the weight's rows from ``start`` on."""
-        if self.theirs:
-            for suffix, part in bitsandbytes_layout.to_stored(rows).items():
-                row = bitsandbytes_layout.first_row(suffix, self.shape[1], start)
-                yield self.stem + suffix, row, part
-            return
-        for suffix, part in packed_layout.to_stored(rows, scales).items():
-            yield self.stem + suffix, packed_layout.first_row(suffix, rows.scheme, start), part
+        layout = LAYOUTS[self.layout]
+        for suffix, part in layout.to_stored(rows).items():
+            row = layout.first_row(suffix, rows.scheme, self.shape[1], start)
+            yield self.stem + suffix, row, part
 
     def constants(self) -> dict[str, torch.Tensor]:
         """The stored tensors of a packed weight that do not depend on its numbers."""
         assert self.scheme is not None
-        if not self.theirs:
-            return {f"{self.stem}weight_shape": torch.tensor(self.shape)}
-        found = bitsandbytes_layout.constants(self.scheme, (self.shape[0], self.shape[1]))
+        found = LAYOUTS[self.layout].constants(self.scheme, (self.shape[0], self.shape[1]))
         return {self.stem + suffix: part for suffix, part in found.items()}
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """All weights of the new folder, in the order of the old one.
-
-    peer_note: reason why transformers cannot load the folder, empty if it can.
-    """
+    """All weights of the new folder, in the order of the old one."""
 
     targets: tuple[Target, ...]
     recipe: Recipe
-    settings: dict[str, Any] | None
-    peer_note: str
+    layout: FolderLayout
 
     @property
-    def scale_dtype(self) -> torch.dtype | None:
-        """float32 if transformers dequantizes while loading, in the scales' type; else None, for
-        the scheme's type."""
-        exact = self.settings is not None and self.settings.get("dequantize")
-        return torch.float32 if exact else None
+    def nbytes(self) -> int:
+        """Bytes of all numbers; beside them files hold shapes and names."""
+        return sum(target.nbytes for target in self.targets)
 
     @property
     def parameters(self) -> int:
         return sum(math.prod(target.shape) for target in self.targets)
 
 
-def plan_conversion(files: ModelFiles, quant: QuantChoice, method: str) -> Conversion:
+def plan_conversion(
+    files: ModelFiles, quant: QuantChoice, method: str, keep: bool = False
+) -> Conversion:
     """Plan the conversion of every weight of a model, from headers alone.
+
+    keep: leave matrices that are quantized already as they are, whatever the recipe says, and so
+        those beside them that a quantized file left in floats; "auto" does, and is int4 else.
 
     Raises:
         UsageError: unknown scheme or method, or overrides that match nothing.
@@ -128,7 +122,7 @@ def plan_conversion(files: ModelFiles, quant: QuantChoice, method: str) -> Conve
         raise UsageError(f"method {method!r} is not known; allowed: {', '.join(allowed)}.")
     try:
         recipe = Recipe.parse("int4" if quant == "auto" else quant)
-        matrices = _matrices(files, recipe)
+        matrices = _matrices(files, recipe, keep or quant == "auto")
     except QuantError as error:
         raise UsageError(f"quant: {error}") from error
     if files.config.tied and HEAD in matrices:  # files that hold a tied matrix as the head only
@@ -139,11 +133,13 @@ def plan_conversion(files: ModelFiles, quant: QuantChoice, method: str) -> Conve
         for name in files.checkpoint.names()
         if name not in skipped
     )
-    if _fits_bitsandbytes(targets):
-        targets = tuple(replace(t, theirs=t.scheme is not None) for t in targets)
+    if quant == "auto" and any(target.kept for target in targets):
+        recipe = replace(recipe, name="auto")
+    layout = choose_layout(targets, HEAD.removesuffix(".weight") if files.config.tied else "")
+    targets = tuple(replace(target, layout=layout.method) for target in targets)
     if method in CALIBRATED_METHODS:
         targets = tuple(_said_of_tables(target) for target in targets)
-    return Conversion(targets, recipe, *_settings(files, targets))
+    return Conversion(targets, recipe, layout)
 
 
 def assembled(files: ModelFiles) -> Assembled:
@@ -159,21 +155,13 @@ def _said_of_tables(target: Target) -> Target:
     return replace(target, note=f"{TABLE_METHOD}: only layers are calibrated")
 
 
-def _fits_bitsandbytes(targets: tuple[Target, ...]) -> bool:
-    """True if transformers + bitsandbytes can load it: one code for all, in linear layers alone."""
-    packed = [target for target in targets if target.scheme is not None]
-    return len({target.scheme for target in packed}) == 1 and all(
-        bitsandbytes_layout.holds(t.scheme) and "embed" not in t.parts for t in packed if t.scheme
-    )
-
-
 def _embedding(files: ModelFiles) -> str:
     """The embedding's name, whatever the files hold."""
     source = family_of(files.checkpoint.config).WEIGHTS["embed"]
     return f"{source}.weight"
 
 
-def _matrices(files: ModelFiles, recipe: Recipe) -> dict[str, Target]:
+def _matrices(files: ModelFiles, recipe: Recipe, keep: bool) -> dict[str, Target]:
     """The matrices that a recipe applies to, by the file's names."""
     model = assembled(files)
     names = model.names
@@ -185,21 +173,30 @@ def _matrices(files: ModelFiles, recipe: Recipe) -> dict[str, Target]:
     unused = recipe.unused_patterns(known)
     if unused:
         raise UsageError(f"quant: the overrides {', '.join(unused)} match nothing in this model.")
-    return {name: _matrix(files, name, own, recipe) for name, own in parts.items()}
+    return {name: _matrix(files, name, own, recipe, keep) for name, own in parts.items()}
 
 
 def _matrix(
-    files: ModelFiles, name: str, parts: list[tuple[str, tuple[int, int]]], recipe: Recipe
-) -> Target:
+    files: ModelFiles, name: str, parts: list[tuple[str, tuple[int, int]]], recipe: Recipe,
+    keep: bool,
+) -> Target:  # fmt: skip
     info = files.checkpoint.info(name)
     canonical = tuple(part for part, _ in parts)
     float_dtype = DTYPES.get(info.dtype, torch.float32)
-    if info.scheme is not None and all(recipe.accepts(part, info.scheme) for part in canonical):
+    if info.scheme is not None and (
+        keep or all(recipe.accepts(part, info.scheme) for part in canonical)
+    ):
         note = "kept as stored"
         return Target(name, info.shape, float_dtype, info.scheme, True, canonical, note)
+    if keep and info.stays_float:
+        note = "left in floats by the file"
+        return Target(name, info.shape, float_dtype, None, False, canonical, note)
     wanted = [recipe.scheme_for(part, shape, float_dtype) for part, shape in parts]
+    if keep and info.nearest is not None:
+        wanted = [info.nearest]
     scheme = max(wanted, key=lambda each: (each.bits, each.nbytes(parts[0][1])))
     note = "" if len(set(wanted)) == 1 else "fused in the file: the scheme with the most bits"
+    note = note or recipe.fallback_note(canonical[0], info.shape, scheme)
     if info.scheme is not None or info.nearest is not None:
         note = f"requantized: the file holds {info.dtype}"
     if scheme.is_float:
@@ -215,70 +212,6 @@ def _copied(checkpoint: Checkpoint, name: str) -> Target:
             f"{', '.join(DTYPES)}. Convert the model to one of these."
         )
     return Target(name, info.shape, DTYPES.get(info.dtype, torch.float32))
-
-
-def _settings(
-    files: ModelFiles, targets: tuple[Target, ...]
-) -> tuple[dict[str, Any] | None, str]:  # fmt: skip
-    """config.json's quantization_config, and the reason why transformers cannot use it.
-
-    transformers 5.23 with compressed-tensors 0.20 loads in two ways. With "dequantize" it reads
-    every matrix by the first group, so there may be only one; without, it reads mixed groups, but
-    only symmetric ones of linear layers. Other mixes are described correctly but fail to load.
-    """
-    packed = [target for target in targets if target.scheme is not None]
-    if not packed:
-        return None, ""
-    floats = [t.name.removesuffix(".weight") for t in targets if t.parts and t.scheme is None]
-    head = HEAD.removesuffix(".weight")
-    ignored = [*floats, head] if files.config.tied else floats
-    if packed[0].theirs:
-        assert packed[0].scheme is not None
-        return bitsandbytes_layout.settings(packed[0].scheme, packed[0].dtype, ignored), ""
-    if any(t.scheme.zeros == "float" or t.scheme.codebook for t in packed if t.scheme):
-        note = (
-            "float zeros or codebooks, which compressed-tensors cannot express: loads in edgelm "
-            "only; nf4 with the embedding in floats loads in transformers with bitsandbytes too"
-        )
-        return {"quant_method": "edgelm"}, note
-    groups: dict[Scheme, list[str]] = {}
-    for target in packed:
-        assert target.scheme is not None
-        groups.setdefault(target.scheme, []).append(target.name.removesuffix(".weight"))
-    simple = all(scheme.zeros == "none" for scheme in groups) and not any(
-        "embed" in target.parts for target in packed
-    )
-    one = len(groups) == 1
-    note = "" if one or simple else (
-        "several schemes with a quantized embedding or zero points: transformers 5.23 cannot "
-        "load this mix, which edgelm does; one scheme for all, such as int4-g32, loads in both"
-    )  # fmt: skip
-    settings = {
-        "quant_method": "compressed-tensors",
-        "format": "pack-quantized",
-        "quantization_status": "compressed",
-        "config_groups": {
-            f"group_{number}": _group(scheme, names)
-            for number, (scheme, names) in enumerate(groups.items())
-        },
-        "ignore": ignored,
-        "dequantize": one and not simple,
-    }
-    return settings, note
-
-
-def _group(scheme: Scheme, names: list[str]) -> dict[str, Any]:
-    return {
-        "targets": names,
-        "weights": {
-            "num_bits": scheme.bits,
-            "type": "int",
-            "symmetric": scheme.zeros == "none",
-            "strategy": "group" if scheme.group_size else "channel",
-            "group_size": scheme.group_size,
-            "dynamic": False,
-        },
-    }
 
 
 def manifest_of(
@@ -303,4 +236,5 @@ def manifest_of(
         floats=tuple(t.name for t in conversion.targets if t.parts and t.scheme is None),
         files=sums,
         source_sha256=files.source_sha256 or files.sha256,
+        format_version=conversion.layout.format_version,
     )

@@ -33,7 +33,12 @@ def converted_rows(
     """
     source = target.source or target.name
     if target.kept:
-        return checkpoint.read_packed(source, start, stop)
+        kept = checkpoint.read_packed(source, start, stop)
+        try:
+            kept.check()
+        except QuantError as problem:
+            raise _damaged(checkpoint, target.name, str(problem)) from problem
+        return kept
     rows = checkpoint.read(source, start, stop)
     if target.scheme is None:
         if not bool(torch.isfinite(rows).all()):

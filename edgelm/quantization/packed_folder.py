@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -37,6 +38,7 @@ from edgelm.quantization.conversion import (
     manifest_of,
 )
 from edgelm.quantization.converted_rows import converted_rows, row_blocks
+from edgelm.quantization.folder_readme import write_readme
 from edgelm.version import __version__
 from quant import Sqnr
 
@@ -55,8 +57,9 @@ class PackedFolder:
         self.partial = out.with_name(out.name + ".partial")
         job = job_identity(files, conversion, method, calibration)
         self.journal = Journal(out.with_name(out.name + ".partial.journal"), job)
-        scales = conversion.scale_dtype
-        self.layout: Layout = plan_layout([t.specs(scales) for t in conversion.targets])
+        # transformers 4 refuses files of another form than "pt".
+        form = "edgelm" if conversion.layout.peer_note else "pt"
+        self.layout: Layout = plan_layout([t.specs() for t in conversion.targets], form=form)
         self.resumed = 0
 
     @property
@@ -116,13 +119,12 @@ class PackedFolder:
             raise
 
     def _write_weights(self, progress: Progress | None) -> None:
-        scales = self.conversion.scale_dtype
         total, done = self.weight_bytes, 0
         files = TensorFiles(self.partial, self.layout)
         try:
             targets, finished = self.conversion.targets, self.journal.done
             for target, factor in factored(self.calibration, targets, finished):
-                names = list(target.specs(scales))
+                names = list(target.specs())
                 if target.name not in finished:
                     error = Sqnr()
                     self._write(target, files, error, factor)
@@ -148,7 +150,7 @@ class PackedFolder:
             if isinstance(rows, torch.Tensor):
                 files.write(target.name, start, rows)
                 continue
-            for name, row, part in target.stored(rows, start, self.conversion.scale_dtype):
+            for name, row, part in target.stored(rows, start):
                 files.write(name, row, part)
         if target.scheme is not None:
             for name, part in target.constants().items():
@@ -157,20 +159,23 @@ class PackedFolder:
     def _write_rest(self, digests: dict[str, str]) -> Manifest:
         """Write everything except weights; the manifest last."""
         config = self.files.checkpoint.config | {"tie_word_embeddings": self.files.config.tied}
-        config.pop("quantization_config", None)  # the source's, whose layout is not copied
-        if self.conversion.settings is not None:
-            config["quantization_config"] = self.conversion.settings
+        for key in ("quantization_config", "transformers_weights"):
+            config.pop(key, None)  # the source's, whose files are not copied
+        config |= self.conversion.layout.config
         (self.partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
         index_file(self.partial, self.layout)
         copy_companions(self.files, self.partial)
-        names = sorted(path.name for path in self.partial.iterdir() if path.name != MANIFEST)
-        sums = {name: digests.get(name) or file_sha256(self.partial / name) for name in names}
         errors = {name: entry["error_db"] for name, entry in self.journal.done.items()}
         manifest = manifest_of(
-            self.files, self.conversion, self.method, errors, self.weight_bytes, sums
+            self.files, self.conversion, self.method, errors, self.conversion.nbytes, {}
         )
-        text = json.dumps(manifest.to_dict(), indent=1, ensure_ascii=False) + "\n"
-        (self.partial / MANIFEST).write_text(text, "utf-8")
+        text = self.calibration.text.name if self.calibration else None
+        write_readme(self.partial, manifest, self.conversion.layout, self.files.name, text)
+        names = sorted(path.name for path in self.partial.iterdir() if path.name != MANIFEST)
+        sums = {name: digests.get(name) or file_sha256(self.partial / name) for name in names}
+        manifest = replace(manifest, files=sums)
+        told = json.dumps(manifest.to_dict(), indent=1, ensure_ascii=False) + "\n"
+        (self.partial / MANIFEST).write_text(told, "utf-8")
         return manifest
 
 

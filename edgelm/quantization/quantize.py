@@ -59,7 +59,7 @@ class Quantized:
 
 
 def quantize(
-    model: str | Path | ModelFiles, out: str | Path, *, quant: QuantChoice | None = None,
+    model: str | Path | ModelFiles, out: str | Path, *, quant: QuantChoice = "auto",
     method: str = "rtn", calibration: str | Path | None = None, bpw: float | None = None,
     sensitivity: str | Path | None = None, revision: str | None = None, offline: bool = False,
     progress: Progress | None = None, announce: Announce | None = None,
@@ -70,9 +70,10 @@ def quantize(
     the same bytes.
 
     Args:
-        quant, method: as for ``load``; None means int4. A file's integers are kept if the recipe
-            accepts them. The additional method ``gptq`` runs a text through the original layers,
-            and takes minutes per billion weights.
+        quant, method: as for ``load``; "auto" keeps what is quantized already and is int4 for the
+            rest. A file's integers are kept if the recipe accepts them.
+            The additional method ``gptq`` runs a text through the original layers, and takes
+            minutes per billion weights.
         calibration: a UTF-8 text file for ``gptq``; None means the built-in text.
         bpw: bits per weight, instead of ``quant``: the recipe of least expected divergence that
             has at most so many.
@@ -89,8 +90,7 @@ def quantize(
         ModelFileError: a weight is damaged, or does not read back as written.
         EdgeLMError: the disk is full or refuses.
     """
-    given = quant
-    quant, method = QUANT.require("quant", quant or "int4"), METHOD.require("method", method)
+    quant, method = QUANT.require("quant", quant), METHOD.require("method", method)
     LOAD.require(revision=revision, offline=offline, progress=progress)
     MODEL.require("model", model)
     replace(PATH, check=lambda given: bool(Path(given).name)).require("out", out)
@@ -102,7 +102,7 @@ def quantize(
         model, revision=revision, offline=offline
     )  # fmt: skip
     if bpw is not None:
-        quant = _recipe_of_bits(files, given, BITS.require("bpw", bpw), method, sensitivity)
+        quant = _recipe_of_bits(files, quant, BITS.require("bpw", bpw), method, sensitivity)
     elif sensitivity is not None:
         raise UsageError("sensitivity is for bpw, which is None; give both or neither.")
     job: PackedFolder | GGUFExport
@@ -119,7 +119,7 @@ def quantize(
         if announce:
             announce(promise)
         manifest = job.run(progress)
-    note = job.conversion.peer_note if isinstance(job, PackedFolder) else ""
+    note = job.conversion.layout.peer_note if isinstance(job, PackedFolder) else ""
     if note:
         logger.warning("%s: %s.", job.out, note)
     peak = hardware.peak_resident_bytes()
@@ -130,10 +130,10 @@ def quantize(
 
 
 def _recipe_of_bits(
-    files: ModelFiles, quant: QuantChoice | None, bits: float, method: str,
+    files: ModelFiles, quant: QuantChoice, bits: float, method: str,
     sensitivity: str | Path | None,
 ) -> Recipe:  # fmt: skip
-    if quant is not None:
+    if quant != "auto":
         raise UsageError(f"quant is {quant!r} and bpw is {bits:g}; give one of them.")
     text = None if sensitivity is None else PATH.require("sensitivity", sensitivity)
     measured = None if text is None else bit_budget.measured(files, text)

@@ -11,9 +11,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from edgelm.checkpoint.manifest import FORMAT_VERSION
 from edgelm.checkpoint.packed import PackedCheckpoint
-from edgelm.checkpoint.protocol import Checkpoint
+from edgelm.checkpoint.protocol import Checkpoint, TensorInfo
 from edgelm.config import ModelConfig
 from edgelm.errors import EdgeLMError
 from edgelm.models.model_files import ModelFiles
@@ -72,6 +71,9 @@ class Loading:
 class Inspection:
     """Report on a model. ``tokenizer`` holds its facts, or ``error`` if the files have none.
 
+    ``nbytes``: of all tensors in the file. ``bits_per_weight``: of their numbers, as a plan and a
+    manifest count them.
+
     ``limits``: context in tokens, rope, window, vocabulary and the like.
     ``certificate``: format version, recipe, method and accuracy of a folder that ``quantize``
     wrote, else None.
@@ -99,10 +101,10 @@ class Inspection:
 def inspect_files(files: ModelFiles) -> Inspection:
     """Report tensors, sizes, tokenizer and licence of an opened model."""
     checkpoint = files.checkpoint
-    infos = ((name, checkpoint.info(name)) for name in checkpoint.names())
-    tensors = tuple(StoredTensor(name, i.shape, i.dtype, i.nbytes) for name, i in infos)
+    infos = {name: checkpoint.info(name) for name in checkpoint.names()}
+    tensors = tuple(StoredTensor(n, i.shape, i.dtype, i.nbytes) for n, i in infos.items())
     parameters = sum(prod(tensor.shape) for tensor in tensors)
-    nbytes = sum(tensor.nbytes for tensor in tensors)
+    numbers = sum(map(_number_bytes, infos.values()))
     return Inspection(
         model=files.name,
         path=str(checkpoint.path),
@@ -110,8 +112,8 @@ def inspect_files(files: ModelFiles) -> Inspection:
         licence=licence_of(checkpoint),
         config=asdict(files.config),
         parameters=parameters,
-        nbytes=nbytes,
-        bits_per_weight=nbytes * 8 / parameters if parameters else 0.0,
+        nbytes=sum(tensor.nbytes for tensor in tensors),
+        bits_per_weight=numbers * 8 / parameters if parameters else 0.0,
         types=_types(tensors),
         tokenizer=_tokenizer(files),
         limits=_limits(files.config),
@@ -119,6 +121,14 @@ def inspect_files(files: ModelFiles) -> Inspection:
         loading=_loading(files),
         tensors=tensors,
     )
+
+
+def _number_bytes(info: TensorInfo) -> int:
+    """Bytes of a tensor's codes, scales and zeros, without the shapes and names that some formats
+    store beside them."""
+    if info.scheme is None:
+        return info.nbytes
+    return info.scheme.nbytes((info.shape[0], info.shape[1]))
 
 
 def _types(tensors: Iterable[StoredTensor]) -> tuple[StoredType, ...]:
@@ -196,7 +206,7 @@ def _certificate(checkpoint: Checkpoint) -> dict[str, Any] | None:
     manifest = checkpoint.manifest
     errors = [m.error_db for m in manifest.modules.values() if m.error_db is not None]
     return {
-        "format_version": FORMAT_VERSION,
+        "format_version": manifest.format_version,
         "writer": manifest.writer,
         "recipe": manifest.recipe,
         "method": manifest.method,

@@ -94,11 +94,11 @@ def test_sqnr_adds_up() -> None:
 
 
 def test_report_counts_bits_and_is_json() -> None:
-    q = ModuleReport("layers.0.attn.q", INT4, (64, 64), 2304, 21.5, "reference")
+    q = ModuleReport("layers.0.attn.q", INT4, (64, 64), 2400, 21.5, "padded")
     head = ModuleReport("head", Scheme(8), (10, 64), 660, None, "reference", "kept as in the file")
-    report = Report([q, head], other_bytes=256, other_elements=64)
-    assert report.nbytes == 2304 + 660 + 256
-    assert report.bits_per_weight == 3220 * 8 / (4096 + 640 + 64)
+    report = Report([q, head], other_bytes=256, other_stored_bytes=128, other_elements=64)
+    assert report.nbytes == 2400 + 660 + 256
+    assert report.bits_per_weight == (2304 + 660 + 128) * 8 / (4096 + 640 + 64)
     data = json.loads(json.dumps(report.to_dict()))
     assert data["modules"][1] == {
         "name": "head",
