@@ -22,35 +22,28 @@ from quant.backends.native_backend import ACTIVATIONS_FLOOR_DB
 CPU = torch.device("cpu")
 ISAS = native.isas() if native.missing() is None else []
 GROUPS = ("int4-g32", "int4-g64", "int4-g128", "int4-row", "int8", "int8-g32", "int8-g128")
+GROUPS += ("int5-g32", "int5-row", "int6-g16", "int6-row")
 TEXTS = [group + zeros for group in GROUPS for zeros in ("", "-zint", "-zfloat")]
-TEXTS += [
-    group + zeros
-    for group in ("int5-g32", "int5-row", "int6-g16", "int6-row")
-    for zeros in ("", "-zint", "-zfloat")
-]
 TEXTS += ["int4-g16", "int5-g128-sfloat32", "int6-g64-zfloat-sbfloat16", "int8-g16"]
 TEXTS += ["int4-g32-sbfloat16", "int4-g64-zfloat-sfloat32", "int8-sfloat32", "int8-g64-sbfloat16"]
 TEXTS += ["nf4", "nf4-g32-sfloat16", "nf4-g128-sbfloat16", "fp4", "fp4-g128"]
-TEXTS += ["iq4-g32", "iq4-g16-sbfloat16", "iq4-g128-sfloat32"]
 CODED = [
     *("int4-g32-zfloat-coded", "int5-g32-zfloat-coded", "int6-g16-coded", "iq4-g32-coded"),
     *("int4-g16-coded", "int5-g64-zint-coded", "int6-g128-zfloat-coded-sbfloat16"),
     *("int8-g32-zfloat-coded-sfloat32", "nf4-g32-coded"),
 ]
-TEXTS += CODED
+TEXTS += ["iq4-g32", "iq4-g16-sbfloat16", "iq4-g128-sfloat32", *CODED]
 FLOATS = ["float16", "bfloat16", "float32"]
 # Outputs that fill no panel of 32; inputs that are no multiple of 256, and for schemes with one
 # scale per row none of 32 either, nor of 8 where codes may have such rows.
 OUTPUTS, GROUPED_INPUTS, ROW_INPUTS = 77, 384, {4: 322, 5: 328, 6: 324, 8: 322}
-
 # What rounding the inputs that do not stand out leaves, see ACTIVATIONS_FLOOR_DB.
 OUTLIERS_FLOOR_DB = 42.0
 # What float32 sums leave: 117 dB where zeros are floats, which cancel, and above 125 elsewhere.
 EXACT_FLOOR_DB = 112.0
 # What is left of nf4's numbers as multiples of 1 / 32448.
 CODEBOOK_FLOOR_DB = 90.0
-# Three blocks of 256 inputs, each with super-scales of its own.
-BLOCKS = 768
+BLOCKS = 768  # three blocks of 256 inputs, each with super-scales of its own
 
 pytestmark = pytest.mark.skipif(
     native.missing() is not None, reason=f"no native library: {native.missing()}"
@@ -241,11 +234,10 @@ def random_matrix(text: str, inputs: int) -> PackedWeight:
     """Any bytes as codes, scales and zeros: more than quantizing writes, and files may hold."""
     packed = PackedWeight.empty((OUTPUTS, inputs), Scheme.parse(text))
     packed.qweight.view(torch.uint8).random_(256)
-    for parameter in (packed.scales, packed.zeros):
-        if parameter is not None:
-            parameter.view(torch.uint8).random_(256)
-    if packed.scheme.zeros == "int":
-        packed.zeros.view(torch.uint8).random_(2**packed.scheme.bits)
+    packed.scales.random_(-128, 128)
+    low, high = packed.scheme.code_range if packed.scheme.zeros == "int" else (-128, 127)
+    if packed.zeros is not None:
+        packed.zeros.random_(low, high + 1)
     packed.supers.normal_()
     return packed
 
@@ -261,8 +253,7 @@ def test_coded_scales_of_any_sign_and_block(text: str, inputs: int, isa: str) ->
     x = torch.randn(5, inputs)
     expected = x.double() @ numbers.double().t()
     for exact, floor in ((True, EXACT_FLOOR_DB), (False, ACTIVATIONS_FLOOR_DB)):
-        out = product(packed, layout, x, exact)
-        measured = sqnr_db(expected, out)
+        measured = sqnr_db(expected, out := product(packed, layout, x, exact))
         print(f"{isa} {text} exact={exact}: {measured:.1f} dB, floor {floor}")
         assert measured >= floor
         native.use_isa("generic")
