@@ -1,4 +1,4 @@
-"""Folders of every scheme: the integers that were chosen, one number of bits, words where it ends."""
+"""Folders of every scheme: the integers that were chosen, one number of bits, clear refusals."""
 
 from __future__ import annotations
 
@@ -114,14 +114,14 @@ def test_transformers_refuses_in_words(
     assert done.peer_note.startswith("transformers cannot load it: ")
     assert done.peer_note in (tmp_path / "out" / "README.md").read_text("utf-8")
     for model in (transformers.AutoModelForCausalLM, transformers.LlamaForCausalLM):
-        with pytest.raises(ValueError, match="opens in edgelm only; its README.md says why"):
+        with pytest.raises(ValueError, match=r"opens in edgelm only; its README.md says why"):
             model.from_pretrained(tmp_path / "out")
     header = (tmp_path / "out" / "model.safetensors").read_bytes()[8:].partition(b"}")[0]
     assert json.loads(header + b"}}")["__metadata__"] == {"format": "edgelm"}  # transformers 4
 
 
 def test_other_engines_own_layouts_stay(tiny_llama: Callable[..., Path], tmp_path: Path) -> None:
-    """What compressed-tensors or bitsandbytes can express is of version 1, and said to be theirs."""
+    """What compressed-tensors or bitsandbytes can express is of version 1, and named as theirs."""
     floats = {"embed": "none", "head": "none"}
     for number, (quant, method) in enumerate((
         ("int4-g32", "compressed-tensors"),
@@ -149,7 +149,7 @@ def test_an_older_edgelm_refuses_by_version(
     path = tmp_path / "out" / MANIFEST
     with monkeypatch.context() as older:
         older.setattr(manifest, "FORMAT_VERSION", 1)
-        with pytest.raises(edgelm.UnsupportedModelError, match="format version 2; .* up to 1"):
+        with pytest.raises(edgelm.UnsupportedModelError, match=r"format version 2; .* up to 1"):
             Manifest.read(path)
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 1}))
     with pytest.raises(edgelm.ModelFileError, match="version 1 hold no int4-g32-zfloat-coded"):
@@ -218,7 +218,9 @@ def test_kept_and_streamed_layouts(
     monkeypatch.setattr(layer_folder, "_FREE_SHARE", 10**6)
     source = tiny_llama(**WIDE)
     first = logits(source, quant=quant)
-    assert list((tmp_path / "cache").rglob("*.layer")) or list((tmp_path / "cache").rglob("layers*"))
+    assert list((tmp_path / "cache").rglob("*.layer")) or list(
+        (tmp_path / "cache").rglob("layers*")
+    )
     assert torch.equal(logits(source, quant=quant), first)
     edgelm.quantize(source, tmp_path / "out", quant=quant)
     assert torch.equal(logits(tmp_path / "out"), first)
@@ -245,9 +247,10 @@ def test_what_is_quantized_stays_by_default(
     again = edgelm.quantize(tmp_path / "mix", tmp_path / "again")
     assert str(again.manifest.recipe["name"]) == "auto"
     assert {m.note for m in again.manifest.modules.values()} == {"kept as stored"}
-    assert content(tmp_path / "again")["model.safetensors"] == content(tmp_path / "mix")[
-        "model.safetensors"
-    ]
+    assert (
+        content(tmp_path / "again")["model.safetensors"]
+        == content(tmp_path / "mix")["model.safetensors"]
+    )
     smaller = edgelm.quantize(tmp_path / "mix", tmp_path / "smaller", quant="int4")
     notes = {m.parts[0]: m.note for m in smaller.manifest.modules.values()}
     assert notes["layers.0.attn.q"] == notes["embed"] == "kept as stored"
