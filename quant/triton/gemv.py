@@ -28,11 +28,10 @@ def multiply_rows(
     """Multiply x [rows, K] by the transposed matrix into out [rows, N], or its sums into partial.
 
     A block is words [SPAN, LANES * PIECES, EACH]: threads take 4 words each (2 where a piece has
-    no more) and are arranged
-    along PIECES pieces of LANES outputs, and each thread has EACH outputs. This way the compiler
-    gives all loads one layout (it orders dimensions that are equal by position), and activations
-    are read once for EACH outputs. STEPS: blocks in a range. If the compiler knew that ``one`` is
-    1, it would load scales in another layout to have several at once.
+    no more) and are arranged along PIECES pieces of LANES outputs, and each thread has EACH
+    outputs. This way the compiler gives all loads one layout (it orders dimensions that are equal
+    by position), and activations are read once for EACH outputs. STEPS: blocks in a range. If the
+    compiler knew that ``one`` is 1, it would load scales in another layout to have several at once.
     """
     row_blocks = tl.cdiv(rows, ROWS)  # neighbours in time: the second finds words in the cache
     first = tl.program_id(0) % row_blocks * ROWS
