@@ -25,6 +25,7 @@ import edgelm
 WIDE = SMALL | {"hidden_size": 64, "head_dim": 32, "intermediate_size": 64}
 RECIPES = {
     "zint": "int4-g32-zint", "zfloat": "int4-g32-zfloat", "int8": "int8",
+    "coded": "int5-g32-zfloat-coded", "iq4": "iq4-g32-coded", "int6": "int6-g16-zint-coded",
     "nf4": {"default": "nf4", "overrides": {"embed": "none", "head": "none"}},
 }  # fmt: skip
 
@@ -35,12 +36,11 @@ def packed_folders(place: Path) -> list[Path]:
     source.mkdir()
     (source / "config.json").write_text(json.dumps(WIDE), "utf-8")
     save_file(tiny_llama_weights(WIDE), source / "model.safetensors")
-    files = []
     for name, recipe in RECIPES.items():
         edgelm.quantize(source, place / name, quant=recipe)
-        kept = ("edgelm.json", "config.json", "model.safetensors")
-        files += [place / name / file for file in kept]
-    return files
+    shutil.copytree(Path(__file__).parent / "data" / "packed-v1", place / "v1")
+    kept = ("edgelm.json", "config.json", "model.safetensors")
+    return [place / name / file for name in (*RECIPES, "v1") for file in kept]
 
 
 def quantized_folders(place: Path) -> list[Path]:

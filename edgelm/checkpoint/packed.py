@@ -39,7 +39,6 @@ class PackedCheckpoint:
         self.config = dict(self._files.config)
         # Where weights lie as bitsandbytes has them it says so; else less than the manifest.
         settings = self.config.pop("quantization_config", None)
-        self.config.pop("transformers_weights", None)
         self._canonical = self.manifest.format_version > 1
         self._theirs: Mapping[str, PackedMatrix] = {}
         in_theirs = isinstance(settings, dict) and settings.get("quant_method") == METHOD
