@@ -1,16 +1,16 @@
 """ggml's block types: those that are one of our schemes, taken apart and put together.
 
 The types in SCHEMES are held value for value: codes, scales, codes of scales and super-scales are
-moved, none is computed anew. The others have no scheme that equals them; ``quant="auto"`` quantizes
-them again:
+moved, none is computed anew. So are Q2_K and Q3_K, which ``gguf_low_bits`` reads and nothing
+writes. The others have no scheme that equals them; ``quant="auto"`` quantizes them again:
 
 | types | kept as | at a cost of |
 |---|---|---|
 | MXFP4, NVFP4 | int8-g32 | nothing that matters: 45 dB or better |
-| Q2_K, Q3_K, IQ1_*, IQ2_*, IQ3_*, TQ1_0, TQ2_0 | int4-g32-zfloat | 20 dB or more below what the file holds |
+| IQ1_*, IQ2_*, IQ3_*, TQ1_0, TQ2_0 | int4-g32-zfloat | 20 dB or more below what the file holds |
 
 Layouts follow ggml-common.h and ggml-quants.c.
-"""  # noqa: E501 - a table's rows
+"""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from quant.scheme import GGUF_NAMES, Scheme
 SCHEMES = {name.upper(): Scheme.parse(text) for name, text in GGUF_NAMES.items()}
 _IN_8_BITS = ("MXFP4", "NVFP4")
 _IN_4_BITS = (
-    *("Q2_K", "Q3_K", "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"),
+    *("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"),
     *("TQ1_0", "TQ2_0"),
 )
 NEAREST = dict.fromkeys(_IN_8_BITS, Scheme(8, 32)) | dict.fromkeys(
