@@ -137,6 +137,16 @@ def test_extreme_blocks_are_held_value_for_value(kind: Type) -> None:
     assert low or np.array_equal(to_blocks(packed, kind.name).numpy(), raw)
 
 
+@pytest.mark.parametrize("kind", HELD, ids=lambda kind: kind.name)
+def test_one_row_of_one_block(kind: Type) -> None:
+    raw = torch.from_numpy(random_rows(kind, 3, gguf.GGML_QUANT_SIZES[kind][0]))[1:2]
+    packed = PackedWeight.empty((1, gguf.GGML_QUANT_SIZES[kind][0]), SCHEMES[kind.name])
+    low = kind.name in gguf_low_bits.SCHEMES
+    (gguf_low_bits if low else gguf_blocks).take_apart(raw, kind.name, packed)
+    assert np.array_equal(dequantize(packed).numpy(), gguf.quants.dequantize(raw.numpy(), kind))
+    assert low or torch.equal(to_blocks(packed, kind.name), raw)
+
+
 @pytest.mark.parametrize("value", [np.nan, -np.inf])
 @pytest.mark.parametrize("kind", HELD, ids=lambda kind: kind.name)
 def test_scales_that_are_no_numbers(tmp_path: Path, kind: Type, value: float) -> None:

@@ -83,6 +83,13 @@ MUTATIONS: tuple[Mutation, ...] = (
         (f"{BLOCKS}::test_extreme_blocks_are_held_value_for_value",),
     ),
     Mutation(
+        "gguf: one row of one block",
+        "edgelm/checkpoint/gguf_blocks.py",
+        "field.clone(memory_format=torch.contiguous_format)",
+        "field.contiguous()",
+        (f"{BLOCKS}::test_one_row_of_one_block",),
+    ),
+    Mutation(
         "gguf: scales that are NaN or infinite are refused",
         "edgelm/checkpoint/gguf_files.py",
         "if not is_finite(piece):",
