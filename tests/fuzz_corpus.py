@@ -57,6 +57,10 @@ def gguf_files(place: Path) -> list[Path]:
     for folder in folders:
         for kind in (Type.F32, Type.BF16, Type.Q4_0, Type.Q4_1, Type.Q8_0, Type.Q5_0, Type.Q5_1):
             files.append(write_gguf_model(folder, place / f"{folder.name}-{kind.name}.gguf", kind))
+    wide = {"hidden_size": 256, "intermediate_size": 256, "head_dim": 128}
+    folder = _folder(place, "wide", modern | wide)
+    for kind in (Type.Q2_K, Type.Q3_K, Type.Q4_K, Type.Q5_K, Type.Q6_K, Type.IQ4_XS, Type.IQ3_S):
+        files.append(write_gguf_model(folder, place / f"{folder.name}-{kind.name}.gguf", kind))
     return files
 
 

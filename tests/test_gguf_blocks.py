@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType as Type
-from gguf_models import random_rows
+from gguf_models import SCALES_AT, random_rows
 from test_gguf_files import LLAMA_KEYS, permute
 
 import edgelm
-from edgelm.checkpoint.gguf_blocks import LAYOUTS, NEAREST, SCHEMES, take_apart, to_blocks
+from edgelm.checkpoint import gguf_blocks, gguf_low_bits
+from edgelm.checkpoint.gguf_blocks import NEAREST, to_blocks
+from edgelm.checkpoint.gguf_files import SCHEMES
 from edgelm.checkpoint.gguf_header import TYPES, read_header
 from edgelm.checkpoint.opening import open_checkpoint
 from quant.groupwise import dequantize
@@ -94,6 +96,7 @@ def test_reads_as_gguf_does(tmp_path: Path, kind: Type) -> None:
 
 EXTREME = (6e-8, -6e-8, 65504, -65504, 0, -1.5, 1e-5)
 """Scales and super-scales: float16's smallest and largest numbers, zero, a common one, a small."""
+SCALE_CODES = {"Q6_K": (-128, 127), "IQ4_XS": (-32, 31), "Q2_K": (0, 15), "Q3_K": (-32, 31)}
 HELD = [kind for kind in BLOCK_TYPES if kind.name in SCHEMES]
 
 
@@ -102,45 +105,57 @@ def extreme_blocks(kind: Type) -> np.ndarray:
 
     The last rows have all bits of their codes, and codes of scales, set or unset.
     """
-    layout, generator = LAYOUTS[kind.name], np.random.default_rng(int(kind))
-    blocks = generator.integers(0, 256, (301, len(EXTREME), layout.nbytes), dtype=np.uint8)
+    generator, size = np.random.default_rng(int(kind)), gguf.GGML_QUANT_SIZES[kind][1]
+    blocks = generator.integers(0, 256, (301, len(EXTREME), size), dtype=np.uint8)
     blocks[-4:-2], blocks[-2:] = 0, 255
-    for turn, place in enumerate((layout.scale, layout.minimum)):
-        if place >= 0:
-            scales = np.array(EXTREME, np.float16)[None].repeat(301, 0)
-            scales[1::2] = np.roll(scales[1::2], turn, axis=1)
-            blocks[..., place : place + 2] = scales[..., None].view(np.uint8)
+    for turn, place in enumerate(SCALES_AT.get(kind.name, (0,))):
+        scales = np.array(EXTREME, np.float16)[None].repeat(301, 0)
+        scales[1::2] = np.roll(scales[1::2], turn, axis=1)
+        blocks[..., place : place + 2] = scales[..., None].view(np.uint8)
     return blocks.reshape(301, -1)
 
 
 @pytest.mark.parametrize("kind", HELD, ids=lambda kind: kind.name)
 def test_extreme_blocks_are_held_value_for_value(kind: Type) -> None:
-    """And go back into the file's bytes."""
+    """And go back into the file's bytes, where that type is written."""
     raw, scheme = extreme_blocks(kind), SCHEMES[kind.name]
-    packed = PackedWeight.empty((301, LAYOUTS[kind.name].weights * len(EXTREME)), scheme)
-    take_apart(torch.from_numpy(raw.copy()), kind.name, packed)
+    packed = PackedWeight.empty((301, gguf.GGML_QUANT_SIZES[kind][0] * len(EXTREME)), scheme)
+    low = kind.name in gguf_low_bits.SCHEMES
+    part = gguf_low_bits if low else gguf_blocks
+    part.take_apart(torch.from_numpy(raw.copy()), kind.name, packed)
     values = dequantize(packed)
     expected = torch.from_numpy(gguf.quants.dequantize(raw, kind))
     print(f"{kind.name} as {scheme}: largest difference {float((values - expected).abs().max())}")
     assert torch.equal(values, expected)
     codes = unpack_codes(packed.qweight, scheme, torch.empty(packed.shape, dtype=torch.int16))
-    assert codes.unique().tolist() == list(range(scheme.code_range[0], scheme.code_range[1] + 1))
+    least, most = {"Q2_K": (0, 3), "Q3_K": (4, 11)}.get(kind.name, scheme.code_range)
+    assert codes.unique().tolist() == list(range(least, most + 1))
     if scheme.coded:
-        wide = {"Q6_K": (-128, 127), "IQ4_XS": (-32, 31)}.get(kind.name, (0, 63))
-        assert packed.scales.unique().tolist() == list(range(wide[0], wide[1] + 1))
-    assert np.array_equal(to_blocks(packed, kind.name).numpy(), raw)
+        assert packed.scales is not None
+        least, most = SCALE_CODES.get(kind.name, (0, 63))
+        assert packed.scales.unique().tolist() == list(range(least, most + 1))
+    assert low or np.array_equal(to_blocks(packed, kind.name).numpy(), raw)
+
+
+@pytest.mark.parametrize("kind", HELD, ids=lambda kind: kind.name)
+def test_one_row_of_one_block(kind: Type) -> None:
+    raw = torch.from_numpy(random_rows(kind, 3, gguf.GGML_QUANT_SIZES[kind][0]))[1:2]
+    packed = PackedWeight.empty((1, gguf.GGML_QUANT_SIZES[kind][0]), SCHEMES[kind.name])
+    low = kind.name in gguf_low_bits.SCHEMES
+    (gguf_low_bits if low else gguf_blocks).take_apart(raw, kind.name, packed)
+    assert np.array_equal(dequantize(packed).numpy(), gguf.quants.dequantize(raw.numpy(), kind))
+    assert low or torch.equal(to_blocks(packed, kind.name), raw)
 
 
 @pytest.mark.parametrize("value", [np.nan, -np.inf])
 @pytest.mark.parametrize("kind", HELD, ids=lambda kind: kind.name)
 def test_scales_that_are_no_numbers(tmp_path: Path, kind: Type, value: float) -> None:
-    layout = LAYOUTS[kind.name]
-    for place in (layout.scale, layout.minimum)[: 1 if layout.minimum < 0 else 2]:
+    for place in SCALES_AT.get(kind.name, (0,)):
         path = tmp_path / f"{place}.gguf"
         write(path, kind)
         stored = read_header(path).tensors["blk.0.ffn_down.weight"]
         content = bytearray(path.read_bytes())
-        at = stored.offset + stored.nbytes - layout.nbytes + place  # in the last block
+        at = stored.offset + stored.nbytes - stored.type.block_bytes + place  # in the last block
         content[at : at + 2] = np.float16(value).tobytes()
         path.write_bytes(content)
         name = "model.layers.0.mlp.down_proj.weight"

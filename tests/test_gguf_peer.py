@@ -26,7 +26,7 @@ pytestmark = pytest.mark.peer
 BOUNDS = {Type.F32: 1e-3, Type.Q8_0: 0.1, Type.Q4_0: 0.1}
 """Largest difference as a share of the range, tiny random models of assets/tiny-random."""
 K_QUANT_BOUND = 0.05
-"""Files that llama.cpp wrote in mixed K types, ours being kept or quantized anew."""
+"""Files that llama.cpp wrote in mixed K types, held here value for value."""
 DEMO_BOUND = 0.05
 """SmolLM2-135M in Q4_1 and Q8_0."""
 

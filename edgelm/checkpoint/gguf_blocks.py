@@ -1,16 +1,16 @@
 """ggml's block types: those that are one of our schemes, taken apart and put together.
 
 The types in SCHEMES are held value for value: codes, scales, codes of scales and super-scales are
-moved, none is computed anew. The others have no scheme that equals them; ``quant="auto"`` quantizes
-them again:
+moved, none is computed anew. So are Q2_K and Q3_K, which ``gguf_low_bits`` reads and nothing
+writes. The others have no scheme that equals them; ``quant="auto"`` quantizes them again:
 
 | types | kept as | at a cost of |
 |---|---|---|
 | MXFP4, NVFP4 | int8-g32 | nothing that matters: 45 dB or better |
-| Q2_K, Q3_K, IQ1_*, IQ2_*, IQ3_*, TQ1_0, TQ2_0 | int4-g32-zfloat | 20 dB or more below what the file holds |
+| IQ1_*, IQ2_*, IQ3_*, TQ1_0, TQ2_0 | int4-g32-zfloat | 20 dB or more below what the file holds |
 
 Layouts follow ggml-common.h and ggml-quants.c.
-"""  # noqa: E501 - a table's rows
+"""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from quant.scheme import GGUF_NAMES, Scheme
 SCHEMES = {name.upper(): Scheme.parse(text) for name, text in GGUF_NAMES.items()}
 _IN_8_BITS = ("MXFP4", "NVFP4")
 _IN_4_BITS = (
-    *("Q2_K", "Q3_K", "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"),
+    *("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"),
     *("TQ1_0", "TQ2_0"),
 )
 NEAREST = dict.fromkeys(_IN_8_BITS, Scheme(8, 32)) | dict.fromkeys(
@@ -116,7 +116,7 @@ def to_blocks(packed: PackedWeight, kind: str) -> Tensor:
         blocks[..., layout.scales : layout.scales + codes.shape[-1]] = codes
     for place, numbers in fields.items():
         if numbers is not None:
-            stored = numbers.contiguous().view(torch.uint8).view(*blocks.shape[:2], 2)
+            stored = _copied(numbers).view(torch.uint8).view(*blocks.shape[:2], 2)
             blocks[..., place : place + 2] = stored
     if scheme.bits == 8:
         blocks[..., layout.lower :] = packed.qweight.view(torch.uint8).view(*blocks.shape[:2], -1)
@@ -152,6 +152,12 @@ def _plane(qweight: Tensor, start: int, stop: int | None = None) -> Tensor:
     return qweight[:, start:stop]
 
 
+def _copied(field: Tensor) -> Tensor:
+    """A copy without gaps: ``contiguous`` leaves one row of one block as it is, whose strides do
+    not allow a view in another type."""
+    return field.clone(memory_format=torch.contiguous_format)
+
+
 def _lower_from(words: Tensor, run: int, plane: Tensor) -> None:
     """Lower four bits of codes from blocks, int16 [n, B, ...], into [n, K / 2].
 
@@ -179,10 +185,10 @@ def _upper_from(upper: Tensor, kind: str) -> Tensor:
     Q6_K two bits of each of 4 groups.
     """
     if kind == "Q5_K":
-        turned = _turned_bits(upper.contiguous().view(torch.int64)).view(torch.uint8)
+        turned = _turned_bits(_copied(upper).view(torch.int64)).view(torch.uint8)
         return turned.view(*upper.shape[:2], 4, 8).transpose(2, 3).flatten(2)
     if kind == "Q6_K":
-        turned = _turned_pairs(upper.contiguous().view(torch.int32)).view(torch.uint8)
+        turned = _turned_pairs(_copied(upper).view(torch.int32)).view(torch.uint8)
         return turned.view(*upper.shape[:2], 2, 8, 4).transpose(3, 4).flatten(2)
     return upper
 

@@ -1,7 +1,8 @@
 """GGUF files: weights in floats or in ggml's blocks, under Hugging Face's names.
 
-Blocks that a scheme equals are taken apart into it, see ``gguf_blocks``; rows that a converter
-reordered are returned in Hugging Face's order, and what it added to norms is subtracted.
+Blocks that a scheme equals are taken apart into it, see ``gguf_blocks`` and ``gguf_low_bits``; rows
+that a converter reordered are returned in Hugging Face's order, and what it added to norms is
+subtracted.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from typing import Any
 
 import torch
 
-from edgelm.checkpoint.gguf_blocks import NEAREST, SCHEMES, dequantized, is_finite, take_apart
+from edgelm.checkpoint import gguf_blocks, gguf_low_bits
+from edgelm.checkpoint.gguf_blocks import NEAREST, dequantized, is_finite
 from edgelm.checkpoint.gguf_families import FAMILIES, ROPE_FACTORS, Family, RowOrder
 from edgelm.checkpoint.gguf_header import StoredTensor
 from edgelm.checkpoint.gguf_metadata import Metadata
@@ -27,6 +29,7 @@ from quant.groupwise import dequantize
 from quant.packing import PackedWeight
 
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+SCHEMES = gguf_blocks.SCHEMES | gguf_low_bits.SCHEMES  # of types that are held value for value
 READ_BYTES = 1 << 20  # rows are read and unpacked in pieces of about this size
 
 
@@ -111,7 +114,8 @@ class GGUFCheckpoint:
         packed = PackedWeight.empty((stop - start, inputs), scheme)
         for first, raw in self._raw_rows(weight, start, stop):
             piece = packed.rows(first, first + len(raw))
-            take_apart(raw, kind, piece)
+            part = gguf_low_bits if kind in gguf_low_bits.SCHEMES else gguf_blocks
+            part.take_apart(raw, kind, piece)
             if not is_finite(piece):
                 raise ModelFileError(
                     f"{weight.stored.path}: tensor {weight.stored.name} ({kind}) holds a scale "

@@ -52,7 +52,7 @@ RECIPES: dict[str, Any] = {
     },
     "int8": "int8-g32",
 }
-"""Meaning of the short names in GGUF files, whose groups always have 32 weights."""
+"""Meaning of the short names in GGUF files, which have no scale for a whole row."""
 
 
 def plan_gguf(files: ModelFiles, quant: QuantChoice, method: str) -> Conversion:

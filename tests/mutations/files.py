@@ -69,6 +69,27 @@ MUTATIONS: tuple[Mutation, ...] = (
         (f"{BLOCKS}::test_extreme_blocks_are_held_value_for_value",),
     ),
     Mutation(
+        "gguf: codes of Q3_K begin at -4",
+        "edgelm/checkpoint/gguf_low_bits.py",
+        "        codes += 4  #",
+        "        #",
+        (f"{BLOCKS}::test_extreme_blocks_are_held_value_for_value",),
+    ),
+    Mutation(
+        "gguf: minima of Q2_K are subtracted",
+        "edgelm/checkpoint/gguf_low_bits.py",
+        "torch.neg(floats[..., 41], out=packed.supers[..., 1])",
+        "packed.supers[..., 1] = floats[..., 41]",
+        (f"{BLOCKS}::test_extreme_blocks_are_held_value_for_value",),
+    ),
+    Mutation(
+        "gguf: one row of one block",
+        "edgelm/checkpoint/gguf_blocks.py",
+        "field.clone(memory_format=torch.contiguous_format)",
+        "field.contiguous()",
+        (f"{BLOCKS}::test_one_row_of_one_block",),
+    ),
+    Mutation(
         "gguf: scales that are NaN or infinite are refused",
         "edgelm/checkpoint/gguf_files.py",
         "if not is_finite(piece):",
