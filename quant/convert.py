@@ -88,7 +88,9 @@ def _store(block: Tensor, stored: PackedWeight, method: str, error: Sqnr) -> Non
     if stored.scheme.is_float:
         stored.qweight.copy_(block)
         if not bool(torch.isfinite(stored.qweight).all()):
-            raise QuantError(f"weights hold NaN, infinite numbers or numbers beyond {stored.scheme}")
+            raise QuantError(
+                f"weights hold NaN, infinite numbers or numbers beyond {stored.scheme}"
+            )
     else:
         stored.copy_rows_(0, METHODS[method](block, stored.scheme))
     error.add(block, dequantize(stored).to(block.device))

@@ -12,9 +12,7 @@ from .rtn import ends
 NATIVE_METHODS = ("rtn", "mse")
 
 
-def quantize_natively(
-    block: Tensor, into: PackedWeight, method: str
-) -> tuple[float, float] | None:
+def quantize_natively(block: Tensor, into: PackedWeight, method: str) -> tuple[float, float] | None:
     """Pack the rows ``block`` (float32 [n, K]) into ``into``: sums of squares, and of errors'.
 
     None, and rows to be packed by the method itself, where the library lacks it, is absent or

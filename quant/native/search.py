@@ -55,4 +55,6 @@ def _table(codebook: str | None) -> Tensor | None:
     if codebook is None:
         return None
     numbers, limits, codes = intervals(codebook, torch.device("cpu"))
-    return torch.stack([numbers, torch.cat([limits, limits.new_tensor([torch.inf])]), codes.float()])
+    return torch.stack(
+        [numbers, torch.cat([limits, limits.new_tensor([torch.inf])]), codes.float()]
+    )

@@ -89,7 +89,9 @@ def test_odd_rows(isa: str, text: str, method: str) -> None:
     check(weights, text, method)
 
 
-@pytest.mark.parametrize("text", ["int8-sfloat32", "int4-g32-zfloat-sfloat32", "int6-g16-sbfloat16"])
+@pytest.mark.parametrize(
+    "text", ["int8-sfloat32", "int4-g32-zfloat-sfloat32", "int6-g16-sbfloat16"]
+)
 @pytest.mark.parametrize("size", [1e-40, 1e18, 1e30])
 def test_numbers_at_the_ends_of_float32(isa: str, text: str, size: float) -> None:
     """Squares beyond float32 leave round-to-nearest's grid; tiny steps have no inverse."""
@@ -146,9 +148,7 @@ def test_threads_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("method", NATIVE_METHODS)
-def test_packing_uses_the_library_where_it_is(
-    method: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_packing_uses_the_library_where_it_is(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     weights, scheme = random((40, 512)), Scheme.parse("int4-g32")
 
     def refuse(block: Tensor, scheme: Scheme) -> PackedWeight:
