@@ -28,7 +28,7 @@ from .rtn import ends, extremes, grid, has_signs
 
 FITS = 2
 # Starts of groups of up to 32 numbers, of up to 128 and of rows, which have numbers far out: how
-# many steps an end of the grid is pulled in. Found greedily on Gaussian and Student's t (5) weights.
+# many steps an end of the grid is pulled in. Found greedily on Gaussian and Student's t weights.
 _SYMMETRIC = ((0.5, -1.0, -0.33, 0.8), (1.0, 0.5, 1.4, 0.0), (0.6, 1.4, 2.3, 3.4, 5.0))
 # With zeros, of the lower end and of the upper.
 _RANGES = (
