@@ -27,8 +27,8 @@ from ..scheme import Scheme
 from .rtn import ends, extremes, grid, has_signs
 
 FITS = 2
-# Starts of groups of up to 32 numbers, of up to 128 and of rows, found greedily on Gaussian and
-# Student's t (5) weights: how many steps an end of the grid is pulled in. Rows have numbers far out.
+# Starts of groups of up to 32 numbers, of up to 128 and of rows, which have numbers far out: how
+# many steps an end of the grid is pulled in. Found greedily on Gaussian and Student's t weights.
 _SYMMETRIC = ((0.5, -1.0, -0.33, 0.8), (1.0, 0.5, 1.4, 0.0), (0.6, 1.4, 2.3, 3.4, 5.0))
 # With zeros, of the lower end and of the upper.
 _RANGES = (
@@ -255,7 +255,7 @@ def _sums(values: Tensor, at: _Floats, scheme: Scheme) -> _Sums:
     left = values - units * at.steps
     if scheme.zeros == "float":
         left -= at.zeros
-    products = [_total(left * left), _total(left * units), _total(units * units)]
+    products = _total(left * left), _total(left * units), _total(units * units)
     if scheme.zeros == "none":  # fits need no other sums
         none = torch.zeros_like(at.steps)
         return _Sums(*products, none, none)

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "api/edgelm_ops.h"
+#include "api/edgelm_search.h"
 
 namespace {
 
@@ -213,10 +214,82 @@ bool check_callers() {
     return all;
 }
 
+// Everything that quantizing writes, in buffers of exactly its sizes.
+std::vector<uint8_t> quantized(edgelm_search s, const std::vector<float>& x, int32_t threads) {
+    const int64_t groups = s.rows * (s.group ? s.inputs / s.group : 1);
+    const int64_t width = s.floats == EDGELM_FLOAT32 ? 4 : 2;
+    const bool coded = s.supers != nullptr, minima = s.zero_kind == EDGELM_ZEROS_FLOAT;
+    const int64_t supers = coded ? s.rows * (s.inputs % 256 ? 1 : s.inputs / 256) * (minima + 1) : 0;
+    const int64_t zero = s.zero_kind == EDGELM_ZEROS_INT ? 1 : minima ? (coded ? 1 : width) : 0;
+    const int64_t sizes[] = {s.rows * s.inputs * s.bits / 8, groups * (coded ? 1 : width),
+                             groups * zero, supers * width};
+    uint8_t** const places[] = {&s.qweight, &s.scales, &s.zeros, &s.supers};
+    std::vector<std::vector<uint8_t>> parts;
+    for (int i = 0; i < 4; ++i) {
+        parts.emplace_back(static_cast<size_t>(sizes[i]));
+        *places[i] = sizes[i] ? parts.back().data() : nullptr;
+    }
+    std::vector<double> errors(static_cast<size_t>(2 * s.rows));
+    int32_t refused = -1;
+    s.x = x.data();
+    s.errors = errors.data();
+    s.refused = &refused;
+    s.threads = threads;
+    edgelm_quantize(&s);
+    std::vector<uint8_t> all(1, static_cast<uint8_t>(refused));
+    for (const auto& part : parts) all.insert(all.end(), part.begin(), part.end());
+    const uint8_t* sums = reinterpret_cast<const uint8_t*>(errors.data());
+    all.insert(all.end(), sums, sums + errors.size() * sizeof(double));
+    return all;
+}
+
+bool check_search() {
+    static const float kStarts[] = {8.5f, 0, -7, 0, 0.3f, -0.3f}, kEnds[] = {8, -8, 7.5f, -8.5f};
+    float table[48] = {};
+    for (int i = 0; i < 16; ++i) {
+        table[i] = static_cast<float>(i * i - 100);
+        table[16 + i] = i < 15 ? static_cast<float>(i * i + i) - 99.5f : 1e30f;
+        table[32 + i] = static_cast<float>(15 - i);
+    }
+    uint8_t coded = 0;
+    bool all = true;
+    for (int kind = 0; kind < 64; ++kind) {
+        const int32_t bits[] = {4, 5, 6, 8}, groups[] = {16, 32, 0, 128};
+        edgelm_search s{};
+        s.bits = bits[kind % 4];
+        s.group = groups[kind / 4 % 4];
+        s.zero_kind = kind / 16 % 3;
+        const bool book = kind / 16 == 3;
+        if (book) s.bits = 4, s.table = table;
+        s.starts = s.zero_kind || s.bits == 8 ? kStarts : kEnds;
+        s.rows = 19;
+        s.inputs = kind % 2 ? 256 : 384;
+        s.start_count = kind % 3 ? 2 : 0;
+        s.first = s.bits == 8 ? -127.0f : -static_cast<float>(1 << (s.bits - 1));
+        s.last = -s.first - (s.bits == 8 ? 0 : 1);
+        s.floats = kind % 5 % 3;
+        s.most_scale = 63;
+        if (s.group && kind / 2 % 2) s.supers = &coded;
+        const std::vector<float> x = random_rows(s.rows * s.inputs / kRows + 1);
+        edgelm_use_isa("generic");
+        const std::vector<uint8_t> expected = quantized(s, x, 1);
+        bool equal = expected[0] == 0;
+        for (int32_t i = 0; edgelm_isa(i); ++i) {
+            edgelm_use_isa(edgelm_isa(i));
+            equal = quantized(s, x, 3) == expected && equal;
+        }
+        if (!equal) printf("search %d: bits differ\n", kind);
+        all = all && equal;
+    }
+    printf("search: %s\n", all ? "the same bits" : "NOT the same");
+    return all;
+}
+
 }  // namespace
 
 int main(int count, char** wanted) {
     bool good = check_lookup();
+    good = check_search() && good;
     std::vector<std::string> found;
     for (int32_t i = 0; edgelm_isa(i); ++i) found.push_back(edgelm_isa(i));
     for (const std::string& isa : found) good = check(isa.c_str()) && good;

@@ -21,7 +21,7 @@ SCHEMES = [
     "int6-g32-coded", "int8-g128-coded", "int4-g64-zfloat-coded-sbfloat16",
 ]  # fmt: skip
 # Bundles of groups that are full and not, super-scales per 256 inputs and per row.
-SHAPES = ((3, 512), (19, 128), (5, 896), (1, 384))
+SHAPES = ((3, 512), (7, 128), (1, 896))
 # Sums of errors run in another order than torch's.
 ERROR_ROUNDING = 1e-5
 
@@ -41,7 +41,7 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 def natively(weights: Tensor, scheme: Scheme, method: str) -> tuple[PackedWeight, float, float]:
-    packed = PackedWeight.empty(tuple(weights.shape), scheme)
+    packed = PackedWeight.empty((weights.shape[0], weights.shape[1]), scheme)
     sums = quantize_natively(weights, packed, method)
     assert sums is not None
     return packed, *sums
