@@ -39,8 +39,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "quant: the extreme of a group lands on -8",
         "quant/methods/rtn.py",
-        "torch.where(high > -low, high, low) / -8",
-        "torch.maximum(high, -low) / 8",
+        "torch.where(high > -low, high, low) / first",
+        "torch.maximum(high, -low) / -first",
         (f"{QUANT}/test_rtn.py::test_symmetric_int4_keeps_the_extreme_exactly",),
     ),
     Mutation(
@@ -123,8 +123,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "quant: gptq's scales are those of the columns as they are reached",
         "quant/methods/gptq.py",
-        "best_grid(columns[index : index + size].T.contiguous(), scheme)",
-        "best_grid(columns[:size].T.contiguous(), scheme)",
+        "own = columns[index : index + size].T.contiguous()",
+        "own = columns[:size].T.contiguous()",
         (f"{QUANT}/test_gptq.py::test_without_correlations_it_is_mse",),
     ),
     Mutation(
