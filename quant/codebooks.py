@@ -1,8 +1,9 @@
-"""Codebooks of 16 numbers in [-1, 1]: a 4-bit code selects one, a scale per group multiplies it.
+"""Codebooks of 16 numbers: a 4-bit code selects one, a scale per group multiplies it.
 
-Both are bitsandbytes' (functional.get_4bit_type). nf4: quantiles of the normal distribution
-(Dettmers et al. 2023, arXiv:2305.14314). fp4: floats of a sign and three bits, divided by their
-largest, 12.
+nf4 and fp4, with numbers in [-1, 1], are bitsandbytes' (functional.get_4bit_type). nf4: quantiles
+of the normal distribution (Dettmers et al. 2023, arXiv:2305.14314). fp4: floats of a sign and three
+bits, divided by their largest, 12. iq4: the signed bytes of GGUF's IQ4_NL and IQ4_XS (kvalues_iq4nl
+of ggml-common.h), which have no zero.
 """
 
 from __future__ import annotations
@@ -22,6 +23,10 @@ CODEBOOKS: dict[str, tuple[float, ...]] = {
         *(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
     ),
     "fp4": (*(value / 12 for value in _FP4), *(-value / 12 for value in _FP4)),
+    "iq4": (
+        *(-127.0, -104.0, -83.0, -65.0, -49.0, -35.0, -22.0, -10.0),
+        *(1.0, 13.0, 25.0, 38.0, 53.0, 69.0, 89.0, 113.0),
+    ),
 }
 
 

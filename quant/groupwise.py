@@ -6,66 +6,57 @@ import torch
 from torch import Tensor
 
 from .codebooks import nearest_codes, number_pairs, numbers
-from .packing import PackedWeight, pack_codes, unpack_codes
+from .packing import Grid, PackedWeight, pack_codes, unpack_codes
 from .scheme import Scheme
 
 
-def quantize(values: Tensor, scales: Tensor, zeros: Tensor | None, scheme: Scheme) -> PackedWeight:
+def quantize(values: Tensor, grid: Grid, scheme: Scheme) -> PackedWeight:
     """Round ``values`` (float32 [n, K]) to the nearest codes of the given grid.
 
-    scales, zeros: [n, G], already in the dtypes of the canonical layout, so that the codes are
-    chosen for the grid that will be read back. A scale of zero gives the code that reads as the
-    group's zero. Numbers beyond the grid are clamped to its nearest end.
+    grid: as it is stored, so that the codes are chosen for what will be read back. A scale of zero
+    gives the code that reads as the group's zero. Numbers beyond the grid are clamped to its
+    nearest end.
     """
     rows, inputs = values.shape
-    codes = nearest(values.view(rows, scheme.groups(inputs), -1), scales, zeros, scheme)
+    codes = nearest(values.view(rows, scheme.groups(inputs), -1), grid, scheme)
     qweight = pack_codes(codes.view(rows, inputs), scheme)
-    return PackedWeight(scheme, (rows, inputs), qweight, scales, zeros)
+    return PackedWeight(scheme, (rows, inputs), qweight, *grid)
 
 
-def nearest(groups: Tensor, scales: Tensor, zeros: Tensor | None, scheme: Scheme) -> Tensor:
+def nearest(groups: Tensor, grid: Grid, scheme: Scheme) -> Tensor:
     """Codes of ``groups`` (float32 [n, G, size]) on the grid that ``quantize`` describes, unpacked.
 
     Integers come as float32, codes of a codebook as int64.
     """
-    step = scales.float().unsqueeze(-1)
+    step = grid.steps().unsqueeze(-1)
     inverse = torch.where(step == 0, 0.0, 1 / step)
     if scheme.codebook is not None:
         return nearest_codes(groups * inverse, scheme.codebook)
     if scheme.zeros == "float":
-        assert zeros is not None
-        codes = (groups - zeros.float().unsqueeze(-1)).mul_(inverse).round_()
+        codes = (groups - grid.minima().unsqueeze(-1)).mul_(inverse).round_()
     else:
         codes = (groups * inverse).round_()
-        if scheme.zeros == "int":
-            assert zeros is not None
-            codes += zeros.unsqueeze(-1)
-        elif scheme.bits == 4:
-            codes += 8
+        codes += scheme.middle if grid.zeros is None else grid.zeros.unsqueeze(-1)
     return codes.clamp_(*scheme.code_range)
 
 
-def numbers_of_(codes: Tensor, scales: Tensor, zeros: Tensor | None, scheme: Scheme) -> Tensor:
+def numbers_of_(codes: Tensor, grid: Grid, scheme: Scheme) -> Tensor:
     """The numbers that ``codes``, as returned by ``nearest``, represent: float32 [n, G, size].
 
     Integer codes are overwritten by them.
     """
     if scheme.codebook is not None:
         known = numbers(scheme.codebook, codes.device)
-        return known[codes].mul_(scales.float().unsqueeze(-1))
-    return stretch_(codes, scales, zeros, scheme)
+        return known[codes].mul_(grid.steps().unsqueeze(-1))
+    return stretch_(codes, grid, scheme)
 
 
-def stretch_(groups: Tensor, scales: Tensor, zeros: Tensor | None, scheme: Scheme) -> Tensor:
+def stretch_(groups: Tensor, grid: Grid, scheme: Scheme) -> Tensor:
     """Turn integer codes, as float32 [n, G, size], into the numbers they represent, in place."""
-    step = scales.float().unsqueeze(-1)
+    step = grid.steps().unsqueeze(-1)
     if scheme.zeros == "float":
-        assert zeros is not None
-        return groups.mul_(step).add_(zeros.float().unsqueeze(-1))
-    if zeros is not None:
-        groups.sub_(zeros.unsqueeze(-1))
-    elif scheme.bits == 4:
-        groups.sub_(8)
+        return groups.mul_(step).add_(grid.minima().unsqueeze(-1))
+    groups.sub_(scheme.middle if grid.zeros is None else grid.zeros.unsqueeze(-1))
     return groups.mul_(step)
 
 
@@ -87,8 +78,8 @@ def dequantize(
     if packed.scheme.codebook is not None:
         pairs = number_pairs(packed.scheme.codebook, out.device)
         torch.index_select(pairs, 0, packed.qweight.view(-1).int(), out=exact.view(-1, 2))
-        groups.mul_(packed.scales.float().unsqueeze(-1))
+        groups.mul_(packed.grid.steps().unsqueeze(-1))
         return exact if exact is out else out.copy_(exact)
     unpack_codes(packed.qweight, packed.scheme, exact)
-    stretch_(groups, packed.scales, packed.zeros, packed.scheme)
+    stretch_(groups, packed.grid, packed.scheme)
     return exact if exact is out else out.copy_(exact)

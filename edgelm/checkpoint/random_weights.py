@@ -22,7 +22,7 @@ from quant.scheme import Scheme
 
 WEIGHT_STD = 0.02  # as models are initialised: hidden states and logits stay finite
 _BLOCK_ROWS = 1024  # rows that one seed makes
-_CODE_STD = {4: (16**2 - 1) ** 0.5 / 12**0.5, 8: (256**2 - 1) ** 0.5 / 12**0.5}
+_CODE_STD = {bits: (4**bits - 1) ** 0.5 / 12**0.5 for bits in (4, 5, 6, 8)}
 
 
 class RandomWeights:
@@ -126,8 +126,15 @@ def _random_block(
     block.qweight.copy_(codes.view(block.qweight.shape))
     deviation = float(numbers(scheme.codebook, torch.device("cpu")).std()) if scheme.codebook else 0
     scale = WEIGHT_STD / (deviation or _CODE_STD[scheme.bits])
+    minimum = -scheme.middle * scale
+    if block.supers is not None:
+        scale_code, minimum_code = scheme.scale_codes[1], 63
+        block.supers[..., 0] = scale / scale_code
+        block.supers[..., -1] = (
+            minimum / minimum_code if scheme.zeros == "float" else scale / scale_code
+        )
+        scale, minimum = scale_code, minimum_code
     block.scales.fill_(scale)
     if block.zeros is not None:
-        middle = 8 if scheme.bits == 4 else 0
-        block.zeros.fill_(middle if scheme.zeros == "int" else -middle * scale)
+        block.zeros.fill_(scheme.middle if scheme.zeros == "int" else minimum)
     return block

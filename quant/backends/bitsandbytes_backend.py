@@ -42,8 +42,8 @@ class Fused4Bit:
     def refusal(
         self, scheme: Scheme, shape: Shape, device: torch.device, lookup: bool
     ) -> str | None:
-        if scheme.codebook not in ("nf4", "fp4"):
-            return "supports nf4 and fp4 only"
+        if unfit := _unfit(scheme):
+            return unfit
         if lookup:
             return "its layout cannot be read by rows"
         if shape[0] % _TILE_OUTPUTS:
@@ -108,8 +108,8 @@ class Dequantized4Bit(Reference):
     def refusal(
         self, scheme: Scheme, shape: Shape, device: torch.device, lookup: bool
     ) -> str | None:
-        if scheme.codebook not in ("nf4", "fp4"):
-            return "supports nf4 and fp4 only"
+        if unfit := _unfit(scheme):
+            return unfit
         if device.type not in ("cpu", "cuda"):
             return f"supports CPUs and CUDA devices, not {device}"
         return _missing()
@@ -205,6 +205,14 @@ def _block(width: int) -> int:
 def _no_fused_kernel() -> str | None:
     found = bool(_library().functional.has_avx512bf16())
     return None if found else "its fused kernel needs a CPU with AVX512-BF16"
+
+
+def _unfit(scheme: Scheme) -> str | None:
+    if scheme.codebook not in ("nf4", "fp4"):
+        return "supports nf4 and fp4 only"
+    if scheme.coded or scheme.group_size == 16:
+        return "supports scales of float types in groups of 32 or more"
+    return None
 
 
 def _not_a_cpu(device: torch.device) -> str | None:

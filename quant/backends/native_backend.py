@@ -50,6 +50,8 @@ class NativeProduct:
         if kind != self.kind:
             supported = "float types" if self.kind == "float" else self.kind
             return f"supports {supported} only"
+        if scheme.coded or scheme.group_size == 16:
+            return "supports scales of float types in groups of 32 or more"
         if device.type != "cpu":
             return f"runs on CPUs, not on {device}"
         missing = native.missing()

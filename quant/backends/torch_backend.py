@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..float_product import linear, linear_scratch_bytes
 from ..packing import PackedWeight, swap_nibbles, unpack_codes
-from ..scheme import GROUP_SIZES, Scheme
+from ..scheme import Scheme
 from .aten import finish, has_bfloat16, no_vector_code
 from .kernel import Shape, Tensors
 from .reference import Reference
@@ -21,6 +21,7 @@ from .reference import Reference
 _BLOCK_ELEMENTS = 1 << 20
 # Maximum number of outputs that ATen's int4 layouts interleave; blocks of that size pack alone.
 _TILE_ROWS = 64
+_GROUP_SIZES = (32, 64, 128)  # of ATen's int4 products
 
 
 class TorchMatmul(Reference):
@@ -74,8 +75,10 @@ class Int4Pack:
             return "its layout cannot be read by rows"
         if shape[0] % self.outputs_step:
             return f"needs a multiple of {self.outputs_step} outputs, got {shape[0]}"
-        if shape[1] % GROUP_SIZES[0]:
-            return f"needs a multiple of {GROUP_SIZES[0]} inputs, got {shape[1]}"
+        if scheme.group_size == 16:
+            return "needs groups of 32 or more"
+        if shape[1] % _GROUP_SIZES[0]:
+            return f"needs a multiple of {_GROUP_SIZES[0]} inputs, got {shape[1]}"
         return None
 
     def _missing(self, device: torch.device) -> str | None:
@@ -165,19 +168,18 @@ class Int4Tile(Int4Pack):
 
 def _group_size(scheme: Scheme, inputs: int) -> int:
     """Group size for the op: the scheme's, or the largest that divides a row with one scale."""
-    return scheme.group_size or max(size for size in GROUP_SIZES if inputs % size == 0)
+    return scheme.group_size or max(size for size in _GROUP_SIZES if inputs % size == 0)
 
 
 def _scales_and_zeros(packed: PackedWeight) -> Tensor:
     """bfloat16 [G, N, 2]: scale, and the value of code 8; a row's one scale is repeated."""
-    assert packed.scales is not None
-    scales = packed.scales.float()
+    scales = packed.grid.steps()
     if packed.zeros is None:
         middle = torch.zeros_like(scales)
     elif packed.scheme.zeros == "int":
         middle = (8 - packed.zeros.float()) * scales
     else:
-        middle = packed.zeros.float() + 8 * scales
+        middle = packed.grid.minima() + 8 * scales
     groups = packed.shape[1] // _group_size(packed.scheme, packed.shape[1])
     pair = torch.stack([scales.t(), middle.t()], dim=-1).bfloat16()
     return pair.expand(groups, -1, -1).contiguous()

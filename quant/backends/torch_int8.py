@@ -82,8 +82,9 @@ class Int8Groups:
     def refusal(
         self, scheme: Scheme, shape: Shape, device: torch.device, lookup: bool
     ) -> str | None:
-        if scheme.bits != 8 or scheme.group_size is None or scheme.zeros != "none":
-            return "supports only int8 in groups without zeros"
+        plain = scheme.zeros == "none" and not scheme.coded
+        if scheme.bits != 8 or scheme.group_size is None or not plain:
+            return "supports only int8 in groups without zeros, with scales of float types"
         return no_vector_code(device)
 
     def prepare(self, packed: PackedWeight) -> Tensors:

@@ -42,6 +42,8 @@ class TritonProduct:
     ) -> str | None:
         if (scheme.codebook or f"int{scheme.bits}") != self.kind:
             return f"supports {self.kind} only"
+        if scheme.coded or scheme.group_size == 16:
+            return "supports scales of float types in groups of 32 or more"
         return triton.missing(device)
 
     def prepare(self, packed: PackedWeight) -> Tensors:

@@ -2,7 +2,8 @@
 
 Frantar et al. 2022, arXiv:2210.17323, without reordering of columns: scales are computed group by
 group as columns are reached, on weights already corrected for the errors of earlier columns. A
-group's grid is the one of least squared error (``mse``). None of the authors' code is used.
+group's grid is the one of least squared error (``mse``); super-scales are those of the weights as
+they were. None of the authors' code is used.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ import torch
 from torch import Tensor
 
 from ..groupwise import nearest, numbers_of_
-from ..packing import PackedWeight, pack_codes
+from ..packing import Grid, PackedWeight, pack_codes
+from ..scale_codes import encode
 from ..scheme import Scheme
-from .mse import Grid, best_grid
+from .mse import best_grid
+from .rtn import extremes, grid
 
 _COLUMNS = 128  # a multiple of every group size; errors are applied to later columns in one product
 
@@ -26,15 +29,19 @@ def gptq(rows: Tensor, factor: Tensor, scheme: Scheme) -> PackedWeight:
     """
     inputs = rows.shape[1]
     packed, rest = PackedWeight.empty((len(rows), inputs), scheme), rows.clone()
+    if scheme.group_size is None:
+        _keep(best_grid(rows, scheme), packed, 0)
+    if packed.supers is not None:
+        supers = encode(grid(*extremes(rows, scheme), scheme), scheme).supers
+        assert supers is not None
+        packed.supers.copy_(supers)
     for start in range(0, inputs, _COLUMNS):
         stop = min(start + _COLUMNS, inputs)
-        if scheme.group_size is None and start == 0:
-            _keep(best_grid(rows, scheme), packed, 0)
         columns = rest[:, start:stop].T.contiguous()
         codes = _round_(columns, factor[start:stop, start:stop], packed, start)
-        stored = slice(start * scheme.bits // 8, stop * scheme.bits // 8)
-        packed.qweight[:, stored] = pack_codes(codes.T, scheme)
+        rest[:, start:stop] = codes.T
         rest[:, stop:].addmm_(columns.T, factor[start:stop, stop:], alpha=-1)
+    packed.qweight.copy_(pack_codes(rest, scheme))
     return packed
 
 
@@ -49,23 +56,29 @@ def _round_(columns: Tensor, factor: Tensor, packed: PackedWeight, start: int) -
     for index, (column, weights) in enumerate(zip(columns, factor, strict=True)):
         group, place = divmod(start + index, size)
         if place == 0 and scheme.group_size:
-            current = best_grid(columns[index : index + size].T.contiguous(), scheme)
+            supers = _kept(packed, group).supers
+            own = columns[index : index + size].T.contiguous()
+            current = best_grid(own, scheme, supers)
             _keep(current, packed, group)
-        code = nearest(column.view(-1, 1, 1), *current, scheme)
+        code = nearest(column.view(-1, 1, 1), current, scheme)
         codes[index] = code.view(-1)
-        value = numbers_of_(code, *current, scheme).view(-1)
+        value = numbers_of_(code, current, scheme).view(-1)
         column.sub_(value).div_(weights[index])
         columns[index + 1 :].addr_(weights[index + 1 :], column, alpha=-1)
     return codes
 
 
 def _keep(found: Grid, packed: PackedWeight, group: int) -> None:
-    for target, source in zip((packed.scales, packed.zeros), found, strict=True):
+    for target, source in ((packed.scales, found.scales), (packed.zeros, found.zeros)):
         if target is not None and source is not None:
             target[:, group] = source.view(-1)
 
 
 def _kept(packed: PackedWeight, group: int) -> Grid:
-    assert packed.scales is not None
-    column = slice(group, group + 1)
-    return packed.scales[:, column], None if packed.zeros is None else packed.zeros[:, column]
+    """The grid of one group, by itself."""
+    scales, zeros, supers = packed.grid
+    column, block = slice(group, group + 1), 0
+    if supers is not None:
+        block = group * supers.shape[1] // scales.shape[1]
+        supers = supers[:, block : block + 1]
+    return Grid(scales[:, column], None if zeros is None else zeros[:, column], supers)

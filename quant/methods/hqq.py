@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from ..groupwise import nearest, numbers_of_, quantize
-from ..packing import PackedWeight
+from ..packing import Grid, PackedWeight
+from ..scale_codes import encode
 from ..scheme import Scheme
-from .mse import Grid
 from .rtn import extremes, grid, stored
 
 POWER = 0.75  # 0.7 in the paper; this one is two square roots, four times as fast
@@ -32,12 +32,12 @@ def hqq(block: Tensor, scheme: Scheme) -> PackedWeight:
     """
     groups = block.view(len(block), scheme.groups(block.shape[1]), -1)
     current = grid(*extremes(block, scheme), scheme)
-    best = tuple(None if part is None else part.clone() for part in current)
-    unit = current[0].float().abs().unsqueeze(-1)
+    best = current.clone()
+    unit = current.steps().abs().unsqueeze(-1)
     inverse = torch.where(unit == 0, 0.0, 1 / unit)
     penalty, least = _PENALTY, torch.full(unit.shape[:2], torch.inf, device=unit.device)
     for _ in range(_ITERATIONS):
-        values = numbers_of_(nearest(groups, *current, scheme), *current, scheme)
+        values = numbers_of_(nearest(groups, current, scheme), current, scheme)
         errors = (groups - values).mul_(inverse)
         sizes = errors.abs().clamp_(min=_TINY)
         pull = sizes.rsqrt().sqrt_()  # sizes ** (POWER - 1)
@@ -49,17 +49,17 @@ def hqq(block: Tensor, scheme: Scheme) -> PackedWeight:
         kept = pull.div_(-penalty).add_(sizes).clamp_(min=0).copysign_(errors).mul_(unit)
         current = _moved(groups - kept, values, current, scheme)
         penalty *= _GROWTH
-    scales, zeros = best
-    assert scales is not None
-    return quantize(block, scales, zeros, scheme)
+    return quantize(block, encode(best, scheme), scheme)
 
 
 def _moved(wanted: Tensor, values: Tensor, current: Grid, scheme: Scheme) -> Grid:
     """The grid nearest in least squares to ``wanted`` under the codes that gave ``values``."""
-    scales, zeros = current
     if scheme.zeros == "float":
-        assert zeros is not None
-        return scales, stored(zeros.float() + (wanted - values).mean(-1), scheme)
+        minima = current.minima() + (wanted - values).mean(-1)
+        if scheme.coded:
+            minima.clamp_(max=0)
+        return Grid(current.scales, stored(minima, scheme))
     squares = values.square().sum(-1)
     ratio = (wanted * values).sum(-1) / squares
-    return stored(scales.float() * torch.where(squares == 0, 1.0, ratio), scheme), zeros
+    steps = current.steps() * torch.where(squares == 0, 1.0, ratio)
+    return Grid(stored(steps, scheme), current.zeros)

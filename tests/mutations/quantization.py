@@ -5,6 +5,7 @@ from __future__ import annotations
 from mutations.row import Mutation
 
 QUANT = "tests/quant"
+_CODED = f"{QUANT}/test_coded_scales.py::"
 
 MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
@@ -195,5 +196,33 @@ MUTATIONS: tuple[Mutation, ...] = (
         "kernel_choice.warn_of_slow(self.plan.products, self.model.decoder.embed.tied_to_head)",
         "pass",
         ("tests/test_kernel_choice.py::test_a_slow_kernel_is_never_silent",),
+    ),
+    Mutation(
+        "quant: a super-scale of 256 inputs",
+        "quant/scheme.py",
+        "        return inputs // SUPER_GROUP if inputs % SUPER_GROUP == 0 else 1\n",
+        "        return 1\n",
+        (f"{_CODED}test_a_scale_is_its_code_times_its_super_scale",),
+    ),
+    Mutation(
+        "quant: coded minima are not above zero",
+        "quant/methods/rtn.py",
+        "        low = low.clamp(max=0)  # codes of minima have no sign\n",
+        "",
+        (f"{_CODED}test_groups_of_all_sorts",),
+    ),
+    Mutation(
+        "quant: the search tries the codes beside a scale's",
+        "quant/scale_codes.py",
+        "_NEAR = (0, -1, 1)",
+        "_NEAR = (0,)",
+        (f"{_CODED}test_neighbours_of_a_scale_code_are_tried",),
+    ),
+    Mutation(
+        "quant: scale codes are those of GGUF",
+        "quant/scheme.py",
+        "            return (-32, 31)\n",
+        "            return (-127, 127)\n",
+        (f"{_CODED}test_codes_of_scales_are_those_of_gguf",),
     ),
 )

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from quant import PackedWeight, Scheme, dequantize, pack, sqnr_db
-from quant.codebooks import CODEBOOKS, number_pairs, numbers
+from quant.codebooks import number_pairs, numbers
 from quant.methods.rtn import rtn
 
 functional = pytest.importorskip("bitsandbytes.functional")
@@ -16,14 +16,14 @@ CPU = torch.device("cpu")
 GAUSSIAN_FLOOR_DB = {"nf4": 20.5, "nf4-g32": 21.0, "nf4-g128": 20.2, "fp4": 18.1}
 
 
-@pytest.mark.parametrize("codebook", CODEBOOKS)
+@pytest.mark.parametrize("codebook", ("nf4", "fp4"))
 def test_tables_are_those_of_bitsandbytes(codebook: str) -> None:
     assert torch.equal(numbers(codebook, CPU), functional.get_4bit_type(codebook, device="cpu"))
     pairs = number_pairs(codebook, CPU)
     assert torch.equal(pairs[0x2A], numbers(codebook, CPU)[[10, 2]])
 
 
-@pytest.mark.parametrize("codebook", CODEBOOKS)
+@pytest.mark.parametrize("codebook", ("nf4", "fp4"))
 @pytest.mark.parametrize("magnitude", [1e-20, 0.02, 1e10])
 def test_codes_scales_and_numbers_equal_bitsandbytes(codebook: str, magnitude: float) -> None:
     weights = torch.randn(61, 384) * magnitude
