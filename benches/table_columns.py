@@ -164,6 +164,16 @@ TABLES: dict[str, dict[str, Column]] = {
         "KLD floor": lambda row: f"{row['noise_floor']['kld_mean']:.5f}",
         "same top": text("top1_agreement", ".1%"),
     },
+    "real_model": {
+        "model": text("name"),
+        "recipe": text("recipe"),
+        "method": text("method"),
+        "bits per weight": text("bits_per_weight", ".2f"),
+        "tokens": text("tokens", ","),
+        "perplexity": lambda row: f"{row['ppl_baseline']:.2f} → {row['ppl']:.2f}",
+        "KLD": text("kld_mean", ".5f"),
+        "same top": text("top1_agreement", ".1%"),
+    },
     "caches": {
         "model": text("name"),
         "cache": text("kv"),

@@ -20,6 +20,7 @@ NANO = {
     "bloom": "BLOOM",
 }  # fmt: skip
 DEMO = "SmolLM2-135M-Instruct"
+REAL = "Qwen2.5-Coder-0.5B-Instruct"
 SHAPES = {
     "llama-3.2-1b": ("Llama-3.2-1B", "llama", "1b"),
     "gemma-2-2b": ("Gemma-2-2B", "gemma2", "2b"),
@@ -52,7 +53,7 @@ def by(name: str) -> str:
 def rows_of(name: str) -> list[Row]:
     """The rows of a table."""
     made = {"accuracy": accuracy, "caches": caches, "compare": compare, "memory": memory,
-            "schemes": schemes, "sizes": sizes}  # fmt: skip
+            "real_model": real_model, "schemes": schemes, "sizes": sizes}  # fmt: skip
     return made[name]() if name in made else result(name)["rows"]
 
 
@@ -109,6 +110,16 @@ def accuracy() -> list[Row]:
 
 def caches() -> list[Row]:
     return [row | {"name": model_name(row["model"])} for row in result("caches")["rows"]]
+
+
+def real_model() -> list[Row]:
+    """The real model first; of each, the recipes in the order of their bits."""
+    models = ["real", *NANO]
+    rows = [
+        row | {"name": REAL if row["model"] == "real" else model_name(row["model"])}
+        for row in result("real_model")["rows"]
+    ]
+    return sorted(rows, key=lambda row: (models.index(row["model"]), -row["bits_per_weight"]))
 
 
 def compare() -> list[Row]:

@@ -28,8 +28,11 @@ PLACES: dict[str, tuple[str, ...]] = {
 }
 """Which file shows which tables."""
 
-UNMEASURED = {"gpu": "Nothing has been measured on a GPU yet; `python benches/gpu.py` does it."}
-"""What stands in place of tables that need a machine which may never have been at hand."""
+UNMEASURED = {
+    "gpu": "Nothing has been measured on a GPU yet; `python benches/gpu.py` does it.",
+    "real_model": "Nothing has been measured yet; `python benches/real_model.py` does it.",
+}
+"""What stands in place of tables that need a machine, or hours, that were not at hand."""
 
 
 def render(name: str) -> str:
