@@ -87,7 +87,7 @@ def test_fewer_bits_than_there_are(assets: Path) -> None:
     ],
 )
 def test_wrong_values(assets: Path, tmp_path: Path, given: dict[str, Any], message: str) -> None:
-    with pytest.raises(edgelm.UsageError, match=message):
+    with pytest.raises(edgelm.EdgeLMError, match=message):
         edgelm.quantize(assets / "nano" / "llama", tmp_path / "out", **given)
     assert not list(tmp_path.iterdir())
 
