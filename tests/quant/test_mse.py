@@ -13,7 +13,7 @@ from quant.methods.rtn import rtn
 GAIN_DB = {
     "int4-g32": 0.45,
     "int4-g64": 0.4,
-    "int4-g128": 0.5,
+    "int4-g128": 0.45,
     "int4-g64-zint": 0.3,
     "int4-g64-zfloat": 0.7,
     "int8": 0.03,
