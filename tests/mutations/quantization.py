@@ -157,7 +157,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "quant: mse fits scales to the codes",
         "quant/methods/mse.py",
-        "    move = _ratio(left_unit * size - unit * left, spread)",
+        "    move = _ratio(left_unit * weight - unit * left, spread)",
         "    move = spread * 0",
         (f"{QUANT}/test_mse.py::test_gain_on_gaussian_weights",),
     ),
