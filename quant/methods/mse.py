@@ -1,4 +1,4 @@
-"""The grid of least squared error of each group, among a few starts and their least-squares fits.
+"""The grid of least weighted squared error of each group, among a few starts and their fits.
 
 The codes of a group on a grid tell which scale (and zero) fits them best, and how large the error
 is then. So each start costs one pass over the numbers: grids a few steps narrower or wider than
@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..codebooks import nearest_codes, numbers
+from ..codebooks import nearest_codes
+from ..codebooks import numbers as numbers_of
 from ..groupwise import inverse, quantize
 from ..packing import Grid, PackedWeight
 from ..scale_codes import encode, neighbours
@@ -43,6 +44,14 @@ _RANGES = (
 _CHUNK = 32  # numbers of a group that are summed one after another
 
 
+class _Numbers(NamedTuple):
+    """Numbers of M groups and the weights of their errors, [size, M], and weights in all, [M]."""
+
+    values: Tensor
+    weights: Tensor
+    weight: Tensor
+
+
 class _Floats(NamedTuple):
     """Grids of M groups before they are stored, float32 [M]: value = unit * step, + a float zero.
 
@@ -54,10 +63,7 @@ class _Floats(NamedTuple):
 
 
 class _Sums(NamedTuple):
-    """Sums over the numbers of each group, [M], of products of what is left of them and units.
-
-    A weight of each number's error, computed from the number, would be a factor of every product.
-    """
+    """Sums over each group, [M], of products of what is left of its numbers, units and weights."""
 
     left_left: Tensor
     left_unit: Tensor
@@ -81,22 +87,22 @@ def best_grid(block: Tensor, scheme: Scheme, supers: Tensor | None = None) -> Gr
     """
     low, high = extremes(block, scheme)
     nearest, shape = grid(low, high, scheme), low.shape
-    values = block.view(low.numel(), -1).T.contiguous()
+    numbers = _weighted(block.view(low.numel(), -1).T.contiguous())
     first = _floats(nearest, scheme)
-    sums = _sums(values, first, scheme)
-    tried = _starts(low.view(-1), high.view(-1), len(values), scheme)
-    found = _search(values, tried, first, sums, scheme)
+    sums = _sums(numbers, first, scheme)
+    tried = _starts(low.view(-1), high.view(-1), len(numbers.values), scheme)
+    found = _search(numbers, tried, first, sums, scheme)
     zeros = None if nearest.zeros is None else found.zeros.view(shape)
     if not scheme.coded:
         stored = _stored(found.steps.view(shape), zeros, scheme)
-        _keep_better(values, nearest, sums.left_left, stored, scheme)
+        _keep_better(numbers, nearest, sums.left_left, stored, scheme)
         return nearest
     if scheme.zeros == "int" and zeros is not None:
         zeros = zeros.to(scheme.dtype)
     coded = encode(Grid(found.steps.view(shape), zeros), scheme, supers)
-    best, least = coded.clone(), _sums(values, _floats(coded, scheme), scheme).left_left
+    best, least = coded.clone(), _sums(numbers, _floats(coded, scheme), scheme).left_left
     for candidate in neighbours(coded, scheme):
-        _keep_better(values, best, least, candidate, scheme)
+        _keep_better(numbers, best, least, candidate, scheme)
     return best
 
 
@@ -142,42 +148,42 @@ def _starts(low: Tensor, high: Tensor, size: int, scheme: Scheme) -> list[_Float
 
 
 def _search(
-    values: Tensor, tried: list[_Floats], first: _Floats, sums: _Sums, scheme: Scheme
+    numbers: _Numbers, tried: list[_Floats], first: _Floats, sums: _Sums, scheme: Scheme
 ) -> _Floats:
-    """The best fit to ``values`` [size, M], not rounded; ``sums`` are those of ``first``."""
+    """The best fit to ``numbers``, not rounded; ``sums`` are those of ``first``."""
     best, least = first, torch.full_like(first.steps, torch.inf)
-    best, least = _better(best, least, first, sums, len(values), scheme)
+    best, least = _better(best, least, first, sums, numbers.weight, scheme)
     for start in tried:
-        sums = _sums(values, start, scheme)
-        best, least = _better(best, least, start, sums, len(values), scheme)
+        sums = _sums(numbers, start, scheme)
+        best, least = _better(best, least, start, sums, numbers.weight, scheme)
     for _ in range(FITS):
-        sums = _sums(values, best, scheme)
-        best, least = _better(best, least, best, sums, len(values), scheme)
+        sums = _sums(numbers, best, scheme)
+        best, least = _better(best, least, best, sums, numbers.weight, scheme)
     return best
 
 
 def _better(
-    best: _Floats, least: Tensor, tried: _Floats, sums: _Sums, size: int, scheme: Scheme
+    best: _Floats, least: Tensor, tried: _Floats, sums: _Sums, weight: Tensor, scheme: Scheme
 ) -> tuple[_Floats, Tensor]:
     """``best`` and its error ``least``, or the fit of what was tried where its error is smaller."""
-    fit, error = _fit(tried, sums, size, scheme)
+    fit, error = _fit(tried, sums, weight, scheme)
     better = error < least
     steps = torch.where(better, fit.steps, best.steps)
     zeros = torch.where(better, fit.zeros, best.zeros)
     return _Floats(steps, zeros), torch.where(better, error, least)
 
 
-def _fit(now: _Floats, sums: _Sums, size: int, scheme: Scheme) -> tuple[_Floats, Tensor]:
+def _fit(now: _Floats, sums: _Sums, weight: Tensor, scheme: Scheme) -> tuple[_Floats, Tensor]:
     """The grid nearest to the numbers under the codes they have now, and its squared error."""
     errors, left_unit, unit_unit, left, unit = sums
     if scheme.zeros == "none":
         move = _ratio(left_unit, unit_unit)
         return _Floats(now.steps + move, now.zeros), errors - move * left_unit
-    spread = unit_unit * size - unit * unit
-    move = _ratio(left_unit * size - unit * left, spread)
-    shift = (left - move * unit) / size
+    spread = unit_unit * weight - unit * unit
+    move = _ratio(left_unit * weight - unit * left, spread)
+    shift = (left - move * unit) / weight
     if scheme.zeros == "int":
-        found, move, shift = _fit_integer_zeros(now, sums, now.steps + move, shift, size, scheme)
+        found, move, shift = _fit_integer_zeros(now, sums, now.steps + move, shift, weight, scheme)
     else:
         found = _Floats(now.steps + move, now.zeros + shift)
         if scheme.coded:  # codes of minima and of their scales have no sign
@@ -187,18 +193,18 @@ def _fit(now: _Floats, sums: _Sums, size: int, scheme: Scheme) -> tuple[_Floats,
             move, shift = found.steps - now.steps, found.zeros - now.zeros
     errors = errors - (move * left_unit + shift * left) * 2
     return found, errors + (
-        move * move * unit_unit + move * shift * unit * 2 + shift * shift * size
+        move * move * unit_unit + move * shift * unit * 2 + shift * shift * weight
     )
 
 
 def _fit_integer_zeros(
-    now: _Floats, sums: _Sums, steps: Tensor, shift: Tensor, size: int, scheme: Scheme
+    now: _Floats, sums: _Sums, steps: Tensor, shift: Tensor, weight: Tensor, scheme: Scheme
 ) -> tuple[_Floats, Tensor, Tensor]:
     """The integer zeros nearest to a ``shift``, the steps that fit them, and what they change."""
     _, left_unit, unit_unit, left, unit = sums
     zeros = (now.zeros - shift * inverse(steps)).clamp_(*scheme.code_range).round_()
     up = now.zeros - zeros  # of all units
-    squares = unit_unit + up * unit * 2 + up * up * size
+    squares = unit_unit + up * unit * 2 + up * up * weight
     products = (left_unit + now.steps * unit_unit) + up * (left + now.steps * unit)
     steps = torch.where(squares == 0, now.steps, products / squares)
     return _Floats(steps, zeros), steps - now.steps, up * steps
@@ -209,10 +215,10 @@ def _ratio(upper: Tensor, lower: Tensor) -> Tensor:
 
 
 def _keep_better(
-    values: Tensor, best: Grid, least: Tensor, candidate: Grid, scheme: Scheme
+    numbers: _Numbers, best: Grid, least: Tensor, candidate: Grid, scheme: Scheme
 ) -> None:
     """Update ``best`` and ``least`` [M] in place where ``candidate`` has the smaller error."""
-    error = _sums(values, _floats(candidate, scheme), scheme).left_left
+    error = _sums(numbers, _floats(candidate, scheme), scheme).left_left
     better = error < least
     least.copy_(torch.where(better, error, least))
     for target, source in ((best.scales, candidate.scales), (best.zeros, candidate.zeros)):
@@ -242,24 +248,39 @@ def _units(values: Tensor, at: _Floats, scheme: Scheme) -> Tensor:
     """Units of the nearest codes of ``values`` [size, M], as ``groupwise.nearest`` finds them."""
     by = inverse(at.steps)
     if scheme.codebook is not None:
-        return numbers(scheme.codebook, values.device)[nearest_codes(values * by, scheme.codebook)]
+        return numbers_of(scheme.codebook, values.device)[
+            nearest_codes(values * by, scheme.codebook)
+        ]
     first, last = scheme.code_range
     if scheme.zeros == "float":
         return (values - at.zeros).mul_(by).clamp_(first, last).round_()
     return (values * by).clamp_(first - at.zeros, last - at.zeros).round_()
 
 
-def _sums(values: Tensor, at: _Floats, scheme: Scheme) -> _Sums:
-    """Sums over ``values`` [size, M] on a grid."""
-    units = _units(values, at, scheme)
-    left = values - units * at.steps
+def _weighted(values: Tensor) -> _Numbers:
+    """Groups [size, M] with the weights that ggml gives to errors: magnitudes, and what is typical.
+
+    Large weights often meet large inputs, so pulling in the ends of their grids costs more than
+    the squared error says.
+    """
+    # Some libraries round the last bit of a float32 root otherwise.
+    typical = (_total(values * values) / len(values)).double().sqrt_().float()
+    weights = values.abs() + typical
+    return _Numbers(values, weights, _total(weights))
+
+
+def _sums(numbers: _Numbers, at: _Floats, scheme: Scheme) -> _Sums:
+    """Sums over the numbers on a grid."""
+    units = _units(numbers.values, at, scheme)
+    left = numbers.values - units * at.steps
     if scheme.zeros == "float":
         left -= at.zeros
-    products = _total(left * left), _total(left * units), _total(units * units)
+    own, own_units = left * numbers.weights, units * numbers.weights
+    products = _total(own * left), _total(own * units), _total(own_units * units)
     if scheme.zeros == "none":  # fits need no other sums
         none = torch.zeros_like(at.steps)
         return _Sums(*products, none, none)
-    return _Sums(*products, _total(left), _total(units))
+    return _Sums(*products, _total(own), _total(own_units))
 
 
 def _total(terms: Tensor) -> Tensor:

@@ -73,11 +73,12 @@ struct Coder {
             supers[0][i] = super_of(at, 0);
             if (kParts == 2) supers[1][i] = super_of(at, 1);
         }
+        const Numbers numbers = rows.numbers();
         Floats best = rows.at(group);
         const Vec scale_codes = load(room.scale_codes + group);
         const Vec zero_codes = load(room.zero_codes + group);
         Vec best_scales = scale_codes, best_zeros = zero_codes;
-        Vec least = sums_of<kKind>(rows.task, room.values, best, room.parts).left_left;
+        Vec least = sums_of<kKind>(rows.task, numbers, best, room.parts).left_left;
         for (int i = 0; i < 3; ++i) {
             for (int j = i ? 0 : 1; j < zero_ups; ++j) {
                 Floats tried = rows.at(group);
@@ -89,7 +90,7 @@ struct Coder {
                                             kMostMinimum, found[1]);
                 }
                 const Vec error =
-                    sums_of<kKind>(rows.task, room.values, tried, room.parts).left_left;
+                    sums_of<kKind>(rows.task, numbers, tried, room.parts).left_left;
                 best = chosen(error, least, tried, best);
                 best_scales = chosen(error, least, load(found[0]), best_scales);
                 best_zeros = chosen(error, least, load(found[1]), best_zeros);

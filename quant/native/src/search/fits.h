@@ -19,8 +19,14 @@ struct Floats {
     Vec steps, zeros;
 };
 
-// Over the numbers of each group, of products of what is left of them and units. A weight of each
-// number's error, computed from the number, would be a factor of every product.
+// Numbers of the lanes' groups [size, kLanes] and the weights of their errors.
+struct Numbers {
+    const float* values;
+    const float* weights;
+    Vec weight;  // of all numbers of a group
+};
+
+// Over the numbers of each group, of products of what is left of them, units and weights.
 struct Sums {
     Vec left_left, left_unit, unit_unit, left, unit;
 };
@@ -96,19 +102,21 @@ struct Rounder {
 // Sums over the numbers [count, kLanes] of one chunk.
 template <Kind kKind>
 INLINE Sums chunk_sums(const Rounder<kKind>& rounder, Vec steps, const float* values,
-                       int64_t count) {
+                       const float* weights, int64_t count) {
     const Vec none = fill(0);
     Sums sums{none, none, none, none, none};
     for (int64_t i = 0; i < count; ++i) {
         const Vec x = load(values + i * kLanes), unit = rounder.units(x);
         Vec left = sub(x, mul(unit, steps));
         if (kKind == Kind::kMinima) left = sub(left, rounder.zeros);
-        sums.left_left = add(sums.left_left, mul(left, left));
-        sums.left_unit = add(sums.left_unit, mul(left, unit));
-        sums.unit_unit = add(sums.unit_unit, mul(unit, unit));
+        const Vec weight = load(weights + i * kLanes);
+        const Vec own = mul(left, weight), own_unit = mul(unit, weight);
+        sums.left_left = add(sums.left_left, mul(own, left));
+        sums.left_unit = add(sums.left_unit, mul(own, unit));
+        sums.unit_unit = add(sums.unit_unit, mul(own_unit, unit));
         if (kKind == Kind::kSymmetric || kKind == Kind::kTable) continue;
-        sums.left = add(sums.left, left);
-        sums.unit = add(sums.unit, unit);
+        sums.left = add(sums.left, own);
+        sums.unit = add(sums.unit, own_unit);
     }
     return sums;
 }
@@ -118,16 +126,13 @@ inline Sums add(const Sums& a, const Sums& b) {
             add(a.unit_unit, b.unit_unit), add(a.left, b.left), add(a.unit, b.unit)};
 }
 
-// Sums over the numbers [size, kLanes] of the lanes' groups; `parts` has room for every chunk.
-template <Kind kKind>
-Sums sums_of(const Task& task, const float* values, const Floats& at, Sums* parts) {
-    const Rounder<kKind> rounder(task, at);
-    const int64_t size = group_size(task.s);
-    if (size <= kChunk) return chunk_sums(rounder, at.steps, values, size);
+// What chunks of `size` numbers, (first, count), give in all; `parts` has room for every chunk.
+template <class Part, class Chunk>
+INLINE Part total(int64_t size, Part* parts, Chunk chunk) {
+    if (size <= kChunk) return chunk(0, size);
     int64_t count = 0;
     for (int64_t i = 0; i < size; i += kChunk) {
-        const int64_t own = size - i < kChunk ? size - i : kChunk;
-        parts[count++] = chunk_sums(rounder, at.steps, values + i * kLanes, own);
+        parts[count++] = chunk(i, size - i < kChunk ? size - i : kChunk);
     }
     while (count > 1) {
         const int64_t half = (count + 1) / 2;
@@ -135,6 +140,16 @@ Sums sums_of(const Task& task, const float* values, const Floats& at, Sums* part
         count = half;
     }
     return parts[0];
+}
+
+// Sums over the numbers of the lanes' groups.
+template <Kind kKind>
+Sums sums_of(const Task& task, const Numbers& numbers, const Floats& at, Sums* parts) {
+    const Rounder<kKind> rounder(task, at);
+    return total<Sums>(group_size(task.s), parts, [&](int64_t i, int64_t count) {
+        return chunk_sums(rounder, at.steps, numbers.values + i * kLanes,
+                          numbers.weights + i * kLanes, count);
+    });
 }
 
 struct Fit {
@@ -148,31 +163,31 @@ inline Fit fit_symmetric(const Floats& now, const Sums& sums) {
 }
 
 // The error once units are worth `move` more and every number has `shift` more.
-inline Vec moved_error(const Sums& sums, Vec move, Vec shift, Vec size) {
+inline Vec moved_error(const Sums& sums, Vec move, Vec shift, Vec weight) {
     const Vec two = fill(2);
     const Vec gain = mul(add(mul(move, sums.left_unit), mul(shift, sums.left)), two);
     const Vec squares = mul(mul(move, move), sums.unit_unit);
     const Vec mixed = mul(mul(mul(move, shift), sums.unit), two);
-    const Vec shifts = mul(mul(shift, shift), size);
+    const Vec shifts = mul(mul(shift, shift), weight);
     return add(sub(sums.left_left, gain), add(add(squares, mixed), shifts));
 }
 
 inline Fit fit_integers(const Task& task, const Floats& now, const Sums& sums, Vec steps,
-                        Vec shift, Vec size) {
+                        Vec shift, Vec weight) {
     const Vec two = fill(2);
     const Vec zeros = round_within(sub(now.zeros, mul(shift, inverse(steps))),
                                    fill(task.first_code), fill(task.last_code));
     const Vec up = sub(now.zeros, zeros);  // of all units
     const Vec squares = add(add(sums.unit_unit, mul(mul(up, sums.unit), two)),
-                            mul(mul(up, up), size));
+                            mul(mul(up, up), weight));
     const Vec products = add(add(sums.left_unit, mul(now.steps, sums.unit_unit)),
                              mul(up, add(sums.left, mul(now.steps, sums.unit))));
     const Vec found = where_zero(squares, now.steps, div(products, squares));
-    return {{found, zeros}, moved_error(sums, sub(found, now.steps), mul(up, found), size)};
+    return {{found, zeros}, moved_error(sums, sub(found, now.steps), mul(up, found), weight)};
 }
 
 inline Fit fit_minima(const Task& task, const Floats& now, const Sums& sums, Vec move, Vec shift,
-                      Vec size) {
+                      Vec weight) {
     Floats found{add(now.steps, move), add(now.zeros, shift)};
     if (task.s.supers) {  // codes of minima and of their scales have no sign
         const Vec none = fill(0);
@@ -183,20 +198,19 @@ inline Fit fit_minima(const Task& task, const Floats& now, const Sums& sums, Vec
         move = sub(found.steps, now.steps);
         shift = sub(found.zeros, now.zeros);
     }
-    return {found, moved_error(sums, move, shift, size)};
+    return {found, moved_error(sums, move, shift, weight)};
 }
 
 // The grid nearest to the numbers under the codes they have now, and its squared error.
 template <Kind kKind>
-Fit fit(const Task& task, const Floats& now, const Sums& sums) {
+Fit fit(const Task& task, const Floats& now, const Sums& sums, Vec weight) {
     if (kKind == Kind::kSymmetric || kKind == Kind::kTable) return fit_symmetric(now, sums);
-    const Vec size = fill(static_cast<float>(group_size(task.s)));
-    const Vec spread = sub(mul(sums.unit_unit, size), mul(sums.unit, sums.unit));
+    const Vec spread = sub(mul(sums.unit_unit, weight), mul(sums.unit, sums.unit));
     const Vec move =
-        ratio(sub(mul(sums.left_unit, size), mul(sums.unit, sums.left)), spread);
-    const Vec shift = div(sub(sums.left, mul(move, sums.unit)), size);
-    if (kKind == Kind::kMinima) return fit_minima(task, now, sums, move, shift, size);
-    return fit_integers(task, now, sums, add(now.steps, move), shift, size);
+        ratio(sub(mul(sums.left_unit, weight), mul(sums.unit, sums.left)), spread);
+    const Vec shift = div(sub(sums.left, mul(move, sums.unit)), weight);
+    if (kKind == Kind::kMinima) return fit_minima(task, now, sums, move, shift, weight);
+    return fit_integers(task, now, sums, add(now.steps, move), shift, weight);
 }
 
 inline Vec chosen(Vec better, Vec least, Vec yes, Vec no) {
@@ -209,8 +223,9 @@ inline Floats chosen(Vec better, Vec least, const Floats& yes, const Floats& no)
 }
 
 template <Kind kKind>
-void keep_better(const Task& task, const Floats& tried, const Sums& sums, Fit& best) {
-    const Fit found = fit<kKind>(task, tried, sums);
+void keep_better(const Task& task, const Floats& tried, const Sums& sums, Vec weight,
+                 Fit& best) {
+    const Fit found = fit<kKind>(task, tried, sums, weight);
     best.grid = chosen(found.error, best.error, found.grid, best.grid);
     best.error = chosen(found.error, best.error, found.error, best.error);
 }
@@ -239,19 +254,21 @@ Floats start(const Task& task, const float* numbers, Vec low, Vec high) {
                                 fill(task.last_code))};
 }
 
-// The best fit to `values`, not rounded; `sums` are those of `first`.
+// The best fit to `numbers`, not rounded; `sums` are those of `first`.
 template <Kind kKind>
-Floats search(const Task& task, const float* values, const Floats& first, const Sums& sums,
+Floats search(const Task& task, const Numbers& numbers, const Floats& first, const Sums& sums,
               Vec low, Vec high, Sums* parts) {
     Fit best{first, fill(HUGE_VALF)};
-    keep_better<kKind>(task, first, sums, best);
+    keep_better<kKind>(task, first, sums, numbers.weight, best);
     for (int64_t i = 0; i < task.s.start_count; ++i) {
         const Floats tried = start<kKind>(task, task.s.starts + 2 * i, low, high);
-        keep_better<kKind>(task, tried, sums_of<kKind>(task, values, tried, parts), best);
+        const Sums own = sums_of<kKind>(task, numbers, tried, parts);
+        keep_better<kKind>(task, tried, own, numbers.weight, best);
     }
     for (int i = 0; i < kFits; ++i) {
         const Floats now = best.grid;
-        keep_better<kKind>(task, now, sums_of<kKind>(task, values, now, parts), best);
+        const Sums own = sums_of<kKind>(task, numbers, now, parts);
+        keep_better<kKind>(task, now, own, numbers.weight, best);
     }
     return best.grid;
 }

@@ -2,6 +2,8 @@
 // quant/groupwise.py explain what is computed.
 #pragma once
 
+#include <math.h>
+
 #include <memory>
 #include <new>
 
@@ -15,7 +17,8 @@ constexpr int64_t kTile = 64;  // numbers of each lane that are brought to or fr
 // Room of one thread, for the groups of an item and the lanes at hand.
 struct Room {
     std::unique_ptr<float[]> memory;
-    float* values;  // [group size, kLanes]
+    float* values;   // [group size, kLanes]
+    float* weights;  // of their errors
     Sums* parts;
     float* steps;  // [groups], padded to kLanes
     float* zeros;
@@ -27,14 +30,15 @@ struct Room {
         const int64_t size = group_size(s), padded = rows_of_item(s) * groups_of_row(s);
         const int64_t chunks = size / kChunk + 1, sums = sizeof(Sums) / sizeof(float);
         const int64_t bytes = rows_of_item(s) * s.inputs;
-        const int64_t floats = size * kLanes + chunks * sums + 4 * padded + bytes / 4 + 1 + kLanes;
+        const int64_t floats = 2 * size * kLanes + chunks * sums + 4 * padded + bytes / 4 + 1 + kLanes;
         memory.reset(new (std::nothrow) float[static_cast<size_t>(floats)]());
         if (!memory) return;
         const size_t beyond = reinterpret_cast<uintptr_t>(memory.get()) / 4 % kLanes;
         float* at = memory.get() + (kLanes - static_cast<int64_t>(beyond)) % kLanes;
         parts = reinterpret_cast<Sums*>(at);  // aligned to vectors
         values = at + chunks * sums;
-        steps = values + size * kLanes;
+        weights = values + size * kLanes;
+        steps = weights + size * kLanes;
         zeros = steps + padded;
         scale_codes = zeros + padded;
         zero_codes = scale_codes + padded;
@@ -81,6 +85,35 @@ struct Rows {
                 for (int64_t i = begin; i < stop; ++i) room.values[i * kLanes + lane] = from[i];
             }
         }
+    }
+
+    // The gathered numbers with the weights of their errors, `_weights` of mse.py.
+    Numbers numbers() {
+        const int64_t size = group_size(s);
+        Vec* parts = reinterpret_cast<Vec*>(room.parts);
+        float lanes[kLanes];
+        store(lanes, total<Vec>(size, parts, [&](int64_t first, int64_t count) {
+            Vec sum = fill(0);
+            for (int64_t i = first; i < first + count; ++i) {
+                const Vec x = load(room.values + i * kLanes);
+                sum = add(sum, mul(x, x));
+            }
+            return sum;
+        }));
+        for (float& x : lanes) {
+            x = static_cast<float>(sqrt(static_cast<double>(x / static_cast<float>(size))));
+        }
+        const Vec typical = load(lanes);
+        const Vec weight = total<Vec>(size, parts, [&](int64_t first, int64_t count) {
+            Vec sum = fill(0);
+            for (int64_t i = first; i < first + count; ++i) {
+                const Vec own = add(size_of(load(room.values + i * kLanes)), typical);
+                store(room.weights + i * kLanes, own);
+                sum = add(sum, own);
+            }
+            return sum;
+        });
+        return {room.values, room.weights, weight};
     }
 
     void extremes(Vec& low, Vec& high) {
@@ -143,14 +176,14 @@ struct Rows {
         extremes(low, high);
         const Floats near = nearest(low, high);
         if (refused || s.start_count == 0) return near;
-        const Sums sums = sums_of<kKind>(task, room.values, near, room.parts);
+        const Numbers own = numbers();
+        const Sums sums = sums_of<kKind>(task, own, near, room.parts);
         const Vec error = sums.left_left;
-        Floats found =
-            search<kKind>(task, room.values, near, sums, low, high, room.parts);
+        Floats found = search<kKind>(task, own, near, sums, low, high, room.parts);
         if (s.supers) return found;
         found.steps = stored(found.steps, s.floats);
         if (kKind == Kind::kMinima) found.zeros = stored(found.zeros, s.floats);
-        const Vec other = sums_of<kKind>(task, room.values, found, room.parts).left_left;
+        const Vec other = sums_of<kKind>(task, own, found, room.parts).left_left;
         return chosen(other, error, found, near);
     }
 
