@@ -62,7 +62,7 @@ def plan_gguf(files: ModelFiles, quant: QuantChoice, method: str) -> Conversion:
     """
     wanted = "int4" if quant == "auto" else quant
     recipe = RECIPES.get(wanted, wanted) if isinstance(wanted, str) else wanted
-    plan = plan_conversion(files, recipe, method)
+    plan = plan_conversion(files, recipe, method, keep=quant == "auto")
     return replace(plan, targets=tuple(_held(target, plan.recipe) for target in plan.targets))
 
 
