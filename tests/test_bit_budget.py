@@ -97,7 +97,9 @@ def test_sensitivities_are_of_the_model(assets: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(bit_budget, "WINDOWS", 2)
     files = ModelFiles.open(assets / "nano" / "llama")
     text = assets / "nano" / "heldout.txt"
-    found = measured(files, text)
+    told: list[tuple[str, int, int]] = []
+    found = measured(files, text, lambda *now: told.append(now))
+    assert told[0] == ("sensitivity of embed", 0, 9) and told[-1][1:] == (8, 9)
     print(found)
     assert set(found) == {"embed", "head", "q", "k", "v", "o", "gate", "up", "down"}
     assert max(found, key=found.__getitem__) == "head" and found["q"] < found["down"]
@@ -112,7 +114,9 @@ def test_measured_sensitivities_change_the_recipe(
     files = assets / "nano" / "llama"
     text = assets / "nano" / "heldout.txt"
     flat = dict.fromkeys(bit_budget.built_in(), 1e-9) | {"q": 1.0}
-    monkeypatch.setattr(bit_budget, "measured", lambda files, given: flat if given == text else {})
+    monkeypatch.setattr(
+        bit_budget, "measured", lambda files, given, progress: flat if given == text else {}
+    )
     done = edgelm.quantize(files, tmp_path / "out", bpw=4.5, sensitivity=text)
     schemes = {name: str(module.scheme) for name, module in done.manifest.modules.items()}
     assert {s for name, s in schemes.items() if "q_proj" in name} == {"int8"}

@@ -123,6 +123,17 @@ def test_the_type_of_a_file_is_the_commonest(wide: Path, tmp_path: Path) -> None
     assert gguf.LlamaFileType(metadata["general.file_type"]) == gguf.LlamaFileType.ALL_F32
 
 
+def test_what_is_quantized_stays_by_default(wide: Path, tmp_path: Path) -> None:
+    """A mix as in Q4_K_M files becomes the same tensors again."""
+    recipe = {"default": "q4_k", "overrides": {"embed": "q6_k", "head": "q6_k", "*.v": "q5_k"}}
+    edgelm.quantize(wide, tmp_path / "first.gguf", quant=recipe)
+    again = edgelm.quantize(tmp_path / "first.gguf", tmp_path / "again.gguf")
+    assert {module.note for module in again.manifest.modules.values()} == {"kept as stored"}
+    first, second = (gguf.GGUFReader(tmp_path / f"{n}.gguf").tensors for n in ("first", "again"))
+    assert [(t.name, t.tensor_type) for t in first] == [(t.name, t.tensor_type) for t in second]
+    assert all(np.array_equal(a.data, b.data) for a, b in zip(first, second, strict=True))
+
+
 def logits(model: Path, quant: Any, backend: str = "auto") -> torch.Tensor:
     tokens = torch.randint(3, 150, (2, 21), generator=torch.Generator().manual_seed(3))
     with edgelm.load(model, quant=quant, context=64, backend=backend) as lm:

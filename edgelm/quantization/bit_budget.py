@@ -20,8 +20,8 @@ import torch
 
 from edgelm.errors import UsageError
 from edgelm.evaluation.evaluate import evaluate
-from edgelm.evaluation.inputs import Bars
 from edgelm.models.model_files import ModelFiles
+from edgelm.progress import Progress
 from edgelm.quantization.conversion import assembled
 from edgelm.reports.inspection import HEAD
 from quant import METHODS, QuantError, Recipe, Scheme, pack
@@ -159,20 +159,25 @@ def built_in() -> Sensitivities:
     return found
 
 
-def measured(files: ModelFiles, text: str | Path, progress: Bars | None = None) -> Sensitivities:
+def measured(
+    files: ModelFiles, text: str | Path, progress: Progress | None = None
+) -> Sensitivities:
     """Sensitivities of one model: its divergence with one kind at a time in four bits.
 
     text: a UTF-8 file, of which the first windows are read. Every kind takes one load and
-    ``WINDOWS`` windows of 512 tokens.
+    ``WINDOWS`` windows of 512 tokens. progress: called with (kinds, done, all).
     """
     found: dict[str, float] = {}
+    every = kinds(files)
     with tempfile.TemporaryDirectory() as folder:
-        for kind in kinds(files):
+        for index, kind in enumerate(every):
+            if progress:
+                progress(f"sensitivity of {', '.join(sorted(kind.names))}", index, len(every))
             fitting = next(text for text in (PROBE, *SCHEMES) if kind.nbytes(Scheme.parse(text)))
             overrides = dict.fromkeys(kind.patterns, fitting)
             result = evaluate(
                 files, text=text, limit=WINDOWS, baseline=Path(folder) / "float.baseline",
-                quant={"default": "none", "overrides": overrides}, progress=progress,
+                quant={"default": "none", "overrides": overrides},
             )  # fmt: skip
             kld = result.to_dict()["kld_mean"]
             # Fused or tied functions share what was measured: their sum counts.

@@ -79,7 +79,8 @@ def quantize(
             has at most so many.
         sensitivity: a UTF-8 text file on which the divergence of each kind of matrix of this model
             is measured for ``bpw``; None means values measured on other models.
-        progress: called with (weight, bytes done, bytes in all).
+        progress: called with (weight, bytes done, bytes in all); while sensitivities are measured
+            with (kinds, kinds done, kinds in all).
         announce: called with the parts of the promised peak memory, in bytes by name, before any
             work.
 
@@ -102,7 +103,8 @@ def quantize(
         model, revision=revision, offline=offline
     )  # fmt: skip
     if bpw is not None:
-        quant = _recipe_of_bits(files, quant, BITS.require("bpw", bpw), method, sensitivity)
+        bits = BITS.require("bpw", bpw)
+        quant = _recipe_of_bits(files, quant, bits, method, sensitivity, progress)
     elif sensitivity is not None:
         raise UsageError("sensitivity is for bpw, which is None; give both or neither.")
     job: PackedFolder | GGUFExport
@@ -131,12 +133,12 @@ def quantize(
 
 def _recipe_of_bits(
     files: ModelFiles, quant: QuantChoice, bits: float, method: str,
-    sensitivity: str | Path | None,
+    sensitivity: str | Path | None, progress: Progress | None,
 ) -> Recipe:  # fmt: skip
     if quant != "auto":
         raise UsageError(f"quant is {quant!r} and bpw is {bits:g}; give one of them.")
     text = None if sensitivity is None else PATH.require("sensitivity", sensitivity)
-    measured = None if text is None else bit_budget.measured(files, text)
+    measured = None if text is None else bit_budget.measured(files, text, progress)
     return bit_budget.BitBudget(files, method, measured).recipe(bits)
 
 
