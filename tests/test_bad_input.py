@@ -123,7 +123,7 @@ def test_a_folder_without_tokenizer_runs_on_ids_and_says_so_for_text(tmp_path: P
 @pytest.mark.parametrize(
     ("quant", "message"),
     [
-        ("int5", "int5"),
+        ("int7", "int7"),
         ("int4-g48", "int4-g48"),
         ({"default": "int4-g64", "overrides": {"layers.*.atn.v": "int8"}}, "name nothing"),
         ({"overrides": {}}, "default"),
