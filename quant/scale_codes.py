@@ -53,7 +53,7 @@ def neighbours(grid: Grid, scheme: Scheme) -> Iterator[Grid]:
 
 
 def _beside(codes: Tensor, up: int, allowed: tuple[int, int]) -> Tensor:
-    return (codes.short() + up).clamp_(*allowed).to(codes.dtype)  # 127 + 1 is no byte
+    return (codes.short() + up).clamp_(*allowed).to(codes.dtype)  # int8 would wrap 127 + 1
 
 
 def _super_scales(values: Tensor, most: int, scheme: Scheme) -> Tensor:

@@ -79,16 +79,22 @@ def test_fewer_bits_than_there_are(assets: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"bpw": 4.5, "quant": "int4"}, "quant is 'int4' and bpw is 4.5; give one"),
+        ({"bpw": 4.5, "quant": "int4"}, "quant is 'int4', and 4.5 bits per weight are given too"),
         ({"bpw": 0.5}, "bpw is 0.5; allowed: a number from 1 to 32"),
         ({"bpw": "4.5"}, "bpw is '4.5'; allowed"),
-        ({"sensitivity": "text.txt"}, "sensitivity is for bpw"),
+        ({"sensitivity": "text.txt"}, "no number of bits per weight is given"),
         ({"bpw": 4.5, "sensitivity": "missing.txt"}, "missing.txt"),
     ],
 )
 def test_wrong_values(assets: Path, tmp_path: Path, given: dict[str, Any], message: str) -> None:
     with pytest.raises(edgelm.EdgeLMError, match=message):
         edgelm.quantize(assets / "nano" / "llama", tmp_path / "out", **given)
+    assert not list(tmp_path.iterdir())
+
+
+def test_gguf_files_lack_the_schemes(assets: Path, tmp_path: Path) -> None:
+    with pytest.raises(edgelm.UsageError, match=r"out\.gguf cannot hold .* such as q4_k"):
+        edgelm.quantize(assets / "nano" / "llama", tmp_path / "out.gguf", bpw=4.5)
     assert not list(tmp_path.iterdir())
 
 

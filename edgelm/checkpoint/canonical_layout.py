@@ -15,8 +15,9 @@ METHOD = "edgelm"
 REFUSAL = (
     "this folder was written by `edgelm quantize` and opens in edgelm only; its README.md says why"
 )
-"""config.json's ``transformers_weights``, which is no file's name: transformers 5 says so in its
-error and shows it. Of an unknown ``quant_method`` it only warns, and fills matrices at random."""
+"""Value of ``transformers_weights`` in config.json. transformers 5 expects a file name there and
+quotes any other text in its error. For an unknown ``quant_method`` alone it would only warn, and
+load random weights."""
 
 
 def specs(scheme: Scheme, shape: tuple[int, int]) -> dict[str, Spec]:

@@ -35,8 +35,8 @@ Calibration = Annotated[
 BitsPerWeight = Annotated[
     float | None,
     typer.Option(
-        help="Instead of --quant: at most so many bits per weight, by the recipe of least "
-        "expected divergence.",
+        help="Maximum number of bits per weight, instead of --quant: the recipe with the least "
+        "expected divergence within it is used. Not for .gguf files.",
         rich_help_panel=LOADING,
     ),
 ]

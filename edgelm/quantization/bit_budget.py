@@ -93,7 +93,7 @@ class BitBudget:
         )
 
     def recipe(self, bits: float) -> Recipe:
-        """The recipe of least expected divergence with at most so many bits per weight.
+        """The recipe with the least expected divergence that does not exceed ``bits`` per weight.
 
         Raises UsageError where even the smallest has more.
         """

@@ -75,8 +75,8 @@ def quantize(
             The additional method ``gptq`` runs a text through the original layers, and takes
             minutes per billion weights.
         calibration: a UTF-8 text file for ``gptq``; None means the built-in text.
-        bpw: bits per weight, instead of ``quant``: the recipe of least expected divergence that
-            has at most so many.
+        bpw: maximum number of bits per weight, instead of ``quant``: the recipe with the least
+            expected divergence within it is used. Not for .gguf files, which lack its schemes.
         sensitivity: a UTF-8 text file on which the divergence of each kind of matrix of this model
             is measured for ``bpw``; None means values measured on other models.
         progress: called with (weight, bytes done, bytes in all); while sensitivities are measured
@@ -102,13 +102,22 @@ def quantize(
     files = model if isinstance(model, ModelFiles) else ModelFiles.open(
         model, revision=revision, offline=offline
     )  # fmt: skip
+    gguf = Path(out).suffix.lower() == ".gguf"
     if bpw is not None:
+        if gguf:
+            raise UsageError(
+                f"bpw is {bpw!r}, and {out} cannot hold the schemes that are chosen for a number "
+                "of bits. Write a folder, or name a scheme of GGUF, such as q4_k."
+            )
         bits = BITS.require("bpw", bpw)
         quant = _recipe_of_bits(files, quant, bits, method, sensitivity, progress)
     elif sensitivity is not None:
-        raise UsageError("sensitivity is for bpw, which is None; give both or neither.")
+        raise UsageError(
+            f"sensitivity is {str(sensitivity)!r}, and no number of bits per weight is given; give "
+            "both or neither."
+        )
     job: PackedFolder | GGUFExport
-    if Path(out).suffix.lower() == ".gguf":
+    if gguf:
         conversion = plan_gguf(files, quant, method)
         calibrated = _calibration(files, conversion, method, calibration)
         job = GGUFExport(files, Path(out), conversion, method, calibrated)
@@ -136,7 +145,9 @@ def _recipe_of_bits(
     sensitivity: str | Path | None, progress: Progress | None,
 ) -> Recipe:  # fmt: skip
     if quant != "auto":
-        raise UsageError(f"quant is {quant!r} and bpw is {bits:g}; give one of them.")
+        raise UsageError(
+            f"quant is {quant!r}, and {bits:g} bits per weight are given too; give one."
+        )
     text = None if sensitivity is None else PATH.require("sensitivity", sensitivity)
     measured = None if text is None else bit_budget.measured(files, text, progress)
     return bit_budget.BitBudget(files, method, measured).recipe(bits)
