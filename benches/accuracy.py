@@ -4,20 +4,19 @@
 
 Every family's nano model over its held-out text and the demo over wiki.test.raw, a row at a time.
 Rows that results/accuracy.json holds are not run again (delete the file to begin anew); WORDs pick
-rows by model, scheme or backend. No row starts after ``BOUND_S`` seconds: run it again to go on.
+rows by model, scheme or backend. No row starts after 15 minutes: run it again to go on.
 """
 
 from __future__ import annotations
 
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 from backends import ASSETS
 from provenance import announce
-from results_file import store, stored_rows
+from results_file import complete
 
 import edgelm
 from edgelm.errors import EdgeLMError
@@ -27,28 +26,20 @@ from quant.backends import BACKENDS
 
 NANO = ("llama", "gemma2", "helium", "persimmon", "bloom")
 SCHEMES = ("none", "int8", "int4-g32", "int4-g64", "int4", "nf4")
-BOUND_S = 15 * 60
 WINDOWS = {"demo": 2}
 """Windows of 512 tokens where 8 would take too long."""
 
 
 def main(words: list[str]) -> int:
-    rows = stored_rows("accuracy")
-    done = {(row["model"], row["asked"], row["asked_backend"]) for row in rows}
-    start = time.monotonic()
+    keys = (
+        (name, scheme, own) for name in (*NANO, "demo") for scheme in SCHEMES for own in BACKENDS
+    )
+    chosen = (key for key in keys if all(word in key for word in words))
     with tempfile.TemporaryDirectory() as scratch:
-        for name in (*NANO, "demo"):
-            for key in ((name, scheme, own) for scheme in SCHEMES for own in BACKENDS):
-                if key in done or not all(word in key for word in words):
-                    continue
-                if time.monotonic() - start > BOUND_S:
-                    print("time is up; run it again to go on", file=sys.stderr)
-                    return 1
-                row = measured(*key, Path(scratch))
-                if row is not None:
-                    rows.append(row)
-                    store("accuracy", "python benches/accuracy.py", rows)
-    return 0
+        return complete(
+            "accuracy", chosen, ("model", "asked", "asked_backend"),
+            lambda *key: measured(*key, Path(scratch)),
+        )  # fmt: skip
 
 
 def measured(name: str, scheme: str, backend: str, scratch: Path) -> dict[str, Any] | None:

@@ -6,7 +6,7 @@ The model is fetched once (``real_weights.py``: 0.5 GB, and 1.3 GB as a folder i
 divergence is over 10 windows of 512 tokens of wiki.test.raw from its own weights in float32, that
 of a nano model over 40 windows of 256 tokens of its held-out text. Rows that
 results/real_model.json holds are not run again (delete the file to begin anew); WORDs pick rows by
-model, recipe or method. No row starts after ``BOUND_S`` seconds: run it again to go on.
+model, recipe or method. No row starts after 15 minutes: run it again to go on.
 
 The real model's weights had 5 to 8 bits before: what 5 bits or more cost it is flattered, most of
 all in q, k, o, gate and up, whose numbers lie on a grid of 32 already.
@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from accuracy import NANO
 from backends import ASSETS
 from provenance import announce
 from real_weights import real_folder
-from results_file import store, stored_rows
+from results_file import complete
 
 import edgelm
 from edgelm.errors import EdgeLMError
@@ -52,7 +51,6 @@ TIED = ("bloom", "gemma2")
 METHODS = ("rtn", "mse")
 EXACT = ("int8",)
 """Recipes of so many bits that the method decides nothing."""
-BOUND_S = 15 * 60
 
 
 @dataclass(frozen=True)
@@ -69,21 +67,12 @@ REAL_TEXT = Text("text/wiki.test.raw", 512, 10)
 
 
 def main(words: list[str]) -> int:
-    rows = stored_rows("real_model")
-    done = {(row["model"], row["recipe"], row["method"]) for row in rows}
-    start = time.monotonic()
+    chosen = (key for key in cases() if all(any(word in part for part in key) for word in words))
     with tempfile.TemporaryDirectory() as scratch:
-        for key in cases():
-            if key in done or not all(any(word in part for part in key) for word in words):
-                continue
-            if time.monotonic() - start > BOUND_S:
-                print("time is up; run it again to go on", file=sys.stderr)
-                return 1
-            row = measured(*key, Path(scratch))
-            if row is not None:
-                rows.append(row)
-                store("real_model", "python benches/real_model.py", rows)
-    return 0
+        return complete(
+            "real_model", chosen, ("model", "recipe", "method"),
+            lambda *key: measured(*key, Path(scratch)),
+        )  # fmt: skip
 
 
 def cases() -> list[tuple[str, str, str]]:

@@ -16,16 +16,16 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 from statistics import geometric_mean
+from typing import Any
 
 from accuracy import NANO
 from backends import ASSETS, BENCHES
 from provenance import announce
-from results_file import store
+from results_file import complete, stored_rows
 
 from edgelm.models.model_files import ModelFiles
 from edgelm.quantization.bit_budget import PROBE, WINDOWS, measured
 
-MEASURED = BENCHES / "results" / "sensitivities.json"
 RENDERED = BENCHES.parent / "edgelm" / "data" / "sensitivities.json"
 
 
@@ -35,19 +35,20 @@ def main(arguments: list[str]) -> int:
             print(f"{RENDERED} is not what benches/results say", file=sys.stderr)
             return 1
         return 0
-    rows = json.loads(MEASURED.read_text("utf-8"))["rows"] if MEASURED.exists() else []
-    sources = {name: (ASSETS / "nano" / name, ASSETS / "nano" / "heldout.txt") for name in NANO}
     wiki = ASSETS / "text" / "wiki.test.raw"
+    sources = {name: (ASSETS / "nano" / name, ASSETS / "nano" / "heldout.txt") for name in NANO}
     sources |= {Path(each).name: (Path(each), wiki) for each in arguments}
-    for name, (folder, text) in sources.items():
-        if any(row["model"] == name for row in rows):
-            continue
+
+    def measure(name: str) -> dict[str, Any]:
+        folder, text = sources[name]
         kinds = measured(ModelFiles.open(folder), text)
         print(name, {kind: f"{value:.3g}" for kind, value in kinds.items()}, flush=True)
-        rows.append({
+        return {
             "model": name, "text": text.name, "windows": WINDOWS, "probe": PROBE, "kinds": kinds,
-        })  # fmt: skip
-        store("sensitivities", "python benches/sensitivities.py", rows)
+        }  # fmt: skip
+
+    if complete("sensitivities", ((name,) for name in sources), ("model",), measure):
+        return 1
     RENDERED.write_text(render(), encoding="utf-8")
     return 0
 
@@ -55,7 +56,7 @@ def main(arguments: list[str]) -> int:
 def render() -> str:
     """The file's text: three digits each."""
     found: dict[str, list[float]] = defaultdict(list)
-    for row in json.loads(MEASURED.read_text("utf-8"))["rows"]:
+    for row in stored_rows("sensitivities"):
         for kind, value in row["kinds"].items():
             found[kind].append(max(value, 1e-6))
     kinds = {kind: float(f"{geometric_mean(values):.3g}") for kind, values in found.items()}

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from instruction_sets import in_use
 from torch import Tensor
 
 from edgelm.config import RopeParameters
@@ -31,11 +32,7 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(params=ISAS)
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """Every instruction set in turn, where this CPU has it."""
-    if request.param not in native.isas():
-        pytest.skip(f"this CPU has no {request.param}")
-    native.use_isa(request.param)
-    yield request.param
-    native.use_isa(native.isas()[-1])
+    yield from in_use(request.param)
 
 
 @pytest.fixture(autouse=True)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from instruction_sets import in_use
 from torch import Tensor
 
 from quant import PackedWeight, QuantError, Scheme, Sqnr, dequantize, native, pack
@@ -33,11 +34,7 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(params=("generic", "avx2"))
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """Both loops that there are, where this CPU has them."""
-    if request.param not in native.isas():
-        pytest.skip(f"this CPU has no {request.param}")
-    native.use_isa(request.param)
-    yield request.param
-    native.use_isa(native.isas()[-1])
+    yield from in_use(request.param)
 
 
 def natively(weights: Tensor, scheme: Scheme, method: str) -> tuple[PackedWeight, float, float]:
