@@ -25,7 +25,7 @@ from edgelm.reports.benchmark import backends_run
 from quant.backends import BACKENDS
 
 NANO = ("llama", "gemma2", "helium", "persimmon", "bloom")
-SCHEMES = ("none", "int8", "int4-g32", "int4-g64", "int4", "nf4")
+SCHEMES = ("none", "int8", "int4", "nf4", "iq4-g32-coded", "iq4-g64-coded", "int4-g32")
 WINDOWS = {"demo": 2}
 """Windows of 512 tokens where 8 would take too long."""
 

@@ -28,7 +28,7 @@ import edgelm
 from edgelm.machine import hardware
 
 EXAMPLE = ("plan", "--shape", "llama-3-8b", "--budget", "6GiB")
-COLUMNS = 116  # of the terminal that the example's output is made for
+COLUMNS = 124  # of the terminal that the example's output is made for
 CONTEXT = 4096
 SIZES = (
     ("llama-3.2-1b", "int4"),

@@ -36,11 +36,8 @@ RECIPES: dict[str, str | dict[str, str]] = {
     "int4": "int4",
     "int4-g32": "int4-g32",
     "nf4": "nf4",
+    "int4-g32, tables int8": {"": "int4-g32", "table": "int8"},
     "iq4, tables 6 bits": {"": "iq4-g32-coded", "table": "int6-g32-coded"},
-    "iq4, o, k 5 bits, v, tables 6": {
-        "": "iq4-g32-coded", "table": "int6-g32-coded", "v": "int6-g32-coded",
-        **dict.fromkeys(("o", "k", "qkv"), "int5-g32-coded"),
-    },
     "q4_k, v 5 bits, tables 6": {
         "": "q4_k", "table": "int6-g32-coded", **dict.fromkeys(("v", "qkv"), "q5_k"),
     },

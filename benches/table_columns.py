@@ -93,10 +93,11 @@ def peak(row: Row) -> str:
 WHEN = {
     "none": "comparing, or memory is no concern",
     "int8": "it fits",
-    "int4": "int8 does not fit: int4-g32, embedding and head in int8",
-    "nf4": "as int4, with bitsandbytes' NormalFloat codes",
-    "int4-g32": "int4 does not fit: embedding and head in 4 bits too",
-    "int4-g64": "nothing else fits",
+    "int4": "int8 does not fit: 4 bits; k, o 5; v, embedding, head 6",
+    "nf4": "as int4, in NormalFloat codes",
+    "iq4-g32-coded": "int4 does not fit: 4 bits everywhere",
+    "iq4-g64-coded": "nothing else fits",
+    "int4-g32": "transformers shall read the folder too",
 }
 """When a scheme is the one to take."""
 
@@ -173,6 +174,14 @@ TABLES: dict[str, dict[str, Column]] = {
         "perplexity": lambda row: f"{row['ppl_baseline']:.2f} → {row['ppl']:.2f}",
         "KLD": text("kld_mean", ".5f"),
         "same top": text("top1_agreement", ".1%"),
+    },
+    "four_bits": {
+        "model": text("name"),
+        "weights": text("weights"),
+        "run by": text("engine"),
+        "bits per weight": text("bits_per_weight", ".2f"),
+        "KLD": text("kld_mean", ".5f"),
+        "of llama.cpp's own": lambda row: f"{row['share']:.2f}" if "share" in row else "",
     },
     "caches": {
         "model": text("name"),

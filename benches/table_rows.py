@@ -27,7 +27,7 @@ SHAPES = {
     "llama-3-8b": ("Llama-3-8B", "llama", "8b"),
 }
 """Shapes of the README's table: title, the nano model of the family, part of the cases' names."""
-SCHEMES = ("none", "int8", "int4", "nf4", "int4-g32", "int4-g64")
+SCHEMES = ("none", "int8", "int4", "nf4", "iq4-g32-coded", "iq4-g64-coded", "int4-g32")
 BACKENDS = ("native", "torch", "reference", "torchao", "bitsandbytes")
 
 Row = dict[str, Any]
@@ -52,8 +52,9 @@ def by(name: str) -> str:
 
 def rows_of(name: str) -> list[Row]:
     """The rows of a table."""
-    made = {"accuracy": accuracy, "caches": caches, "compare": compare, "memory": memory,
-            "real_model": real_model, "schemes": schemes, "sizes": sizes}  # fmt: skip
+    made = {"accuracy": accuracy, "caches": caches, "compare": compare, "four_bits": four_bits,
+            "memory": memory, "real_model": real_model, "schemes": schemes,
+            "sizes": sizes}  # fmt: skip
     return made[name]() if name in made else result(name)["rows"]
 
 
@@ -83,7 +84,9 @@ def demo_weights(scheme: str) -> str:
     """How a scheme came by the demo's weights, which are 4-bit blocks in its file."""
     if scheme == "none":
         return "Q4_1 as floats"
-    own = ("int4", "int4-g32-zfloat", "Q4_1")
+    if scheme == "int4":
+        return "its own Q4_1, tables re-quantized"
+    own = ("int4-g32-zfloat", "Q4_1")
     return "its own Q4_1" if scheme in own else "re-quantized from Q4_1"
 
 
@@ -120,6 +123,20 @@ def real_model() -> list[Row]:
         for row in result("real_model")["rows"]
     ]
     return sorted(rows, key=lambda row: (models.index(row["model"]), -row["bits_per_weight"]))
+
+
+def four_bits() -> list[Row]:
+    """Each beside what llama.cpp's own type of as many bits costs, where it knows the family."""
+    rows = result("four_bits")["rows"]
+    own = {(r["model"], r["weights"]): r["kld_mean"] for r in rows if r["engine"] == "llama.cpp"}
+    found = []
+    for row in rows:
+        rival = "Q8_0" if row["weights"].startswith("int8") else "Q4_K_M"
+        share = {}
+        if (row["model"], rival) in own and row["weights"] not in ("Q8_0", "Q4_K_M"):
+            share = {"share": row["kld_mean"] / own[row["model"], rival]}
+        found.append(row | share | {"name": model_name(row["model"])})
+    return sorted(found, key=lambda row: [*NANO].index(row["model"]))
 
 
 def compare() -> list[Row]:
@@ -192,6 +209,7 @@ def schemes() -> list[Row]:
             "top": [r["top1_agreement"] for r in rows if r["asked"] == scheme],
         }
         for scheme in SCHEMES
+        if scheme != "iq4-g64-coded"  # between two others; RESULTS.md has it
     ]
 
 
@@ -240,8 +258,8 @@ def sizes_caption() -> str:
         f"{result('plans')['machine']}; random weights in these shapes. **Speed**: {steps} steps "
         f"after {prompt} tokens, prefill of {CASES['prefill-int4-1b'].turns[0][0]}; median and "
         f"range of rounds in turns ({by('compare')}). **Peak**: whole process, {context} tokens of "
-        f"bfloat16 cache ({by('plans')}); {len(result('memory')['rows'])} other runs were "
-        f"measured, their plans were {min(errors):.1%} to {max(errors):.1%} high. **Divergence**: "
-        f"KL, nats a token, of the nano model named, **not of the model in the row** "
+        f"bfloat16 cache ({by('plans')}); {len(errors) // 2} other plans were {min(errors):.1%} "
+        f"to {max(errors):.1%} high. **Divergence**: KL, nats a token, of the nano model named, "
+        "**not of the model in the row** "
         f"({by('accuracy')})."
     )

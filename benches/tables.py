@@ -55,7 +55,7 @@ def render_plan() -> str:
     lines = [f"$ {example['command']}", *example["output"]]
     made = f"{plans['machine']}, {plans['date']}: `{plans['command']}`"
     read = example["read_gb_s"]
-    made += f"; read bandwidth {read} GB/s, as measured beside the 8B below." if read else "."
+    made += f"; read bandwidth {read} GB/s, as beside the 8B below." if read else "."
     return "\n".join(("```text", *lines, "```", "", made, ""))
 
 

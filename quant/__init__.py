@@ -6,7 +6,7 @@ from .errors import KernelUnavailableError, QuantError
 from .groupwise import dequantize, quantize
 from .hessian import Hessian
 from .linear import QuantEmbedding, QuantLinear
-from .methods import CALIBRATED_METHODS, METHODS
+from .methods import CALIBRATED_METHODS, DEFAULT_METHOD, METHODS
 from .metrics import Sqnr, sqnr_db
 from .packing import PackedWeight
 from .recipe import Recipe
@@ -16,6 +16,7 @@ from .scheme import Scheme
 __all__ = [
     "BACKENDS",
     "CALIBRATED_METHODS",
+    "DEFAULT_METHOD",
     "METHODS",
     "Hessian",
     "Kernel",

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .errors import QuantError
 from .groupwise import dequantize
-from .methods import CALIBRATED_METHODS, METHODS
+from .methods import CALIBRATED_METHODS, DEFAULT_METHOD, METHODS
 from .methods.natively import quantize_natively
 from .metrics import Sqnr
 from .packing import PackedWeight
@@ -24,7 +24,7 @@ def pack(
     blocks: Iterable[tuple[int, Tensor]],
     shape: tuple[int, int],
     scheme: Scheme,
-    method: str = "rtn",
+    method: str = DEFAULT_METHOD,
     device: torch.device | str = "cpu",
     error: Sqnr | None = None,
 ) -> tuple[PackedWeight, float | None]:

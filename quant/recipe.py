@@ -1,7 +1,7 @@
 """Quantization recipes: a default scheme and overrides by matrix name, all of it data.
 
 Names are the canonical module names: layers.<i>.attn.q|k|v|o, layers.<i>.mlp.gate|up|down,
-embed, head.
+embed, head; layers.<i>.attn.qkv where the file has the three in one matrix.
 """
 
 from __future__ import annotations
@@ -18,20 +18,26 @@ import torch
 from .errors import QuantError
 from .scheme import SCHEME_TEXTS, Scheme
 
+_FIVE = ["int5-g32-coded", "int5-g16-coded", "int8"]
+_SIX = ["int6-g32-coded", "int6-g16-coded", "int8"]
 # Recipes that have a name. A rule is a list of schemes: a matrix takes the first one that its
-# row length allows. benches/LOG.md has the divergences behind the default.
+# row length allows, in memory the first of them for which there is a fast kernel.
+# benches/LOG.md has the divergences behind the default.
 NAMED: dict[str, dict[str, Any]] = {
     "none": {"default": "none"},
     "int4": {
-        "default": ["int4-g32", "int8"],
-        "overrides": {"embed": "int8", "head": "int8"},
+        "default": ["iq4-g32-coded", "iq4-g16-coded", "int4-g32", "int8"],
+        "overrides": {
+            **dict.fromkeys(("layers.*.attn.k", "layers.*.attn.o", "layers.*.attn.qkv"), _FIVE),
+            **dict.fromkeys(("layers.*.attn.v", "embed", "head"), _SIX),
+        },
     },
     "int5": {
-        "default": ["int5-g32-coded", "int5-g16-coded", "int8"],
+        "default": _FIVE,
         "overrides": {"embed": "int8", "head": "int8"},
     },
     "int6": {
-        "default": ["int6-g32-coded", "int6-g16-coded", "int8"],
+        "default": _SIX,
         "overrides": {"embed": "int8", "head": "int8"},
     },
     "nf4": {
@@ -40,6 +46,7 @@ NAMED: dict[str, dict[str, Any]] = {
     },
 }
 
+_FOR_EVERY_FAMILY = {pattern for named in NAMED.values() for pattern in named.get("overrides", ())}
 _KEYS = ("default", "overrides")
 
 
@@ -129,12 +136,16 @@ class Recipe:
         matches = [rule for pattern, rule in self.overrides if fnmatchcase(name, pattern)]
         return matches[-1] if matches else self.default
 
-    def scheme_for(self, name: str, shape: tuple[int, ...], float_dtype: torch.dtype) -> Scheme:
-        """Scheme of the matrix ``name`` of ``shape`` [N, K]; "none" becomes ``float_dtype``.
+    def schemes_for(
+        self, name: str, shape: tuple[int, ...], float_dtype: torch.dtype
+    ) -> list[Scheme]:
+        """Schemes of its rule that fit the matrix ``name`` of ``shape`` [N, K], the preferred one
+        first; "none" becomes ``float_dtype``.
 
-        Raises QuantError, with the name, when no scheme of the rule fits the shape.
+        Raises QuantError, with the name, when none fits.
         """
         reason: QuantError | None = None
+        fitting = []
         for wanted in self.rule_for(name).schemes:
             scheme = Scheme.floating(float_dtype) if wanted is None else wanted
             try:
@@ -142,8 +153,10 @@ class Recipe:
             except QuantError as error:
                 reason = error
             else:
-                return scheme
-        raise QuantError(f"{name}: {reason}")
+                fitting.append(scheme)
+        if not fitting:
+            raise QuantError(f"{name}: {reason}")
+        return fitting
 
     def fallback_note(self, name: str, shape: tuple[int, ...], scheme: Scheme) -> str:
         """Why the matrix ``name`` of ``shape`` is in ``scheme``, if the one that its rule names
@@ -164,13 +177,17 @@ class Recipe:
         if first is None or scheme.is_float:
             return first is None and scheme.is_float
         same = replace(scheme, scales=first.scales) == first  # scales of either type serve
-        kinds = (first.codebook, "iq4") if first.codebook is None else (first.codebook,)
+        kinds = (None, "iq4") if first.codebook in (None, "iq4") else (first.codebook,)
         return same or (rule.relaxed and scheme.codebook in kinds and scheme.bits <= first.bits)
 
     def unused_patterns(self, names: Iterable[str]) -> list[str]:
-        """Override patterns that match none of a model's ``names``: most likely a mistyped one."""
+        """The user's patterns that match none of a model's ``names``: most likely mistyped ones.
+
+        Those of named recipes are for every family, so some match nothing.
+        """
         known = list(names)
-        return [p for p, _ in self.overrides if not any(fnmatchcase(n, p) for n in known)]
+        own = (pattern for pattern, _ in self.overrides if pattern not in _FOR_EVERY_FAMILY)
+        return [p for p in own if not any(fnmatchcase(name, p) for name in known)]
 
 
 def _read_json(path: Path) -> Any:

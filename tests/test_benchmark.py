@@ -91,7 +91,7 @@ def test_a_head_of_its_own_is_read_instead_of_the_embedding(
     monkeypatch.setattr(hardware, "read_gb_s", lambda: 20.0)
     untied = random_model(TINY | {"tie_word_embeddings": False})
     row = measure(untied, Workload(4, 2, 1), quant="int4", context=16)
-    embed = Scheme.parse("int8").nbytes((320, 64))
+    embed = Scheme.parse("int6-g32-coded").nbytes((320, 64))
     norms = 5 * 64 * 4
     assert row.weight_bytes - row.bytes_per_token == embed + norms
     assert row.backend == ("torch" if native.missing() else "native")

@@ -18,7 +18,7 @@ from edgelm.checkpoint.gguf_kinds import KINDS, in_scheme_of, kind_for
 from edgelm.checkpoint.opening import open_checkpoint
 from edgelm.quantization import converted_rows
 from edgelm.quantization.gguf_export import FILE_TYPES
-from quant import PackedWeight, QuantError, Scheme, dequantize
+from quant import PackedWeight, QuantError, Scheme, dequantize, pack
 from quant.methods.rtn import rtn
 
 TEXT = "Once upon a time, there was a little girl. She said: it's 12 o'clock!"
@@ -90,14 +90,14 @@ def test_a_file_of_every_scheme(wide: Path, tmp_path: Path, scheme: Scheme) -> N
         "model.layers.1.mlp.down_proj": "blk.1.ffn_down.weight",
     }  # fmt: skip
     for name, own in names.items():
-        expected = dequantize(rtn(plain.read(f"{name}.weight").float(), scheme))
+        expected = packed(plain.read(f"{name}.weight"), scheme)
         assert torch.equal(checkpoint.read(f"{name}.weight"), expected)
         assert theirs[own].tensor_type.name == kind
         values = gguf.quants.dequantize(theirs[own].data, theirs[own].tensor_type)
         assert np.array_equal(values, expected.numpy())
     for name in ("q_proj", "k_proj"):  # in another order of rows
         full = f"model.layers.0.self_attn.{name}.weight"
-        expected = dequantize(rtn(plain.read(full).float(), scheme))
+        expected = packed(plain.read(full), scheme)
         assert torch.equal(checkpoint.read(full), expected)
     found = checkpoint.metadata["general.file_type"]
     assert gguf.LlamaFileType(found).name.removeprefix("MOSTLY_") in (kind, f"{kind}_M")
@@ -107,6 +107,10 @@ def test_a_file_of_every_scheme(wide: Path, tmp_path: Path, scheme: Scheme) -> N
     path = tmp_path / "m.gguf"
     ours, loaded = (logits(m, q, "reference") for m, q in ((path, "auto"), (wide, str(scheme))))
     assert torch.equal(ours, loaded)
+
+
+def packed(rows: torch.Tensor, scheme: Scheme) -> torch.Tensor:
+    return dequantize(pack([(0, rows.float())], (rows.shape[0], rows.shape[1]), scheme)[0])
 
 
 def test_the_type_of_a_file_is_the_commonest(wide: Path, tmp_path: Path) -> None:

@@ -140,7 +140,7 @@ def test_limits_and_accuracy(assets: Path, tmp_path: Path) -> None:
     bloom = inspected(assets / "nano" / "bloom").limits
     assert bloom["beyond_context"] and bloom["rope"] is None and not bloom["windows"]
     told = inspected(ours(tmp_path)).certificate
-    assert told and told["method"] == "rtn"
+    assert told and told["method"] == "mse"
     assert 30 < told["lowest_error_db"] <= told["mean_error_db"] < 60
 
 

@@ -12,6 +12,7 @@ from oracle import assert_close
 
 import edgelm
 from edgelm.checkpoint.opening import open_checkpoint
+from edgelm.quantization.readers import READERS
 
 WIDE: dict[str, dict[str, Any]] = {
     "llama": {"hidden_size": 96, "intermediate_size": 128},
@@ -31,7 +32,10 @@ RECIPES: dict[str, Any] = {
     "int8-asymmetric": "int8-zint",
     "mixed-symmetric": {"default": "int4-g32", "overrides": FLOAT_EMBED | {"*.down": "int8"}},
     "asymmetric-float-embed": {"default": "int4-g32-zint", "overrides": FLOAT_EMBED},
+    "for transformers": READERS["transformers"].recipe,
+    "for vllm": READERS["vllm"].recipe,
 }
+MIXED = ("mixed-symmetric", "for transformers", "for vllm")
 """The first four quantize the embedding too; Gemma 2 and BLOOM tie it to the head."""
 
 
@@ -56,7 +60,7 @@ def test_transformers_loads_our_folder(tmp_path: Path, family: str, recipe: str)
     with edgelm.load(tmp_path / "out", **settings) as lm, torch.no_grad():
         assert all(p.stored or p.scheme == "float32" for p in lm.plan.products)
         ours, reference = lm.forward(tokens).logits, theirs(tokens).logits
-    if recipe == "mixed-symmetric":
+    if recipe in MIXED:
         assert_close(ours, reference, f"{family} {recipe}")
         return
     found, state = open_checkpoint(tmp_path / "out"), theirs.state_dict()

@@ -69,7 +69,7 @@ def test_a_model_and_its_report_print(assets: Path) -> None:
         text = str(report)
         print(text)
         assert f"{report.bits_per_weight:.2f} bits per weight" in repr(report)
-        assert "int4-g32" in text and max(map(len, text.splitlines())) <= 120
+        assert "iq4-g32-coded" in text and max(map(len, text.splitlines())) <= 120
         assert len(text) < 2000 and "<table>" in report._repr_html_()
         noted = type(report)([replace(m, note="left alone") for m in report.modules[:2]])
         assert "2 matrices: left alone" in str(noted) and "left alone" in noted._repr_html_()

@@ -8,7 +8,12 @@ from typing import Any
 
 Told = dict[str, Any]
 
-TYPES = {"int4": ("Q4_0", "Q4_K_M"), "int8": ("Q8_0",), "none": ("F16",)}
+GGUF = ("Q4_K_M", "Q5_K_M", "Q6_K", "IQ4_XS")
+"""Types of files that both engines read."""
+TYPES = {
+    "int4": ("Q4_0", "Q4_K_M"), "int8": ("Q8_0",), "none": ("F16",),
+    **{kind: (kind,) for kind in GGUF},
+}  # fmt: skip
 """llama.cpp's types of as many bits; the fastest of them is what we are compared with."""
 LAYERS = {
     "int4": ("bfloat16", "torchao-int4", "bitsandbytes-nf4"),
@@ -69,7 +74,8 @@ RESIDENT = Metric(
 @dataclass(frozen=True)
 class Case:
     """Args:
-    bits: int4, int8 or none; how our weights are made and which of the peers' types count.
+    bits: int4, int8 or none; how our weights are made and which of the peers' types count. Or a
+        type of GGUF, of which all engines read one file.
     turns: (prompt, steps) of each request of a turn.
     peers: engines beside llama.cpp.
     kv: type of keys and values, ours and llama.cpp's.
@@ -93,7 +99,7 @@ class Case:
     def stored(self) -> bool:
         """Whether our weights come from a folder, and so are mapped from the cache folder's files:
         as other engines' and as a user's are. Unquantized and the demo's own come as they are."""
-        return self.shape != "demo" and self.bits != "none"
+        return self.shape != "demo" and self.bits in ("int4", "int8")
 
     @property
     def context(self) -> int:
@@ -124,14 +130,20 @@ ALONE = {"helium": "helium-1-preview-2b", "persimmon": "persimmon-8b", "bloom": 
 CASES: dict[str, Case] = {
     case.name: case
     for case in (
-        Case("decode-int4-1b", SHAPES["1b"], "int4", DECODE, SHORT, BOTH),
-        Case("decode-int4-2b", SHAPES["2b"], "int4", DECODE, SHORT, ("openvino",)),
+        Case("decode-int4-1b", SHAPES["1b"], "int4", DECODE, SHORT, BOTH, backends=("native",)),
+        Case(
+            "decode-int4-2b", SHAPES["2b"], "int4", DECODE, SHORT, ("openvino",),
+            backends=("native",),
+        ),
         Case("decode-int4-8b", SHAPES["8b"], "int4", DECODE, SHORT, backends=("native",)),
         Case("decode-int4-demo", "demo", "int4", DECODE, ((128, 64),), BOTH),
         Case("decode-int8-1b", SHAPES["1b"], "int8", DECODE, SHORT, BOTH),
         Case("decode-none-1b", SHAPES["1b"], "none", DECODE, SHORT, BOTH),
-        Case("prefill-int4-1b", SHAPES["1b"], "int4", PREFILL, LONG, BOTH),
-        Case("prefill-int4-2b", SHAPES["2b"], "int4", PREFILL, LONG, ("openvino",)),
+        Case("prefill-int4-1b", SHAPES["1b"], "int4", PREFILL, LONG, BOTH, backends=("native",)),
+        Case(
+            "prefill-int4-2b", SHAPES["2b"], "int4", PREFILL, LONG, ("openvino",),
+            backends=("native",),
+        ),
         Case("prefill-int4-demo", "demo", "int4", PREFILL, LONG, BOTH),
         Case("prefill-int8-1b", SHAPES["1b"], "int8", PREFILL, LONG, BOTH),
         Case("prefill-none-1b", SHAPES["1b"], "none", PREFILL, LONG, BOTH),
@@ -151,8 +163,17 @@ CASES: dict[str, Case] = {
             "resident", SHAPES["1b"], "int4", RESIDENT, ((512, 32),),
             backends=("native",),
         ),
-        Case("decode-int4-1b-avx2", SHAPES["1b"], "int4", DECODE, SHORT, isa="avx2"),
-        Case("prefill-int4-1b-avx2", SHAPES["1b"], "int4", PREFILL, LONG, isa="avx2"),
+        *(
+            Case(f"{metric.name}-int4-1b-avx2", SHAPES["1b"], "int4", metric, turns,
+                 backends=("native",), isa="avx2")
+            for metric, turns in ((DECODE, SHORT), (PREFILL, LONG))
+        ),
+        *(
+            Case(f"{metric.name}-{kind.lower()}-1b", SHAPES["1b"], kind, metric, turns,
+                 backends=("native",))
+            for kind in GGUF
+            for metric, turns in ((DECODE, SHORT), (PREFILL, LONG))
+        ),
         *(
             Case(f"{metric.name}-int4-{name}", shape, "int4", metric, turns, backends=("native",))
             for name, shape in ALONE.items()
@@ -180,7 +201,7 @@ def entrants(case: Case) -> list[Entrant]:
 
 def _ours(case: Case, backend: str, speculate: str = "auto") -> Entrant:
     settings: Told = {"backend": backend, "context": case.context}
-    if case.shape != "demo" and not case.stored:
+    if case.bits == "none":
         settings |= {"shape": True, "quant": case.bits}
     if case.kv:
         settings["kv"] = case.kv
@@ -189,7 +210,8 @@ def _ours(case: Case, backend: str, speculate: str = "auto") -> Entrant:
     name = f"edgelm, {backend}" + (f", {case.isa}" if case.isa and backend == "native" else "")
     name += ", no guesses" if speculate == "off" else ""
     environment = {"EDGELM_ISA": case.isa} if case.isa else {}
-    return Entrant(name, "edgelm", (settings,), environment=environment)
+    kind = case.bits if case.bits in GGUF else None
+    return Entrant(name, "edgelm", (settings,), (kind,), environment)
 
 
 def _llama_cpp(case: Case) -> Entrant:

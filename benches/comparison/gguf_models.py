@@ -39,11 +39,12 @@ SCALES: dict[str, tuple[tuple[int, float], ...]] = {
     "Q4_K": ((0, 1 / (32 * 4.6)), (2, 7.5 / (32 * 4.6))),
     "Q5_K": ((0, 1 / (32 * 9.2)), (2, 15.5 / (32 * 9.2))),
     "Q6_K": ((208, 1 / (74 * 18.5)),),
+    "IQ4_XS": ((0, 1 / (18.5 * 70)),),
 }
 
 
 def gguf_file(folder: Path, shape: str, kind: str, threads: int) -> Path:
-    """The file of a shape whose matrices are of `kind` (Q4_0, Q4_K_M, Q8_0, F16), made if absent.
+    """The file of a shape whose matrices are of `kind` (Q4_0, Q4_K_M, F16, ...), made if absent.
 
     The demo is the real one, others types of it are what llama.cpp makes of it.
 

@@ -61,6 +61,21 @@ class LlamaCpp:
             token = self._best()
         return between - start, perf_counter() - between
 
+    def logits(self, ids: list[int]) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """What follows each token of a text from its beginning, [tokens, vocabulary]."""
+        lib.llama_memory_clear(lib.llama_get_memory(self._context), False)
+        batch = lib.llama_batch_init(len(ids), 0, 1)
+        batch.n_tokens = len(ids)
+        for place, token in enumerate(ids):
+            batch.token[place], batch.pos[place], batch.logits[place] = token, place, 1
+            batch.n_seq_id[place], batch.seq_id[place][0] = 1, 0
+        failed = lib.llama_decode(self._context, batch)
+        lib.llama_batch_free(batch)
+        if failed:
+            raise RuntimeError(f"llama_decode refused {len(ids)} tokens")
+        pointer = ctypes.cast(lib.llama_get_logits(self._context), ctypes.POINTER(ctypes.c_float))
+        return np.ctypeslib.as_array(pointer, (len(ids), self._vocabulary)).copy()
+
     def _decode(self, ids: list[int]) -> None:
         array = (lib.llama_token * len(ids))(*ids)  # the batch keeps a mere pointer to it
         batch = lib.llama_batch_get_one(array, len(ids))

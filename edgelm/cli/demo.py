@@ -16,10 +16,9 @@ QUESTION = "What is the capital of France?"
 
 
 def demo(source: SourceOptions, load: LoadOptions, run: RunOptions, output: OutputOptions) -> None:
-    """Ask the demo model for the capital of France, in int4 by default."""
-    options = load.or_quant("int4")
+    """Ask the demo model, a file of 4-bit weights, for the capital of France."""
     guess = GuessOptions()
-    with load_for_text("demo", source, options, guess, run, output, chat=True) as lm:
+    with load_for_text("demo", source, load, guess, run, output, chat=True) as lm:
         if not output.json:
             print(console.plan_line(lm.plan))
             print(f"> {QUESTION}")

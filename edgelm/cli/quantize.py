@@ -16,7 +16,8 @@ from edgelm.cli.opening import open_files
 from edgelm.cli.options import LOADING, SOURCE, Model, OutputOptions, SourceOptions, flag
 from edgelm.planning.setting_table import SCHEMES, LoadSettings
 from edgelm.quantization.quantize import Quantized
-from quant import CALIBRATED_METHODS, METHODS
+from edgelm.quantization.readers import READERS
+from quant import CALIBRATED_METHODS, DEFAULT_METHOD, METHODS
 
 Out = Annotated[Path, typer.Argument(help="The folder to write; it must not exist.")]
 AUTO = f"auto (keeps what is quantized already, else int4), {SCHEMES}"
@@ -48,12 +49,21 @@ Sensitivity = Annotated[
         rich_help_panel=SOURCE,
     ),
 ]
+For = Annotated[
+    str | None,
+    typer.Option(
+        "--for",
+        help="A program that shall read OUT too, instead of --quant: the best recipe in about 4 "
+        f"bits that it reads is used. {', '.join(READERS)}.",
+        rich_help_panel=LOADING,
+    ),
+]
 
 
 def quantize(
     source: SourceOptions, output: OutputOptions, model: Model, out: Out, quant: Quant = "auto",
-    method: Method = "rtn", calibration: Calibration = None, bpw: BitsPerWeight = None,
-    sensitivity: Sensitivity = None,
+    method: Method = DEFAULT_METHOD, calibration: Calibration = None, bpw: BitsPerWeight = None,
+    sensitivity: Sensitivity = None, reader: For = None,
 ) -> None:  # fmt: skip
     """Write a quantized MODEL to OUT; repeating the command resumes after an interruption."""
     files = open_files(model, source, output)
@@ -66,7 +76,8 @@ def quantize(
     with console.progress_bars(output) as bar:
         done = edgelm.quantize(
             files, out, quant=quant, method=method, calibration=calibration, bpw=bpw,
-            sensitivity=sensitivity, announce=promise, progress=bar(f"quantizing {files.name}"),
+            sensitivity=sensitivity, reader=reader, announce=promise,
+            progress=bar(f"quantizing {files.name}"),
         )  # fmt: skip
     if output.json:
         console.print_json(done.to_dict())
@@ -95,6 +106,8 @@ def _show(done: Quantized, output: OutputOptions) -> None:
         out.print(f"{len(manifest.floats)} matrices left in floats")
     for note, count in Counter(m.note for m in manifest.modules.values() if m.note).items():
         out.print(f"{count} matrices: {note}")
+    if done.cost:
+        out.print(done.cost)
     if done.calibration:
         told = done.calibration
         out.print(

@@ -58,6 +58,19 @@ class WeightNames:
         names = self._candidates(canonical, kind)
         return next((name for name in names if name in self._present), names[0])
 
+    def recipe_name(self, canonical: str) -> str:
+        """The name by which recipes know a matrix: one for all parts of a stored tensor, such as
+        ``layers.3.attn.qkv``, and for others their own."""
+        source, _ = self._source(canonical)
+        if not isinstance(source, Interleaved):
+            return canonical
+        parts = [
+            name.rpartition(".")[2]
+            for name, each in self.table.items()
+            if isinstance(each, Interleaved) and each.name == source.name
+        ]
+        return f"{canonical.rpartition('.')[0]}.{''.join(parts)}"
+
     def has(self, canonical: str, kind: str = "weight") -> bool:
         return self.file_name(canonical, kind) in self._present
 

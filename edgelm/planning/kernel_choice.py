@@ -28,6 +28,7 @@ from quant import Scheme
 from quant.backends.timing import PROBES, shape_class, time_kernels
 
 KEPT = "kernels.json"
+# Those that several libraries multiply.
 MEASURED_SCHEMES = (
     *("int4-g32", "int4-g64", "int4-g128", "int8", "int8-g32", "nf4", "nf4-g32", "fp4"),
 )

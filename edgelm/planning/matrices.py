@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -17,7 +17,7 @@ from edgelm.models.decoder import Decoder
 from edgelm.models.layers import Embedding, part_names
 from edgelm.models.weight_names import WeightNames
 from edgelm.planning import kernel_choice
-from quant import QuantError, Recipe, Scheme, choose, find
+from quant import Kernel, QuantError, Recipe, Scheme, choose, find
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,19 @@ class WeightPlan:
 
 
 @dataclass(frozen=True)
+class Choice:
+    """The scheme of a matrix; ``stored`` and ``note`` as in ``MatrixPlan``."""
+
+    scheme: Scheme
+    stored: bool = False
+    note: str = ""
+
+    def alike(self, other: Choice) -> bool:
+        """True if matrices of both can be one product."""
+        return (self.scheme, self.stored) == (other.scheme, other.stored)
+
+
+@dataclass(frozen=True)
 class WeightPlanner:
     """Plans the weights of one model; what recipes share is given once.
 
@@ -70,83 +83,100 @@ class WeightPlanner:
             ModelFileError: a weight is missing or has another shape.
             KernelUnavailableError: the chosen backend cannot run a matrix.
         """
-        products = tuple(self._products(recipe))
+        products = tuple(self._fused(recipe))
         parameters = sum(p.shape[0] * p.shape[1] for p in products)
         label = _label(products, self.names) if recipe is None else str(recipe)
         parts = tuple(self._parts(products))
         elements, nbytes = self._vectors()
         return WeightPlan(label, products, parts, parameters + elements, nbytes)
 
-    def _products(self, recipe: Recipe | None) -> Iterator[MatrixPlan]:
-        """Every stored matrix in loading order, with a note where its rule's first scheme does not
-        go with its rows."""
-        rules = recipe or Recipe.parse("int4")
-        for product in self._fused(recipe):
-            scheme = Scheme.parse(product.scheme)
-            note = rules.fallback_note(product.names[0], product.shape, scheme)
-            yield product if product.stored else replace(product, note=note)
-
     def _fused(self, recipe: Recipe | None) -> Iterator[MatrixPlan]:
         """The embedding, the layers, the head; parts in one scheme are one product."""
         embed = self.decoder.embed
-        scheme, stored = self._scheme("embed", embed.shape, recipe)
-        yield self._product(["embed"], [embed.shape], scheme, stored, embed)
+        yield self._product(
+            ["embed"], [embed.shape], self._choice("embed", embed.shape, recipe), embed
+        )
         for prefix, projection in self.decoder.projections():
             if projection is self.decoder.head and embed.tied_to_head:
                 continue
             named = part_names(prefix, list(projection.parts))
-            runs: list[tuple[list[str], list[tuple[int, int]], Scheme, bool]] = []
+            runs: list[tuple[list[str], list[tuple[int, int]], Choice]] = []
             for name, rows in zip(named, projection.parts.values(), strict=True):
                 shape = (rows, projection.in_size)
                 head = self.decoder.head
                 if head is not None and projection is head and not head.is_language_model:
                     self.names.info(name, shape)
                     # Small, and nothing comes after it.
-                    scheme, stored = Scheme.floating(self.dtype), False
+                    choice = Choice(Scheme.floating(self.dtype))
                 else:
-                    scheme, stored = self._scheme(name, shape, recipe)
-                if not runs or runs[-1][2:] != (scheme, stored):
-                    runs.append(([], [], scheme, stored))
+                    choice = self._choice(name, shape, recipe)
+                if not runs or not choice.alike(runs[-1][2]):
+                    runs.append(([], [], choice))
                 runs[-1][0].append(name)
                 runs[-1][1].append(shape)
                 if projection.bias:
                     self.names.info(name, (rows,), "bias")
-            for run_names, shapes, scheme, stored in runs:
-                yield self._product(run_names, shapes, scheme, stored)
+            for run_names, shapes, choice in runs:
+                yield self._product(run_names, shapes, choice)
 
-    def _scheme(
-        self, name: str, shape: tuple[int, int], recipe: Recipe | None
-    ) -> tuple[Scheme, bool]:
-        """(scheme, whether the file's own integers are kept)."""
+    def _choice(self, name: str, shape: tuple[int, int], recipe: Recipe | None) -> Choice:
         info = self.names.info(name, shape)
-        if info.scheme is not None and (recipe is None or recipe.accepts(name, info.scheme)):
-            return info.scheme, True
+        known = self.names.recipe_name(name)
+        if info.scheme is not None and (recipe is None or recipe.accepts(known, info.scheme)):
+            return Choice(info.scheme, stored=True)
         if recipe is None and info.stays_float:
-            return Scheme.floating(self.dtype), False
+            return Choice(Scheme.floating(self.dtype))
         if recipe is None and info.nearest is not None:
-            return info.nearest, False
+            return Choice(info.nearest)
+        return self._by_rule(known, shape, recipe or Recipe.parse("int4"))
+
+    def _by_rule(self, name: str, shape: tuple[int, int], recipe: Recipe) -> Choice:
+        """The rule's first scheme that fits and has a fast kernel, or else the first that fits.
+
+        Those of twice the first one's bits are for rows that others do not fit: a kernel is no
+        reason to double a model.
+        """
         try:
-            return (recipe or Recipe.parse("int4")).scheme_for(name, shape, self.dtype), False
+            fitting = recipe.schemes_for(name, shape, self.dtype)
         except QuantError as error:
             raise UsageError(f"quant: {error}") from error
+        first = fitting[0]
+        similar = [scheme for scheme in fitting if scheme.bits < 2 * first.bits]
+        fast = (scheme for scheme in similar if self._is_fast(name, scheme, shape))
+        scheme = next(fast, first) if len(similar) > 1 else first
+        if scheme != first:
+            return Choice(scheme, note=f"{scheme}, because no fast kernel for {first} runs here")
+        return Choice(scheme, note=recipe.fallback_note(name, shape, scheme))
 
-    def _product(
-        self, names: list[str], shapes: list[tuple[int, int]], scheme: Scheme, stored: bool,
-        embed: Embedding | None = None,
-    ) -> MatrixPlan:  # fmt: skip
-        shape = (sum(n for n, _ in shapes), shapes[0][1])
+    def _is_fast(self, name: str, scheme: Scheme, shape: tuple[int, int]) -> bool:
+        embed = self.decoder.embed if name == "embed" else None
+        try:
+            return self._kernel(scheme, shape, embed).name != "reference"
+        except quant.KernelUnavailableError:
+            return False
+
+    def _kernel(self, scheme: Scheme, shape: tuple[int, int], embed: Embedding | None) -> Kernel:
         lookup = embed is not None
         multiply = embed is None or embed.tied_to_head
         ranking = kernel_choice.ranking(self.measured, scheme, shape)
+        return choose(
+            scheme, shape, self.device, self.backend, lookup, multiply, ranking, self.exact
+        )
+
+    def _product(
+        self, names: list[str], shapes: list[tuple[int, int]], choice: Choice,
+        embed: Embedding | None = None,
+    ) -> MatrixPlan:  # fmt: skip
+        scheme, shape = choice.scheme, (sum(n for n, _ in shapes), shapes[0][1])
         try:
-            kernel = choose(
-                scheme, shape, self.device, self.backend, lookup, multiply, ranking, self.exact
-            )
+            kernel = self._kernel(scheme, shape, embed)
         except quant.KernelUnavailableError as error:
             raise KernelUnavailableError(f"{names[0]}: {error}") from error
         nbytes = kernel.nbytes(scheme, shape)
-        named, each = tuple(names), tuple(shapes)
-        return MatrixPlan(named, each, str(scheme), kernel.name, self.device, nbytes, stored)
+        return MatrixPlan(
+            tuple(names), tuple(shapes), str(scheme), kernel.name, self.device, nbytes,
+            choice.stored, choice.note,
+        )  # fmt: skip
 
     def _parts(self, products: tuple[MatrixPlan, ...]) -> Iterator[Part]:
         groups = dict.fromkeys(

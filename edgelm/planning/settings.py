@@ -14,10 +14,10 @@ from edgelm.budget.plan import MOST_DECODE_TOKENS
 from edgelm.config import ModelConfig
 from edgelm.errors import ContextLengthError, UsageError
 from edgelm.machine.accelerators import Accelerator
-from edgelm.models.decoder import Decoder
+from edgelm.models.assembled import Assembled
 from edgelm.option import checked, options_in
 from edgelm.planning.setting_table import EXACT_ACTIVATIONS, LOAD, LoadSettings, QuantChoice
-from quant import CALIBRATED_METHODS, METHODS, QuantError, Recipe
+from quant import CALIBRATED_METHODS, DEFAULT_METHOD, METHODS, QuantError, Recipe
 
 DEFAULT_CONTEXT = 4096
 DEFAULT_CHUNK = 512
@@ -32,7 +32,7 @@ class Settings:
     """A user's settings of a load; ``auto`` and None leave the choice to the solver."""
 
     quant: QuantChoice = "auto"
-    method: str = "rtn"
+    method: str = DEFAULT_METHOD
     kv: str = "auto"
     backend: str = "auto"
     activations: str = "auto"
@@ -153,7 +153,7 @@ def _count(given: int | str, what: str) -> int | None:
     return count
 
 
-def given_recipe(settings: Settings, decoder: Decoder) -> Recipe | None:
+def given_recipe(settings: Settings, model: Assembled) -> Recipe | None:
     """The recipe that the user named; None is left open.
 
     Raises:
@@ -172,11 +172,17 @@ def given_recipe(settings: Settings, decoder: Decoder) -> Recipe | None:
         recipe = Recipe.parse(settings.quant)
     except QuantError as error:
         raise UsageError(f"quant: {error}") from error
-    named = [name for name, _ in decoder.matrices()]
+    refuse_unused_overrides(recipe, model)
+    return recipe
+
+
+def refuse_unused_overrides(recipe: Recipe, model: Assembled) -> None:
+    """Raise UsageError for overrides that match no matrix of the model."""
+    matrices = model.decoder.matrices()
+    named = list(dict.fromkeys(model.names.recipe_name(name) for name, _ in matrices))
     unused = recipe.unused_patterns(["head", *named])
     if unused:
         raise UsageError(
             f"quant: the overrides {', '.join(unused)} name nothing in this model; its matrices "
             f"are called {', '.join(named[1:8])}, ..., embed, head."
         )
-    return recipe

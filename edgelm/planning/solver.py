@@ -117,7 +117,7 @@ def candidates(planner: Planner, contexts: list[int]) -> Iterator[Candidate]:
         _cache_types(cache_dtype(settings), planner.dtype),
         contexts,
         _rows(given_rows(settings)),
-        _recipes(given_recipe(settings, planner.model.decoder), planner),
+        _recipes(given_recipe(settings, planner.model), planner),
     )
     for chunk, kv, context, rows, recipe in choices:
         yield Candidate(recipe, kv, context, rows, chunk)

@@ -6,7 +6,7 @@ Modules:
     converted_rows: conversion of rows, a block at a time.
     calibration: layer inputs for GPTQ.
     packed_folder, gguf_export: the writers of the two formats.
-    bit_budget: recipes by bits per weight.
+    bit_budget: recipes by bits per weight. readers: recipes for other programs.
     folder_layout: how a folder stores its matrices, and what its config.json says of that.
     companions, folder_readme: tokenizer and other files that accompany the weights.
     gguf_keys, gguf_vocabulary: what a GGUF file says of the model and of its vocabulary.

@@ -42,7 +42,7 @@ Sensitivities = Mapping[str, float]
 class Kind:
     """Matrices that share a scheme: those of one function, or of several that a file fuses.
 
-    names: of the functions. patterns: of the canonical names, for a recipe. files: stored names.
+    names: of the functions. patterns: of their names in recipes. files: stored names.
     """
 
     names: frozenset[str]
@@ -120,18 +120,30 @@ class BitBudget:
         }
         return Recipe.parse({"default": "int8", "overrides": overrides})
 
+    def expected_kld(self, recipe: Recipe) -> float:
+        """Expected divergence under a recipe, in nats a token."""
+        found = 0.0
+        for kind in self.kinds:
+            scheme = recipe.schemes_for(kind.patterns[0], kind.shapes[0], torch.bfloat16)[0]
+            if not scheme.is_float:
+                found += self._sensitivity(kind) * relative_error(str(scheme), self._method)
+        return found
+
+    def _sensitivity(self, kind: Kind) -> float:
+        return sum(self._sensitivities.get(name, 0.0) for name in kind.names)
+
     def _options(self, kind: Kind) -> Iterator[tuple[Scheme, int, float]]:
-        sensitivity = sum(self._sensitivities.get(name, 0.0) for name in kind.names)
         for text in SCHEMES:
             scheme = Scheme.parse(text)
             nbytes = kind.nbytes(scheme)
             if nbytes is not None:
-                yield scheme, nbytes, sensitivity * relative_error(text, self._method)
+                yield scheme, nbytes, self._sensitivity(kind) * relative_error(text, self._method)
 
 
 def kinds(files: ModelFiles) -> list[Kind]:
     """The kinds of matrices of a model."""
     model = assembled(files)
+    recipe_name = model.names.recipe_name
     by_file: dict[str, list[tuple[str, tuple[int, int]]]] = {}
     for name, shape in model.decoder.matrices():
         by_file.setdefault(model.names.file_name(name), []).append((name, shape))
@@ -144,7 +156,7 @@ def kinds(files: ModelFiles) -> list[Kind]:
     return [
         Kind(
             names,
-            tuple(dict.fromkeys(_pattern(name) for each in stored for name, _ in by_file[each])),
+            tuple(dict.fromkeys(_pattern(recipe_name(by_file[each][0][0])) for each in stored)),
             tuple(stored),
             tuple(shape for each in stored for _, shape in by_file[each]),
         )

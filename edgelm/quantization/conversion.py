@@ -2,8 +2,7 @@
 
 Weights keep the names of the file. A matrix that several canonical ones share (query_key_value of
 BLOOM and Persimmon) is packed as a whole, so that transformers finds it under its name; rows are
-packed independently of each other, so its integers are those of its parts. If a recipe gives the
-parts different schemes, the whole takes the one with the most bits.
+packed independently of each other, so its integers are those of its parts.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from edgelm.models import family_of
 from edgelm.models.assembled import Assembled
 from edgelm.models.model_files import ModelFiles
 from edgelm.planning.setting_table import QuantChoice
+from edgelm.planning.settings import refuse_unused_overrides
 from edgelm.quantization.folder_layout import LAYOUTS, FolderLayout, choose_layout
 from edgelm.reports.inspection import HEAD, licence_of
 from edgelm.version import __version__
@@ -165,43 +165,38 @@ def _matrices(files: ModelFiles, recipe: Recipe, keep: bool) -> dict[str, Target
     """The matrices that a recipe applies to, by the file's names."""
     model = assembled(files)
     names = model.names
-    parts: dict[str, list[tuple[str, tuple[int, int]]]] = {}
+    parts: dict[str, list[str]] = {}
     for name, shape in model.decoder.matrices():
         names.info(name, shape)
-        parts.setdefault(names.file_name(name), []).append((name, shape))
-    known = ["head", *(name for own in parts.values() for name, _ in own)]
-    unused = recipe.unused_patterns(known)
-    if unused:
-        raise UsageError(f"quant: the overrides {', '.join(unused)} match nothing in this model.")
-    return {name: _matrix(files, name, own, recipe, keep) for name, own in parts.items()}
+        parts.setdefault(names.file_name(name), []).append(name)
+    refuse_unused_overrides(recipe, model)
+    return {
+        stored: _matrix(files, stored, tuple(own), recipe, names.recipe_name(own[0]), keep)
+        for stored, own in parts.items()
+    }
 
 
 def _matrix(
-    files: ModelFiles, name: str, parts: list[tuple[str, tuple[int, int]]], recipe: Recipe,
-    keep: bool,
-) -> Target:  # fmt: skip
+    files: ModelFiles, name: str, parts: tuple[str, ...], recipe: Recipe, known: str, keep: bool
+) -> Target:
+    """known: the matrix's name in recipes."""
     info = files.checkpoint.info(name)
-    canonical = tuple(part for part, _ in parts)
     float_dtype = DTYPES.get(info.dtype, torch.float32)
-    if info.scheme is not None and (
-        keep or all(recipe.accepts(part, info.scheme) for part in canonical)
-    ):
+    if info.scheme is not None and (keep or recipe.accepts(known, info.scheme)):
         note = "kept as stored"
-        return Target(name, info.shape, float_dtype, info.scheme, True, canonical, note)
+        return Target(name, info.shape, float_dtype, info.scheme, True, parts, note)
     if keep and info.stays_float:
         note = "left in floats by the file"
-        return Target(name, info.shape, float_dtype, None, False, canonical, note)
-    wanted = [recipe.scheme_for(part, shape, float_dtype) for part, shape in parts]
+        return Target(name, info.shape, float_dtype, None, False, parts, note)
+    scheme = recipe.schemes_for(known, info.shape, float_dtype)[0]
+    note = recipe.fallback_note(known, info.shape, scheme)
     if keep and info.nearest is not None:
-        wanted = [info.nearest]
-    scheme = max(wanted, key=lambda each: (each.bits, each.nbytes(parts[0][1])))
-    note = "" if len(set(wanted)) == 1 else "fused in the file: the scheme with the most bits"
-    note = note or recipe.fallback_note(canonical[0], info.shape, scheme)
+        scheme = info.nearest
     if info.scheme is not None or info.nearest is not None:
         note = f"requantized: the file holds {info.dtype}"
     if scheme.is_float:
-        return Target(name, info.shape, float_dtype, None, False, canonical, note)
-    return Target(name, info.shape, float_dtype, scheme, False, canonical, note)
+        return Target(name, info.shape, float_dtype, None, False, parts, note)
+    return Target(name, info.shape, float_dtype, scheme, False, parts, note)
 
 
 def _copied(checkpoint: Checkpoint, name: str) -> Target:

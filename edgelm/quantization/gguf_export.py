@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import re
 from dataclasses import replace
@@ -21,6 +20,7 @@ from edgelm.checkpoint.journal import Journal
 from edgelm.checkpoint.manifest import Manifest
 from edgelm.errors import ModelFileError, UnsupportedModelError, UsageError
 from edgelm.models.model_files import ModelFiles
+from edgelm.models.weight_names import WeightNames
 from edgelm.ops.position import llama3_divisors
 from edgelm.planning.setting_table import QuantChoice
 from edgelm.progress import Progress
@@ -28,6 +28,7 @@ from edgelm.quantization.calibration import Calibration, factored
 from edgelm.quantization.conversion import (
     Conversion,
     Target,
+    assembled,
     manifest_of,
     plan_conversion,
 )
@@ -45,14 +46,22 @@ FILE_TYPES = {
     **{"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "Q4_K": 15},
     **{"Q5_K": 17, "Q6_K": 18, "IQ4_NL": 25, "IQ4_XS": 30, "BF16": 32},
 }
-RECIPES: dict[str, Any] = {
+_FIVE = ["q5_k", "q5_0", "q8_0"]
+_SIX = ["q6_k", "q8_0"]
+RECIPES: dict[str, dict[str, Any]] = {
     "int4": {
-        "default": ["int4-g32"],
-        "overrides": {"embed": "int8-g32", "head": "int8-g32"},
+        "default": ["iq4_xs", "iq4_nl", "q8_0"],
+        "overrides": {
+            **dict.fromkeys(("layers.*.attn.k", "layers.*.attn.o", "layers.*.attn.qkv"), _FIVE),
+            **dict.fromkeys(("layers.*.attn.v", "embed", "head"), _SIX),
+        },
     },
-    "int8": "int8-g32",
+    "int5": {"default": _FIVE, "overrides": {"embed": _SIX, "head": _SIX}},
+    "int6": {"default": _SIX},
+    "int8": {"default": "q8_0"},
 }
-"""Meaning of the short names in GGUF files, which have no scale for a whole row."""
+"""Meaning of the short names in GGUF files, in types that these have. ``quant.recipe`` has more of
+them, so that some tables are smaller there."""
 
 
 def plan_gguf(files: ModelFiles, quant: QuantChoice, method: str) -> Conversion:
@@ -60,24 +69,36 @@ def plan_gguf(files: ModelFiles, quant: QuantChoice, method: str) -> Conversion:
 
     Of a rule's schemes a matrix takes the first that GGUF has for its rows.
     """
+    plan = plan_conversion(files, _recipe(files, quant), method, keep=quant == "auto")
+    names = assembled(files).names
+    return replace(
+        plan,
+        targets=tuple(
+            _held(target, plan.recipe, names) if target.parts else target for target in plan.targets
+        ),
+    )
+
+
+def _recipe(files: ModelFiles, quant: QuantChoice) -> QuantChoice:
     wanted = "int4" if quant == "auto" else quant
-    recipe = RECIPES.get(wanted, wanted) if isinstance(wanted, str) else wanted
-    plan = plan_conversion(files, recipe, method, keep=quant == "auto")
-    return replace(plan, targets=tuple(_held(target, plan.recipe) for target in plan.targets))
+    if not isinstance(wanted, str) or wanted not in RECIPES:
+        return wanted
+    data = RECIPES[wanted]
+    if not files.config.tied and "overrides" in data:
+        # A table that is only looked up matters half as much as one that multiplies as well.
+        data = data | {"overrides": data["overrides"] | {"embed": _FIVE}}
+    return replace(Recipe.parse(data), name=wanted)
 
 
-def _held(target: Target, recipe: Recipe) -> Target:
+def _held(target: Target, recipe: Recipe, names: WeightNames) -> Target:
     """The target in a scheme that GGUF has; as it is where its rule names none."""
     if target.scheme is None or _holds(target.scheme, target.shape):
         return target
-    wanted = []
-    for part in target.parts:
-        rule = recipe.rule_for(part).schemes
-        fitting = [scheme for scheme in rule if scheme is None or _holds(scheme, target.shape)]
-        wanted.append(fitting[0] if fitting else target.scheme)
-    bits = [math.inf if scheme is None else scheme.bits for scheme in wanted]
     note = f"GGUF has no {target.scheme} for rows of {target.shape[1]}"
-    return replace(target, scheme=wanted[bits.index(max(bits))], kept=False, note=note)
+    for scheme in recipe.rule_for(names.recipe_name(target.parts[0])).schemes:
+        if scheme is None or _holds(scheme, target.shape):
+            return replace(target, scheme=scheme, kept=False, note=note)
+    return target
 
 
 def _holds(scheme: Scheme, shape: tuple[int, ...]) -> bool:

@@ -25,13 +25,15 @@ from edgelm.quantization.calibration import Calibration, CalibrationText
 from edgelm.quantization.conversion import Conversion, plan_conversion
 from edgelm.quantization.gguf_export import GGUFExport, plan_gguf
 from edgelm.quantization.packed_folder import PackedFolder
-from quant import CALIBRATED_METHODS, Recipe
+from edgelm.quantization.readers import READERS, cost, recipe_for
+from quant import CALIBRATED_METHODS, DEFAULT_METHOD, Recipe
 
 logger = logging.getLogger("edgelm")
 
 BITS = Option(
     "Bits per weight.", "a number from 1 to 32", kind=values.number, check=lambda x: 1 <= x <= 32
 )
+READER = Option("Who reads OUT too.", ", ".join(READERS), READERS.__contains__, kind=values.text)
 OVERHEAD_BYTES = 260 << 20  # 300 MiB with what a command imports in addition to torch
 Announce = Callable[[dict[str, int]], None]
 
@@ -41,7 +43,8 @@ class Quantized:
     """Result of ``quantize``. Peaks are of the whole process; ``resumed`` counts weights that an
     interrupted run had finished. ``promised_parts`` are those of the promised peak, in bytes by
     name. ``calibration``: text, number of sequences and tokens of each, None for other methods.
-    ``peer_note`` says why transformers cannot load the folder."""
+    ``peer_note`` says why transformers cannot load the folder; ``cost``, what it costs that the
+    program asked for reads it."""
 
     path: str
     manifest: Manifest
@@ -52,6 +55,7 @@ class Quantized:
     peak_rss_bytes: int
     peer_note: str
     calibration: dict[str, Any] | None
+    cost: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able data."""
@@ -60,8 +64,9 @@ class Quantized:
 
 def quantize(
     model: str | Path | ModelFiles, out: str | Path, *, quant: QuantChoice = "auto",
-    method: str = "rtn", calibration: str | Path | None = None, bpw: float | None = None,
-    sensitivity: str | Path | None = None, revision: str | None = None, offline: bool = False,
+    method: str = DEFAULT_METHOD, calibration: str | Path | None = None, bpw: float | None = None,
+    sensitivity: str | Path | None = None, reader: str | None = None,
+    revision: str | None = None, offline: bool = False,
     progress: Progress | None = None, announce: Announce | None = None,
 ) -> Quantized:  # fmt: skip
     """Write a model as a folder of packed weights, or, if ``out`` ends in .gguf, for llama.cpp.
@@ -79,6 +84,8 @@ def quantize(
             expected divergence within it is used. Not for .gguf files, which lack its schemes.
         sensitivity: a UTF-8 text file on which the divergence of each kind of matrix of this model
             is measured for ``bpw``; None means values measured on other models.
+        reader: a program that shall read OUT too, ``transformers``, ``vllm`` or ``llama.cpp``,
+            instead of ``quant``: the best recipe in about 4 bits that it reads is used.
         progress: called with (weight, bytes done, bytes in all); while sensitivities are measured
             with (kinds, kinds done, kinds in all).
         announce: called with the parts of the promised peak memory, in bytes by name, before any
@@ -103,6 +110,12 @@ def quantize(
         model, revision=revision, offline=offline
     )  # fmt: skip
     gguf = Path(out).suffix.lower() == ".gguf"
+    if reader is not None:
+        quant = recipe_for(READER.require("reader", reader), quant, Path(out))
+        if bpw is not None:
+            raise UsageError(
+                f"bpw is {bpw!r}, and the recipe for {reader} is asked for too; give one."
+            )
     if bpw is not None:
         if gguf:
             raise UsageError(
@@ -137,6 +150,7 @@ def quantize(
     return Quantized(
         str(job.out), manifest, job.nbytes, job.resumed, sum(promise.values()), promise, peak, note,
         calibrated.text.to_dict() if calibrated else None,
+        cost(reader, files, method, conversion, manifest.bits_per_weight) if reader else "",
     )  # fmt: skip
 
 

@@ -177,7 +177,7 @@ def random_model(shape: str | dict[str, Any], quant: str | Recipe = "int4") -> M
     tensors: dict[str, tuple[tuple[int, ...], Scheme | None]] = {}
     for matrix, size in decoder.matrices():
         stored = names.stored_shape(matrix, size)
-        tensors[names.file_name(matrix)] = (stored, _scheme(matrix, size, quant))
+        tensors[names.file_name(matrix)] = (stored, _scheme(names.recipe_name(matrix), size, quant))
     for matrix, rows in decoder.biases():
         tensors[names.file_name(matrix, "bias")] = (names.stored_shape(matrix, (rows,)), None)
     for norm_name, norm in decoder.norms():
@@ -189,6 +189,6 @@ def random_model(shape: str | dict[str, Any], quant: str | Recipe = "int4") -> M
 def _scheme(name: str, shape: tuple[int, int], quant: str | Recipe) -> Scheme:
     try:
         recipe = Recipe.parse(quant)
-        return recipe.scheme_for(name, shape, torch.bfloat16)
+        return recipe.schemes_for(name, shape, torch.bfloat16)[0]
     except QuantError as error:
         raise UsageError(f"quant: {error}") from error

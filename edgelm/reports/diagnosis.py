@@ -28,7 +28,10 @@ PACKAGES = (
     *("torch", "torchao", "bitsandbytes", "safetensors", "tokenizers", "sentencepiece"),
     *("huggingface_hub", "gguf", "numpy"),
 )
-SCHEMES = ("int4-g32", "int4-g64", "int4-g128", "int8", "int8-g32", "nf4", "bfloat16", "float32")
+SCHEMES = (
+    *("iq4-g32-coded", "int5-g32-coded", "int6-g32-coded", "int4-g32", "int4-g64", "int4-g128"),
+    *("int8", "int8-g32", "nf4", "bfloat16", "float32"),
+)
 _SHAPE = (4096, 4096)  # a shape that every kernel accepts
 
 

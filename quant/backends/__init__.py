@@ -72,6 +72,8 @@ def choose(
         return REFERENCE
     reasons = []
     table = EXACT if exact else KERNELS
+    if exact:  # rankings are of products that may round
+        ranking = ()
     ranked = [kernel for name in ranking for kernel in table if kernel.name == name]
     for kernel in (*ranked, *table):
         if backend not in ("auto", kernel.backend):

@@ -1,7 +1,7 @@
 """Which test guards which feature: patches that must make a named test fail.
 
 ``run_mutations.py`` applies each row alone to a copy of the tree and runs its tests. A row whose
-tests still pass is a feature nobody guards, and fails CI. One file a theme.
+tests still pass is a feature nobody guards. One file a theme.
 """
 
 from __future__ import annotations

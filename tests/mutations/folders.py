@@ -129,7 +129,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "recipes: iq4 is 4 bits as int4 asks for",
         "quant/recipe.py",
-        '(first.codebook, "iq4") if',
+        '(None, "iq4") if',
         "(first.codebook,) if",
         (f"{_SCHEMES}test_recipes_accept_what_their_bits_allow",),
     ),
@@ -143,8 +143,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "quantize: a fallback is in the manifest",
         "edgelm/quantization/conversion.py",
-        "    note = note or recipe.fallback_note(canonical[0], info.shape, scheme)\n",
-        "",
+        "    note = recipe.fallback_note(known, info.shape, scheme)\n",
+        '    note = ""\n',
         _FALLBACK,
     ),
     Mutation(

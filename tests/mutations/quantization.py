@@ -6,6 +6,7 @@ from mutations.row import Mutation
 
 QUANT = "tests/quant"
 _CODED = f"{QUANT}/test_coded_scales.py::"
+_INT4 = "tests/test_default_recipe.py::"
 
 MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
@@ -273,5 +274,47 @@ MUTATIONS: tuple[Mutation, ...] = (
         "            return (-32, 31)\n",
         "            return (-127, 127)\n",
         (f"{_CODED}test_codes_of_scales_are_those_of_gguf",),
+    ),
+    Mutation(
+        "recipes: what a file fuses has one name",
+        "edgelm/models/weight_names.py",
+        "if not isinstance(source, Interleaved):\n            return canonical\n        parts",
+        "if True:\n            return canonical\n        parts",
+        (f"{_INT4}test_a_plan_and_a_folder_agree",),
+    ),
+    Mutation(
+        "recipes: the next scheme where a backend has no kernel",
+        "edgelm/planning/matrices.py",
+        "if len(similar) > 1 else first",
+        "if False else first",
+        (f"{_INT4}test_a_backend_without_a_kernel_takes_the_next_scheme",),
+    ),
+    Mutation(
+        "recipes: no kernel is a reason to double the bits",
+        "edgelm/planning/matrices.py",
+        "if scheme.bits < 2 * first.bits]",
+        "]",
+        (f"{_INT4}test_a_backend_without_a_kernel_takes_the_next_scheme",),
+    ),
+    Mutation(
+        "kernels: rankings are of products that may round",
+        "quant/backends/__init__.py",
+        "    if exact:  # rankings",
+        "    if False:  # rankings",
+        (f"{_INT4}test_rankings_do_not_choose_among_exact_products",),
+    ),
+    Mutation(
+        "gguf export: in int4 a table that is only looked up takes five bits",
+        "edgelm/quantization/gguf_export.py",
+        'if not files.config.tied and "overrides" in data:',
+        "if False:",
+        (f"{_INT4}test_a_gguf_file_of_int4",),
+    ),
+    Mutation(
+        "quant: the grid search is the default",
+        "quant/methods/__init__.py",
+        'DEFAULT_METHOD = "mse"',
+        'DEFAULT_METHOD = "rtn"',
+        (f"{_INT4}test_a_plan_and_a_folder_agree",),
     ),
 )

@@ -158,8 +158,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "gguf export: a rule goes on to what GGUF has",
         "edgelm/quantization/gguf_export.py",
-        "targets=tuple(_held(target, plan.recipe) for target in plan.targets)",
-        "targets=plan.targets",
+        "_held(target, plan.recipe, names) if target.parts else target for target",
+        "target for target",
         (f"{_EXPORT}test_a_rule_goes_on_to_what_gguf_has",),
     ),
     Mutation(

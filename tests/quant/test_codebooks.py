@@ -56,6 +56,6 @@ def test_blocks_of_rows_pack_as_a_whole() -> None:
     weights = torch.randn(37, 128)
     scheme = Scheme.parse("nf4")
     blocks = ((start, weights[start : start + 10]) for start in range(0, 37, 10))
-    packed, error_db = pack(blocks, (37, 128), scheme)
+    packed, error_db = pack(blocks, (37, 128), scheme, "rtn")
     whole: PackedWeight = rtn(weights, scheme)
     assert torch.equal(packed.qweight, whole.qweight) and error_db is not None

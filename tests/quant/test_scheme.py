@@ -108,14 +108,18 @@ def test_a_row_that_groups_do_not_divide_names_the_remedy() -> None:
 
 
 def scheme_text(recipe: Recipe, name: str, inputs: int = 576) -> str:
-    return str(recipe.scheme_for(name, (64, inputs), torch.bfloat16))
+    return str(recipe.schemes_for(name, (64, inputs), torch.bfloat16)[0])
 
 
 def test_default_recipe() -> None:
     recipe = Recipe.parse("int4")
-    assert scheme_text(recipe, "layers.3.attn.q") == "int4-g32"
-    assert scheme_text(recipe, "layers.3.attn.q", inputs=72) == "int8"
-    assert scheme_text(recipe, "embed") == scheme_text(recipe, "head") == "int8"
+    for inputs, text in ((576, "iq4-g32-coded"), (80, "iq4-g16-coded"), (72, "int8")):
+        assert scheme_text(recipe, "layers.3.attn.q", inputs) == text
+    for name, bits in (("v", 6), ("k", 5), ("o", 5), ("qkv", 5)):
+        for inputs, text in ((576, "g32-coded"), (80, "g16-coded")):
+            wanted = scheme_text(recipe, f"layers.30.attn.{name}", inputs)
+            assert wanted == f"int{bits}-{text}"
+    assert scheme_text(recipe, "embed") == scheme_text(recipe, "head") == "int6-g32-coded"
     assert str(recipe) == "int4"
 
 
@@ -159,8 +163,8 @@ def test_overrides_match_by_pattern_and_the_last_one_wins() -> None:
 def test_data_can_start_from_a_named_recipe() -> None:
     recipe = Recipe.parse({"default": "int4", "overrides": {"*.v": "int8", "head": "int4-g64"}})
     assert scheme_text(recipe, "layers.0.attn.v") == "int8"
-    assert scheme_text(recipe, "layers.0.attn.k") == "int4-g32"
-    assert scheme_text(recipe, "embed") == "int8"
+    assert scheme_text(recipe, "layers.0.attn.k") == "int5-g32-coded"
+    assert scheme_text(recipe, "embed") == "int6-g32-coded"
     assert scheme_text(recipe, "head") == "int4-g64"
 
 
@@ -222,7 +226,11 @@ def test_a_scheme_that_does_not_fit_names_the_tensor() -> None:
         ("int4", "layers.0.attn.q", "int4-g32-zfloat", True),
         ("int4", "layers.0.attn.q", "int4-g128", True),
         ("int4", "layers.0.attn.q", "int8-g32", False),
-        ("int4", "embed", "int8-g32", True),
+        ("int4", "layers.0.attn.q", "iq4-g32", True),
+        ("int4", "layers.0.attn.q", "int5-g32-coded", False),
+        ("int4", "layers.0.attn.v", "int6-g16-coded", True),
+        ("int4", "embed", "int8-g32", False),
+        ("int4", "embed", "int6-g16-coded", True),
         ("int4", "head", "int4-g32", True),
         ("int4", "embed", "float32", False),
         ("int4-g32", "layers.0.attn.q", "int4-g32", True),
@@ -241,3 +249,4 @@ def test_which_packed_weights_a_recipe_accepts(
 def test_patterns_that_match_nothing_are_found() -> None:
     recipe = Recipe.parse({"default": "int8", "overrides": {"*.up": "none", "*.wo": "none"}})
     assert recipe.unused_patterns(["layers.0.mlp.up", "head"]) == ["*.wo"]
+    assert Recipe.parse("int4").unused_patterns(["layers.0.mlp.up"]) == []  # no family has all

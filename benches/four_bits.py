@@ -1,0 +1,113 @@
+"""The default 4 bits and int8 against llama.cpp's Q4_K_M and Q8_0: divergence at bits per weight.
+
+    python benches/four_bits.py    writes results/four_bits.json
+
+Every engine predicts the same tokens: the first 40 windows of 256 of each nano model's held-out
+text, each beginning with BOS, against the same weights in float32. llama.cpp quantizes and runs
+its own types, and runs the files that `edgelm quantize MODEL OUT.gguf` writes. Families that
+llama.cpp does not know are measured without it. Rows that results/four_bits.json holds are not run
+again; delete the file to begin anew. Needs the extra `peers`.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from accuracy import NANO
+from backends import ASSETS
+from comparison.gguf_models import gguf_sizes, quantize
+from comparison.llama_cpp_engine import LlamaCpp
+from provenance import announce
+from results_file import complete
+
+import edgelm
+from edgelm.evaluation.baseline import Baseline
+from edgelm.evaluation.divergence import compare
+from edgelm.evaluation.passage import Passage
+from edgelm.models.model_files import ModelFiles
+
+TEXT, WINDOW, WINDOWS = ASSETS / "nano" / "heldout.txt", 256, 40
+GGUF_FAMILIES = ("llama", "gemma2", "bloom")
+OURS = ("int4", "int8")
+THEIRS = ("Q4_K_M", "Q8_0")
+THREADS = 2
+
+
+def main() -> int:
+    with tempfile.TemporaryDirectory() as scratch:
+        return complete(
+            "four_bits", cases(), ("model", "weights", "engine"),
+            lambda *key: measured(*key, Path(scratch)),
+        )  # fmt: skip
+
+
+def cases() -> list[tuple[str, str, str]]:
+    """Model, weights and engine of every row."""
+    rows = [(model, weights, "edgelm") for model in NANO for weights in OURS]
+    for model in GGUF_FAMILIES:
+        rows += [(model, f"{weights}.gguf", "edgelm") for weights in OURS[:1]]
+        rows += [(model, f"{weights}.gguf", "llama.cpp") for weights in OURS]
+        rows += [(model, weights, "llama.cpp") for weights in THEIRS]
+    return sorted(rows, key=lambda row: NANO.index(row[0]))
+
+
+def measured(model: str, weights: str, engine: str, scratch: Path) -> dict[str, Any]:
+    files = ModelFiles.open(ASSETS / "nano" / model)
+    kept = scratch / f"{model}.baseline"
+    text: dict[str, Any] = {"text": TEXT, "window": WINDOW, "limit": WINDOWS, "baseline": kept}
+    if not kept.exists():
+        edgelm.evaluate(files, quant="none", **text)
+    if engine == "edgelm":
+        given = gguf_of(files, weights, scratch) if weights.endswith(".gguf") else files
+        quant = "auto" if weights.endswith(".gguf") else weights
+        found = edgelm.evaluate(given, quant=quant, threads=THREADS, **text).to_dict()
+    else:
+        file = gguf_of(files, weights, scratch)
+        found = by_llama_cpp(file, files, kept)
+    row = found | {"model": model, "weights": weights, "engine": engine}
+    print(
+        f"{model} {weights} {engine}: KLD {row['kld_mean']:.6f} at {row['bits_per_weight']:.3f}",
+        file=sys.stderr,
+    )
+    return row
+
+
+def gguf_of(files: ModelFiles, weights: str, scratch: Path) -> Path:
+    """The file we write of such weights, or llama.cpp's quantizer from float32."""
+    name = Path(files.name).name
+    path = scratch / f"{name}-{weights.removesuffix('.gguf')}.gguf"
+    if path.exists():
+        return path
+    if weights.endswith(".gguf"):
+        edgelm.quantize(files, path, quant=weights.removesuffix(".gguf"))
+        return path
+    quantize(gguf_of(files, "none.gguf", scratch), path, weights, THREADS)
+    return path
+
+
+def by_llama_cpp(file: Path, files: ModelFiles, kept: Path) -> dict[str, Any]:
+    """llama.cpp's figures over the passage that the baseline was made of."""
+    passage = Passage.read(TEXT, files.tokenizer, WINDOW, WINDOWS)
+    engine = LlamaCpp(str(file), THREADS, context=WINDOW, flash=False)
+    baseline = Baseline.open(kept)
+    ids = passage.ids.flatten().tolist()
+
+    def mine(start: int, count: int) -> torch.Tensor:
+        assert start % WINDOW == 0, "a window in one block"
+        return torch.from_numpy(engine.logits(ids[start : start + count]))
+
+    try:
+        score = compare(passage, WINDOW, mine, baseline.logits, None)
+    finally:
+        baseline.close()
+    bits = gguf_sizes(file)["bits_per_weight"]
+    return vars(score) | {"bits_per_weight": bits, "version": engine.about["version"]}
+
+
+if __name__ == "__main__":
+    announce()
+    raise SystemExit(main())
