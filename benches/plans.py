@@ -7,7 +7,8 @@
 Every command runs in a process of its own with an empty cache folder, so that no earlier run
 corrects a prediction. The planner's speed estimate follows from a read bandwidth. It is the one
 measured in the run of compare.py that timed the same 8B, where this is that machine; elsewhere the
-planner measures it. A peak that was measured before stays until --measure replaces it.
+planner measures it. A peak that was measured before stays until --measure replaces it, or the
+weights of that recipe get other bytes.
 """
 
 from __future__ import annotations
@@ -77,7 +78,9 @@ def size(shape: str, quant: str, before: dict[str, Any], measure: bool) -> dict[
         measured = {"peak_rss_bytes": ran["peak_rss_bytes"]}
         measured["measured_by"] = " ".join(("edgelm bench", *options, *FILLED))
         return row | measured
-    return row | {key: before[key] for key in ("peak_rss_bytes", "measured_by") if key in before}
+    same = before.get("weight_bytes") == row["weight_bytes"]
+    kept = ("peak_rss_bytes", "measured_by") if same else ()
+    return row | {key: before[key] for key in kept if key in before}
 
 
 def said(*words: str, read_gb_s: float | None = None) -> str:

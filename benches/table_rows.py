@@ -233,7 +233,10 @@ def size(plan: Row) -> Row:
         row for row in result("accuracy")["rows"]
         if (row["model"], row["asked"], row["backend"]) == (family, plan["quant"], "native")
     )  # fmt: skip
-    rows = {(row["case"], row["engine"]): row for row in result("compare")["rows"]}
+    rows = {
+        (row["case"], row["engine"]): row for row in result("compare")["rows"]
+        if row["engine"] == "llama.cpp" or is_of(row, plan)
+    }  # fmt: skip
     return plan | {
         "title": title,
         "kld": stand_in["kld_mean"],
@@ -246,6 +249,11 @@ def size(plan: Row) -> Row:
             for phase in ("decode", "prefill")
         },
     }
+
+
+def is_of(row: Row, plan: Row) -> bool:
+    """Whether a row of the comparison ran the weights of a plan: recipes change."""
+    return abs(row.get("bits_per_weight", 0.0) - plan["bits_per_weight"]) < 0.01
 
 
 def sizes_caption() -> str:

@@ -46,7 +46,7 @@ def test_exact_activations_give_the_reference_logits(
 @needs_library
 def test_by_default_codes_round_their_activations(tiny_llama: Callable[..., Path]) -> None:
     kernels = multiplied(edgelm.plan(tiny_llama(), quant="int4"))
-    assert kernels == {"native.int4", "native.int8"}
+    assert kernels == {"native.iq4", "native.int5", "native.int6"}
 
 
 def test_wrong_activations_are_refused(tiny_llama: Callable[..., Path]) -> None:

@@ -204,7 +204,7 @@ LIES = {
     "a shape": lie(SHAPE, lambda shape: [shape[0] // 2, *shape[1:]]),
     "a larger shape": lie(SHAPE, lambda shape: [shape[0] * 10**9, *shape[1:]]),
     "a negative shape": lie(SHAPE, [-1, -64]),
-    "a type": lie(DTYPE, "int8"),
+    "a type": lie(DTYPE, lambda kind: "uint8" if kind == "int8" else "int8"),
     "no type": lie(DTYPE, "nn"),
     "a name": lie(NAME, "other"),
     "beyond the end": lie(OFFSET, lambda offset: offset + (1 << 40)),

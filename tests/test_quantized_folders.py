@@ -184,8 +184,8 @@ def test_compressed_groups_by_importance(symmetric: bool, named: Any, tmp_path: 
         ours = lm.forward(PROMPT).logits
     expected = logits(plain, "none")
     share = float((ours - expected).abs().max() / (expected.max() - expected.min()))
-    print(f"logits differ by {share:.3g} of their range (bound 0.02)")
-    assert share < 0.02  # 8 bits where the file has 4
+    print(f"logits differ by {share:.3g} of their range (bound 0.03)")
+    assert share < 0.03  # 8 bits where the file has 4
 
 
 @pytest.mark.parametrize("named", ["weight", "static", False, None])

@@ -73,7 +73,7 @@ def test_nano_heldout_perplexity(assets: Path, family: str) -> None:
 def test_demo_names_paris_in_four_bits(demo: Path) -> None:
     with edgelm.load(demo, quant="int4") as lm:
         assert lm.plan.scheme == "int4"
-        assert 5.7 < lm.plan.bits_per_weight < 5.8
+        assert {p.scheme for p in lm.plan.products} == {"int4-g32-zfloat", "int6-g32-coded"}
         question = [{"role": "user", "content": "What is the capital of France?"}]
         out = lm.chat(question, max_new_tokens=32)
     print(out.text)
@@ -92,12 +92,13 @@ def test_demo_perplexity_on_wikitext(demo: Path, assets: Path) -> None:
     assert perplexity == pytest.approx(29.98, abs=0.02)
 
 
-def test_demo_equals_transformers_on_the_dequantized_file(demo: Path) -> None:
-    """20 prompts, 32 greedy tokens each, float32 on both sides."""
+@pytest.mark.parametrize("count", [4, pytest.param(20, marks=pytest.mark.slow)])
+def test_demo_equals_transformers_on_the_dequantized_file(demo: Path, count: int) -> None:
+    """Prompts, 32 greedy tokens each, float32 on both sides."""
     reference, tokenizer = _transformers_demo(demo)
     different = []
     with edgelm.load(demo, quant="none", dtype="float32", context=128) as lm:
-        for prompt in PROMPTS:
+        for prompt in PROMPTS[:count]:
             ids = tokenizer(prompt, return_tensors="pt").input_ids
             assert ids[0].tolist() == lm.encode(prompt)
             expected = reference.generate(ids, max_new_tokens=32, do_sample=False)[
@@ -106,7 +107,7 @@ def test_demo_equals_transformers_on_the_dequantized_file(demo: Path) -> None:
             got = lm.generate(prompt, max_new_tokens=32, temperature=0.0).token_ids
             if list(got) != expected.tolist():
                 different.append(prompt)
-    print(f"{len(PROMPTS) - len(different)} of {len(PROMPTS)} prompts equal")
+    print(f"{count - len(different)} of {count} prompts equal")
     assert not different
 
 

@@ -207,7 +207,7 @@ def test_method_recipe_and_library_have_their_own_files(
 ) -> None:
     folder = machine / layer_folder.FOLDER
     chosen = {"backend": "reference"}  # `auto` may be the same as `torch` where no library is
-    for settings in ({}, {"method": "mse"}, {"quant": "int8"}, {"backend": "torch"}):
+    for settings in ({}, {"method": "rtn"}, {"quant": "int8"}, {"backend": "torch"}):
         answer(nano, **(chosen | settings))
     assert len(list(folder.iterdir())) == 4
     missing = native.missing()
@@ -260,7 +260,7 @@ def test_old_models_make_room(
         time.sleep(0.02)
     held = sum(path.stat().st_size for path in layer_files(machine))
     monkeypatch.setattr(layer_folder, "LIMIT_BYTES", held + 1000)
-    answer(assets / "nano" / "helium", method="mse")
+    answer(assets / "nano" / "helium", method="rtn")
     packed.clear()
     answer(assets / "nano" / "llama")
     assert packed == [], "evicted though used last"

@@ -67,7 +67,7 @@ def test_the_most_accurate_that_fits(shape: ModelFiles, gib: float) -> None:
 
 
 def test_less_memory_costs_accuracy(shape: ModelFiles) -> None:
-    found = [edgelm.plan(shape, budget=f"{mib}MiB") for mib in range(2100, 1150, -100)]
+    found = [edgelm.plan(shape, budget=f"{mib}MiB") for mib in range(2100, 1000, -50)]
     fitting = [made for made in found if made.fits]
     schemes = list(dict.fromkeys(made.scheme for made in fitting))
     ranks = [(-made.context, accuracy_rank(made.expected_kld)) for made in fitting]
@@ -162,7 +162,7 @@ def test_schemes_that_a_shape_cannot_have(tiny_llama: Callable[..., Path]) -> No
     made = edgelm.plan(folder)
     reasons = {o["scheme"]: o["reason"] for o in made.rejected if o["predicted_peak_bytes"] is None}
     print(reasons)
-    assert made.fits and "divisible by 64" in reasons["int4-g64"]
+    assert made.fits and "divisible by 64" in reasons["iq4-g64-coded"]
     with pytest.raises(UsageError, match="divisible by 64"):
         edgelm.plan(folder, quant="int4-g64")
     with pytest.raises(edgelm.EdgeLMError, match="backend"):

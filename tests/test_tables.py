@@ -56,7 +56,8 @@ def test_divergence_of_a_size_names_its_stand_in() -> None:
 def test_weights_that_were_quantized_twice_are_marked() -> None:
     demo = [row for row in table_rows.rows_of("accuracy") if row["model"] == "demo"]
     told = {row["asked"]: row["weights"] for row in demo}
-    assert told["int4"] == "its own Q4_1" and told["none"] == "Q4_1 as floats"
+    assert told["int4"] == "its own Q4_1, tables re-quantized"
+    assert told["none"] == "Q4_1 as floats"
     assert {told[s] for s in ("int8", "int4-g32", "nf4")} == {"re-quantized from Q4_1"}
     peers = [row for row in table_rows.rows_of("compare") if row["case"] == "decode-int4-demo"]
     weights = {row["engine"]: row["weights"] for row in peers}
@@ -86,9 +87,11 @@ def test_a_measured_peak_stays_until_it_is_measured_again(
         )
 
     monkeypatch.setattr(plans, "said", answer)
-    before = {"peak_rss_bytes": 7, "measured_by": "edgelm bench"}
+    before = {"peak_rss_bytes": 7, "measured_by": "edgelm bench", "weight_bytes": 1}
     assert plans.size("llama-3-8b", "int4", before, False)["peak_rss_bytes"] == 7
     assert [words[0] for words in said] == ["plan"]
+    other = before | {"weight_bytes": 2}  # a recipe that has changed since
+    assert "peak_rss_bytes" not in plans.size("llama-3-8b", "int4", other, False)
     assert "peak_rss_bytes" not in plans.size("llama-3-8b", "int4", {}, False)
     row = plans.size("llama-3-8b", "int4", before, True)
     assert row["peak_rss_bytes"] == 3 and row["measured_by"].startswith("edgelm bench --shape")

@@ -111,19 +111,10 @@ def quantize(
     )  # fmt: skip
     gguf = Path(out).suffix.lower() == ".gguf"
     if reader is not None:
-        quant = recipe_for(READER.require("reader", reader), quant, Path(out))
-        if bpw is not None:
-            raise UsageError(
-                f"bpw is {bpw!r}, and the recipe for {reader} is asked for too; give one."
-            )
+        quant = recipe_for(READER.require("reader", reader), quant, bpw, Path(out))
     if bpw is not None:
-        if gguf:
-            raise UsageError(
-                f"bpw is {bpw!r}, and {out} cannot hold the schemes that are chosen for a number "
-                "of bits. Write a folder, or name a scheme of GGUF, such as q4_k."
-            )
         bits = BITS.require("bpw", bpw)
-        quant = _recipe_of_bits(files, quant, bits, method, sensitivity, progress)
+        quant = _recipe_of_bits(files, Path(out), quant, bits, method, sensitivity, progress)
     elif sensitivity is not None:
         raise UsageError(
             f"sensitivity is {str(sensitivity)!r}, and no number of bits per weight is given; give "
@@ -155,9 +146,14 @@ def quantize(
 
 
 def _recipe_of_bits(
-    files: ModelFiles, quant: QuantChoice, bits: float, method: str,
+    files: ModelFiles, out: Path, quant: QuantChoice, bits: float, method: str,
     sensitivity: str | Path | None, progress: Progress | None,
 ) -> Recipe:  # fmt: skip
+    if out.suffix.lower() == ".gguf":
+        raise UsageError(
+            f"bpw is {bits:g}, and {out} cannot hold the schemes that are chosen for a number of "
+            "bits. Write a folder, or name a scheme of GGUF, such as q4_k."
+        )
     if quant != "auto":
         raise UsageError(
             f"quant is {quant!r}, and {bits:g} bits per weight are given too; give one."

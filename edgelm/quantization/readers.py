@@ -48,15 +48,16 @@ READERS: dict[str, Reader] = {
 }
 
 
-def recipe_for(reader: str, quant: QuantChoice, out: Path) -> QuantChoice:
+def recipe_for(reader: str, quant: QuantChoice, bpw: float | None, out: Path) -> QuantChoice:
     """The recipe for a program.
 
-    Raises UsageError for a recipe beside it, or a name of OUT that it does not read.
+    Raises UsageError for another choice of bits beside it, or a name of OUT that it does not read.
     """
-    if quant != "auto":
-        raise UsageError(
-            f"quant is {quant!r}, and the recipe for {reader} is asked for too; give one."
-        )
+    for name, given, usual in (("quant", quant, "auto"), ("bpw", bpw, None)):
+        if given != usual:
+            raise UsageError(
+                f"{name} is {given!r}, and the recipe for {reader} is asked for too; give one."
+            )
     wanted, is_gguf = READERS[reader].gguf, out.suffix.lower() == ".gguf"
     if wanted != is_gguf:
         form = "a file: give a name that ends in .gguf" if wanted else "a folder: leave out .gguf"

@@ -37,7 +37,7 @@ _SHAPE = (4096, 4096)  # a shape that every kernel accepts
 
 @dataclass(frozen=True)
 class KernelChoice:
-    """Kernel that ``auto`` picks for a scheme, and the reasons against kernels without support.
+    """Kernel that ``auto`` picks for a scheme, and the reasons against others for such schemes.
 
     ``use`` is ``multiply``, or ``lookup`` for a matrix whose rows must also be readable.
     """
@@ -139,7 +139,11 @@ def _choices(cache: Path, name: str) -> Iterator[KernelChoice]:
             lookup = use == "lookup"
             chosen = choose(scheme, _SHAPE, device, lookup=lookup, ranking=ranking)
             reasons = {k.name: k.refusal(scheme, _SHAPE, device, lookup) for k in KERNELS}
-            declined = {name: reason for name, reason in reasons.items() if reason is not None}
+            declined = {
+                name: reason
+                for name, reason in reasons.items()
+                if reason is not None and " only" not in reason  # those of other schemes
+            }
             yield KernelChoice(name, text, use, chosen.name, declined)
 
 
