@@ -16,6 +16,7 @@ from .errors import QuantError
 
 GROUP_SIZES = (16, 32, 64, 128)
 SUPER_GROUP = 256  # inputs that share a super-scale
+MOST_WEIGHTS = 1 << 48  # of a matrix: sizes in files are claims, and those of tensors have 64 bits
 ZEROS = ("none", "int", "float")
 FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # GGUF's names of types that are one scheme, value for value.
@@ -195,7 +196,7 @@ class Scheme:
 
     def check(self, shape: tuple[int, ...]) -> None:
         """Raise QuantError unless a matrix of ``shape`` [N, K] can be stored in this scheme."""
-        if len(shape) != 2 or min(shape) < 1:
+        if len(shape) != 2 or min(shape) < 1 or shape[0] * shape[1] > MOST_WEIGHTS:
             raise QuantError(f"{self} stores matrices [outputs, inputs], got shape {list(shape)}")
         multiple = {4: 2, 5: 8, 6: 4}.get(self.bits, 1)
         if shape[1] % multiple:

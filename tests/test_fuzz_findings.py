@@ -60,15 +60,21 @@ def test_a_pickled_tensor_without_numbers(tmp_path: Path) -> None:
         open_checkpoint(tmp_path, allow_pickle=True)
 
 
-def test_an_infinite_size_in_a_manifest(tmp_path: Path) -> None:
+@pytest.mark.parametrize("scheme", ["int8", "q5_k"])
+@pytest.mark.parametrize(
+    ("rows", "message"), [(float("inf"), "OverflowError"), (1 << 70, "got shape")]
+)
+def test_a_size_in_a_manifest_beyond_any_memory(
+    scheme: str, rows: float, message: str, tmp_path: Path
+) -> None:
     path = tmp_path / "edgelm.json"
-    module = {"scheme": "int8", "shape": [float("inf"), 8], "error_db": 1, "parts": [], "note": ""}
+    module = {"scheme": scheme, "shape": [rows, 64], "error_db": 1, "parts": [], "note": ""}
     manifest = {
         "format_version": FORMAT_VERSION, "writer": "", "recipe": {}, "method": "rtn",
         "licence": None, "bits_per_weight": 8, "modules": {"a": module}, "floats": [], "files": {},
     }  # fmt: skip
     path.write_text(json.dumps(manifest), "utf-8")
-    with pytest.raises(ModelFileError, match="OverflowError"):
+    with pytest.raises(ModelFileError, match=message):
         Manifest.read(path)
 
 
