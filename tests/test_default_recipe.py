@@ -69,7 +69,14 @@ def test_a_plan_and_a_folder_agree(family: str, assets: Path) -> None:
         for name in target.parts:
             assert str(target.scheme) == by_kind[name.rpartition(".")[2]], name
     assert edgelm.plan(files, quant="int4", method="rtn").weight_bytes == plan.weight_bytes
-    assert settings.Settings().method == "mse"
+
+
+def test_the_usual_method(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The search takes minutes per billion weights where it runs in torch."""
+    for missing, method in ((None, "mse"), ("no compiler", "rtn")):
+        monkeypatch.setattr("quant.native.missing", lambda found=missing: found)
+        assert settings.Settings().method == method
+    assert settings.Settings(method="mse").method == "mse"
 
 
 def test_a_gguf_file_of_int4(tiny_llama: Callable[..., Path], tmp_path: Path) -> None:

@@ -139,7 +139,7 @@ class LoadOptions(TableGroup):
 
     @classmethod
     def default(cls, name: str) -> Any:
-        return getattr(Settings, name)
+        return getattr(Settings(), name)
 
     def settings(self) -> dict[str, Any]:
         """The keywords of ``load`` and ``plan`` that say how."""

@@ -44,7 +44,11 @@ QUANT = Option(
     "Bits of the weights: a scheme or a recipe.", f"auto, {SCHEMES}", kind=_recipe, flag=str
 )
 METHOD = Option(
-    "How the integers of a scheme are chosen.", ", ".join(METHODS), kind=values.text, flag=str
+    "How the integers of a scheme are chosen (default: mse; a load without the native library: "
+    "rtn).",
+    ", ".join(METHODS),
+    kind=values.text,
+    flag=str,
 )
 
 

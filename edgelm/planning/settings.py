@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from edgelm.machine.accelerators import Accelerator
 from edgelm.models.assembled import Assembled
 from edgelm.option import checked, options_in
 from edgelm.planning.setting_table import EXACT_ACTIVATIONS, LOAD, LoadSettings, QuantChoice
-from quant import CALIBRATED_METHODS, DEFAULT_METHOD, METHODS, QuantError, Recipe
+from quant import CALIBRATED_METHODS, DEFAULT_METHOD, METHODS, QuantError, Recipe, native
 
 DEFAULT_CONTEXT = 4096
 DEFAULT_CHUNK = 512
@@ -32,7 +32,7 @@ class Settings:
     """A user's settings of a load; ``auto`` and None leave the choice to the solver."""
 
     quant: QuantChoice = "auto"
-    method: str = DEFAULT_METHOD
+    method: str = field(default_factory=lambda: usual_method())
     kv: str = "auto"
     backend: str = "auto"
     activations: str = "auto"
@@ -48,6 +48,12 @@ class Settings:
     def __post_init__(self) -> None:
         for name, option in options_in(LoadSettings).items():
             object.__setattr__(self, name, option.require(name, getattr(self, name)))
+
+
+def usual_method() -> str:
+    """The grid search; where it would run in torch, and take minutes per billion weights in every
+    load, round-to-nearest."""
+    return "rtn" if native.missing() else DEFAULT_METHOD
 
 
 def read_settings(given: Mapping[str, Any]) -> Settings:

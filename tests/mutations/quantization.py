@@ -315,6 +315,13 @@ MUTATIONS: tuple[Mutation, ...] = (
         "quant/methods/__init__.py",
         'DEFAULT_METHOD = "mse"',
         'DEFAULT_METHOD = "rtn"',
-        (f"{_INT4}test_a_plan_and_a_folder_agree",),
+        (f"{_INT4}test_the_usual_method",),
+    ),
+    Mutation(
+        "quant: no search in torch at every load",
+        "edgelm/planning/settings.py",
+        'return "rtn" if native.missing() else DEFAULT_METHOD',
+        "return DEFAULT_METHOD",
+        (f"{_INT4}test_the_usual_method",),
     ),
 )
