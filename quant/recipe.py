@@ -18,6 +18,18 @@ import torch
 from .errors import QuantError
 from .scheme import SCHEME_TEXTS, Scheme
 
+
+def four_bits(four: list[str], five: list[str], six: list[str]) -> dict[str, Any]:
+    """The recipe of 4 bits on average: which matrix takes which of three rules."""
+    return {
+        "default": four,
+        "overrides": {
+            **dict.fromkeys(("layers.*.attn.k", "layers.*.attn.o", "layers.*.attn.qkv"), five),
+            **dict.fromkeys(("layers.*.attn.v", "embed", "head"), six),
+        },
+    }
+
+
 _FIVE = ["int5-g32-coded", "int5-g16-coded", "int8"]
 _SIX = ["int6-g32-coded", "int6-g16-coded", "int8"]
 # Recipes that have a name. A rule is a list of schemes: a matrix takes the first one that its
@@ -25,13 +37,7 @@ _SIX = ["int6-g32-coded", "int6-g16-coded", "int8"]
 # benches/LOG.md has the divergences behind the default.
 NAMED: dict[str, dict[str, Any]] = {
     "none": {"default": "none"},
-    "int4": {
-        "default": ["iq4-g32-coded", "iq4-g16-coded", "int4-g32", "int8"],
-        "overrides": {
-            **dict.fromkeys(("layers.*.attn.k", "layers.*.attn.o", "layers.*.attn.qkv"), _FIVE),
-            **dict.fromkeys(("layers.*.attn.v", "embed", "head"), _SIX),
-        },
-    },
+    "int4": four_bits(["iq4-g32-coded", "iq4-g16-coded", "int4-g32", "int8"], _FIVE, _SIX),
     "int5": {
         "default": _FIVE,
         "overrides": {"embed": "int8", "head": "int8"},

@@ -12,7 +12,7 @@ import edgelm
 from edgelm.checkpoint.opening import open_checkpoint
 from edgelm.models.model_files import ModelFiles
 from edgelm.planning import settings
-from edgelm.quantization.conversion import plan_conversion
+from edgelm.quantization.conversion import Conversion, plan_conversion
 from edgelm.quantization.gguf_export import plan_gguf
 from edgelm.reports.benchmark import random_model
 from quant import KernelUnavailableError, Recipe, Scheme, choose
@@ -31,17 +31,12 @@ Q4_K_M = {
 IN_GGUF = ("llama-3.2-1b", "llama-3-8b", "gemma-2-2b", "gemma-2-9b", "bloom-560m", "bloom-7b1")
 
 
-@pytest.mark.parametrize("shape", Q4_K_M)
-def test_no_more_bits_than_q4_k_m(shape: str) -> None:
-    plan = plan_conversion(random_model(shape, "none"), "int4", "mse")
-    bits = plan.nbytes * 8 / plan.parameters
-    print(f"{shape}: {bits:.3f} of {Q4_K_M[shape]}")
-    assert bits < Q4_K_M[shape]
-
-
-@pytest.mark.parametrize("shape", IN_GGUF)
-def test_no_more_bits_than_q4_k_m_in_gguf(shape: str) -> None:
-    plan = plan_gguf(random_model(shape, "none"), "int4", "mse")
+@pytest.mark.parametrize(
+    ("planned", "shape"),
+    [*((plan_conversion, shape) for shape in Q4_K_M), *((plan_gguf, shape) for shape in IN_GGUF)],
+)
+def test_no_more_bits_than_q4_k_m(planned: Callable[..., Conversion], shape: str) -> None:
+    plan = planned(random_model(shape, "none"), "int4", "mse")
     bits = plan.nbytes * 8 / plan.parameters
     print(f"{shape}: {bits:.3f} of {Q4_K_M[shape]}")
     assert bits < Q4_K_M[shape]

@@ -37,6 +37,7 @@ from edgelm.quantization.gguf_keys import model_metadata
 from edgelm.quantization.gguf_vocabulary import vocabulary_metadata
 from edgelm.quantization.packed_folder import file_sha256, job_identity, require_space, sync_folder
 from quant import PackedWeight, QuantError, Recipe, Scheme, Sqnr
+from quant.recipe import four_bits
 
 logger = logging.getLogger("edgelm")
 
@@ -49,13 +50,7 @@ FILE_TYPES = {
 _FIVE = ["q5_k", "q5_0", "q8_0"]
 _SIX = ["q6_k", "q8_0"]
 RECIPES: dict[str, dict[str, Any]] = {
-    "int4": {
-        "default": ["iq4_xs", "iq4_nl", "q8_0"],
-        "overrides": {
-            **dict.fromkeys(("layers.*.attn.k", "layers.*.attn.o", "layers.*.attn.qkv"), _FIVE),
-            **dict.fromkeys(("layers.*.attn.v", "embed", "head"), _SIX),
-        },
-    },
+    "int4": four_bits(["iq4_xs", "iq4_nl", "q8_0"], _FIVE, _SIX),
     "int5": {"default": _FIVE, "overrides": {"embed": _SIX, "head": _SIX}},
     "int6": {"default": _SIX},
     "int8": {"default": "q8_0"},
