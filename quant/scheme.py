@@ -197,7 +197,10 @@ class Scheme:
     def check(self, shape: tuple[int, ...]) -> None:
         """Raise QuantError unless a matrix of ``shape`` [N, K] can be stored in this scheme."""
         if len(shape) != 2 or min(shape) < 1 or shape[0] * shape[1] > MOST_WEIGHTS:
-            raise QuantError(f"{self} stores matrices [outputs, inputs], got shape {list(shape)}")
+            raise QuantError(
+                f"{self} stores matrices [outputs, inputs] of 1 to 2^48 weights, "
+                f"got shape {list(shape)}"
+            )
         multiple = {4: 2, 5: 8, 6: 4}.get(self.bits, 1)
         if shape[1] % multiple:
             raise QuantError(
