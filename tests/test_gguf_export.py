@@ -140,7 +140,7 @@ def test_what_is_quantized_stays_by_default(wide: Path, tmp_path: Path) -> None:
 
 def logits(model: Path, quant: Any, backend: str = "auto") -> torch.Tensor:
     tokens = torch.randint(3, 150, (2, 21), generator=torch.Generator().manual_seed(3))
-    with edgelm.load(model, quant=quant, context=64, backend=backend) as lm:
+    with edgelm.load(model, quant=quant, method="mse", context=64, backend=backend) as lm:
         return lm.forward(tokens).logits
 
 

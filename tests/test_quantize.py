@@ -35,7 +35,7 @@ MIXED = {"default": "int4-g64-zint", "overrides": {"*.o": "int5-g32", "*.down": 
 
 def logits(model: Path, quant: Any) -> torch.Tensor:
     tokens = torch.randint(3, 150, (2, 21), generator=torch.Generator().manual_seed(3))
-    with edgelm.load(model, quant=quant, context=64) as lm:
+    with edgelm.load(model, quant=quant, method="mse", context=64) as lm:
         return lm.forward(tokens).logits
 
 

@@ -27,12 +27,18 @@ _MOST_DIGITS = 12  # of a number of tokens; beyond it is a slip of the keyboard
 _COUNT = re.compile(r"(-?[0-9]+)([kK]?)")  # 4k is 4096
 
 
+def usual_method() -> str:
+    """The grid search; where it would run in torch, and take minutes per billion weights in every
+    load, round-to-nearest."""
+    return "rtn" if native.missing() else DEFAULT_METHOD
+
+
 @dataclass(frozen=True)
 class Settings:
     """A user's settings of a load; ``auto`` and None leave the choice to the solver."""
 
     quant: QuantChoice = "auto"
-    method: str = field(default_factory=lambda: usual_method())
+    method: str = field(default_factory=usual_method)
     kv: str = "auto"
     backend: str = "auto"
     activations: str = "auto"
@@ -48,12 +54,6 @@ class Settings:
     def __post_init__(self) -> None:
         for name, option in options_in(LoadSettings).items():
             object.__setattr__(self, name, option.require(name, getattr(self, name)))
-
-
-def usual_method() -> str:
-    """The grid search; where it would run in torch, and take minutes per billion weights in every
-    load, round-to-nearest."""
-    return "rtn" if native.missing() else DEFAULT_METHOD
 
 
 def read_settings(given: Mapping[str, Any]) -> Settings:
