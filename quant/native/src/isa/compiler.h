@@ -10,3 +10,13 @@
 #define UNROLL
 #define INLINE inline
 #endif
+
+// Asks for the cache line at an address that need not exist.
+#if defined(__GNUC__)
+#define PREFETCH(at) __builtin_prefetch(at)
+#elif defined(_M_X64)
+#include <xmmintrin.h>
+#define PREFETCH(at) _mm_prefetch(reinterpret_cast<const char*>(at), _MM_HINT_T0)
+#else
+#define PREFETCH(at)
+#endif

@@ -107,6 +107,9 @@ struct Avx2 {
     template <Stored S>
     static INLINE Ints pairs(Bytes codes, Bytes x) {
         if (is_narrow(S)) return _mm256_maddubs_epi16(codes, x);
+        if (S == Stored::kIq4) {  // none is -128, so signs may change sides: |x| serves all vectors
+            return _mm256_maddubs_epi16(_mm256_abs_epi8(x), _mm256_sign_epi8(codes, x));
+        }
         const Bytes weights =
             is_book(S) ? codes : _mm256_xor_si256(codes, _mm256_set1_epi8(-128));
         return _mm256_maddubs_epi16(_mm256_abs_epi8(weights), _mm256_sign_epi8(x, weights));

@@ -16,6 +16,9 @@
 
 namespace {
 
+// How far ahead one row's product asks for codes, which are read once and from memory.
+constexpr int64_t kAhead = 4 << 10;
+
 // What a vector's codes are multiplied as: themselves, or bytes of the numbers they stand for.
 template <class V, Stored S>
 INLINE void load_codes(const uint8_t* step, int64_t v, typename V::Bytes plane,
@@ -51,7 +54,11 @@ INLINE void dot_group(const Group& group, typename V::Bytes plane, const Coded& 
     }
     const int8_t* in = x.codes;
     const uint8_t* at = group.codes;
-    for (int64_t s = 0; s < group.steps; ++s, in += kStep, at += step_bytes(bits_of(S))) {
+    constexpr int64_t kBytes = step_bytes(bits_of(S));
+    for (int64_t s = 0; s < group.steps; ++s, in += kStep, at += kBytes) {
+        for (int64_t line = 0; ROWS == 1 && line < kBytes; line += kLine) {
+            PREFETCH(at + kAhead + line);
+        }
         typename V::Inputs own[ROWS];
         UNROLL
         for (int r = 0; r < ROWS; ++r) own[r] = V::inputs(in + r * x.stride);
@@ -151,6 +158,7 @@ void rows_by_tiles(const edgelm_matrix& m, const uint8_t* panel, const Activatio
         }
     });
     for (int64_t g = 0; g < x.groups; ++g) {
+        if (x.fine_begins[g] == x.fine_begins[g + 1]) continue;
         const Group group = Group::at(m, panel, g);
         for (int64_t entry = x.fine_begins[g]; entry < x.fine_begins[g + 1]; ++entry) {
             fine_tile<V, S>(m, book, group, x, entry, target);
