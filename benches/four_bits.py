@@ -1,10 +1,11 @@
-"""The default 4 bits and int8 against llama.cpp's Q4_K_M and Q8_0: divergence at bits per weight.
+"""4 bits, as they are and calibrated, and int8 against llama.cpp's Q4_K_M and Q8_0.
 
     python benches/four_bits.py    writes results/four_bits.json
 
 Every engine predicts the same tokens: the first 40 windows of 256 of each nano model's held-out
 text, each beginning with BOS, against the same weights in float32. llama.cpp quantizes and runs
-its own types, and runs the files that `edgelm quantize MODEL OUT.gguf` writes. Families that
+its own types, and runs the files that `edgelm quantize MODEL OUT.gguf` writes. "int4 gptq" is
+calibrated on the built-in text. Families that
 llama.cpp does not know are measured without it. Rows that results/four_bits.json holds are not run
 again; delete the file to begin anew. Needs the extra `peers`.
 """
@@ -29,10 +30,12 @@ from edgelm.evaluation.baseline import Baseline
 from edgelm.evaluation.divergence import compare
 from edgelm.evaluation.passage import Passage
 from edgelm.models.model_files import ModelFiles
+from quant import DEFAULT_METHOD
 
 TEXT, WINDOW, WINDOWS = ASSETS / "nano" / "heldout.txt", 256, 40
 GGUF_FAMILIES = ("llama", "gemma2", "bloom")
-OURS = ("int4", "int8")
+CALIBRATED = " gptq"
+OURS = ("int4", "int8", f"int4{CALIBRATED}")
 THEIRS = ("Q4_K_M", "Q8_0")
 THREADS = 2
 
@@ -49,7 +52,7 @@ def cases() -> list[tuple[str, str, str]]:
     """Model, weights and engine of every row."""
     rows = [(model, weights, "edgelm") for model in NANO for weights in OURS]
     for model in GGUF_FAMILIES:
-        rows += [(model, f"{weights}.gguf", "edgelm") for weights in OURS[:1]]
+        rows += [(model, f"{weights}.gguf", "edgelm") for weights in OURS if weights != "int8"]
         rows += [(model, f"{weights}.gguf", "llama.cpp") for weights in OURS]
         rows += [(model, weights, "llama.cpp") for weights in THEIRS]
     return sorted(rows, key=lambda row: NANO.index(row[0]))
@@ -62,11 +65,11 @@ def measured(model: str, weights: str, engine: str, scratch: Path) -> dict[str, 
     if not kept.exists():
         edgelm.evaluate(files, quant="none", **text)
     if engine == "edgelm":
-        given = gguf_of(files, weights, scratch) if weights.endswith(".gguf") else files
-        quant = "auto" if weights.endswith(".gguf") else weights
+        given = stored(files, weights, scratch) if needs_file(weights) else files
+        quant = "auto" if needs_file(weights) else weights
         found = edgelm.evaluate(given, quant=quant, threads=THREADS, **text).to_dict()
     else:
-        file = gguf_of(files, weights, scratch)
+        file = stored(files, weights, scratch)
         found = by_llama_cpp(file, files, kept)
     row = found | {"model": model, "weights": weights, "engine": engine}
     print(
@@ -76,16 +79,22 @@ def measured(model: str, weights: str, engine: str, scratch: Path) -> dict[str, 
     return row
 
 
-def gguf_of(files: ModelFiles, weights: str, scratch: Path) -> Path:
-    """The file we write of such weights, or llama.cpp's quantizer from float32."""
-    name = Path(files.name).name
-    path = scratch / f"{name}-{weights.removesuffix('.gguf')}.gguf"
+def needs_file(weights: str) -> bool:
+    return weights.endswith((".gguf", CALIBRATED))
+
+
+def stored(files: ModelFiles, weights: str, scratch: Path) -> Path:
+    """The folder or .gguf file that we write of such weights, or llama.cpp's from float32."""
+    path = scratch / f"{Path(files.name).name}-{weights}"
     if path.exists():
         return path
-    if weights.endswith(".gguf"):
-        edgelm.quantize(files, path, quant=weights.removesuffix(".gguf"))
+    if needs_file(weights):
+        quant, _, method = weights.removesuffix(".gguf").partition(" ")
+        edgelm.quantize(files, path, quant=quant, method=method or DEFAULT_METHOD)
         return path
-    quantize(gguf_of(files, "none.gguf", scratch), path, weights, THREADS)
+    path = path.with_name(path.name + ".gguf")
+    if not path.exists():
+        quantize(stored(files, "none.gguf", scratch), path, weights, THREADS)
     return path
 
 

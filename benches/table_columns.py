@@ -183,6 +183,15 @@ TABLES: dict[str, dict[str, Column]] = {
         "KLD": text("kld_mean", ".5f"),
         "of llama.cpp's own": lambda row: f"{row['share']:.2f}" if "share" in row else "",
     },
+    "calibration": {
+        "model": text("name"),
+        "up to": text("step"),
+        "bits per weight": text("bits_per_weight", ".2f"),
+        "KLD": text("kld_mean", ".5f"),
+        "gain, ± standard error": lambda row: (
+            f"{row['gain']:.5f} ± {row['gain_stderr']:.5f}" if "gain" in row else ""
+        ),
+    },
     "caches": {
         "model": text("name"),
         "cache": text("kv"),

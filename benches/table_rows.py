@@ -52,9 +52,9 @@ def by(name: str) -> str:
 
 def rows_of(name: str) -> list[Row]:
     """The rows of a table."""
-    made = {"accuracy": accuracy, "caches": caches, "compare": compare, "four_bits": four_bits,
-            "memory": memory, "real_model": real_model, "schemes": schemes,
-            "sizes": sizes}  # fmt: skip
+    made = {"accuracy": accuracy, "caches": caches, "calibration": calibration,
+            "compare": compare, "four_bits": four_bits, "memory": memory,
+            "real_model": real_model, "schemes": schemes, "sizes": sizes}  # fmt: skip
     return made[name]() if name in made else result(name)["rows"]
 
 
@@ -137,6 +137,12 @@ def four_bits() -> list[Row]:
             share = {"share": row["kld_mean"] / own[row["model"], rival]}
         found.append(row | share | {"name": model_name(row["model"])})
     return sorted(found, key=lambda row: [*NANO].index(row["model"]))
+
+
+def calibration() -> list[Row]:
+    """Steps in the order in which they were added, family by family."""
+    rows = [row | {"name": model_name(row["model"])} for row in result("calibration")["rows"]]
+    return sorted(rows, key=lambda row: [*NANO].index(row["model"]))
 
 
 def compare() -> list[Row]:

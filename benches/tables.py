@@ -29,6 +29,7 @@ PLACES: dict[str, tuple[str, ...]] = {
 """Which file shows which tables."""
 
 UNMEASURED = {
+    "calibration": "Nothing has been measured yet; `python benches/calibration.py` does it.",
     "gpu": "Nothing has been measured on a GPU yet; `python benches/gpu.py` does it.",
     "real_model": "Nothing has been measured yet; `python benches/real_model.py` does it.",
 }

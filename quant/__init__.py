@@ -4,7 +4,7 @@ from .backends import BACKENDS, Kernel, choose, find
 from .convert import pack, pack_calibrated
 from .errors import KernelUnavailableError, QuantError
 from .groupwise import dequantize, quantize
-from .hessian import Hessian
+from .hessian import Curvature, Hessian
 from .linear import QuantEmbedding, QuantLinear
 from .methods import CALIBRATED_METHODS, DEFAULT_METHOD, METHODS
 from .metrics import Sqnr, sqnr_db
@@ -18,6 +18,7 @@ __all__ = [
     "CALIBRATED_METHODS",
     "DEFAULT_METHOD",
     "METHODS",
+    "Curvature",
     "Hessian",
     "Kernel",
     "KernelUnavailableError",

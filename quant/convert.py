@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .errors import QuantError
 from .groupwise import dequantize
+from .hessian import Curvature
 from .methods import CALIBRATED_METHODS, DEFAULT_METHOD, METHODS
 from .methods.natively import quantize_natively
 from .metrics import Sqnr
@@ -59,15 +60,15 @@ def pack(
 
 
 def pack_calibrated(
-    rows: Tensor, factor: Tensor, scheme: Scheme, method: str, error: Sqnr
+    rows: Tensor, curvature: Curvature, scheme: Scheme, method: str, error: Sqnr
 ) -> PackedWeight:
     """Store ``rows`` (float [n, K]) by a calibrated method, all at once: few rows are slow.
 
-    factor: that of the matrix's inputs, see ``quant.hessian``. The error in the weights, which
+    curvature: that of the matrix's inputs. The error in the weights, which
     such a method increases in order to reduce that of the outputs, is added to ``error``.
     Raises QuantError for numbers that are not finite.
     """
-    packed = CALIBRATED_METHODS[method](rows.float(), factor, scheme)
+    packed = CALIBRATED_METHODS[method](rows.float(), curvature, scheme)
     for start, block in _cache_sized(rows):
         error.add(block, dequantize(packed.rows(start, start + len(block))))
     return packed

@@ -1,20 +1,25 @@
-"""Hessian of a matrix's inputs, and its Cholesky factor, which GPTQ works with.
+"""Hessians of a matrix's inputs, and what GPTQ works with: the damped one and its Cholesky factor.
 
 The output's squared error over inputs X [tokens, K] is quadratic in a row of weights, with X^T X
 as its matrix. GPTQ (arXiv:2210.17323) needs the upper Cholesky factor C of the inverse of the
 damped one, C^T C = (X^T X + d I)^-1. Here U U^T = X^T X + d I is factored from the last column to
 the first, with U upper, and C = U^-1. This is half the work of inverting first, is better
-conditioned, and needs no memory beyond that of X^T X.
+conditioned, and needs no memory beyond that of the matrix factored.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .errors import QuantError
 
-DAMPING = 0.01  # of the mean of the diagonal
+# Damping, in parts of the mean of the diagonal: grows with inputs per token, within limits.
+# benches/LOG.md has what was tried.
+_DAMPING = 0.15
+_LEAST_DAMPING, _MOST_DAMPING = 0.01, 0.3
 _ADDED = 1024  # columns of X^T X that are added up at once; only its upper triangle is
 _FACTORED = 256
 _ATTEMPTS = 8
@@ -25,43 +30,98 @@ class Hessian:
 
     def __init__(self, inputs: int) -> None:
         self._sum = torch.zeros(inputs, inputs)
+        self.tokens = 0
 
     @staticmethod
     def nbytes(inputs: int) -> int:
-        """Bytes for K ``inputs``, while they are added up and as a factor."""
+        """Bytes for K ``inputs``."""
         return 4 * inputs * inputs
 
     def add(self, inputs: Tensor) -> None:
         """Count the rows of ``inputs`` [tokens, K]."""
         exact = inputs.float()
+        self.tokens += len(exact)
         for start in range(0, len(self._sum), _ADDED):
             stop = min(start + _ADDED, len(self._sum))
             self._sum[:stop, start:stop].addmm_(exact[:, :stop].T, exact[:, start:stop])
 
-    def factor(self) -> Tensor:
-        """Compute C [K, K] in the memory of the sum, which is overwritten.
+    def taken(self) -> Tensor:
+        """X^T X whole, symmetric, in the memory of the sum, which ends here.
 
-        Inputs that were always zero neither cause nor receive corrections.
         Raises QuantError for inputs that are not finite.
         """
-        total, self._sum = self._sum.triu_(), torch.empty(0)
-        mean = float(total.diagonal().mean())
-        if not mean < torch.inf:
+        total, self._sum = self._sum, torch.empty(0)
+        if not float(total.diagonal().mean()) < torch.inf:
             raise QuantError(
                 "calibration inputs hold NaN, infinite or absurdly large numbers; the weights "
                 "before this matrix are damaged"
             )
-        damping = DAMPING * mean if mean > 0 else 1.0
-        total.diagonal().add_(damping)
-        blocks = [
-            slice(start, min(start + _FACTORED, len(total)))
-            for start in range(0, len(total), _FACTORED)
-        ]
-        for block in reversed(blocks):
-            _factor_column_(total, block, damping)
-        for block in blocks:
-            _invert_column_(total, block)
+        for start in range(0, len(total), _ADDED):
+            own = slice(start, start + _ADDED)
+            corner = total[own, own]
+            corner.copy_(corner.triu() + corner.triu(1).T)
+            total[own.stop :, own] = total[own, own.stop :].T
         return total
+
+
+@dataclass(frozen=True)
+class Curvature:
+    """How a matrix's errors count in its outputs, over a text's inputs.
+
+    matrix: X^T X + d I, float32 [K, K]. order: int64 [K], inputs from the strongest to the weakest.
+    factor: upper triangular C [K, K], C^T C the inverse of ``matrix`` with rows and columns in that
+    order. held: X^T X of inputs that are in neither, [K, K].
+    """
+
+    matrix: Tensor
+    order: Tensor
+    factor: Tensor
+    held: Tensor
+
+    @staticmethod
+    def nbytes(inputs: int) -> int:
+        """Bytes for K ``inputs``, those of the two Hessians included."""
+        return 3 * Hessian.nbytes(inputs)
+
+    @classmethod
+    def of(cls, seen: Hessian, held: Hessian) -> Curvature:
+        """From inputs to fit and inputs to check against; both sums end here.
+
+        Inputs that were always zero neither cause nor receive corrections. Raises QuantError for
+        inputs that are not finite.
+        """
+        matrix = seen.taken()
+        damping = _damping(len(matrix) / seen.tokens) * float(matrix.diagonal().mean()) or 1.0
+        matrix.diagonal().add_(damping)
+        order = _order(matrix.diagonal())
+        factor = torch.empty_like(matrix)
+        for start in range(0, len(order), _FACTORED):
+            own = slice(start, start + _FACTORED)
+            factor[own] = matrix[order[own]][:, order]
+        return cls(matrix, order, _factored_(factor, damping), held.taken())
+
+
+def _order(strengths: Tensor) -> Tensor:
+    """Inputs from the strongest to the weakest, int64 [K]."""
+    return strengths.argsort(descending=True, stable=True)
+
+
+def _damping(inputs_per_token: float) -> float:
+    return min(max(_DAMPING * inputs_per_token, _LEAST_DAMPING), _MOST_DAMPING)
+
+
+def _factored_(total: Tensor, damping: float) -> Tensor:
+    """C of a damped Hessian [K, K], which is overwritten by it."""
+    total.triu_()
+    blocks = [
+        slice(start, min(start + _FACTORED, len(total)))
+        for start in range(0, len(total), _FACTORED)
+    ]
+    for block in reversed(blocks):
+        _factor_column_(total, block, damping)
+    for block in blocks:
+        _invert_column_(total, block)
+    return total
 
 
 def _factor_column_(total: Tensor, block: slice, damping: float) -> None:

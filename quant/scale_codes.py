@@ -16,29 +16,28 @@ from .groupwise import inverse
 from .packing import Grid
 from .scheme import Scheme
 
-_MINIMA = (0, 63)  # codes of minima, which are not above zero: their super-scale is negative
+MINIMA = (0, 63)  # codes of minima, which are not above zero: their super-scale is negative
 _NEAR = (0, -1, 1)
 
 
-def encode(grid: Grid, scheme: Scheme, supers: Tensor | None = None) -> Grid:
-    """The grid as the scheme stores it; one whose scales are not coded is returned as it is.
+def encode(grid: Grid, scheme: Scheme) -> Grid:
+    """The float32 grid [n, G] as the scheme stores it; one whose scales are not coded is returned
+    as it is.
 
-    grid: float32 [n, G]. supers: those to use, [n, B, P], else they are made from the grid.
     Raises QuantError for super-scales beyond their type.
     """
     if not scheme.coded:
         return grid
-    if supers is None:
-        parts = [_super_scales(grid.scales, scheme.scale_codes[1], scheme)]
-        if scheme.zeros == "float":
-            assert grid.zeros is not None
-            parts.append(-_super_scales(grid.zeros, _MINIMA[1], scheme))
-        supers = torch.stack(parts, -1)
-    scales = _codes(grid.scales, supers[..., 0], scheme.scale_codes)
+    parts = [_super_scales(grid.scales, scheme.scale_codes[1], scheme)]
+    if scheme.zeros == "float":
+        assert grid.zeros is not None
+        parts.append(-_super_scales(grid.zeros, MINIMA[1], scheme))
+    supers = torch.stack(parts, -1)
+    scales = codes(grid.scales, supers[..., 0], scheme.scale_codes)
     zeros = grid.zeros
     if scheme.zeros == "float":
         assert zeros is not None
-        zeros = _codes(zeros, supers[..., 1], _MINIMA)
+        zeros = codes(zeros, supers[..., 1], MINIMA)
     return Grid(scales, zeros, supers)
 
 
@@ -48,7 +47,7 @@ def neighbours(grid: Grid, scheme: Scheme) -> Iterator[Grid]:
         scales = _beside(grid.scales, up, scheme.scale_codes)
         zeros = grid.zeros
         if zeros is not None and zero_up:
-            zeros = _beside(zeros, zero_up, _MINIMA)
+            zeros = _beside(zeros, zero_up, MINIMA)
         yield Grid(scales, zeros, grid.supers)
 
 
@@ -70,7 +69,7 @@ def _super_scales(values: Tensor, most: int, scheme: Scheme) -> Tensor:
     return largest.to(scheme.scale_dtype)
 
 
-def _codes(values: Tensor, supers: Tensor, allowed: tuple[int, int]) -> Tensor:
+def codes(values: Tensor, supers: Tensor, allowed: tuple[int, int]) -> Tensor:
     """Codes, int8 [n, G], of ``values`` [n, G] in multiples of ``supers`` [n, B]."""
     by = inverse(supers.float().unsqueeze(-1))
     blocks = values.view(len(values), supers.shape[1], -1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import weakref
 from collections.abc import Callable
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,17 @@ import edgelm
 from edgelm.checkpoint.safetensors_files import read_json
 from edgelm.models.layers import Projection, part_names
 from edgelm.models.model_files import ModelFiles
-from edgelm.quantization.calibration import SEQUENCES, Calibration, CalibrationText
+from edgelm.quantization import calibration_text
+from edgelm.quantization.calibration import Calibration
+from edgelm.quantization.calibration_text import CalibrationText
 from edgelm.quantization.conversion import plan_conversion
-from quant.hessian import DAMPING
+from quant import Curvature
 
 FAMILIES = ("llama", "gemma2", "helium", "persimmon", "bloom")
 HESSIAN_ERROR = 1e-5
 """Relative; sums run in float32 here and in float64 in the test."""
-DIVERGENCE_SHARE = 0.7
-"""Of rtn's, at most; about 0.4 is measured."""
+DIVERGENCE_SHARE = 0.5
+"""Of rtn's, at most."""
 WINDOW = 256
 
 
@@ -37,12 +40,22 @@ def byte_llama(tiny_llama: Callable[..., Path]) -> Path:
     return folder
 
 
+@pytest.fixture
+def short_text(tmp_path: Path) -> Path:
+    """Twenty sequences where tokens are bytes."""
+    path = tmp_path / "short.txt"
+    lines = (f"Line {number} counts {number * number} apples.\n" for number in range(180))
+    path.write_text("".join(lines))
+    return path
+
+
 def heldout(assets: Path, characters: int) -> str:
     return (assets / "nano" / "heldout.txt").read_text(encoding="utf-8")[:characters]
 
 
 def whole_models_inputs(folder: Path, ids: torch.Tensor) -> dict[str, torch.Tensor]:
-    """X^T X [K, K] float64 of every matrix, by its canonical name, in the whole model."""
+    """X^T X [K, K] float64 of every matrix, by its canonical name, in the whole model; "head" of
+    the final states."""
     sums: dict[str, torch.Tensor] = {}
     with edgelm.load(folder, quant="none", dtype="float32", context=WINDOW, chunk=WINDOW) as lm:
         decoder = lm._session.engine.decoder
@@ -58,7 +71,9 @@ def whole_models_inputs(folder: Path, ids: torch.Tensor) -> dict[str, torch.Tens
 
             module.register_forward_pre_hook(collect)
         for sequence in ids:
-            lm.forward(sequence[None], logits_to_keep=1)
+            found = lm.forward(sequence[None], output_hidden_states=True)
+            x = found.hidden_states[-1][0].double()
+            sums["head"] = sums.get("head", 0) + x.T @ x
     return sums
 
 
@@ -70,22 +85,26 @@ def test_factors_are_of_the_whole_models_inputs(assets: Path, tmp_path: Path, fa
     files = ModelFiles.open(folder)
     calibrated = CalibrationText.read(text, files.tokenizer, WINDOW)
     targets = plan_conversion(files, "int4", "gptq").targets
-    expected = whole_models_inputs(folder, calibrated.ids)
-    worst, seen = 0.0, set()
-    for target, factor in Calibration(files, calibrated, targets).factored(()):
-        seen.add(target.name)
-        if factor is None:
-            assert not target.parts or target.parts[0] in ("embed", "head")
+    back = torch.tensor(calibrated.held_back)
+    assert 0 < int(back.sum()) < len(back)
+    seen = whole_models_inputs(folder, calibrated.ids[~back])
+    held = whole_models_inputs(folder, calibrated.ids[back])
+    worst, names = 0.0, set()
+    for target, curvature in Calibration(files, calibrated, targets).curved(()):
+        names.add(target.name)
+        tied = files.config.tied and target.parts == ("embed",)
+        if curvature is None:
+            assert not target.parts or (target.parts == ("embed",) and not tied)
             continue
-        upper = torch.linalg.solve_triangular(
-            factor.double(), torch.eye(len(factor), dtype=torch.float64), upper=True
-        )
-        wanted = expected[target.parts[0]].clone()
-        wanted.diagonal().add_(DAMPING * wanted.diagonal().mean())
-        worst = max(worst, float((upper @ upper.T - wanted).norm() / wanted.norm()))
+        key = "head" if tied else target.parts[0]
+        damping = float((curvature.matrix.double() - seen[key]).diagonal().mean())
+        assert damping > 0
+        damped = seen[key] + damping * torch.eye(len(seen[key]))
+        for found, wanted in ((curvature.matrix, damped), (curvature.held, held[key])):
+            worst = max(worst, float((found - wanted).norm() / wanted.norm()))
     print(f"{family}: {calibrated.to_dict()}, worst relative error {worst:.1e}")
     assert worst <= HESSIAN_ERROR
-    assert seen == {target.name for target in targets}
+    assert names == {target.name for target in targets}
 
 
 def log_probabilities(folder: Path, ids: torch.Tensor, **settings: Any) -> torch.Tensor:
@@ -95,8 +114,9 @@ def log_probabilities(folder: Path, ids: torch.Tensor, **settings: Any) -> torch
 
 @pytest.mark.parametrize("family", ["llama", "bloom"])
 def test_divergence_on_held_out_text(assets: Path, tmp_path: Path, family: str) -> None:
-    """Calibrated on the package's own text, measured on another."""
+    """Calibrated on some of the package's own text, measured on another."""
     folder = assets / "nano" / family
+    prose = Path(str(resources.files("edgelm").joinpath("data/calibration/prose.txt")))
     tokens = ModelFiles.open(folder).tokenizer.encode(heldout(assets, 16000))
     ids = torch.tensor(tokens[: 8 * WINDOW]).view(8, WINDOW)
     exact = log_probabilities(folder, ids, quant="none", dtype="float32")
@@ -107,21 +127,25 @@ def test_divergence_on_held_out_text(assets: Path, tmp_path: Path, family: str) 
     divergence = {}
     print(f"{family}: perplexity {perplexity(exact):.3f} in floats")
     for method in ("rtn", "gptq"):
-        done = edgelm.quantize(folder, tmp_path / method, quant="int4", method=method)
+        text = {"calibration": prose} if method == "gptq" else {}
+        done = edgelm.quantize(folder, tmp_path / method, quant="int4", method=method, **text)
         found = log_probabilities(tmp_path / method, ids)
         divergence[method] = float((exact.exp() * (exact - found)).sum(-1).mean())
         print(f"  {method}: {perplexity(found):.3f}, KLD {divergence[method]:.5f}")
     notes = {m.parts[0]: m.note for m in done.manifest.modules.values()}
-    assert "only layers are calibrated" in notes["embed"] and not notes["layers.0.mlp.down"]
+    assert ("no inputs" in notes["embed"]) == (family == "llama")
+    assert not notes["layers.0.mlp.down"] and not notes.get("head")
     assert divergence["gptq"] <= DIVERGENCE_SHARE * divergence["rtn"]
 
 
 @needs_fork
-def test_kill_and_resume(byte_llama: Path, tmp_path: Path) -> None:
+def test_kill_and_resume(byte_llama: Path, tmp_path: Path, short_text: Path) -> None:
     """Layers that were done run again, without being packed again; the bytes are the same."""
 
     def run(out: Path) -> edgelm.Quantized:
-        return edgelm.quantize(byte_llama, out, quant="int4-g32", method="gptq")
+        return edgelm.quantize(
+            byte_llama, out, quant="int4-g32", method="gptq", calibration=short_text
+        )
 
     run(tmp_path / "undisturbed")
     expected, resumed = content(tmp_path / "undisturbed"), []
@@ -135,41 +159,47 @@ def test_kill_and_resume(byte_llama: Path, tmp_path: Path) -> None:
 
 
 @needs_fork
-def test_another_text_begins_anew(byte_llama: Path, tmp_path: Path) -> None:
+def test_another_text_begins_anew(byte_llama: Path, tmp_path: Path, short_text: Path) -> None:
     out, text = tmp_path / "out", tmp_path / "text"
     text.write_text("Another text, of other words. " * 100)
-    assert in_child(lambda: edgelm.quantize(byte_llama, out, method="gptq"), kill_at=60)
+    begin = {"method": "gptq", "calibration": short_text}
+    assert in_child(lambda: edgelm.quantize(byte_llama, out, **begin), kill_at=60)
     done = edgelm.quantize(byte_llama, out, method="gptq", calibration=text)
     assert done.resumed == 0 and done.calibration
-    assert done.calibration == {"sequences": 11, "tokens_each": 256, "text": str(text)}
+    told = {"sequences": 11, "tokens_each": 256, "text": str(text)}
+    assert done.calibration == told | {"tokens_per_input": 10 * 256 / 160}
 
 
-def test_what_is_promised(byte_llama: Path, tmp_path: Path) -> None:
-    """Parts by name, from headers: one Hessian for q, k and v, one for gate and up."""
-    done = edgelm.quantize(byte_llama, tmp_path / "out", quant="int4-g32", method="gptq")
-    parts = done.promised_parts
-    assert parts["Hessians, then factors"] == 4 * (3 * 64**2 + 160**2)
-    assert parts["calibration activations"] == 4 * SEQUENCES * WINDOW * 64
+def test_what_is_promised(byte_llama: Path, tmp_path: Path, short_text: Path) -> None:
+    """Parts by name, from headers: two Hessians for q, k and v, two for gate and up, and a factor
+    at a time."""
+    done = edgelm.quantize(
+        byte_llama, tmp_path / "out", quant="int4-g32", method="gptq", calibration=short_text
+    )
+    parts, text = done.promised_parts, done.calibration
+    assert parts["Hessians and a factor"] == 4 * (2 * 3 * 64**2 + 3 * 160**2)
+    assert text is not None
+    assert parts["calibration activations"] == 4 * text["sequences"] * text["tokens_each"] * 64
     assert parts["layer in float32"] > 4 * (2 * 64 * 64 + 2 * 32 * 64 + 3 * 64 * 160)
     assert sum(parts.values()) == done.promised_peak_bytes  # measured in tests/test_promises.py
     plain = edgelm.quantize(byte_llama, tmp_path / "plain", quant="int4-g32")
     assert set(parts) - set(plain.promised_parts) == {
-        "tokenizer and text", "layer in float32", "Hessians, then factors",
+        "tokenizer and text", "layer in float32", "Hessians and a factor",
         "calibration activations",
     }  # fmt: skip
 
 
 @pytest.mark.parametrize("out", ["folder", "file.gguf"])
-def test_no_factor_is_left_when_the_next_layer_runs(
+def test_no_curvature_is_left_when_the_next_layer_runs(
     assets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str
 ) -> None:
-    """Nor when the next factor is made: beside the Hessians nothing of their size was promised."""
-    make, run = Calibration._factor, Calibration._run_layer
-    made: list[weakref.ref[torch.Tensor]] = []
+    """Nor when the next one is made: beside the Hessians nothing of their size was promised."""
+    make, run = Calibration._curvature, Calibration._run_layer
+    made: list[weakref.ref[Curvature]] = []
 
     def none_left(function: Any) -> Any:
         def watched(*given: Any) -> Any:
-            assert all(factor() is None for factor in made)
+            assert all(own() is None for own in made)
             found = function(*given)
             if found is not None:
                 made.append(weakref.ref(found))
@@ -177,7 +207,7 @@ def test_no_factor_is_left_when_the_next_layer_runs(
 
         return watched
 
-    monkeypatch.setattr(Calibration, "_factor", none_left(make))
+    monkeypatch.setattr(Calibration, "_curvature", none_left(make))
     monkeypatch.setattr(Calibration, "_run_layer", none_left(run))
     text = tmp_path / "text"
     text.write_text(heldout(assets, 6000), encoding="utf-8")
@@ -188,10 +218,12 @@ def test_no_factor_is_left_when_the_next_layer_runs(
     assert len(made) >= 8
 
 
-def test_matrices_left_in_floats(byte_llama: Path, tmp_path: Path) -> None:
+def test_matrices_left_in_floats(byte_llama: Path, tmp_path: Path, short_text: Path) -> None:
     """They need no Hessian, and those beside them get their own."""
     recipe = {"default": "int4-g32", "overrides": {"layers.0.*": "none", "*.attn.k": "none"}}
-    done = edgelm.quantize(byte_llama, tmp_path / "out", quant=recipe, method="gptq")
+    done = edgelm.quantize(
+        byte_llama, tmp_path / "out", quant=recipe, method="gptq", calibration=short_text
+    )
     packed = {part for m in done.manifest.modules.values() for part in m.parts}
     assert "layers.1.attn.q" in packed and "layers.1.attn.k" not in packed
     assert not any(part.startswith("layers.0") for part in packed)
@@ -225,6 +257,49 @@ def test_texts_that_cannot_be_used(
     assert not list(tmp_path.glob("out*"))
 
 
+@pytest.mark.parametrize(("characters", "level"), [(1100, "WARNING"), (5000, "INFO")])
+def test_too_few_tokens_for_the_widest_matrix_are_said(
+    tiny_llama: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture,
+    characters: int, level: str,
+) -> None:  # fmt: skip
+    """Before the work begins: what there is, and what is needed."""
+    folder = tiny_llama(vocab_size=259, max_position_embeddings=WINDOW, intermediate_size=512)
+    write_tokenizer(folder)
+    text, before = tmp_path / "text", []
+    text.write_text("a word " * (characters // 7 + 1))
+    caplog.set_level("INFO", "edgelm")
+    done = edgelm.quantize(
+        folder, tmp_path / "out", method="gptq", calibration=text,
+        announce=lambda _: before.extend(caplog.records),
+    )  # fmt: skip
+    (said,) = [record for record in before if "tokens for each input" in record.getMessage()]
+    assert done.calibration is not None
+    have = done.calibration["tokens_per_input"]
+    print(said.getMessage(), have)
+    assert said.levelname == level and (have < 4) == (level == "WARNING")
+    assert f"has {have:.2g} tokens" in said.getMessage()
+    assert "; 4 are needed" in said.getMessage()
+
+
+def test_the_built_in_text(byte_llama: Path) -> None:
+    """At least 100 kB of every kind; conversations in the model's own template if it has one."""
+    folder = resources.files("edgelm").joinpath("data/calibration")
+    texts = {file.name: file.read_text(encoding="utf-8") for file in folder.iterdir()}
+    sizes = {name: len(text.encode()) for name, text in texts.items()}
+    assert sum(sizes.values()) >= 100_000 and min(sizes.values()) > 8_000
+    assert {f"{name}.txt" for name in ("prose", "code", "lists", "french", "german")} < set(sizes)
+    turns = sum(map(len, json.loads(texts["dialogue.json"])))
+    for template in ("", "{% for m in messages %}<<{{ m.role }}>>{{ m.content }}{% endfor %}"):
+        (byte_llama / "chat_template.jinja").write_text(template)
+        tokenizer = ModelFiles.open(byte_llama).tokenizer
+        ids = list(calibration_text._built_in(tokenizer))
+        found = tokenizer.decode(ids)
+        marks = found.count("<<user>>") + found.count("<<assistant>>")
+        print(f"{len(ids)} bytes, {marks} of {turns} turns marked")
+        assert len(ids) > 0.95 * sum(sizes.values()) and marks == (turns if template else 0)
+        assert found.count("\ufffd") == 0
+
+
 def test_where_it_does_not_belong(byte_llama: Path, tmp_path: Path) -> None:
     with pytest.raises(edgelm.UsageError, match="looks at weights alone"):
         edgelm.quantize(byte_llama, tmp_path / "out", method="hqq", calibration="text")
@@ -235,7 +310,7 @@ def test_where_it_does_not_belong(byte_llama: Path, tmp_path: Path) -> None:
         edgelm.quantize(byte_llama, tmp_path / "out", method="awq")
 
 
-def test_a_damaged_layer_is_named(byte_llama: Path, tmp_path: Path) -> None:
+def test_a_damaged_layer_is_named(byte_llama: Path, tmp_path: Path, short_text: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     path = byte_llama / "model.safetensors"
@@ -243,7 +318,7 @@ def test_a_damaged_layer_is_named(byte_llama: Path, tmp_path: Path) -> None:
     weights["model.layers.1.input_layernorm.weight"].fill_(1e38)
     save_file(weights, path)
     with pytest.raises(edgelm.EdgeLMError, match="layer 1 produced NaN"):
-        edgelm.quantize(byte_llama, tmp_path / "out", method="gptq")
+        edgelm.quantize(byte_llama, tmp_path / "out", method="gptq", calibration=short_text)
     assert not (tmp_path / "out").exists()
 
 
@@ -262,12 +337,13 @@ def test_command(byte_llama: Path, tmp_path: Path, capfd: Any) -> None:
     text = tmp_path / "text"
     text.write_text("Some words to run through the layers. " * 40)
     command = ["quantize", str(byte_llama), str(tmp_path / "out"), "--method", "gptq"]
-    assert main([*command, "--calibration", str(text)]) == 0
+    command += ["--calibration", str(text)]
+    assert main(command) == 0
     lines = capfd.readouterr().out.splitlines()
     assert lines[0].startswith("promised peak memory") and "Hessians" in lines[0]
     assert lines[-2] == f"calibrated on 5 x 256 tokens of {text}"
     command[2] += "2"
     assert main([*command, "--json"]) == 0
     said = json.loads(capfd.readouterr().out)
-    assert said["calibration"]["text"] == "the built-in text"
+    assert said["calibration"]["text"] == str(text)
     assert read_json(tmp_path / "out2" / "edgelm.json")["method"] == "gptq"

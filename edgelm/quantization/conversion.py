@@ -27,7 +27,7 @@ from edgelm.reports.inspection import HEAD, licence_of
 from edgelm.version import __version__
 from quant import CALIBRATED_METHODS, METHODS, PackedWeight, QuantError, Recipe, Scheme
 
-TABLE_METHOD = "mse"  # for embedding and head when the method is calibrated
+TABLE_METHOD = "mse"  # for an embedding that is not the head when the method is calibrated
 
 DTYPES = {
     name: getattr(torch, name) for name in ("float64", "float32", "float16", "bfloat16")
@@ -138,7 +138,7 @@ def plan_conversion(
     layout = choose_layout(targets, HEAD.removesuffix(".weight") if files.config.tied else "")
     targets = tuple(replace(target, layout=layout.method) for target in targets)
     if method in CALIBRATED_METHODS:
-        targets = tuple(_said_of_tables(target) for target in targets)
+        targets = tuple(_said_of_table(target, files.config.tied) for target in targets)
     return Conversion(targets, recipe, layout)
 
 
@@ -148,11 +148,11 @@ def assembled(files: ModelFiles) -> Assembled:
     return files.assemble("causal-lm" if has_head else "base")
 
 
-def _said_of_tables(target: Target) -> Target:
-    """Note for embedding and head, which have no layer inputs to calibrate on."""
-    if target.scheme is None or target.kept or target.parts[0] not in ("embed", "head"):
+def _said_of_table(target: Target, tied: bool) -> Target:
+    """Note for an embedding, which multiplies no inputs unless it is the head too."""
+    if tied or target.scheme is None or target.kept or "embed" not in target.parts:
         return target
-    return replace(target, note=f"{TABLE_METHOD}: only layers are calibrated")
+    return replace(target, note=f"{TABLE_METHOD}: an embedding has no inputs to calibrate on")
 
 
 def _embedding(files: ModelFiles) -> str:

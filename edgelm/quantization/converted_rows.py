@@ -11,7 +11,15 @@ from edgelm.checkpoint.packed_layout import ROW_STEP
 from edgelm.checkpoint.protocol import Checkpoint
 from edgelm.errors import ModelFileError
 from edgelm.quantization.conversion import TABLE_METHOD, Target
-from quant import CALIBRATED_METHODS, PackedWeight, QuantError, Sqnr, pack, pack_calibrated
+from quant import (
+    CALIBRATED_METHODS,
+    Curvature,
+    PackedWeight,
+    QuantError,
+    Sqnr,
+    pack,
+    pack_calibrated,
+)
 
 
 def row_blocks(target: Target) -> Iterator[tuple[int, int]]:
@@ -25,11 +33,11 @@ def row_blocks(target: Target) -> Iterator[tuple[int, int]]:
 
 def converted_rows(
     checkpoint: Checkpoint, target: Target, start: int, stop: int, method: str, error: Sqnr,
-    factor: torch.Tensor | None = None,
+    curvature: Curvature | None = None,
 ) -> PackedWeight | torch.Tensor:  # fmt: skip
     """Convert rows [start, stop) of a weight to their stored form; adds the loss to ``error``.
 
-    factor: that of the weight's inputs, for a calibrated method.
+    curvature: that of the weight's inputs, for a calibrated method.
     """
     source = target.source or target.name
     if target.kept:
@@ -46,8 +54,8 @@ def converted_rows(
         return rows.to(target.dtype)
     try:
         shape = (rows.shape[0], rows.shape[1])
-        if factor is not None:
-            return pack_calibrated(rows, factor, target.scheme, method, error)
+        if curvature is not None:
+            return pack_calibrated(rows, curvature, target.scheme, method, error)
         own = TABLE_METHOD if method in CALIBRATED_METHODS else method
         return pack([(0, rows)], shape, target.scheme, own, error=error)[0]
     except QuantError as problem:

@@ -24,7 +24,7 @@ from edgelm.models.weight_names import WeightNames
 from edgelm.ops.position import llama3_divisors
 from edgelm.planning.setting_table import QuantChoice
 from edgelm.progress import Progress
-from edgelm.quantization.calibration import Calibration, factored
+from edgelm.quantization.calibration import Calibration, curved
 from edgelm.quantization.conversion import (
     Conversion,
     Target,
@@ -36,7 +36,7 @@ from edgelm.quantization.converted_rows import converted_rows, row_blocks
 from edgelm.quantization.gguf_keys import model_metadata
 from edgelm.quantization.gguf_vocabulary import vocabulary_metadata
 from edgelm.quantization.packed_folder import file_sha256, job_identity, require_space, sync_folder
-from quant import PackedWeight, QuantError, Recipe, Scheme, Sqnr
+from quant import Curvature, PackedWeight, QuantError, Recipe, Scheme, Sqnr
 from quant.recipe import four_bits
 
 logger = logging.getLogger("edgelm")
@@ -191,15 +191,15 @@ class GGUFExport:
         """Write what an earlier run had not finished; returns the sha256 of every tensor."""
         done, finished = 0, self.journal.done
         entries = {t.name: entry for t, entry in zip(self.targets, self.entries, strict=True)}
-        for target, factor in factored(self.calibration, self.targets, finished):
+        for target, curvature in curved(self.calibration, self.targets, finished):
             entry = entries[target.name]
             if target.name not in finished:
                 error = Sqnr()
-                digest = tensors.write(entry.name, self._tensor(target, entry, error, factor))
+                digest = tensors.write(entry.name, self._tensor(target, entry, error, curvature))
                 db = error.db if error.noise else None
                 told = {"tensor": entry.name, "sha256": digest, "error_db": db}
                 self.journal.add(target.name, told)
-            del factor  # before the next layer's Hessians are allocated
+            del curvature  # before the next layer's Hessians are allocated
             done += entry.nbytes
             if progress:
                 progress(target.name, done, self.nbytes)
@@ -213,12 +213,14 @@ class GGUFExport:
         sums = {self.out.name: file_sha256(self.out)}
         return manifest_of(self.files, self.conversion, self.method, errors, self.nbytes, sums)
 
-    def _tensor(self, target: Target, entry: Entry, error: Sqnr, factor: Tensor | None) -> Tensor:
+    def _tensor(
+        self, target: Target, entry: Entry, error: Sqnr, curvature: Curvature | None
+    ) -> Tensor:
         """The tensor's bytes, uint8 [rows, row_bytes]; adds the loss of packing to ``error``."""
         raw = torch.empty(entry.shape[0], entry.row_bytes, dtype=torch.uint8)
         for start, stop in row_blocks(target):
             rows = converted_rows(
-                self.files.checkpoint, target, start, stop, self.method, error, factor
+                self.files.checkpoint, target, start, stop, self.method, error, curvature
             )
             if isinstance(rows, PackedWeight):
                 raw[start:stop] = self._blocks(rows, entry)

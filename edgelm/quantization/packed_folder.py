@@ -30,7 +30,7 @@ from edgelm.checkpoint.stamps import file_stamps
 from edgelm.errors import EdgeLMError, UsageError
 from edgelm.models.model_files import ModelFiles
 from edgelm.progress import Progress
-from edgelm.quantization.calibration import Calibration, factored
+from edgelm.quantization.calibration import Calibration, curved
 from edgelm.quantization.companions import copy_companions
 from edgelm.quantization.conversion import (
     Conversion,
@@ -40,7 +40,7 @@ from edgelm.quantization.conversion import (
 from edgelm.quantization.converted_rows import converted_rows, row_blocks
 from edgelm.quantization.folder_readme import write_readme
 from edgelm.version import __version__
-from quant import Sqnr
+from quant import Curvature, Sqnr
 
 logger = logging.getLogger("edgelm")
 
@@ -123,15 +123,15 @@ class PackedFolder:
         files = TensorFiles(self.partial, self.layout)
         try:
             targets, finished = self.conversion.targets, self.journal.done
-            for target, factor in factored(self.calibration, targets, finished):
+            for target, curvature in curved(self.calibration, targets, finished):
                 names = list(target.specs())
                 if target.name not in finished:
                     error = Sqnr()
-                    self._write(target, files, error, factor)
+                    self._write(target, files, error, curvature)
                     db = error.db if error.noise else None
                     entry = {"error_db": db, "sha256": files.finish(names)}
                     self.journal.add(target.name, entry)
-                del factor  # before the next layer's Hessians are allocated
+                del curvature  # before the next layer's Hessians are allocated
                 done += sum(self.layout.places[name].nbytes for name in names)
                 if progress:
                     progress(target.name, done, total)
@@ -140,12 +140,12 @@ class PackedFolder:
             files.close()
 
     def _write(
-        self, target: Target, files: TensorFiles, error: Sqnr, factor: torch.Tensor | None
+        self, target: Target, files: TensorFiles, error: Sqnr, curvature: Curvature | None
     ) -> None:
         """Write one weight, a block of rows at a time."""
         for start, stop in row_blocks(target):
             rows = converted_rows(
-                self.files.checkpoint, target, start, stop, self.method, error, factor
+                self.files.checkpoint, target, start, stop, self.method, error, curvature
             )
             if isinstance(rows, torch.Tensor):
                 files.write(target.name, start, rows)

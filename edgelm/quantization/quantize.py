@@ -21,7 +21,8 @@ from edgelm.option import PATH, Option
 from edgelm.planning.setting_table import LOAD, METHOD, MODEL, PROGRESS, QUANT, QuantChoice
 from edgelm.progress import Progress
 from edgelm.quantization import bit_budget
-from edgelm.quantization.calibration import Calibration, CalibrationText
+from edgelm.quantization.calibration import Calibration
+from edgelm.quantization.calibration_text import TOKENS_PER_INPUT, CalibrationText
 from edgelm.quantization.conversion import Conversion, plan_conversion
 from edgelm.quantization.gguf_export import GGUFExport, plan_gguf
 from edgelm.quantization.packed_folder import PackedFolder
@@ -140,7 +141,7 @@ def quantize(
     peak = hardware.peak_resident_bytes()
     return Quantized(
         str(job.out), manifest, job.nbytes, job.resumed, sum(promise.values()), promise, peak, note,
-        calibrated.text.to_dict() if calibrated else None,
+        calibrated.to_dict() if calibrated else None,
         cost(reader, files, method, conversion, manifest.bits_per_weight) if reader else "",
     )  # fmt: skip
 
@@ -175,7 +176,17 @@ def _calibration(
             )
         return None
     text = CalibrationText.read(path, files.tokenizer, files.config.max_context)
-    return Calibration(files, text, conversion.targets)
+    found = Calibration(files, text, conversion.targets)
+    have = found.tokens_per_input
+    told = f"calibration: {text.name} has {have:.2g} tokens for each input of the widest matrix"
+    if have < TOKENS_PER_INPUT:
+        logger.warning(
+            "%s; %d are needed to gain all there is. With fewer, less is fitted to them.",
+            told, TOKENS_PER_INPUT,
+        )  # fmt: skip
+    else:
+        logger.info("%s; %d are needed.", told, TOKENS_PER_INPUT)
+    return found
 
 
 def _promise(files: ModelFiles, runtime: int, calibration: Calibration | None) -> dict[str, int]:

@@ -1,7 +1,7 @@
 """Rounding methods: a table from a method's name to its function.
 
 A method takes rows of a matrix, float32 [n, K], and a Scheme, and returns those rows packed. A
-calibrated method also takes the factor that ``quant.hessian`` computes from the matrix's inputs.
+calibrated method also takes the curvature that ``quant.hessian`` computes from their inputs.
 
 Modules:
     rtn: to the nearest. mse: the grid of least error. hqq: half-quadratic. gptq: with Hessians.
@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from ..hessian import Curvature
 from ..packing import PackedWeight
 from ..scheme import Scheme
 from .gptq import gptq
@@ -23,7 +24,7 @@ from .rtn import rtn
 
 Method = Callable[[Tensor, Scheme], PackedWeight]
 
-CalibratedMethod = Callable[[Tensor, Tensor, Scheme], PackedWeight]
+CalibratedMethod = Callable[[Tensor, Curvature, Scheme], PackedWeight]
 
 METHODS: dict[str, Method] = {"rtn": rtn, "mse": mse, "hqq": hqq}
 DEFAULT_METHOD = "mse"  # benches/LOG.md has what it gains on small models and on a real one

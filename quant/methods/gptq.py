@@ -1,9 +1,12 @@
-"""GPTQ: the rounding error of each column is compensated by the columns not yet rounded.
+"""GPTQ: the rounding error of each input is compensated by the inputs not yet rounded.
 
-Frantar et al. 2022, arXiv:2210.17323, without reordering of columns: scales are computed group by
-group as columns are reached, on weights already corrected for the errors of earlier columns. A
-group's grid is the one of least squared error (``mse``); super-scales are those of the weights as
-they were. None of the authors' code is used.
+Frantar et al. 2022, arXiv:2210.17323, with grids found before (``mse``, each input's errors
+weighted by the Hessian's diagonal) and inputs rounded from the strongest to the weakest, as the
+authors' code can do too ("static groups" and "act-order"): codes stay in their places, so files
+and kernels are those of other methods. Then sweeps improve what was found, where each step lowers
+the error r^T H r of a row for certain: the scale (and float zero) of one group as stored, then the
+code of one input after the other, each moved to the best that the others leave it. None of the
+authors' code is used.
 """
 
 from __future__ import annotations
@@ -11,74 +14,187 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..groupwise import nearest, numbers_of_
-from ..packing import Grid, PackedWeight, pack_codes
-from ..scale_codes import encode
+from ..float_grid import FloatGrid
+from ..groupwise import dequantize, inverse
+from ..hessian import Curvature
+from ..packing import PackedWeight, pack_codes
+from ..scale_codes import MINIMA
 from ..scheme import Scheme
-from .mse import best_grid
-from .rtn import extremes, grid
+from .mse import mse
+from .natively import quantize_natively
 
-_COLUMNS = 128  # a multiple of every group size; errors are applied to later columns in one product
+SWEEPS = 2
+_COLUMNS = 128  # errors are applied to what is beyond so many inputs in one product
+_LEAST_WEIGHT = 0.001  # of an input's errors in the search, in parts of the mean
 
 
-def gptq(rows: Tensor, factor: Tensor, scheme: Scheme) -> PackedWeight:
-    """Pack ``rows`` (float32 [n, K]), each by itself; takes twice their bytes while it runs.
+def gptq(rows: Tensor, curvature: Curvature, scheme: Scheme) -> PackedWeight:
+    """Pack ``rows`` (float32 [n, K]), each by itself; takes seven times their bytes meanwhile.
 
-    factor: upper Cholesky factor [K, K] of the inverse damped Hessian, see ``quant.hessian``; the
-    identity rounds to nearest. Raises QuantError as ``rtn`` does.
+    A row whose outputs are further from its own than with ``mse``, over the inputs held back, is
+    packed by ``mse``. Raises QuantError as ``rtn`` does.
     """
-    inputs = rows.shape[1]
-    packed, rest = PackedWeight.empty((len(rows), inputs), scheme), rows.clone()
-    if scheme.group_size is None:
-        _keep(best_grid(rows, scheme), packed, 0)
-    if packed.supers is not None:
-        supers = encode(grid(*extremes(rows, scheme), scheme), scheme).supers
-        assert supers is not None
-        packed.supers.copy_(supers)
-    for start in range(0, inputs, _COLUMNS):
-        stop = min(start + _COLUMNS, inputs)
-        columns = rest[:, start:stop].T.contiguous()
-        codes = _round_(columns, factor[start:stop, start:stop], packed, start)
-        rest[:, start:stop] = codes.T
-        rest[:, stop:].addmm_(columns.T, factor[start:stop, stop:], alpha=-1)
-    packed.qweight.copy_(pack_codes(rest, scheme))
+    start = _searched(rows, scheme, _weights(curvature))
+    rounding = _Rounding(rows, curvature, start)
+    rounding.round_in_order()
+    for _ in range(SWEEPS):
+        rounding.sweep()
+    packed = rounding.packed()
+    plain = _searched(rows, scheme)
+    lost = _loss(rows, packed, curvature.held) > _loss(rows, plain, curvature.held)
+    for target, source in zip(packed.tensors().values(), plain.tensors().values(), strict=True):
+        target[lost] = source[lost]
     return packed
 
 
-def _round_(columns: Tensor, factor: Tensor, packed: PackedWeight, start: int) -> Tensor:
-    """Compute the codes [b, n] of the columns [b, n] from ``start`` on.
+def _weights(curvature: Curvature) -> Tensor:
+    """Of each input's errors in the search, [K]."""
+    strengths = curvature.matrix.diagonal()
+    return (strengths / strengths.mean()).clamp_(min=_LEAST_WEIGHT)
 
-    The columns are overwritten by their errors over the factor's diagonal.
+
+def _searched(rows: Tensor, scheme: Scheme, columns: Tensor | None = None) -> PackedWeight:
+    packed = PackedWeight.empty((rows.shape[0], rows.shape[1]), scheme)
+    if quantize_natively(rows, packed, "mse", columns) is None:
+        packed.copy_rows_(0, mse(rows, scheme, columns))
+    return packed
+
+
+def _loss(rows: Tensor, packed: PackedWeight, hessian: Tensor) -> Tensor:
+    """Squared error of each row's outputs, [n]."""
+    errors = dequantize(packed).sub_(rows)
+    return (errors @ hessian).mul_(errors).sum(1)
+
+
+class _Rounding:
+    """Rows on their way to codes; inputs come first in all tensors, [K, n] or, of groups, [G, n].
+
+    ``wanted``: the numbers. ``units``: of their codes, see ``FloatGrid``. ``steps`` and ``zeros``:
+    the grids. ``pull``: H r with r what is left of the numbers, the slope of the error.
     """
-    scheme, codes = packed.scheme, torch.empty_like(columns)
-    size = scheme.group_size or packed.shape[1]
-    current = _kept(packed, 0)
-    for index, (column, weights) in enumerate(zip(columns, factor, strict=True)):
-        group, place = divmod(start + index, size)
-        if place == 0 and scheme.group_size:
-            supers = _kept(packed, group).supers
-            own = columns[index : index + size].T.contiguous()
-            current = best_grid(own, scheme, supers)
-            _keep(current, packed, group)
-        code = nearest(column.view(-1, 1, 1), current, scheme)
-        codes[index] = code.view(-1)
-        value = numbers_of_(code, current, scheme).view(-1)
-        column.sub_(value).div_(weights[index])
-        columns[index + 1 :].addr_(weights[index + 1 :], column, alpha=-1)
-    return codes
 
+    def __init__(self, rows: Tensor, curvature: Curvature, start: PackedWeight) -> None:
+        self._start, self._scheme, self._curvature = start, start.scheme, curvature
+        self._wanted = rows.T.contiguous()
+        self._units = torch.empty_like(self._wanted)
+        floats = FloatGrid.of(start.grid, self._scheme)
+        self._steps, self._zeros = (part.T.contiguous() for part in floats)
+        self._size = len(self._wanted) // len(self._steps)
+        self._pull = torch.empty(0)
 
-def _keep(found: Grid, packed: PackedWeight, group: int) -> None:
-    for target, source in ((packed.scales, found.scales), (packed.zeros, found.zeros)):
-        if target is not None and source is not None:
-            target[:, group] = source.view(-1)
+    def round_in_order(self) -> None:
+        """GPTQ itself."""
+        order, factor = self._curvature.order, self._curvature.factor
+        rest = self._wanted[order]
+        for start in range(0, len(rest), _COLUMNS):
+            stop = min(start + _COLUMNS, len(rest))
+            block, own = rest[start:stop], factor[start:stop, start:stop]
+            for index, place in enumerate(order[start:stop].tolist()):
+                column, grid = block[index], self._grid(place)
+                units = grid.units(column, self._scheme)
+                self._units[place] = units
+                column.sub_(grid.numbers(units, self._scheme)).div_(own[index, index])
+                block[index + 1 :].addr_(own[index, index + 1 :], column, alpha=-1)
+            rest[stop:].addmm_(factor[start:stop, stop:].T, block, alpha=-1)
 
+    def sweep(self) -> None:
+        """Improve every scale, then every code."""
+        hessian = self._curvature.matrix
+        self._pull = hessian @ (self._wanted - self._numbers())
+        if self._scheme.group_size is None:
+            self._refit(0, slice(0, len(hessian)))
+        for start in range(0, len(hessian), _COLUMNS):
+            block = slice(start, min(start + _COLUMNS, len(hessian)))
+            before = self._numbers(block)
+            if self._scheme.group_size:
+                for group in range(block.start // self._size, block.stop // self._size):
+                    self._refit(group, block)
+            self._descend(block)
+            moved = self._numbers(block).sub_(before)
+            for others in (slice(0, block.start), slice(block.stop, len(hessian))):
+                self._pull[others].addmm_(hessian[others, block], moved, alpha=-1)
 
-def _kept(packed: PackedWeight, group: int) -> Grid:
-    """The grid of one group, by itself."""
-    scales, zeros, supers = packed.grid
-    column, block = slice(group, group + 1), 0
-    if supers is not None:
-        block = group * supers.shape[1] // scales.shape[1]
-        supers = supers[:, block : block + 1]
-    return Grid(scales[:, column], None if zeros is None else zeros[:, column], supers)
+    def packed(self) -> PackedWeight:
+        """The rows as stored."""
+        scheme, found = self._scheme, self._start
+        units = self._units.view(len(self._steps), self._size, -1)
+        grid = FloatGrid(self._steps.unsqueeze(1), self._zeros.unsqueeze(1))
+        codes = grid.codes(units, scheme).view(self._units.shape)
+        found.qweight.copy_(pack_codes(codes.T, scheme))
+        assert found.scales is not None
+        found.scales.copy_(self._stored(self._steps, 0).T)
+        if scheme.zeros == "float" and found.zeros is not None:
+            found.zeros.copy_(self._stored(self._zeros, 1).T)
+        return found
+
+    def _grid(self, place: int) -> FloatGrid:
+        """The grid of an input, one for each row."""
+        group = place // self._size
+        return FloatGrid(self._steps[group], self._zeros[group])
+
+    def _numbers(self, inputs: slice = slice(None)) -> Tensor:
+        """What the codes of the inputs say, [.., n]."""
+        units = self._units[inputs]
+        groups = slice(
+            (inputs.start or 0) // self._size,
+            ((inputs.stop or len(self._units)) - 1) // self._size + 1,
+        )
+        steps, zeros = (part[groups].unsqueeze(1) for part in (self._steps, self._zeros))
+        by_group = units.view(len(steps), -1, units.shape[1])
+        return FloatGrid(steps, zeros).numbers(by_group, self._scheme).view(units.shape)
+
+    def _refit(self, group: int, around: slice) -> None:
+        """Move a group's step, and its float zero, to the best as stored; ``pull`` follows in the
+        inputs ``around`` it."""
+        own = slice(group * self._size, (group + 1) * self._size)
+        spread = self._curvature.matrix[around, own]
+        if self._scheme.zeros == "float":
+            self._move(self._zeros[group], 1, group, own, around, spread.sum(1, keepdim=True))
+        units = self._units[own]
+        self._move(self._steps[group], 0, group, own, around, spread @ units, units)
+
+    def _move(
+        self, numbers: Tensor, part: int, group: int, own: slice, around: slice, spread: Tensor,
+        units: Tensor | None = None,
+    ) -> None:  # fmt: skip
+        """Move ``numbers`` [n], of which each input of the group has its unit, or one."""
+        inside = spread[own.start - around.start : own.stop - around.start]
+        pull = self._pull[own]
+        slope = (pull if units is None else pull * units).sum(0)
+        bend = inside.sum(0) if units is None else (inside * units).sum(0)
+        best = numbers + slope * inverse(bend)
+        move = self._nearest(best, part, group).sub_(numbers)
+        better = move * slope * 2 > move * move * bend
+        move.mul_(better)
+        numbers.add_(move)
+        self._pull[around].sub_(spread * move)
+
+    def _descend(self, block: slice) -> None:
+        """Move the code of each input to the best one; ``pull`` follows in the block."""
+        hessian = self._curvature.matrix[block, block]
+        pull = self._pull[block]
+        for index, place in enumerate(range(block.start, block.stop)):
+            grid, units = self._grid(place), self._units[place]
+            now = grid.numbers(units, self._scheme)
+            best = grid.units(now + pull[index] / hessian[index, index], self._scheme)
+            units.copy_(best)
+            pull.addr_(hessian[index], grid.numbers(best, self._scheme).sub_(now), alpha=-1)
+
+    def _nearest(self, numbers: Tensor, part: int, group: int) -> Tensor:
+        """The nearest steps (part 0) or zeros (1) of a group that can be stored, [n]."""
+        dtype, supers = self._scheme.scale_dtype, self._start.supers
+        if supers is None:
+            limit = torch.finfo(dtype).max
+            return numbers.clamp(-limit, limit).to(dtype).float()
+        own = supers[:, group * supers.shape[1] // len(self._steps), part].float()
+        allowed = self._scheme.scale_codes if part == 0 else MINIMA
+        return (numbers * inverse(own)).round_().clamp_(*allowed).mul_(own)
+
+    def _stored(self, numbers: Tensor, part: int) -> Tensor:
+        """The stored form of steps (part 0) or zeros (1), [G, n], that can be stored."""
+        supers = self._start.supers
+        if supers is None:
+            return numbers
+        repeats = len(self._steps) // supers.shape[1]
+        own = supers[..., part].float().T.repeat_interleave(repeats, 0)
+        return (numbers * inverse(own)).round_()

@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..codebooks import nearest_codes
-from ..codebooks import numbers as numbers_of
+from ..float_grid import FloatGrid
 from ..groupwise import inverse, quantize
 from ..packing import Grid, PackedWeight
 from ..scale_codes import encode, neighbours
@@ -52,16 +51,6 @@ class _Numbers(NamedTuple):
     weight: Tensor
 
 
-class _Floats(NamedTuple):
-    """Grids of M groups before they are stored, float32 [M]: value = unit * step, + a float zero.
-
-    A unit is a code's distance from an integer zero, a number of the codebook, or the code itself.
-    """
-
-    steps: Tensor
-    zeros: Tensor
-
-
 class _Sums(NamedTuple):
     """Sums over each group, [M], of products of what is left of its numbers, units and weights."""
 
@@ -72,23 +61,21 @@ class _Sums(NamedTuple):
     unit: Tensor
 
 
-def mse(block: Tensor, scheme: Scheme) -> PackedWeight:
+def mse(block: Tensor, scheme: Scheme, columns: Tensor | None = None) -> PackedWeight:
     """Pack the rows ``block`` (float32 [n, K]); takes about five times their bytes while it runs.
 
-    Raises QuantError as ``rtn`` does.
+    columns: weights of the errors in each column, float32 [K]; without, the numbers' own. Raises
+    QuantError as ``rtn`` does.
     """
-    return quantize(block, best_grid(block, scheme), scheme)
+    return quantize(block, best_grid(block, scheme, columns), scheme)
 
 
-def best_grid(block: Tensor, scheme: Scheme, supers: Tensor | None = None) -> Grid:
-    """The grid of the rows [n, K], as stored, of least squared error found.
-
-    supers: the super-scales to use where scales are coded, else they are chosen too.
-    """
+def best_grid(block: Tensor, scheme: Scheme, columns: Tensor | None = None) -> Grid:
+    """The grid of the rows [n, K], as stored, of least weighted squared error found."""
     low, high = extremes(block, scheme)
     nearest, shape = grid(low, high, scheme), low.shape
-    numbers = _weighted(block.view(low.numel(), -1).T.contiguous())
-    first = _floats(nearest, scheme)
+    numbers = _weighted(block.view(low.numel(), -1).T.contiguous(), columns)
+    first = _flat(nearest, scheme)
     sums = _sums(numbers, first, scheme)
     tried = _starts(low.view(-1), high.view(-1), len(numbers.values), scheme)
     found = _search(numbers, tried, first, sums, scheme)
@@ -99,8 +86,8 @@ def best_grid(block: Tensor, scheme: Scheme, supers: Tensor | None = None) -> Gr
         return nearest
     if scheme.zeros == "int" and zeros is not None:
         zeros = zeros.to(scheme.dtype)
-    coded = encode(Grid(found.steps.view(shape), zeros), scheme, supers)
-    best, least = coded.clone(), _sums(numbers, _floats(coded, scheme), scheme).left_left
+    coded = encode(Grid(found.steps.view(shape), zeros), scheme)
+    best, least = coded.clone(), _sums(numbers, _flat(coded, scheme), scheme).left_left
     for candidate in neighbours(coded, scheme):
         _keep_better(numbers, best, least, candidate, scheme)
     return best
@@ -120,17 +107,17 @@ def starts(size: int, scheme: Scheme) -> list[tuple[float, ...]]:
     return [(divisor,) for pair in wide for divisor in (pair if both else pair[:1])]
 
 
-def _starts(low: Tensor, high: Tensor, size: int, scheme: Scheme) -> list[_Floats]:
+def _starts(low: Tensor, high: Tensor, size: int, scheme: Scheme) -> list[FloatGrid]:
     """Grids of groups whose extremes are ``low`` and ``high`` [M]."""
     found, (first, last) = [], scheme.code_range
     if scheme.zeros == "none":
         widest, zeros = torch.where(high > -low, high, low), torch.full_like(low, scheme.middle)
         for divisors in starts(size, scheme):
             if len(divisors) == 1:
-                found.append(_Floats(widest / divisors[0], zeros))
+                found.append(FloatGrid(widest / divisors[0], zeros))
             else:
                 steps = torch.maximum(high / divisors[0], low / divisors[1])
-                found.append(_Floats(steps, zeros))
+                found.append(FloatGrid(steps, zeros))
         return found
     if scheme.zeros == "int" or scheme.coded:
         low = low.clamp(max=0)
@@ -143,13 +130,13 @@ def _starts(low: Tensor, high: Tensor, size: int, scheme: Scheme) -> list[_Float
             zeros = (first - lower * inverse(steps)).clamp_(first, last).round_()
         else:
             zeros = lower - steps * first
-        found.append(_Floats(steps, zeros))
+        found.append(FloatGrid(steps, zeros))
     return found
 
 
 def _search(
-    numbers: _Numbers, tried: list[_Floats], first: _Floats, sums: _Sums, scheme: Scheme
-) -> _Floats:
+    numbers: _Numbers, tried: list[FloatGrid], first: FloatGrid, sums: _Sums, scheme: Scheme
+) -> FloatGrid:
     """The best fit to ``numbers``, not rounded; ``sums`` are those of ``first``."""
     best, least = first, torch.full_like(first.steps, torch.inf)
     best, least = _better(best, least, first, sums, numbers.weight, scheme)
@@ -163,33 +150,33 @@ def _search(
 
 
 def _better(
-    best: _Floats, least: Tensor, tried: _Floats, sums: _Sums, weight: Tensor, scheme: Scheme
-) -> tuple[_Floats, Tensor]:
+    best: FloatGrid, least: Tensor, tried: FloatGrid, sums: _Sums, weight: Tensor, scheme: Scheme
+) -> tuple[FloatGrid, Tensor]:
     """``best`` and its error ``least``, or the fit of what was tried where its error is smaller."""
     fit, error = _fit(tried, sums, weight, scheme)
     better = error < least
     steps = torch.where(better, fit.steps, best.steps)
     zeros = torch.where(better, fit.zeros, best.zeros)
-    return _Floats(steps, zeros), torch.where(better, error, least)
+    return FloatGrid(steps, zeros), torch.where(better, error, least)
 
 
-def _fit(now: _Floats, sums: _Sums, weight: Tensor, scheme: Scheme) -> tuple[_Floats, Tensor]:
+def _fit(now: FloatGrid, sums: _Sums, weight: Tensor, scheme: Scheme) -> tuple[FloatGrid, Tensor]:
     """The grid nearest to the numbers under the codes they have now, and its squared error."""
     errors, left_unit, unit_unit, left, unit = sums
     if scheme.zeros == "none":
         move = _ratio(left_unit, unit_unit)
-        return _Floats(now.steps + move, now.zeros), errors - move * left_unit
+        return FloatGrid(now.steps + move, now.zeros), errors - move * left_unit
     spread = unit_unit * weight - unit * unit
     move = _ratio(left_unit * weight - unit * left, spread)
     shift = (left - move * unit) / weight
     if scheme.zeros == "int":
         found, move, shift = _fit_integer_zeros(now, sums, now.steps + move, shift, weight, scheme)
     else:
-        found = _Floats(now.steps + move, now.zeros + shift)
+        found = FloatGrid(now.steps + move, now.zeros + shift)
         if scheme.coded:  # codes of minima and of their scales have no sign
             alone = now.steps + _ratio(left_unit + now.zeros * unit, unit_unit)
             steps = torch.where(found.zeros > 0, alone, found.steps).clamp_(min=0)
-            found = _Floats(steps, found.zeros.clamp(max=0))
+            found = FloatGrid(steps, found.zeros.clamp(max=0))
             move, shift = found.steps - now.steps, found.zeros - now.zeros
     errors = errors - (move * left_unit + shift * left) * 2
     return found, errors + (
@@ -198,8 +185,8 @@ def _fit(now: _Floats, sums: _Sums, weight: Tensor, scheme: Scheme) -> tuple[_Fl
 
 
 def _fit_integer_zeros(
-    now: _Floats, sums: _Sums, steps: Tensor, shift: Tensor, weight: Tensor, scheme: Scheme
-) -> tuple[_Floats, Tensor, Tensor]:
+    now: FloatGrid, sums: _Sums, steps: Tensor, shift: Tensor, weight: Tensor, scheme: Scheme
+) -> tuple[FloatGrid, Tensor, Tensor]:
     """The integer zeros nearest to a ``shift``, the steps that fit them, and what they change."""
     _, left_unit, unit_unit, left, unit = sums
     zeros = (now.zeros - shift * inverse(steps)).clamp_(*scheme.code_range).round_()
@@ -207,7 +194,7 @@ def _fit_integer_zeros(
     squares = unit_unit + up * unit * 2 + up * up * weight
     products = (left_unit + now.steps * unit_unit) + up * (left + now.steps * unit)
     steps = torch.where(squares == 0, now.steps, products / squares)
-    return _Floats(steps, zeros), steps - now.steps, up * steps
+    return FloatGrid(steps, zeros), steps - now.steps, up * steps
 
 
 def _ratio(upper: Tensor, lower: Tensor) -> Tensor:
@@ -218,7 +205,7 @@ def _keep_better(
     numbers: _Numbers, best: Grid, least: Tensor, candidate: Grid, scheme: Scheme
 ) -> None:
     """Update ``best`` and ``least`` [M] in place where ``candidate`` has the smaller error."""
-    error = _sums(numbers, _floats(candidate, scheme), scheme).left_left
+    error = _sums(numbers, _flat(candidate, scheme), scheme).left_left
     better = error < least
     least.copy_(torch.where(better, error, least))
     for target, source in ((best.scales, candidate.scales), (best.zeros, candidate.zeros)):
@@ -236,42 +223,30 @@ def _stored(steps: Tensor, zeros: Tensor | None, scheme: Scheme) -> Grid:
     return Grid(steps.clamp(-limit, limit).to(scheme.scale_dtype), zeros)
 
 
-def _floats(stored: Grid, scheme: Scheme) -> _Floats:
-    steps = stored.steps().view(-1)
-    if stored.zeros is None:
-        return _Floats(steps, torch.full_like(steps, scheme.middle))
-    zeros = stored.minima() if scheme.zeros == "float" else stored.zeros.float()
-    return _Floats(steps, zeros.view(-1))
+def _flat(stored: Grid, scheme: Scheme) -> FloatGrid:
+    return FloatGrid(*(part.view(-1) for part in FloatGrid.of(stored, scheme)))
 
 
-def _units(values: Tensor, at: _Floats, scheme: Scheme) -> Tensor:
-    """Units of the nearest codes of ``values`` [size, M], as ``groupwise.nearest`` finds them."""
-    by = inverse(at.steps)
-    if scheme.codebook is not None:
-        return numbers_of(scheme.codebook, values.device)[
-            nearest_codes(values * by, scheme.codebook)
-        ]
-    first, last = scheme.code_range
-    if scheme.zeros == "float":
-        return (values - at.zeros).mul_(by).clamp_(first, last).round_()
-    return (values * by).clamp_(first - at.zeros, last - at.zeros).round_()
-
-
-def _weighted(values: Tensor) -> _Numbers:
-    """Groups [size, M] with the weights that ggml gives to errors: magnitudes, and what is typical.
+def _weighted(values: Tensor, columns: Tensor | None) -> _Numbers:
+    """Groups [size, M] with ``columns``'s weights, else those that ggml gives to errors:
+    magnitudes, and what is typical.
 
     Large weights often meet large inputs, so pulling in the ends of their grids costs more than
     the squared error says.
     """
+    if columns is not None:
+        own = columns.view(-1, len(values)).T
+        weights = own.repeat(1, values.shape[1] // own.shape[1])
+        return _Numbers(values, weights, _total(weights))
     # Some libraries round the last bit of a float32 root otherwise.
     typical = (_total(values * values) / len(values)).double().sqrt_().float()
     weights = values.abs() + typical
     return _Numbers(values, weights, _total(weights))
 
 
-def _sums(numbers: _Numbers, at: _Floats, scheme: Scheme) -> _Sums:
+def _sums(numbers: _Numbers, at: FloatGrid, scheme: Scheme) -> _Sums:
     """Sums over the numbers on a grid."""
-    units = _units(numbers.values, at, scheme)
+    units = at.units(numbers.values, scheme)
     left = numbers.values - units * at.steps
     if scheme.zeros == "float":
         left -= at.zeros

@@ -5,6 +5,7 @@ from __future__ import annotations
 from mutations.row import Mutation
 
 QUANT = "tests/quant"
+GPTQ = f"{QUANT}/test_gptq.py"
 _CODED = f"{QUANT}/test_coded_scales.py::"
 _INT4 = "tests/test_default_recipe.py::"
 
@@ -108,39 +109,102 @@ MUTATIONS: tuple[Mutation, ...] = (
         (f"{QUANT}/test_hqq.py::test_loss_on_heavy_tails",),
     ),
     Mutation(
-        "quant: gptq moves errors to the columns of its block",
+        "quant: gptq moves errors to the inputs of its block",
         "quant/methods/gptq.py",
-        "columns[index + 1 :].addr_(weights[index + 1 :], column, alpha=-1)",
+        "block[index + 1 :].addr_(own[index, index + 1 :], column, alpha=-1)",
         "pass",
-        (f"{QUANT}/test_gptq.py::test_outputs_of_correlated_inputs",),
+        (f"{GPTQ}::test_outputs_of_correlated_inputs",),
     ),
     Mutation(
         "quant: gptq moves errors to the blocks behind",
         "quant/methods/gptq.py",
-        "        rest[:, stop:].addmm_(columns.T, factor[start:stop, stop:], alpha=-1)\n",
+        "            rest[stop:].addmm_(factor[start:stop, stop:].T, block, alpha=-1)\n",
         "",
-        (f"{QUANT}/test_gptq.py::test_outputs_of_correlated_inputs",),
+        (f"{GPTQ}::test_outputs_of_correlated_inputs",),
     ),
     Mutation(
-        "quant: gptq's scales are those of the columns as they are reached",
+        "quant: gptq rounds on the grid of the input's own group",
         "quant/methods/gptq.py",
-        "own = columns[index : index + size].T.contiguous()",
-        "own = columns[:size].T.contiguous()",
-        (f"{QUANT}/test_gptq.py::test_without_correlations_it_is_mse",),
+        "        group = place // self._size\n        return",
+        "        group = 0\n        return",
+        (f"{GPTQ}::test_without_sweeps_and_correlations_it_is_the_search",),
     ),
     Mutation(
-        "quant: the Hessian is damped",
+        "quant: gptq rounds strong inputs first",
         "quant/hessian.py",
-        "DAMPING = 0.01",
-        "DAMPING = 0.0",
-        (f"{QUANT}/test_gptq.py::test_inputs_that_are_always_zero",),
+        "return strengths.argsort(descending=True, stable=True)",
+        "return strengths.argsort(stable=True)",
+        (f"{GPTQ}::test_strong_inputs_first",),
     ),
     Mutation(
-        "quant: the factor lies where the Hessian lay",
+        "quant: gptq's grids count an input's errors by its strength",
+        "quant/methods/gptq.py",
+        "start = _searched(rows, scheme, _weights(curvature))",
+        "start = _searched(rows, scheme)",
+        (f"{GPTQ}::test_without_sweeps_and_correlations_it_is_the_search",),
+    ),
+    Mutation(
+        "quant: a sweep moves scales as they are stored",
+        "quant/methods/gptq.py",
+        "return (numbers * inverse(own)).round_().clamp_(*allowed).mul_(own)",
+        "return numbers.clone()",
+        (f"{GPTQ}::test_outputs_of_correlated_inputs",),
+    ),
+    Mutation(
+        "quant: a sweep moves a scale only where the error falls",
+        "quant/methods/gptq.py",
+        "better = move * slope * 2 > move * move * bend",
+        "better = move == move",
+        (f"{GPTQ}::test_without_correlations_no_row_is_worse_than_mse",),
+    ),
+    Mutation(
+        "quant: the error's slope follows a scale that moved",
+        "quant/methods/gptq.py",
+        "        self._pull[around].sub_(spread * move)\n",
+        "",
+        (f"{GPTQ}::test_outputs_of_correlated_inputs",),
+    ),
+    Mutation(
+        "quant: the error's slope follows a code that moved",
+        "quant/methods/gptq.py",
+        "pull.addr_(hessian[index], grid.numbers(best, self._scheme).sub_(now), alpha=-1)",
+        "pass",
+        (f"{GPTQ}::test_outputs_of_correlated_inputs",),
+    ),
+    Mutation(
+        "quant: other blocks' slopes follow what moved in one",
+        "quant/methods/gptq.py",
+        "                self._pull[others].addmm_(hessian[others, block], moved, alpha=-1)\n",
+        "                pass\n",
+        (f"{GPTQ}::test_outputs_of_correlated_inputs",),
+    ),
+    Mutation(
+        "quant: what calibration makes worse on other inputs is left to mse",
+        "quant/methods/gptq.py",
+        "        target[lost] = source[lost]\n",
+        "        pass\n",
+        (f"{GPTQ}::test_no_row_is_worse_than_mse_over_inputs_held_back",),
+    ),
+    Mutation(
+        "quant: damping grows with inputs per token",
         "quant/hessian.py",
-        "self._sum.triu_()",
-        "self._sum.triu()",
-        (f"{QUANT}/test_gptq.py::test_a_factor_lies_where_the_hessian_lay",),
+        "return min(max(_DAMPING * inputs_per_token, _LEAST_DAMPING), _MOST_DAMPING)",
+        "return _LEAST_DAMPING",
+        (f"{GPTQ}::test_damping_grows_with_inputs_per_token",),
+    ),
+    Mutation(
+        "quant: the factor lies in memory of its own, once",
+        "quant/hessian.py",
+        "    total.triu_()\n    blocks",
+        "    total = total.triu()\n    blocks",
+        (f"{GPTQ}::test_a_curvature_takes_what_it_names",),
+    ),
+    Mutation(
+        "native: the search counts a column's errors by its weight",
+        "quant/native/search.py",
+        "(block, numbers, columns, _table(scheme.codebook))",
+        "(block, numbers, None, _table(scheme.codebook))",
+        (f"{QUANT}/test_native_search.py::test_same_bits_with_weights_of_columns",),
     ),
     Mutation(
         "quant: a Hessian that rounding made indefinite is damped more",
@@ -159,8 +223,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "quant: mse fits scales to the codes",
         "quant/methods/mse.py",
-        "_Floats(now.steps + move, now.zeros), errors",
-        "_Floats(now.steps, now.zeros), errors",
+        "FloatGrid(now.steps + move, now.zeros), errors",
+        "FloatGrid(now.steps, now.zeros), errors",
         (f"{QUANT}/test_native_search.py::test_same_bits_as_torch",),
     ),
     Mutation(

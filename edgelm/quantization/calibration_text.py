@@ -1,0 +1,108 @@
+"""Text to calibrate on, as sequences of tokens."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.resources import files as package_files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from edgelm.errors import UsageError
+from edgelm.text.chat_prompt import encode_chat
+from edgelm.text.lines import UTF8
+
+if TYPE_CHECKING:
+    from edgelm.text.tokenizer import Tokenizer
+
+MOST_TOKENS = 128 * 1024
+LEAST_SEQUENCES = 4
+TOKENS_PER_INPUT = 4
+"""Below so many for each input of a matrix, its Hessian says little and is damped more."""
+HELD_BACK = 8  # every eighth sequence
+_SHORT, _LONG = 256, 1024  # tokens of a sequence; long ones where there are at least 64 of them
+_MOST_CHARACTERS = 1 << 20  # only the beginning of a longer text is used
+_BUILT_IN = "data/calibration"
+
+
+@dataclass(frozen=True)
+class CalibrationText:
+    """Ids [sequences, tokens] int64, spread over a text; each begins with BOS if texts do."""
+
+    name: str
+    ids: Tensor
+
+    @classmethod
+    def read(cls, path: str | Path | None, tokenizer: Tokenizer, context: int) -> CalibrationText:
+        """Read a UTF-8 file, or the texts built into the package.
+
+        context: the model's context, which limits the length of sequences.
+
+        Raises:
+            UsageError: the file is missing, not UTF-8, or too short.
+        """
+        if path is None:
+            return cls.of("the built-in text", list(_built_in(tokenizer)), tokenizer, context)
+        ids = tokenizer.encode(_text(path), add_special=False)
+        return cls.of(str(path), ids, tokenizer, context)
+
+    @classmethod
+    def of(cls, name: str, ids: list[int], tokenizer: Tokenizer, context: int) -> CalibrationText:
+        """Sequences of the tokens ``ids``; UsageError if they are too few."""
+        start = [tokenizer.bos_id] if tokenizer.add_bos else []
+        size = _LONG if len(ids) >= MOST_TOKENS // 2 else _SHORT
+        length = max(1, min(size, context) - len(start))
+        found = len(ids) // length
+        if found < LEAST_SEQUENCES:
+            raise UsageError(
+                f"calibration: {name} has {len(ids)} tokens; {LEAST_SEQUENCES * length} are needed "
+                f"at least, and up to {MOST_TOKENS} are used. Give a longer text."
+            )
+        count = min(found, MOST_TOKENS // (length + len(start)))
+        firsts = [number * found // count * length for number in range(count)]
+        return cls(name, torch.tensor([start + ids[first : first + length] for first in firsts]))
+
+    @property
+    def held_back(self) -> list[bool]:
+        """Of each sequence, whether it is kept for checks."""
+        step = min(HELD_BACK, len(self.ids))
+        return [number % step == step - 1 for number in range(len(self.ids))]
+
+    def tokens_per_input(self, inputs: int) -> float:
+        """Tokens to fit to for each of the inputs of a matrix."""
+        return self.held_back.count(False) * self.ids.shape[1] / inputs
+
+    def to_dict(self) -> dict[str, Any]:
+        """Summary of the calibration as JSON-able data."""
+        sequences, tokens = self.ids.shape
+        return {"sequences": sequences, "tokens_each": tokens, "text": self.name}
+
+
+def _built_in(tokenizer: Tokenizer) -> Iterator[int]:
+    """Ids of the package's texts, and of its conversations as the model writes them."""
+    folder = package_files("edgelm").joinpath(_BUILT_IN)
+    for file in sorted(folder.iterdir(), key=lambda file: file.name):
+        text = file.read_text(encoding="utf-8")
+        if file.name.endswith(".txt"):
+            yield from tokenizer.encode(text, add_special=False)
+        elif tokenizer.chat_template:
+            for conversation in json.loads(text):
+                yield from encode_chat(tokenizer, conversation, continue_final_message=True)
+        else:
+            plain = "\n\n".join(turn["content"] for turns in json.loads(text) for turn in turns)
+            yield from tokenizer.encode(plain, add_special=False)
+
+
+def _text(path: str | Path) -> str:
+    try:
+        with Path(path).open(encoding=UTF8) as file:
+            return file.read(_MOST_CHARACTERS)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"calibration: {path} cannot be read as UTF-8 text: {error}. Give a plain text file, "
+            "or none for the built-in text."
+        ) from error
