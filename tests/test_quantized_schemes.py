@@ -109,9 +109,12 @@ def test_scales_take_16_bits(tiny_llama: Callable[..., Path], tmp_path: Path) ->
     assert scales == {torch.float16}
 
 
-@pytest.mark.parametrize("quant", ["int4", "nf4", "q4_k", "int5"])
+MIXED_TABLES = {"default": "int4-g32", "overrides": {"embed": "int8", "head": "int8"}}
+
+
+@pytest.mark.parametrize("quant", ["int4", "nf4", "q4_k", "int5", MIXED_TABLES])
 def test_transformers_refuses_in_words(
-    tiny_llama: Callable[..., Path], tmp_path: Path, quant: str
+    tiny_llama: Callable[..., Path], tmp_path: Path, quant: Any
 ) -> None:
     """Before, it filled the matrices with random numbers, or raised an AttributeError."""
     transformers = pytest.importorskip("transformers", minversion="5")

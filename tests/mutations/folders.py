@@ -166,6 +166,6 @@ MUTATIONS: tuple[Mutation, ...] = (
         "edgelm/checkpoint/act_order.py",
         "codes -= scheme.middle if",
         "codes -= 0 if",
-        ("tests/test_quantized_folders.py::test_compressed_inputs_in_their_own_order",),
+        ("tests/test_quantized_folders.py::test_compressed_groups_by_importance",),
     ),
 )

@@ -133,6 +133,7 @@ struct Group {
     int64_t first;          // its first input
     int64_t steps;
 
+    Group() = default;
     static Group first_of(const edgelm_matrix& m, const uint8_t* panel) { return {m, panel, 0}; }
 
     static Group at(const edgelm_matrix& m, const uint8_t* panel, int64_t index) {

@@ -57,6 +57,9 @@ struct Avx2 {
     }
 
     static Bytes load_bytes(const uint8_t* at) { return load_ints(at); }
+    static void store_bytes(uint8_t* at, Bytes x) {
+        _mm256_store_si256(reinterpret_cast<__m256i*>(at), x);
+    }
     static Bytes low_nibbles(Bytes x) { return _mm256_and_si256(x, _mm256_set1_epi8(15)); }
     static Bytes high_nibbles(Bytes x) { return low_nibbles(_mm256_srli_epi16(x, 4)); }
     template <int BITS>
@@ -80,8 +83,10 @@ struct Avx2 {
 
     // What rounded/tiles.h asks for.
 
-    using RoundedShapes = Shapes<Shape<4, 2>, Shape<2, 2>, Shape<1, 4>>;
+    // Of four rows by two vectors gcc stores sums in every step, to keep all activations.
+    using RoundedShapes = Shapes<Shape<2, 4>, Shape<1, 4>>;
     static constexpr bool kPairs = false;
+    static constexpr bool kUnpacks = true;
 
     static Bytes repeat(const uint8_t* bytes) {
         return _mm256_broadcastsi128_si256(

@@ -8,6 +8,7 @@ namespace {
 
 struct NeonDotprod : Neon {
     static constexpr bool kPairs = false;
+    static constexpr bool kUnpacks = false;
     template <Stored S>
     static INLINE Ints dot(Ints sums, Bytes low, Bytes high, Inputs x) {
         const Ints half = vdotq_lane_s32(sums, less_base<S>(low), x, 0);
