@@ -157,15 +157,17 @@ class _Rounding:
         self, numbers: Tensor, part: int, group: int, own: slice, around: slice, spread: Tensor,
         units: Tensor | None = None,
     ) -> None:  # fmt: skip
-        """Move ``numbers`` [n], of which each input of the group has its unit, or one."""
+        """Move ``numbers`` [n], of which each input of the group has its unit, or one.
+
+        The error is quadratic in them, so the best that can be stored is the one nearest to its
+        lowest point, and never worse than where they are.
+        """
         inside = spread[own.start - around.start : own.stop - around.start]
         pull = self._pull[own]
         slope = (pull if units is None else pull * units).sum(0)
         bend = inside.sum(0) if units is None else (inside * units).sum(0)
         best = numbers + slope * inverse(bend)
         move = self._nearest(best, part, group).sub_(numbers)
-        better = move * slope * 2 > move * move * bend
-        move.mul_(better)
         numbers.add_(move)
         self._pull[around].sub_(spread * move)
 

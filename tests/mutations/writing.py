@@ -18,7 +18,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "quantize: each calibration sequence starts from nothing",
         "edgelm/quantization/calibration.py",
-        "            cache.truncate(0, 0)\n",
+        "                    cache.truncate(0, 0)\n",
         "",
         (f"{_GPTQ}test_factors_are_of_the_whole_models_inputs",),
     ),
