@@ -146,8 +146,16 @@ def calibration() -> list[Row]:
 
 
 def compare() -> list[Row]:
-    """The comparison's rows with the model of each case, what a turn does, what a type is."""
-    return [row | case_facts(row) for row in result("compare")["rows"]]
+    """The comparison's rows with the model of each case, what a turn does, what a type is, and the
+    instruction set of the machine that day."""
+    rows = result("compare")["rows"]
+    sets = {row["case"]: instruction_set(row) for row in rows if row.get("system")}
+    return [row | case_facts(row) | {"set": sets.get(row["case"], "")} for row in rows]
+
+
+def instruction_set(row: Row) -> str:
+    """What llama.cpp said of the processor."""
+    return "AVX512-VNNI" if "AVX512_VNNI = 1" in row["system"] else "AVX2"
 
 
 def case_facts(row: Row) -> Row:
@@ -262,6 +270,15 @@ def is_of(row: Row, plan: Row) -> bool:
     return abs(row.get("bits_per_weight", 0.0) - plan["bits_per_weight"]) < 0.01
 
 
+def sizes_set() -> str:
+    """The instruction sets of the machines that the table's speeds are of."""
+    named = {
+        instruction_set(cell) for row in sizes() for cells in row["cases"].values()
+        for cell in cells if cell and cell.get("system")
+    }  # fmt: skip
+    return "".join(f", {each}" for each in sorted(named))
+
+
 def sizes_caption() -> str:
     """How each column came about, and what is known of peaks that were measured."""
     prompt, steps = CASES["decode-int4-1b"].turns[0]
@@ -269,8 +286,8 @@ def sizes_caption() -> str:
     context = result("plans")["rows"][0]["context"]
 
     return (
-        f"{result('plans')['machine']}; random weights in these shapes. **Speed**: {steps} steps "
-        f"after {prompt} tokens, prefill of {CASES['prefill-int4-1b'].turns[0][0]}; median and "
+        f"{result('plans')['machine']}{sizes_set()}; random weights in these shapes. "
+        f"**Speed**: {steps} steps after {prompt} tokens, prefill of {CASES['prefill-int4-1b'].turns[0][0]}; median and "
         f"range of rounds in turns ({by('compare')}). **Peak**: whole process, {context} tokens of "
         f"bfloat16 cache ({by('plans')}); {len(errors) // 2} other plans were {min(errors):.1%} "
         f"to {max(errors):.1%} high. **Divergence**: KL, nats a token, of the nano model named, "

@@ -229,6 +229,20 @@ def test_matrices_left_in_floats(byte_llama: Path, tmp_path: Path, short_text: P
     assert not any(part.startswith("layers.0") for part in packed)
 
 
+def test_a_folder_that_is_quantized_already(
+    byte_llama: Path, tmp_path: Path, short_text: Path
+) -> None:
+    """Its numbers are calibrated on as they are; what keeps its integers needs no text."""
+    edgelm.quantize(byte_llama, tmp_path / "int8", quant="int8")
+    settings: dict[str, Any] = {"method": "gptq", "calibration": short_text}
+    done = edgelm.quantize(tmp_path / "int8", tmp_path / "int4", quant="int4-g32", **settings)
+    notes = {m.parts[0]: m.note for m in done.manifest.modules.values()}
+    assert notes["layers.0.mlp.down"] == "requantized: the file holds int8"
+    kept = edgelm.quantize(tmp_path / "int8", tmp_path / "same", **settings)
+    assert {m.note for m in kept.manifest.modules.values()} == {"kept as stored"}
+    assert kept.promised_parts["Hessians and a factor"] == 0
+
+
 def test_a_gguf_file_has_the_same_numbers(assets: Path, tmp_path: Path) -> None:
     source, text = assets / "nano" / "llama", tmp_path / "text"
     text.write_text(heldout(assets, 6000), encoding="utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from checkpoints import write_byte_tokenizer, write_model
 from promises import ALL_METHODS, SHAPE, few_tokens, fresh, is_kept, line, measure
 
 from edgelm.checkpoint.shapes import shape_config
+from quant import CALIBRATED_METHODS
 
 MIB = 1 << 20
 GROWTH_LIMIT_BYTES = 20 * MIB
@@ -45,7 +47,9 @@ def kept_promise(source: Path, out: Path, method: str, *options: str) -> None:
 @pytest.mark.parametrize("method", ALL_METHODS)
 @pytest.mark.parametrize("out", ["folder", "file.gguf"])
 def test_quantizing_keeps_its_promise(assets: Path, tmp_path: Path, method: str, out: str) -> None:
-    kept_promise(assets / "nano" / "llama", tmp_path / out, method)
+    text = resources.files("edgelm").joinpath("data/calibration/prose.txt")
+    options = ("--calibration", str(text)) if method in CALIBRATED_METHODS else ()
+    kept_promise(assets / "nano" / "llama", tmp_path / out, method, *options)
 
 
 @pytest.mark.slow

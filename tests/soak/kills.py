@@ -21,20 +21,24 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from importlib import resources
 from pathlib import Path
 
 import edgelm
 from edgelm.layerstore import layer_folder
+from quant import CALIBRATED_METHODS
 
 ASSETS = Path(
     os.environ.get("EDGELM_ASSETS") or Path(__file__).resolve().parents[3] / "shared" / "assets"
 )
 SOURCE = ASSETS / "nano" / "llama"
 METHODS = ("rtn", "mse", "gptq")
+TEXT = Path(str(resources.files("edgelm").joinpath("data/calibration/prose.txt")))
 
 
 def quantize(method: str, out: Path) -> None:
-    edgelm.quantize(SOURCE, out, quant="int4-g32", method=method)
+    text = {"calibration": TEXT} if method in CALIBRATED_METHODS else {}
+    edgelm.quantize(SOURCE, out, quant="int4-g32", method=method, **text)
 
 
 def lay_out(out: Path) -> None:
