@@ -284,10 +284,10 @@ def sizes_caption() -> str:
     prompt, steps = CASES["decode-int4-1b"].turns[0]
     errors = [error for row in result("memory")["rows"] for error in peak_errors(row)]
     context = result("plans")["rows"][0]["context"]
-
+    longest = CASES["prefill-int4-1b"].turns[0][0]
     return (
         f"{result('plans')['machine']}{sizes_set()}; random weights in these shapes. "
-        f"**Speed**: {steps} steps after {prompt} tokens, prefill of {CASES['prefill-int4-1b'].turns[0][0]}; median and "
+        f"**Speed**: {steps} steps after {prompt} tokens, prefill of {longest}; median and "
         f"range of rounds in turns ({by('compare')}). **Peak**: whole process, {context} tokens of "
         f"bfloat16 cache ({by('plans')}); {len(errors) // 2} other plans were {min(errors):.1%} "
         f"to {max(errors):.1%} high. **Divergence**: KL, nats a token, of the nano model named, "
