@@ -48,6 +48,8 @@ TIED = ("bloom", "gemma2")
 METHODS = ("rtn", "mse")
 EXACT = ("int8",)
 """Recipes of so many bits that the method decides nothing."""
+CALIBRATED = ("int4",)
+"""Recipes that gptq is measured with, on its built-in text."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +80,14 @@ def cases() -> list[tuple[str, str, str]]:
         (model, recipe, method)
         for model in (REAL, *NANO)
         for recipe in RECIPES
-        for method in (METHODS[:1] if recipe in EXACT else METHODS)
+        for method in methods_of(recipe)
     ]
+
+
+def methods_of(recipe: str) -> tuple[str, ...]:
+    if recipe in EXACT:
+        return METHODS[:1]
+    return (*METHODS, "gptq") if recipe in CALIBRATED else METHODS
 
 
 def quant_of(recipe: str, model: str) -> str | dict[str, Any]:
@@ -102,10 +110,15 @@ def measured(model: str, recipe: str, method: str, scratch: Path) -> dict[str, A
     of = REAL_TEXT if model == REAL else NANO_TEXT
     text = {"text": ASSETS / of.file, "window": of.window, "limit": of.windows}
     kept = scratch / f"{model}.baseline"
+    given: dict[str, Any] = {"quant": quant_of(recipe, model), "method": method}
     try:
-        found = edgelm.evaluate(
-            files, baseline=kept, quant=quant_of(recipe, model), method=method, **text
-        ).to_dict()
+        source: ModelFiles | Path = files
+        if method == "gptq":
+            source = scratch / f"{model}-{recipe}"
+            edgelm.evaluate(files, baseline=kept, quant="none", **text)
+            edgelm.quantize(files, source, **given)
+            given = {"quant": "auto"}
+        found = edgelm.evaluate(source, baseline=kept, **given, **text).to_dict()
     except EdgeLMError as error:
         print(f"{model} {recipe} {method}: {error}", file=sys.stderr)
         return None

@@ -106,7 +106,7 @@ TABLES: dict[str, dict[str, Column]] = {
         "shape": text("title"),
         "scheme, bits": lambda row: f"{row['quant']}, {row['bits_per_weight']:.2f}",
         "decode tok/s; times llama.cpp": beside("decode"),
-        "prefill tok/s; times llama.cpp": beside("prefill"),
+        "prefill, likewise": beside("prefill"),
         "MiB predicted": mib("predicted_peak_bytes"),
         "MiB measured": peak,
         "divergence of a stand-in": lambda row: f"{row['kld']:.4f}, {row['stand_in']}",

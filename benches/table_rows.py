@@ -271,12 +271,18 @@ def is_of(row: Row, plan: Row) -> bool:
 
 
 def sizes_set() -> str:
-    """The instruction sets of the machines that the table's speeds are of."""
-    named = {
-        instruction_set(cell) for row in sizes() for cells in row["cases"].values()
-        for cell in cells if cell and cell.get("system")
-    }  # fmt: skip
-    return "".join(f", {each}" for each in sorted(named))
+    """The instruction set of the machines that the table's speeds are of, and rows of another."""
+    rows = {f"{row['title']} {row['quant']}": set_of(row) for row in sizes()}
+    named = [each for each in rows.values() if each]
+    most = max(dict.fromkeys(named), key=named.count, default="")
+    apart = [f"{row} {own}" for row, own in rows.items() if own not in ("", most)]
+    return f", {'; '.join([most, *apart])}" if most else ""
+
+
+def set_of(row: Row) -> str:
+    """The instruction set beside a row's speeds, empty where there are none."""
+    cells = [cell for pair in row["cases"].values() for cell in pair if cell]
+    return next((instruction_set(cell) for cell in cells if cell.get("system")), "")
 
 
 def sizes_caption() -> str:
@@ -286,11 +292,11 @@ def sizes_caption() -> str:
     context = result("plans")["rows"][0]["context"]
     longest = CASES["prefill-int4-1b"].turns[0][0]
     return (
-        f"{result('plans')['machine']}{sizes_set()}; random weights in these shapes. "
+        f"{result('plans')['machine']}{sizes_set()}; random weights. "
         f"**Speed**: {steps} steps after {prompt} tokens, prefill of {longest}; median and "
-        f"range of rounds in turns ({by('compare')}). **Peak**: whole process, {context} tokens of "
+        f"range of rounds in turns ({by('compare')}). **Peak**: whole process, {context} tokens, "
         f"bfloat16 cache ({by('plans')}); {len(errors) // 2} other plans were {min(errors):.1%} "
         f"to {max(errors):.1%} high. **Divergence**: KL, nats a token, of the nano model named, "
-        "**not of the model in the row** "
+        "**not of the row's** "
         f"({by('accuracy')})."
     )
