@@ -1,14 +1,15 @@
 """What `edgelm plan` says of the README's models: an 8B in 6 GiB, and the peaks of three sizes.
 
     python benches/plans.py              into results/plans.json; reads no weights, half a minute
-    python benches/plans.py --measure    also loads each size and fills its context: an hour, and as
-                                         much memory as the largest plan asks for
+    python benches/plans.py --measure    also loads sizes whose peak is not known and fills their
+                                         context: up to an hour, and as much memory as the largest
+                                         plan asks for
 
 Every command runs in a process of its own with an empty cache folder, so that no earlier run
 corrects a prediction. The planner's speed estimate follows from a read bandwidth. It is the one
 measured in the run of compare.py that timed the same 8B, where this is that machine; elsewhere the
-planner measures it. A peak that was measured before stays until --measure replaces it, or the
-weights of that recipe get other bytes.
+planner measures it. A peak that was measured before stays as long as the weights of that recipe
+have the same bytes; delete the file to measure all anew. Each is stored as it comes.
 """
 
 from __future__ import annotations
@@ -46,16 +47,19 @@ def main() -> int:
     measure = parser.parse_args().measure
     read_gb_s = bandwidth_of_the_comparison()
     before = {(row["shape"], row["quant"]): row for row in stored_rows("plans")}
-    rows = [size(*key, before.get(key, {}), measure) for key in SIZES]
+    rows = {key: size(*key, before.get(key, {}), False) for key in SIZES}
     example = {
         "command": " ".join(("edgelm", *EXAMPLE)),
         "columns": COLUMNS,
         "read_gb_s": read_gb_s,
         "output": [line.rstrip() for line in said(*EXAMPLE, read_gb_s=read_gb_s).splitlines()],
     }
-    store("plans", "python benches/plans.py", rows, example=example)
-    for row in rows:
-        print(row)
+    store("plans", "python benches/plans.py", list(rows.values()), example=example)
+    for key in SIZES:
+        if measure and "peak_rss_bytes" not in rows[key]:
+            rows[key] = size(*key, {}, True)
+            store("plans", "python benches/plans.py", list(rows.values()), example=example)
+        print(rows[key], flush=True)
     return 0
 
 

@@ -132,7 +132,7 @@ TABLES: dict[str, dict[str, Column]] = {
     },
     "compare": {
         "case": text("case"),
-        "processor": text("set"),
+        "processor": lambda row: row.get("set", ""),
         "model": lambda row: row.get("model", ""),
         "tokens": lambda row: row.get("work", ""),
         "engine": text("engine"),
