@@ -3,7 +3,7 @@
     python benches/calibration.py [WORD ...]    writes results/calibration.json
 
 Each row adds a step to the row before: rounding to nearest, the grid search, GPTQ from left to
-right on the search's grids, its order, grids weighted by the inputs, the head, sweeps. All are over
+right on the search's grids, its order, the head, sweeps. All are over
 the same windows: 40 of 256 tokens of the held-out text, each beginning with BOS. `gain` is the mean
 over the windows of what the step took off, `gain_stderr` its standard error. WORDs pick rows by
 model or step. Rows that results/calibration.json holds are not run again; delete the file to begin
@@ -41,7 +41,6 @@ TEXT, WINDOW, WINDOWS = ASSETS / "nano" / "heldout.txt", 256, 40
 GPTQ = import_module("quant.methods.gptq")  # the package has the function by this name
 LEFT_OUT: dict[str, tuple[Any, str, Any]] = {
     "order": (hessian, "_order", lambda strengths: torch.arange(len(strengths))),
-    "weighted grids": (GPTQ, "_weights", lambda curvature: None),
     "head": (Calibration, "_head_inputs", lambda self: ()),
     "sweeps": (GPTQ, "SWEEPS", 0),
 }

@@ -1,12 +1,11 @@
 """GPTQ: the rounding error of each input is compensated by the inputs not yet rounded.
 
-Frantar et al. 2022, arXiv:2210.17323, with grids found before (``mse``, each input's errors
-weighted by the Hessian's diagonal) and inputs rounded from the strongest to the weakest, as the
-authors' code can do too ("static groups" and "act-order"): codes stay in their places, so files
-and kernels are those of other methods. Then sweeps improve what was found, where each step lowers
-the error r^T H r of a row for certain: the scale (and float zero) of one group as stored, then the
-code of one input after the other, each moved to the best that the others leave it. None of the
-authors' code is used.
+Frantar et al. 2022, arXiv:2210.17323, with grids found before (by ``mse``) and inputs rounded from
+the strongest to the weakest, as the authors' code can do too ("static groups" and "act-order"):
+codes stay in their places, so files and kernels are those of other methods. Then sweeps improve
+what was found, where each step lowers the error r^T H r of a row for certain: the scale (and float
+zero) of one group as stored, then the code of one input after the other, each moved to the best
+that the others leave it. None of the authors' code is used.
 """
 
 from __future__ import annotations
@@ -25,7 +24,6 @@ from .natively import quantize_natively
 
 SWEEPS = 2
 _COLUMNS = 128  # errors are applied to what is beyond so many inputs in one product
-_LEAST_WEIGHT = 0.001  # of an input's errors in the search, in parts of the mean
 
 
 def gptq(rows: Tensor, curvature: Curvature, scheme: Scheme) -> PackedWeight:
@@ -34,29 +32,22 @@ def gptq(rows: Tensor, curvature: Curvature, scheme: Scheme) -> PackedWeight:
     A row whose outputs are further from its own than with ``mse``, over the inputs held back, is
     packed by ``mse``. Raises QuantError as ``rtn`` does.
     """
-    start = _searched(rows, scheme, _weights(curvature))
-    rounding = _Rounding(rows, curvature, start)
+    plain = _searched(rows, scheme)
+    rounding = _Rounding(rows, curvature, plain)
     rounding.round_in_order()
     for _ in range(SWEEPS):
         rounding.sweep()
     packed = rounding.packed()
-    plain = _searched(rows, scheme)
     lost = _loss(rows, packed, curvature.held) > _loss(rows, plain, curvature.held)
     for target, source in zip(packed.tensors().values(), plain.tensors().values(), strict=True):
         target[lost] = source[lost]
     return packed
 
 
-def _weights(curvature: Curvature) -> Tensor:
-    """Of each input's errors in the search, [K]."""
-    strengths = curvature.matrix.diagonal()
-    return (strengths / strengths.mean()).clamp_(min=_LEAST_WEIGHT)
-
-
-def _searched(rows: Tensor, scheme: Scheme, columns: Tensor | None = None) -> PackedWeight:
+def _searched(rows: Tensor, scheme: Scheme) -> PackedWeight:
     packed = PackedWeight.empty((rows.shape[0], rows.shape[1]), scheme)
-    if quantize_natively(rows, packed, "mse", columns) is None:
-        packed.copy_rows_(0, mse(rows, scheme, columns))
+    if quantize_natively(rows, packed, "mse") is None:
+        packed.copy_rows_(0, mse(rows, scheme))
     return packed
 
 
@@ -116,7 +107,7 @@ class _Rounding:
 
     def packed(self) -> PackedWeight:
         """The rows as stored."""
-        scheme, found = self._scheme, self._start
+        scheme, found = self._scheme, PackedWeight.empty(self._start.shape, self._scheme)
         units = self._units.view(len(self._steps), self._size, -1)
         grid = FloatGrid(self._steps.unsqueeze(1), self._zeros.unsqueeze(1))
         codes = grid.codes(units, scheme).view(self._units.shape)
@@ -125,6 +116,10 @@ class _Rounding:
         found.scales.copy_(self._stored(self._steps, 0).T)
         if scheme.zeros == "float" and found.zeros is not None:
             found.zeros.copy_(self._stored(self._zeros, 1).T)
+        elif found.zeros is not None:
+            found.zeros.copy_(self._zeros.T)
+        if found.supers is not None and self._start.supers is not None:
+            found.supers.copy_(self._start.supers)
         return found
 
     def _grid(self, place: int) -> FloatGrid:

@@ -61,20 +61,19 @@ class _Sums(NamedTuple):
     unit: Tensor
 
 
-def mse(block: Tensor, scheme: Scheme, columns: Tensor | None = None) -> PackedWeight:
+def mse(block: Tensor, scheme: Scheme) -> PackedWeight:
     """Pack the rows ``block`` (float32 [n, K]); takes about five times their bytes while it runs.
 
-    columns: weights of the errors in each column, float32 [K]; without, the numbers' own. Raises
-    QuantError as ``rtn`` does.
+    Raises QuantError as ``rtn`` does.
     """
-    return quantize(block, best_grid(block, scheme, columns), scheme)
+    return quantize(block, best_grid(block, scheme), scheme)
 
 
-def best_grid(block: Tensor, scheme: Scheme, columns: Tensor | None = None) -> Grid:
+def best_grid(block: Tensor, scheme: Scheme) -> Grid:
     """The grid of the rows [n, K], as stored, of least weighted squared error found."""
     low, high = extremes(block, scheme)
     nearest, shape = grid(low, high, scheme), low.shape
-    numbers = _weighted(block.view(low.numel(), -1).T.contiguous(), columns)
+    numbers = _weighted(block.view(low.numel(), -1).T.contiguous())
     first = _flat(nearest, scheme)
     sums = _sums(numbers, first, scheme)
     tried = _starts(low.view(-1), high.view(-1), len(numbers.values), scheme)
@@ -227,17 +226,12 @@ def _flat(stored: Grid, scheme: Scheme) -> FloatGrid:
     return FloatGrid(*(part.view(-1) for part in FloatGrid.of(stored, scheme)))
 
 
-def _weighted(values: Tensor, columns: Tensor | None) -> _Numbers:
-    """Groups [size, M] with ``columns``'s weights, else those that ggml gives to errors:
-    magnitudes, and what is typical.
+def _weighted(values: Tensor) -> _Numbers:
+    """Groups [size, M] with the weights that ggml gives to errors: magnitudes, and what is typical.
 
     Large weights often meet large inputs, so pulling in the ends of their grids costs more than
     the squared error says.
     """
-    if columns is not None:
-        own = columns.view(-1, len(values)).T
-        weights = own.repeat(1, values.shape[1] // own.shape[1])
-        return _Numbers(values, weights, _total(weights))
     # Some libraries round the last bit of a float32 root otherwise.
     typical = (_total(values * values) / len(values)).double().sqrt_().float()
     weights = values.abs() + typical

@@ -17,9 +17,8 @@ _NO_MEMORY = 4  # EDGELM_NO_MEMORY
 
 
 def quantize_(
-    block: Tensor, into: PackedWeight, ends: tuple[float, float], starts: list[tuple[float, ...]],
-    columns: Tensor | None = None,
-) -> tuple[float, float] | None:  # fmt: skip
+    block: Tensor, into: PackedWeight, ends: tuple[float, float], starts: list[tuple[float, ...]]
+) -> tuple[float, float] | None:
     """Pack the rows ``block`` (float32 [n, K]) into ``into``: sums of squares, and of errors'.
 
     ends: smallest and largest number of a symmetric grid of step 1. starts: those of the search,
@@ -35,7 +34,7 @@ def quantize_(
     numbers = torch.tensor([(*start, 0.0)[:2] for start in starts], dtype=torch.float32)
     refused = ctypes.c_int32()
     struct = structs.Search(
-        *map(address, (block, numbers, columns, _table(scheme.codebook))),
+        *map(address, (block, numbers, _table(scheme.codebook))),
         *map(address, (into.qweight, into.scales, into.zeros, into.supers, errors)),
         ctypes.addressof(refused), *block.shape, len(starts), *ends, scheme.bits,
         scheme.group_size or 0, FLOATS[scheme.scales], ZEROS[scheme.zeros], *scheme.scale_codes,

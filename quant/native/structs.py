@@ -153,7 +153,7 @@ class Search(ctypes.Structure):
     """edgelm_search"""
 
     _fields_ = fields(
-        "x starts columns table qweight scales zeros supers errors refused",
+        "x starts table qweight scales zeros supers errors refused",
         "rows inputs start_count",
         [
             ("first", _FLOAT),

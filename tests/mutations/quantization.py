@@ -137,13 +137,6 @@ MUTATIONS: tuple[Mutation, ...] = (
         (f"{GPTQ}::test_strong_inputs_first",),
     ),
     Mutation(
-        "quant: gptq's grids count an input's errors by its strength",
-        "quant/methods/gptq.py",
-        "start = _searched(rows, scheme, _weights(curvature))",
-        "start = _searched(rows, scheme)",
-        (f"{GPTQ}::test_without_sweeps_and_correlations_it_is_the_search",),
-    ),
-    Mutation(
         "quant: a sweep moves scales as they are stored",
         "quant/methods/gptq.py",
         "return (numbers * inverse(own)).round_().clamp_(*allowed).mul_(own)",
@@ -191,13 +184,6 @@ MUTATIONS: tuple[Mutation, ...] = (
         "    total.triu_()\n    blocks",
         "    total = total.triu()\n    blocks",
         (f"{GPTQ}::test_a_curvature_takes_what_it_names",),
-    ),
-    Mutation(
-        "native: the search counts a column's errors by its weight",
-        "quant/native/search.py",
-        "(block, numbers, columns, _table(scheme.codebook))",
-        "(block, numbers, None, _table(scheme.codebook))",
-        (f"{QUANT}/test_native_search.py::test_same_bits_with_weights_of_columns",),
     ),
     Mutation(
         "quant: a Hessian that rounding made indefinite is damped more",

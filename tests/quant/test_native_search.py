@@ -11,7 +11,6 @@ from torch import Tensor
 
 from quant import PackedWeight, QuantError, Scheme, Sqnr, dequantize, native, pack
 from quant.methods import METHODS
-from quant.methods.mse import mse
 from quant.methods.natively import NATIVE_METHODS, quantize_natively
 
 SCHEMES = [
@@ -38,21 +37,18 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     yield from in_use(request.param)
 
 
-def natively(
-    weights: Tensor, scheme: Scheme, method: str, columns: Tensor | None = None
-) -> tuple[PackedWeight, float, float]:
+def natively(weights: Tensor, scheme: Scheme, method: str) -> tuple[PackedWeight, float, float]:
     packed = PackedWeight.empty((weights.shape[0], weights.shape[1]), scheme)
-    sums = quantize_natively(weights, packed, method, columns)
+    sums = quantize_natively(weights, packed, method)
     assert sums is not None
     return packed, *sums
 
 
-def check(weights: Tensor, text: str, method: str, columns: Tensor | None = None) -> None:
+def check(weights: Tensor, text: str, method: str) -> None:
     """The library's bits are torch's, and its sums those of what it made."""
     scheme = Scheme.parse(text)
-    torches = METHODS[method]
-    expected = torches(weights, scheme) if columns is None else mse(weights, scheme, columns)
-    found, signal, noise = natively(weights, scheme, method, columns)
+    expected = METHODS[method](weights, scheme)
+    found, signal, noise = natively(weights, scheme, method)
     for name, tensor in expected.tensors().items():
         other = int((tensor != found.tensors()[name]).sum())
         assert not other, f"{text} {method} {list(weights.shape)}: {other} of {name} differ"
@@ -71,17 +67,6 @@ def random(shape: tuple[int, int], seed: int = 3) -> Tensor:
 def test_same_bits_as_torch(isa: str, text: str, method: str) -> None:
     for seed, shape in enumerate(SHAPES):
         check(random(shape, seed), text, method)
-
-
-@pytest.mark.parametrize("text", SCHEMES)
-def test_same_bits_with_weights_of_columns(isa: str, text: str) -> None:
-    """They are those of a row's groups, and change what is found."""
-    weights = random((7, 512), 5)
-    columns = torch.rand(512, generator=torch.Generator().manual_seed(6)) ** 4
-    check(weights, text, "mse", columns)
-    plain = natively(weights, Scheme.parse(text), "mse")[0]
-    found = natively(weights, Scheme.parse(text), "mse", columns)[0]
-    assert not torch.equal(plain.qweight, found.qweight)
 
 
 @pytest.mark.parametrize("text", SCHEMES)

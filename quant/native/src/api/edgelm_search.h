@@ -15,7 +15,6 @@ enum edgelm_refusal {
 struct edgelm_search {
     const float* x;
     const float* starts;  // two numbers of each, as `starts` of mse.py has them
-    const float* columns; // [inputs] weights of their errors; null: the numbers' own
     const float* table;   // [3, 16] of a codebook: its numbers in ascending order, the largest number
                           // that each is nearest to, its code; null for integers
     uint8_t* qweight;

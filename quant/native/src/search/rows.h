@@ -74,39 +74,23 @@ struct Rows {
           first(from * groups_of_row(own.s)),
           groups((to - from) * groups_of_row(own.s)) {}
 
-    // Lanes' numbers side by side, and the weights of their columns if they have any; lanes beyond
-    // the last group repeat it.
+    // Lanes' numbers side by side; lanes beyond the last group repeat it.
     void gather(int64_t group) {
-        gather(s.x, group, s.rows * groups_of_row(s), room.values);
-        if (s.columns) gather(s.columns, group, groups_of_row(s), room.weights);
-    }
-
-    // From one of `count` groups for each group of the matrix, in turns.
-    void gather(const float* all, int64_t group, int64_t count, float* into) const {
         const int64_t size = group_size(s);
         for (int64_t begin = 0; begin < size; begin += kTile) {
             const int64_t stop = size - begin < kTile ? size : begin + kTile;
             for (int64_t lane = 0; lane < kLanes; ++lane) {
                 const int64_t own = group + lane < groups ? group + lane : groups - 1;
-                const float* from = all + (first + own) % count * size;
-                for (int64_t i = begin; i < stop; ++i) into[i * kLanes + lane] = from[i];
+                const float* from = s.x + (first + own) * size;
+                for (int64_t i = begin; i < stop; ++i) room.values[i * kLanes + lane] = from[i];
             }
         }
     }
 
-    // The gathered numbers with the weights of their errors, `_weighted` of mse.py.
+    // The gathered numbers with the weights of their errors, `_weights` of mse.py.
     Numbers numbers() {
         const int64_t size = group_size(s);
         Vec* parts = reinterpret_cast<Vec*>(room.parts);
-        if (s.columns) {
-            return {room.values, room.weights, total<Vec>(size, parts, [&](int64_t i, int64_t count) {
-                Vec sum = fill(0);
-                for (int64_t end = i + count; i < end; ++i) {
-                    sum = add(sum, load(room.weights + i * kLanes));
-                }
-                return sum;
-            })};
-        }
         float lanes[kLanes];
         store(lanes, total<Vec>(size, parts, [&](int64_t first, int64_t count) {
             Vec sum = fill(0);
