@@ -6,11 +6,9 @@
 #if defined(__GNUC__)
 #define UNROLL _Pragma("GCC unroll 16")
 #define INLINE inline __attribute__((always_inline))
-#define INLINED __attribute__((always_inline))
 #else
 #define UNROLL
 #define INLINE inline
-#define INLINED
 #endif
 
 // Asks for the cache line at an address that need not exist.

@@ -31,9 +31,9 @@ template <class... SHAPES>
 struct Shapes {
     // tile(shape, row) for shapes that together cover all rows.
     template <class F>
-    static INLINE void cover(int64_t rows, F tile) {
+    static void cover(int64_t rows, F tile) {
         int64_t row = 0;
-        const auto repeat = [&](auto shape) INLINED {
+        const auto repeat = [&](auto shape) {
             for (; rows - row >= shape.kRows; row += shape.kRows) tile(shape, row);
         };
         (repeat(SHAPES{}), ...);

@@ -20,11 +20,12 @@ namespace {
 // How far ahead one row's product asks for codes, which are read once and from memory.
 constexpr int64_t kAhead = 4 << 10;
 
-// Many rows are multiplied in blocks of so many, from codes of so many inputs that were unpacked for
-// all of them: both stay in the first cache.
-constexpr int64_t kRowBlock = 64, kUnpackedInputs = 256;
-constexpr int64_t kUnpackedRows = 8;  // from so many rows on
-constexpr int64_t kUnpackedGroups = 16;
+// Many rows are multiplied block by block. A part of the panel's codes is unpacked once for all rows
+// of a block; it and their sums stay in the first cache.
+constexpr int64_t kRowBlock = 64;          // rows of a block
+constexpr int64_t kUnpackedInputs = 256;   // inputs of a part
+constexpr int64_t kUnpackedGroups = 16;    // groups of a part, at most
+constexpr int64_t kUnpackedRows = 8;       // the fewest rows that are worth it
 
 // Bytes of a step: as it is stored, or unpacked, which lies as codes of 8 bits do.
 constexpr int64_t bytes_of_step(Stored s, bool unpacked) {
