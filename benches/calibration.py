@@ -3,9 +3,9 @@
     python benches/calibration.py [WORD ...]    writes results/calibration.json
 
 Each row adds a step to the row before: rounding to nearest, the grid search, GPTQ from left to
-right on the search's grids, its order, the head, sweeps. All are over
-the same windows: 40 of 256 tokens of the held-out text, each beginning with BOS. `gain` is the mean
-over the windows of what the step took off, `gain_stderr` its standard error. WORDs pick rows by
+right on the search's grids, its order, the head, sweeps. All are over the same windows: 40 of 256
+tokens of the held-out text, each beginning with BOS. `gain` is the mean over the windows of what
+the step took off, `gain_stderr` its standard error. WORDs pick rows by
 model or step. Rows that results/calibration.json holds are not run again; delete the file to begin
 anew. No row starts after 15 minutes: run it again to go on.
 """

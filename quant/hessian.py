@@ -78,11 +78,6 @@ class Curvature:
     factor: Tensor
     held: Tensor
 
-    @staticmethod
-    def nbytes(inputs: int) -> int:
-        """Bytes for K ``inputs``, those of the two Hessians included."""
-        return 3 * Hessian.nbytes(inputs)
-
     @classmethod
     def of(cls, seen: Hessian, held: Hessian) -> Curvature:
         """From inputs to fit and inputs to check against; both sums end here.

@@ -99,7 +99,7 @@ class Calibration:
         """Yield every target with its inputs' curvature, layer by layer, then the head.
 
         Targets without one come first: copied and kept ones, and an embedding that is not tied.
-        ``done``: names of targets whose curvature is no longer needed.
+        ``done``: names of targets that are written already; they get no curvature.
 
         Raises:
             NonFiniteError: a layer produced NaN or infinity.

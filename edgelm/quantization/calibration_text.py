@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 MOST_TOKENS = 128 * 1024
 LEAST_SEQUENCES = 4
 TOKENS_PER_INPUT = 4
-"""Below so many for each input of a matrix, its Hessian says little and is damped more."""
+"""With fewer for each input of a matrix, its Hessian is too uncertain to gain all there is."""
 HELD_BACK = 8  # every eighth sequence
 _SHORT, _LONG = 256, 1024  # tokens of a sequence; long ones where there are at least 64 of them
 _MOST_CHARACTERS = 1 << 20  # only the beginning of a longer text is used

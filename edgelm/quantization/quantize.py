@@ -181,7 +181,7 @@ def _calibration(
     told = f"calibration: {text.name} has {have:.2g} tokens for each input of the widest matrix"
     if have < TOKENS_PER_INPUT:
         logger.warning(
-            "%s; %d are needed to gain all there is. With fewer, less is fitted to them.",
+            "%s; %d are needed for the full gain. Give a longer text.",
             told, TOKENS_PER_INPUT,
         )  # fmt: skip
     else:

@@ -3,7 +3,7 @@
 Frantar et al. 2022, arXiv:2210.17323, with grids found before (by ``mse``) and inputs rounded from
 the strongest to the weakest, as the authors' code can do too ("static groups" and "act-order"):
 codes stay in their places, so files and kernels are those of other methods. Then sweeps improve
-what was found, where each step lowers the error r^T H r of a row for certain: the scale (and float
+what was found, where no step raises the error r^T H r of a row: the scale (and float
 zero) of one group as stored, then the code of one input after the other, each moved to the best
 that the others leave it. None of the authors' code is used.
 """
@@ -17,13 +17,13 @@ from ..float_grid import FloatGrid
 from ..groupwise import dequantize, inverse
 from ..hessian import Curvature
 from ..packing import PackedWeight, pack_codes
-from ..scale_codes import MINIMA
+from ..scale_codes import MINIMA, codes
 from ..scheme import Scheme
 from .mse import mse
 from .natively import quantize_natively
 
 SWEEPS = 2
-_COLUMNS = 128  # errors are applied to what is beyond so many inputs in one product
+_COLUMNS = 128  # inputs of a block; what they change in all others is one product
 
 
 def gptq(rows: Tensor, curvature: Curvature, scheme: Scheme) -> PackedWeight:
@@ -110,16 +110,17 @@ class _Rounding:
         scheme, found = self._scheme, PackedWeight.empty(self._start.shape, self._scheme)
         units = self._units.view(len(self._steps), self._size, -1)
         grid = FloatGrid(self._steps.unsqueeze(1), self._zeros.unsqueeze(1))
-        codes = grid.codes(units, scheme).view(self._units.shape)
-        found.qweight.copy_(pack_codes(codes.T, scheme))
-        assert found.scales is not None
-        found.scales.copy_(self._stored(self._steps, 0).T)
-        if scheme.zeros == "float" and found.zeros is not None:
-            found.zeros.copy_(self._stored(self._zeros, 1).T)
-        elif found.zeros is not None:
-            found.zeros.copy_(self._zeros.T)
-        if found.supers is not None and self._start.supers is not None:
-            found.supers.copy_(self._start.supers)
+        found.qweight.copy_(pack_codes(grid.codes(units, scheme).view(self._units.shape).T, scheme))
+        steps, zeros = self._steps.T.contiguous(), self._zeros.T.contiguous()
+        supers = self._start.supers
+        if found.supers is not None and supers is not None:
+            found.supers.copy_(supers)
+            steps = codes(steps, supers[..., 0], scheme.scale_codes)
+            if scheme.zeros == "float":
+                zeros = codes(zeros, supers[..., 1], MINIMA)
+        for target, source in ((found.scales, steps), (found.zeros, zeros)):
+            if target is not None:
+                target.copy_(source)
         return found
 
     def _grid(self, place: int) -> FloatGrid:
@@ -186,12 +187,3 @@ class _Rounding:
         own = supers[:, group * supers.shape[1] // len(self._steps), part].float()
         allowed = self._scheme.scale_codes if part == 0 else MINIMA
         return (numbers * inverse(own)).round_().clamp_(*allowed).mul_(own)
-
-    def _stored(self, numbers: Tensor, part: int) -> Tensor:
-        """The stored form of steps (part 0) or zeros (1), [G, n], that can be stored."""
-        supers = self._start.supers
-        if supers is None:
-            return numbers
-        repeats = len(self._steps) // supers.shape[1]
-        own = supers[..., part].float().T.repeat_interleave(repeats, 0)
-        return (numbers * inverse(own)).round_()

@@ -183,7 +183,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "quant/hessian.py",
         "    total.triu_()\n    blocks",
         "    total = total.triu()\n    blocks",
-        (f"{GPTQ}::test_a_curvature_takes_what_it_names",),
+        (f"{GPTQ}::test_a_curvature_takes_two_hessians_and_a_factor",),
     ),
     Mutation(
         "quant: a Hessian that rounding made indefinite is damped more",

@@ -35,7 +35,7 @@ SHARES = (0.7, 0.67, 0.65)
 SLOPE_ERROR = 1e-4
 FACTOR_ERROR = 1e-4
 GROWTH = 0.35
-"""Memory that a curvature may take beside what it names, as a share of that."""
+"""Memory that a curvature may take beside two Hessians and a factor, as a share of theirs."""
 MAKE_A_FACTOR = """
 import torch
 torch.set_num_threads(1)
@@ -50,7 +50,7 @@ for size in (64, 2560):
     for hessian in (seen, held):
         hessian.add(torch.randn(64, size))
     found = Curvature.of(seen, held)
-print((status("VmHWM") - before) / Curvature.nbytes(size) - 1)
+print((status("VmHWM") - before) / (3 * Hessian.nbytes(size)) - 1)
 """
 
 
@@ -251,7 +251,7 @@ def test_error_of_the_weights_is_told() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_a_curvature_takes_what_it_names() -> None:
+def test_a_curvature_takes_two_hessians_and_a_factor() -> None:
     done = subprocess.run([sys.executable, "-c", MAKE_A_FACTOR], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     share = float(done.stdout)
