@@ -4,9 +4,8 @@
     python benches/promises.py mse        that one; rows of the others stay
 
 The weights are random, in the shape of Llama-3.2-3B; they and the result need 12 GB of the
-temporary folder. The exit code is 1 when a promise is broken, or larger than the rule allows: what
-`gptq` names beside the rule's parts (a layer, Hessians, activations) is added to it. Calibration
-runs on 2048 tokens, a quarter of the usual, which changes a layer's time more than its memory.
+temporary folder. The exit code is 1 when a promise is broken, or more than a quarter above the
+peak. Calibration runs on 2048 tokens of the usual 8,192 to 131,072.
 """
 
 from __future__ import annotations
@@ -23,7 +22,6 @@ from typing import Any
 from checkpoints import write_byte_tokenizer, write_model
 from provenance import announce
 from results_file import store, stored_rows
-from safetensors import safe_open
 
 import edgelm
 from edgelm.checkpoint.shapes import shape_config
@@ -31,13 +29,9 @@ from quant import CALIBRATED_METHODS, METHODS
 
 ALL_METHODS = (*METHODS, *CALIBRATED_METHODS)
 CALIBRATION_TOKENS = 2048
-RULE = {"runtime", "twice the largest tensor as stored", "packing and writing"}
+SLACK = 1.25
 MIB = 1 << 20
 SHAPE = "llama-3.2-3b"
-BESIDE_BYTES = 300 * MIB  # beside two largest tensors and `import torch`
-IMPORT_TORCH = (
-    "import torch; from edgelm.machine.hardware import resident_bytes; print(resident_bytes())"
-)
 QUANTIZE = "import sys; from edgelm.cli.main import main; sys.exit(main(sys.argv[1:]))"
 
 
@@ -70,46 +64,31 @@ def few_tokens(method: str, folder: Path) -> tuple[str, ...]:
 
 
 def measure(source: Path, out: Path, method: str, *options: str) -> dict[str, Any]:
-    """What a fresh process promised and took, and what the rule allows it to promise."""
+    """What a fresh process promised and took."""
     start = time.monotonic()
     given = ("--method", method, *options, "--json")
     told = json.loads(fresh(QUANTIZE, "quantize", source, out, *given))
-    named = sum(nbytes for part, nbytes in told["promised_parts"].items() if part not in RULE)
     return {
         "method": method,
         "source_bytes": sum(path.stat().st_size for path in source.glob("*.safetensors")),
         "written_bytes": told["nbytes"],
         "promised_peak_bytes": told["promised_peak_bytes"],
         "peak_rss_bytes": told["peak_rss_bytes"],
-        "allowed_bytes": (
-            int(fresh(IMPORT_TORCH)) + 2 * largest_bytes(source) + BESIDE_BYTES + named
-        ),
+        "parts": told["promised_parts"],
         "seconds": time.monotonic() - start,
     } | ({"calibration": told["calibration"]} if told["calibration"] else {})
 
 
 def is_kept(row: dict[str, Any]) -> bool:
-    """The peak is below what was promised, and the promise is no more than the rule allows."""
-    peak, promised, allowed = (
-        row[key] for key in ("peak_rss_bytes", "promised_peak_bytes", "allowed_bytes")
-    )
-    return peak <= promised <= allowed
+    """The peak is below what was promised, and the promise not far above it."""
+    return row["peak_rss_bytes"] <= row["promised_peak_bytes"] <= SLACK * row["peak_rss_bytes"]
 
 
 def line(row: dict[str, Any]) -> str:
     """A row for people."""
-    keys = ("peak_rss_bytes", "promised_peak_bytes", "allowed_bytes")
-    peak, promised, allowed = (f"{row[key] / MIB:.0f}" for key in keys)
-    return f"{row['method']}: measured {peak} MiB, promised {promised}, allowed {allowed}"
-
-
-def largest_bytes(folder: Path) -> int:
-    """Of the tensors as they are stored."""
-    sizes = []
-    for path in folder.glob("*.safetensors"):
-        with safe_open(path, framework="pt") as file:
-            sizes += [file.get_tensor(name).nbytes for name in file.keys()]  # noqa: SIM118
-    return max(sizes)
+    keys = ("peak_rss_bytes", "promised_peak_bytes")
+    peak, promised = (f"{row[key] / MIB:.0f}" for key in keys)
+    return f"{row['method']}: measured {peak} MiB, promised {promised}"
 
 
 def fresh(program: str, *arguments: object) -> str:

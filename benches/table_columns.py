@@ -149,7 +149,11 @@ TABLES: dict[str, dict[str, Column]] = {
         "method": text("method"),
         "weights GB": lambda row: f"{row['source_bytes'] / 1e9:.1f}",
         "written GB": lambda row: f"{row['written_bytes'] / 1e9:.1f}",
-        "allowed MiB": mib("allowed_bytes"),
+        "calibration tokens": lambda row: (
+            f"{row['calibration']['sequences']} x {row['calibration']['tokens_each']}"
+            if "calibration" in row
+            else ""
+        ),
         "promised MiB": mib("promised_peak_bytes"),
         "measured MiB": mib("peak_rss_bytes"),
     },

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -184,9 +185,67 @@ def test_what_is_promised(byte_llama: Path, tmp_path: Path, short_text: Path) ->
     assert sum(parts.values()) == done.promised_peak_bytes  # measured in tests/test_promises.py
     plain = edgelm.quantize(byte_llama, tmp_path / "plain", quant="int4-g32")
     assert set(parts) - set(plain.promised_parts) == {
-        "tokenizer and text", "layer in float32", "Hessians and a factor",
+        "layer in float32", "Hessians and a factor", "rows on their way to codes",
         "calibration activations",
     }  # fmt: skip
+
+
+def written_text(folder: Path, out: Path, **more: Any) -> tuple[Any, torch.Tensor]:
+    """What ``quantize`` says, and the ids that the model wrote for it."""
+    kept = []
+    ids = CalibrationText.ids.func
+
+    def seen(text: CalibrationText) -> torch.Tensor:
+        kept.append(ids(text))
+        return kept[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CalibrationText, "ids", property(seen))
+        done = edgelm.quantize(
+            folder, out, quant="int4-g32", method="gptq", calibration="generated", **more
+        )
+    return done, kept[-1]
+
+
+def test_text_that_the_model_writes(byte_llama: Path, tmp_path: Path) -> None:
+    """Four tokens per input of the widest matrix are fitted to; the same text every time."""
+    told = []
+    done, ids = written_text(
+        byte_llama, tmp_path / "out", progress=lambda *told_: told.append(told_)
+    )
+    assert done.calibration["text"] == "text that the model wrote"
+    assert done.calibration["tokens_per_input"] >= 4
+    assert ids.shape == (4, WINDOW) and ("text", 4 * WINDOW - WINDOW, 4 * WINDOW) in told
+    again, same = written_text(byte_llama, tmp_path / "again")
+    assert torch.equal(ids, same) and content(tmp_path / "out") == content(tmp_path / "again")
+    assert len({tuple(row[-200:].tolist()) for row in ids}) == len(ids)
+
+
+def test_written_text_is_what_the_model_finds_likely(assets: Path, tmp_path: Path) -> None:
+    """Its own perplexity on it is far below that of ids drawn without it."""
+    folder = assets / "nano" / "llama"
+    _, ids = written_text(folder, tmp_path / "out")
+    scored = ids[:4]
+    found = log_probabilities(folder, scored, quant="none", dtype="float32")
+    own = float(found[:, :-1].gather(2, scored[:, 1:, None]).mean())
+    shuffled = scored[:, torch.randperm(WINDOW, generator=torch.Generator().manual_seed(0))]
+    found = log_probabilities(folder, shuffled, quant="none", dtype="float32")
+    other = float(found[:, :-1].gather(2, shuffled[:, 1:, None]).mean())
+    print(f"log-likelihood per token: written {own:.2f}, the same tokens shuffled {other:.2f}")
+    assert own > other + 1
+
+
+def test_the_model_that_writes_is_promised(
+    byte_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgelm.quantization import generated_text
+
+    peak = 3 << 30
+    plan = edgelm.plan(byte_llama, quant="int8", kv="float32", context=WINDOW, rows=4)
+    told = replace(plan, load_peak_bytes=peak)
+    monkeypatch.setattr(generated_text, "plan", lambda *_, **__: told)
+    done, _ = written_text(byte_llama, tmp_path / "out")
+    assert done.promised_peak_bytes == peak
 
 
 @pytest.mark.parametrize("out", ["folder", "file.gguf"])
@@ -306,7 +365,7 @@ def test_the_built_in_text(byte_llama: Path) -> None:
     for template in ("", "{% for m in messages %}<<{{ m.role }}>>{{ m.content }}{% endfor %}"):
         (byte_llama / "chat_template.jinja").write_text(template)
         tokenizer = ModelFiles.open(byte_llama).tokenizer
-        ids = list(calibration_text._built_in(tokenizer))
+        ids = list(calibration_text.built_in(tokenizer))
         found = tokenizer.decode(ids)
         marks = found.count("<<user>>") + found.count("<<assistant>>")
         print(f"{len(ids)} bytes, {marks} of {turns} turns marked")

@@ -29,7 +29,8 @@ Method = Annotated[
 Calibration = Annotated[
     Path | None,
     typer.Option(
-        help=f"UTF-8 text for {', '.join(CALIBRATED_METHODS)} (default: one in the package).",
+        help=f"UTF-8 text for {', '.join(CALIBRATED_METHODS)}, or generated: the model writes it "
+        "(default: one in the package).",
         rich_help_panel=SOURCE,
     ),
 ]

@@ -4,7 +4,8 @@ Modules:
     quantize: ``quantize``, the public function.
     conversion: the plan of all weights.
     converted_rows: conversion of rows, a block at a time.
-    calibration, calibration_text: the layers' inputs over a text, for GPTQ.
+    calibration: the layers' inputs over a text, for GPTQ. calibration_text: that text.
+    generated_text: one that the model writes.
     packed_folder, gguf_export: the writers of the two formats.
     bit_budget: recipes by bits per weight. readers: recipes for other programs.
     folder_layout: how a folder stores its matrices, and what its config.json says of that.

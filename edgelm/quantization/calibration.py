@@ -9,7 +9,7 @@ It reruns the finished layers, without their Hessians.
 
 from __future__ import annotations
 
-import hashlib
+import math
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +26,9 @@ from edgelm.models.model_files import ModelFiles
 from edgelm.planning.settings import KV_DTYPES, Settings
 from edgelm.quantization.calibration_text import CalibrationText
 from edgelm.quantization.conversion import Target
+from edgelm.quantization.converted_rows import block_bytes
 from quant import Curvature, Hessian, QuantError
+from quant.methods.gptq import ROUNDING_COPIES
 
 # torch's float products are the same whether or not the native library is built.
 _EXACT: dict[str, Any] = {
@@ -61,15 +63,10 @@ class Calibration:
     def __init__(self, files: ModelFiles, text: CalibrationText, targets: Sequence[Target]) -> None:
         self.files, self.text = files, text
         self._targets = targets
-        tokens = text.ids.shape[1]
+        tokens = text.shape[1]
         self._settings = Settings(**_EXACT, context=tokens, chunk=tokens)
         self._layers = [self._inputs(index) for index in range(files.config.num_layers)]
         self._head = self._head_inputs()
-
-    @property
-    def identity(self) -> str:
-        """Hash of the tokens."""
-        return hashlib.sha256(self.text.ids.numpy().tobytes()).hexdigest()
 
     @property
     def tokens_per_input(self) -> float:
@@ -92,7 +89,8 @@ class Calibration:
                 layer_bytes(self.files, index, self._settings) for index in kinds.values()
             ),
             "Hessians and a factor": max(map(_hessian_bytes, (*self._layers, self._head))),
-            "calibration activations": 4 * self.text.ids.numel() * config.hidden_size,
+            "rows on their way to codes": ROUNDING_COPIES * max(map(block_bytes, self._targets)),
+            "calibration activations": 4 * math.prod(self.text.shape) * config.hidden_size,
         }
 
     def curved(self, done: Container[str]) -> Iterator[tuple[Target, Curvature | None]]:
@@ -113,7 +111,7 @@ class Calibration:
             for layer in every
         ]
         last = max((index for index, own in enumerate(pending) if any(own)), default=-1)
-        hidden = torch.empty(self.text.ids.numel(), self.files.config.hidden_size)
+        hidden = torch.empty(math.prod(self.text.shape), self.files.config.hidden_size)
         for index, layer in enumerate(every):
             sums: Sums = {
                 own.projection: own.hessians()
@@ -179,7 +177,7 @@ class Calibration:
 
     def _sequences(self, hidden: Tensor, held: bool) -> Iterator[tuple[Tensor, Tensor]]:
         """Ids and hidden states of each sequence that is held back, or of the others."""
-        states = hidden.split(self.text.ids.shape[1])
+        states = hidden.split(self.text.shape[1])
         for ids, rows, own in zip(self.text.ids, states, self.text.held_back, strict=True):
             if own == held:
                 yield ids, rows

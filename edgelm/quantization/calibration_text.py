@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.resources import files as package_files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,28 +33,47 @@ _BUILT_IN = "data/calibration"
 
 @dataclass(frozen=True)
 class CalibrationText:
-    """Ids [sequences, tokens] int64, spread over a text; each begins with BOS if texts do."""
+    """Sequences of tokens, spread over a text; each begins with BOS if texts do.
+
+    shape: number of sequences and tokens of each. identity: the same for the same ids.
+    source: makes the ids, int64 of that shape. making_peak_bytes: of the process meanwhile.
+    checks: so many at the end, of another text, are held back too.
+    """
 
     name: str
-    ids: Tensor
+    shape: tuple[int, int]
+    identity: str
+    source: Callable[[], Tensor]
+    making_peak_bytes: int = 0
+    checks: int = 0
 
     @classmethod
     def read(cls, path: str | Path | None, tokenizer: Tokenizer, context: int) -> CalibrationText:
         """Read a UTF-8 file, or the texts built into the package.
+
+        What is fitted to a file is checked against both: a text that is unlike what the model
+        writes otherwise, in another language say, must not spoil the rest.
 
         context: the model's context, which limits the length of sequences.
 
         Raises:
             UsageError: the file is missing, not UTF-8, or too short.
         """
+        general = list(built_in(tokenizer))
         if path is None:
-            return cls.of("the built-in text", list(_built_in(tokenizer)), tokenizer, context)
+            return cls.of("the built-in text", general, tokenizer, context)
         ids = tokenizer.encode(_text(path), add_special=False)
-        return cls.of(str(path), ids, tokenizer, context)
+        return cls.of(str(path), ids, tokenizer, context, general)
 
     @classmethod
-    def of(cls, name: str, ids: list[int], tokenizer: Tokenizer, context: int) -> CalibrationText:
-        """Sequences of the tokens ``ids``; UsageError if they are too few."""
+    def of(
+        cls, name: str, ids: list[int], tokenizer: Tokenizer, context: int,
+        general: Sequence[int] = (),
+    ) -> CalibrationText:  # fmt: skip
+        """Sequences of the tokens ``ids``, and as many of ``general`` as are held back of them.
+
+        UsageError if they are too few.
+        """
         start = [tokenizer.bos_id] if tokenizer.add_bos else []
         size = _LONG if len(ids) >= MOST_TOKENS // 2 else _SHORT
         length = max(1, min(size, context) - len(start))
@@ -63,26 +84,47 @@ class CalibrationText:
                 f"at least, and up to {MOST_TOKENS} are used. Give a longer text."
             )
         count = min(found, MOST_TOKENS // (length + len(start)))
-        firsts = [number * found // count * length for number in range(count)]
-        return cls(name, torch.tensor([start + ids[first : first + length] for first in firsts]))
+        checks = min(count // HELD_BACK or 1, len(general) // length)
+        rows = [*_spread(ids, count, length), *_spread(general, checks, length)]
+        made = torch.tensor([start + row for row in rows])
+        identity = hashlib.sha256(made.numpy().tobytes()).hexdigest()
+        return cls(name, (len(made), made.shape[1]), identity, lambda: made, checks=checks)
+
+    @cached_property
+    def ids(self) -> Tensor:
+        """Int64 [sequences, tokens]; made when first asked for."""
+        return self.source()
 
     @property
     def held_back(self) -> list[bool]:
         """Of each sequence, whether it is kept for checks."""
-        step = min(HELD_BACK, len(self.ids))
-        return [number % step == step - 1 for number in range(len(self.ids))]
+        count = self.shape[0] - self.checks
+        step = min(HELD_BACK, count)
+        own = [number % step == step - 1 for number in range(count)]
+        return own + [True] * self.checks
 
     def tokens_per_input(self, inputs: int) -> float:
         """Tokens to fit to for each of the inputs of a matrix."""
-        return self.held_back.count(False) * self.ids.shape[1] / inputs
+        return self.held_back.count(False) * self.shape[1] / inputs
 
     def to_dict(self) -> dict[str, Any]:
         """Summary of the calibration as JSON-able data."""
-        sequences, tokens = self.ids.shape
-        return {"sequences": sequences, "tokens_each": tokens, "text": self.name}
+        sequences, tokens = self.shape
+        return {
+            "sequences": sequences - self.checks, "tokens_each": tokens, "text": self.name,
+            "held_back": sum(self.held_back),
+        }  # fmt: skip
 
 
-def _built_in(tokenizer: Tokenizer) -> Iterator[int]:
+def _spread(ids: Sequence[int], count: int, length: int) -> Iterator[list[int]]:
+    """``count`` stretches of ``length`` tokens, evenly spread."""
+    found = len(ids) // length
+    for number in range(count):
+        first = number * found // count * length
+        yield list(ids[first : first + length])
+
+
+def built_in(tokenizer: Tokenizer) -> Iterator[int]:
     """Ids of the package's texts, and of its conversations as the model writes them."""
     folder = package_files("edgelm").joinpath(_BUILT_IN)
     for file in sorted(folder.iterdir(), key=lambda file: file.name):

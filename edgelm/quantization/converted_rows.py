@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -29,6 +30,11 @@ def row_blocks(target: Target) -> Iterator[tuple[int, int]]:
     step = max(1, BLOCK_BYTES // row_bytes // ROW_STEP) * ROW_STEP
     for start in range(0, rows, step):
         yield start, min(start + step, rows)
+
+
+def block_bytes(target: Target) -> int:
+    """Of the largest of ``row_blocks``, in float32, at most."""
+    return min(BLOCK_BYTES, 4 * math.prod(target.shape))
 
 
 def converted_rows(

@@ -142,6 +142,15 @@ class GGUFExport:
         """Bytes of all tensors."""
         return sum(entry.nbytes for entry in self.entries)
 
+    @property
+    def parts(self) -> dict[str, int]:
+        """Bytes by name that are held in addition to rows: a tensor, and it in another order."""
+        sizes = [
+            entry.nbytes * (1 if self.family.order(entry.name) is None else 2)
+            for entry in self.entries
+        ]
+        return {"largest tensor as written": max(sizes)}
+
     def run(self, progress: Progress | None) -> Manifest:
         """Write a temporary file, verify and rename it; returns the manifest."""
         if self.out.exists():

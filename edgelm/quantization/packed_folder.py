@@ -72,6 +72,11 @@ class PackedFolder:
         """Bytes of all tensors."""
         return sum(place.nbytes for place in self.layout.places.values())
 
+    @property
+    def parts(self) -> dict[str, int]:
+        """Bytes by name that are held in addition to rows: none."""
+        return {}
+
     def run(self, progress: Progress | None) -> Manifest:
         """Write, verify and rename the folder; returns its manifest."""
         if self.out.exists():
@@ -188,7 +193,7 @@ def job_identity(
     own += sorted(path.iterdir()) if path.is_dir() else []
     stamps = file_stamps(dict.fromkeys(file for file in own if file.is_file()))
     told = [FORMAT_VERSION, __version__, stamps, method, repr(conversion)]
-    told += [calibration.identity] if calibration else []
+    told += [calibration.text.identity] if calibration else []
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 

@@ -24,6 +24,8 @@ from edgelm.quantization import bit_budget
 from edgelm.quantization.calibration import Calibration
 from edgelm.quantization.calibration_text import TOKENS_PER_INPUT, CalibrationText
 from edgelm.quantization.conversion import Conversion, plan_conversion
+from edgelm.quantization.converted_rows import block_bytes
+from edgelm.quantization.generated_text import GENERATED, generated_text
 from edgelm.quantization.gguf_export import GGUFExport, plan_gguf
 from edgelm.quantization.packed_folder import PackedFolder
 from edgelm.quantization.readers import READERS, cost, recipe_for
@@ -35,7 +37,8 @@ BITS = Option(
     "Bits per weight.", "a number from 1 to 32", kind=values.number, check=lambda x: 1 <= x <= 32
 )
 READER = Option("Who reads OUT too.", ", ".join(READERS), READERS.__contains__, kind=values.text)
-OVERHEAD_BYTES = 260 << 20  # 300 MiB with what a command imports in addition to torch
+LIBRARIES_BYTES = 30 << 20  # imported later
+BLOCK_COPIES = 3  # rows as read, as floats and as packed
 Announce = Callable[[dict[str, int]], None]
 
 
@@ -80,7 +83,8 @@ def quantize(
             rest. A file's integers are kept if the recipe accepts them.
             The additional method ``gptq`` runs a text through the original layers, and takes
             minutes per billion weights.
-        calibration: a UTF-8 text file for ``gptq``; None means the built-in text.
+        calibration: a UTF-8 text file for ``gptq``; None means the built-in text, "generated"
+            text that the model writes first, of the length it needs.
         bpw: maximum number of bits per weight, instead of ``quant``: the recipe with the least
             expected divergence within it is used. Not for .gguf files, which lack its schemes.
         sensitivity: a UTF-8 text file on which the divergence of each kind of matrix of this model
@@ -88,7 +92,8 @@ def quantize(
         reader: a program that shall read OUT too, ``transformers``, ``vllm`` or ``llama.cpp``,
             instead of ``quant``: the best recipe in about 4 bits that it reads is used.
         progress: called with (weight, bytes done, bytes in all); while sensitivities are measured
-            with (kinds, kinds done, kinds in all).
+            with (kinds, kinds done, kinds in all), while a model writes text with ("text", tokens
+            done, tokens in all).
         announce: called with the parts of the promised peak memory, in bytes by name, before any
             work.
 
@@ -124,13 +129,13 @@ def quantize(
     job: PackedFolder | GGUFExport
     if gguf:
         conversion = plan_gguf(files, quant, method)
-        calibrated = _calibration(files, conversion, method, calibration)
+        calibrated = _calibration(files, conversion, method, calibration, progress)
         job = GGUFExport(files, Path(out), conversion, method, calibrated)
     else:
         conversion = plan_conversion(files, quant, method)
-        calibrated = _calibration(files, conversion, method, calibration)
+        calibrated = _calibration(files, conversion, method, calibration, progress)
         job = PackedFolder(files, Path(out), conversion, method, calibrated)
-    promise = _promise(files, runtime, calibrated)
+    promise = _promise(runtime, job, calibrated)
     with disk_errors(job.out), _alone(job.out):
         if announce:
             announce(promise)
@@ -165,8 +170,9 @@ def _recipe_of_bits(
 
 
 def _calibration(
-    files: ModelFiles, conversion: Conversion, method: str, path: str | Path | None
-) -> Calibration | None:
+    files: ModelFiles, conversion: Conversion, method: str, path: str | Path | None,
+    progress: Progress | None,
+) -> Calibration | None:  # fmt: skip
     """Calibration of the layers' inputs, if the method needs one, else None."""
     if method not in CALIBRATED_METHODS:
         if path is not None:
@@ -175,7 +181,12 @@ def _calibration(
                 f"leave it out, or choose {', '.join(CALIBRATED_METHODS)}."
             )
         return None
-    text = CalibrationText.read(path, files.tokenizer, files.config.max_context)
+    if str(path) == GENERATED:
+        packed = [target for target in conversion.targets if target.scheme and not target.kept]
+        widest = max((target.shape[1] for target in packed), default=1)
+        text = generated_text(files, widest, progress)
+    else:
+        text = CalibrationText.read(path, files.tokenizer, files.config.max_context)
     found = Calibration(files, text, conversion.targets)
     have = found.tokens_per_input
     told = f"calibration: {text.name} has {have:.2g} tokens for each input of the widest matrix"
@@ -189,18 +200,22 @@ def _calibration(
     return found
 
 
-def _promise(files: ModelFiles, runtime: int, calibration: Calibration | None) -> dict[str, int]:
+def _promise(
+    runtime: int, job: PackedFolder | GGUFExport, calibration: Calibration | None
+) -> dict[str, int]:
     """Bytes by name; ``runtime``: those of the process before. The sum bounds its peak."""
-    checkpoint = files.checkpoint
-    largest = max(checkpoint.info(name).nbytes for name in checkpoint.names())
+    largest = max(map(block_bytes, job.conversion.targets))
     promise = {
         "runtime": runtime,
-        "twice the largest tensor as stored": 2 * largest,
-        "packing and writing": OVERHEAD_BYTES,
+        "packing and writing": LIBRARIES_BYTES + BLOCK_COPIES * largest,
+        "tokenizer and text": max(0, hardware.resident_bytes() - runtime),
+        **job.parts,
     }
     if calibration is not None:
-        promise["tokenizer and text"] = max(0, hardware.resident_bytes() - runtime)
         promise |= calibration.parts
+        if calibration.text.making_peak_bytes:
+            more = calibration.text.making_peak_bytes - sum(promise.values())
+            promise["the model while it writes text"] = max(0, more)
     return promise
 
 

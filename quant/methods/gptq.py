@@ -23,11 +23,13 @@ from .mse import mse
 from .natively import quantize_natively
 
 SWEEPS = 2
+ROUNDING_COPIES = 7
+"""Bytes that rows take on their way to codes, in parts of their own."""
 _COLUMNS = 128  # inputs of a block; what they change in all others is one product
 
 
 def gptq(rows: Tensor, curvature: Curvature, scheme: Scheme) -> PackedWeight:
-    """Pack ``rows`` (float32 [n, K]), each by itself; takes seven times their bytes meanwhile.
+    """Pack ``rows`` (float32 [n, K]), each by itself.
 
     A row whose outputs are further from its own than with ``mse``, over the inputs held back, is
     packed by ``mse``. Raises QuantError as ``rtn`` does.

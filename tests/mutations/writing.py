@@ -39,7 +39,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "quantize: another calibration text is another job",
         "edgelm/quantization/packed_folder.py",
-        "[calibration.identity] if calibration else []",
+        "[calibration.text.identity] if calibration else []",
         "[]",
         (f"{_GPTQ}test_another_text_begins_anew",),
     ),
