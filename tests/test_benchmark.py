@@ -94,4 +94,4 @@ def test_a_head_of_its_own_is_read_instead_of_the_embedding(
     embed = Scheme.parse("int6-g32-coded").nbytes((320, 64))
     norms = 5 * 64 * 4
     assert row.weight_bytes - row.bytes_per_token == embed + norms
-    assert row.backend == ("torch" if native.missing() else "native")
+    assert row.backend == ("reference" if native.missing() else "native")

@@ -15,7 +15,7 @@ from edgelm.planning import settings
 from edgelm.quantization.conversion import Conversion, plan_conversion
 from edgelm.quantization.gguf_export import plan_gguf
 from edgelm.reports.benchmark import random_model
-from quant import KernelUnavailableError, Recipe, Scheme, choose
+from quant import KernelUnavailableError, Recipe, Scheme, choose, native
 
 # Bits per weight of llama.cpp's Q4_K_M at real shapes, by its rules for each tensor.
 Q4_K_M = {
@@ -56,13 +56,15 @@ def test_a_plan_and_a_folder_agree(family: str, assets: Path) -> None:
     by_kind = BY_KIND
     if family in ("persimmon", "bloom"):
         by_kind = BY_KIND | dict.fromkeys("qkv", "int5-g32-coded")
+    for target in plan_conversion(files, "int4", "mse").targets:
+        for name in target.parts:
+            assert str(target.scheme) == by_kind[name.rpartition(".")[2]], name
+    if native.missing():
+        pytest.skip(f"torch's kernels take other schemes of the recipe: {native.missing()}")
     plan = edgelm.plan(files, quant="int4")
     for product in plan.products:
         for name in product.names:
             assert product.scheme == by_kind[name.rpartition(".")[2]], name
-    for target in plan_conversion(files, "int4", "mse").targets:
-        for name in target.parts:
-            assert str(target.scheme) == by_kind[name.rpartition(".")[2]], name
     assert edgelm.plan(files, quant="int4", method="rtn").weight_bytes == plan.weight_bytes
 
 

@@ -93,7 +93,7 @@ def test_8b_inside_5_gib_as_the_solver_chooses(
     show(limit, told)
     plan = told["plan"]
     assert len(told["ids"]) == 6 and set(plan["placement"]) == {"cpu"}
-    assert plan["context"] == 4096 and plan["scheme"].startswith("int4")
+    assert plan["context"] == 4096 and plan["scheme"].startswith("iq4")
     assert told["peak"] <= plan["predicted_peak_bytes"] * 1.01 < limit
 
 

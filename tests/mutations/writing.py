@@ -79,6 +79,20 @@ MUTATIONS: tuple[Mutation, ...] = (
         (f"{_GPTQ}test_the_built_in_text",),
     ),
     Mutation(
+        "quantize: a model that writes text is promised",
+        "edgelm/quantization/quantize.py",
+        "if calibration.text.making_peak_bytes:",
+        "if False:",
+        (f"{_GPTQ}test_the_model_that_writes_is_promised",),
+    ),
+    Mutation(
+        "quantize: a model writes from its own distribution",
+        "edgelm/quantization/generated_text.py",
+        "SamplingSettings(temperature=1.0, seed=number)",
+        "SamplingSettings(temperature=1e9, seed=number)",
+        (f"{_GPTQ}test_written_text_is_what_the_model_finds_likely",),
+    ),
+    Mutation(
         "load: gptq is refused",
         "edgelm/planning/settings.py",
         "if settings.method in CALIBRATED_METHODS:",
