@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 import edgelm
 from edgelm.checkpoint.certificate import Certificate, beside, read_beside
@@ -17,8 +16,10 @@ from edgelm.cli.main import main
 from edgelm.errors import DoesNotFitError, EdgeLMError, ModelFileError, UsageError
 from edgelm.evaluation import certify
 from edgelm.evaluation.certify import Text
+from edgelm.evaluation.layerwise import head_engine, layer_engine
 from edgelm.evaluation.verify import verify
 from edgelm.models.model_files import ModelFiles
+from edgelm.planning.settings import Settings
 from edgelm.quantization import certification
 from edgelm.quantization.certification import worst_matrices
 from edgelm.reports.inspection import inspect_files
@@ -36,9 +37,7 @@ def quantized(assets: Path, out: Path, family: str = "llama", **options: Any) ->
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
-def test_figures_are_those_of_the_whole_models(
-    assets: Path, tmp_path: Path, family: str
-) -> None:
+def test_figures_are_those_of_the_whole_models(assets: Path, tmp_path: Path, family: str) -> None:
     """By their definitions, from the logits of both models loaded whole: an untied head, a tied."""
     source, out = assets / "nano" / family, tmp_path / "out"
     found = quantized(assets, out, family)
@@ -214,7 +213,7 @@ def test_a_model_that_cannot_be_measured_gets_none(
     """Without a tokenizer; an explicit wish is refused before any work."""
     source = tiny_llama()
     assert edgelm.quantize(source, tmp_path / "out").manifest.certificate is None
-    with pytest.raises(UsageError, match="max_kld is 0.1, and .* cannot be measured"):
+    with pytest.raises(UsageError, match=r"max_kld is 0\.1, and .* cannot be measured"):
         edgelm.quantize(source, tmp_path / "other", max_kld=0.1)
     tiny = tmp_path / "tiny.txt"
     tiny.write_text("Too short.")
@@ -258,12 +257,14 @@ def test_a_damaged_certificate_is_refused(
 def test_parts_left_in_floats_run_in_floats(assets: Path, tmp_path: Path) -> None:
     """A layer and a head of a packed folder that hold no integers, which `auto` would pack."""
     floats = dict.fromkeys(("layers.0.*", "head"), "none")
-    found = quantized(assets, tmp_path / "a", quant={"default": "int8", "overrides": floats})
-    exact = quantized(assets, tmp_path / "b", quant="none")
-    print(f"{found.kld_mean:.2e}, of floats {exact.kld_mean:.2e}")
-    with edgelm.load(tmp_path / "a", dtype="float32", kv="float32", context=32) as lm:
-        windows = Text.usual(None, ModelFiles.open(tmp_path / "a")).passage.ids
-        q = lm.forward(windows).logits.double().log_softmax(-1)[:, :-1]
-    loss = -q.gather(2, windows[:, 1:, None]).mean()
-    assert found.ppl == pytest.approx(float(loss.exp()), rel=1e-5)
-    assert exact.kld_mean < 1e-9 < found.kld_mean and torch.isfinite(q).all()
+    recipe = {"default": "int8", "overrides": floats}
+    edgelm.quantize(assets / "nano" / "llama", tmp_path / "out", quant=recipe, certificate=False)
+    files = ModelFiles.open(tmp_path / "out")
+    whole = edgelm.plan(files, dtype="float32", context=32).products
+    settings = Settings(dtype="float32", context=32)
+    layers = [layer_engine(files, index, settings).plan.products for index in (0, 1)]
+    found = [product.scheme for own in layers for product in own]
+    found += [product.scheme for product in head_engine(files, settings).plan.products]
+    expected = [product.scheme for product in whole if product.names != ("embed",)]
+    assert found == [*expected[:8], expected[-1]] and {"int8", "float32"} == set(found)
+    assert found[0] == found[-1] == "float32"

@@ -9,6 +9,7 @@ Modules:
         creation.
     layerwise: running a model with one layer in memory at a time.
     rows: float32 rows in a file.
+    harness: a model class for lm-evaluation-harness.
     certify, verify: the measurement that ``quantize`` makes of its result, and a second one.
 
 Above ``reports`` and below ``quantization`` in the ladder of tests/test_house.py:
