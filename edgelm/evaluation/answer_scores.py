@@ -25,20 +25,25 @@ _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?|-?\.\d+")
 def normalised(text: str, language: str = "en") -> str:
     """Lower case without punctuation, articles and extra white space, as SQuAD's evaluation has it;
     punctuation and articles are those of the language."""
-    kept = (" " if _is_punctuation(c) and language != "en" else c for c in text.lower())
-    plain = "".join(c for c in kept if c not in string.punctuation and not _is_punctuation(c))
+    parting = " " if language in ("fr", "it") else ""  # l'eau is two words, cat's is one
+    plain = "".join(parting if _is_punctuation(c) else c for c in text.lower())
     articles = set(_ARTICLES.get(language, "").split())
     return " ".join(word for word in plain.split() if word not in articles)
 
 
 def _is_punctuation(character: str) -> bool:
-    return unicodedata.category(character).startswith("P")
+    return character in string.punctuation or unicodedata.category(character).startswith("P")
 
 
 def exact_match(answer: str, accepted: Sequence[str], language: str = "en") -> float:
     """1 if the answer is one of the accepted ones, both normalised, else 0."""
-    own = normalised(answer, language)
-    return float(any(own == normalised(each, language) for each in accepted))
+    own = _key(answer, language)
+    return float(any(own == _key(each, language) for each in accepted))
+
+
+def _key(text: str, language: str) -> str:
+    """A text of nothing but articles and punctuation stands for itself."""
+    return normalised(text, language) or text.strip().lower()
 
 
 def same_number(answer: str, accepted: Sequence[str], language: str = "en") -> float:

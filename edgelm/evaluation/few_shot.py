@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import TypeVar
 
 from edgelm.errors import UsageError
-from edgelm.evaluation.tasks import Item
+from edgelm.evaluation.tasks import Item, read_items
 
 BETWEEN = "\n\n"
 T = TypeVar("T")
@@ -48,12 +50,22 @@ def drawn(
     return examples, [item for place, item in enumerate(items) if place not in taken]
 
 
+def shown_items(
+    name: str, path: str | Path, limit: int | None, shots: int, seed: int
+) -> list[Item]:
+    """The first ``limit`` items of a multiple-choice task, after ``shots`` examples."""
+    if not shots:
+        return read_items(name, path, limit)
+    examples, left = drawn(read_items(name, path), shots, seed, lambda item: "", str(path))
+    return with_examples(left[:limit], examples[""])
+
+
 def with_examples(items: Sequence[Item], examples: Sequence[Item]) -> list[Item]:
     """Multiple-choice items whose prompts begin with answered ones."""
     shown = "".join(
         f"{prompt} {choice}{BETWEEN}" for prompt, choice in (e.pairs[e.gold] for e in examples)
     )
     return [
-        Item(tuple((shown + prompt, choice) for prompt, choice in item.pairs), item.gold)
+        replace(item, pairs=tuple((shown + prompt, choice) for prompt, choice in item.pairs))
         for item in items
     ]

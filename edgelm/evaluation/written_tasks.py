@@ -68,20 +68,17 @@ def read_questions(name: str, path: str | Path) -> list[Question]:
 
     Raises ModelFileError: the file is missing, empty or not in the task's format.
     """
-    found: list[Question] = []
-    number = 0
+    found, read = [], 0
     try:
         with open_text(Path(path)) as lines:
-            for number, line in enumerate(lines, start=1):
+            for line in lines:
+                read += 1
                 if line.strip():
                     found.append(_question(WRITTEN_TASKS[name], json.loads(line)))
-    except KeyError as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        told = f"no field {error}" if isinstance(error, KeyError) else error
         raise ModelFileError(
-            f"{path}, line {number} has no field {error}. {_format(name)}"
-        ) from error
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise ModelFileError(
-            f"{path} cannot be read as {name}, line {number}: {error}. {_format(name)}"
+            f"{path} cannot be read as {name}, line {read}: {told}. {_format(name)}"
         ) from error
     if not found:
         raise ModelFileError(f"{path} holds no questions of {name}. {_format(name)}")
