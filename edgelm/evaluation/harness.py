@@ -69,8 +69,10 @@ class HarnessModel(LM):
             self.lm = pretrained
         else:
             rows = batch_size or 1
-            settings = {"rows": int(rows) if str(rows).isdecimal() else rows} | settings
-            self.lm = load(pretrained, device=device or "auto", **settings)
+            given = {"rows": int(rows) if str(rows).isdecimal() else rows} | settings
+            # The harness reads quant=none as Python's None.
+            given = {name: "none" if value is None else value for name, value in given.items()}
+            self.lm = load(pretrained, device=device or "auto", **given)
         self._how: dict[str, bool] = {}
 
     @property
