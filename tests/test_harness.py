@@ -57,7 +57,8 @@ def test_log_likelihoods_keep_their_order(model: HarnessModel) -> None:
     """Choices of one question, questions alone and an empty context, in one call."""
     pairs = [
         ("Once upon a time", " there was"), ("Once upon a time", " a girl"),
-        ("The sea", " is blue"), ("", "There was a king"), ("A very long beginning of a tale", "."), ("Then", " he slept"),
+        ("The sea", " is blue"), ("", "There was a king"),
+        ("A very long beginning of a tale", "."), ("Then", " he slept"),
     ]  # fmt: skip
     found = model.loglikelihood(requests(*pairs))
     scores = model.lm.score_all([pair for pair in pairs if pair[0]])
