@@ -240,18 +240,20 @@ def test_without_room_a_result_is_kept_and_uncertified(
         edgelm.quantize(assets / "nano" / "llama", tmp_path / "other", max_kld=1.0)
 
 
-@pytest.mark.parametrize("change", [{"tokens": "many"}, {"ppl": None}, {"kernels": []},
-                                    {"kld_mean": float("nan")}, {"bos": 1}])  # fmt: skip
-def test_a_damaged_certificate_is_refused(
-    assets: Path, tmp_path: Path, change: dict[str, Any]
-) -> None:
+def test_a_damaged_certificate_is_refused(assets: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     quantized(assets, out)
     data = json.loads((out / MANIFEST).read_text())
-    data["certificate"] |= change
-    (out / MANIFEST).write_text(json.dumps(data))
-    with pytest.raises(ModelFileError, match=r"edgelm\.json is damaged"):
-        ModelFiles.open(out)
+    for change in (
+        {"tokens": "many"}, {"ppl": None}, {"kernels": []}, {"kld_mean": float("nan")}, {"bos": 1},
+        {"window": 0}, {"windows": -1}, {"source": "a\x1b[2Jb"},
+    ):  # fmt: skip
+        told = data["certificate"] | change
+        (out / MANIFEST).write_text(json.dumps(data | {"certificate": told}))
+        with pytest.raises(ModelFileError, match=r"edgelm\.json is damaged"):
+            ModelFiles.open(out)
+    (out / MANIFEST).write_text(json.dumps(data | {"certificate": None}))
+    assert ModelFiles.open(out)
 
 
 def test_parts_left_in_floats_run_in_floats(assets: Path, tmp_path: Path) -> None:

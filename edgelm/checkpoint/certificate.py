@@ -64,7 +64,10 @@ class Certificate:
     def of(cls, data: dict[str, Any]) -> Certificate:
         """From JSON data; KeyError, TypeError or ValueError if it is damaged."""
         hints: dict[str, str] = cls.__annotations__
-        return cls(**{name: _READERS[hints[name]](data[name]) for name in hints})
+        found = cls(**{name: _READERS[hints[name]](data[name]) for name in hints})
+        if found.windows < 1 or found.window < 2:
+            raise ValueError(f"{found.windows} windows of {found.window} predict nothing")
+        return found
 
     def figures(self) -> str:
         """One line for a model card."""
@@ -93,8 +96,8 @@ def _finite(value: Any) -> float:
 
 def _is(kind: type) -> Callable[[Any], Any]:
     def read(value: Any) -> Any:
-        if type(value) is not kind:
-            raise ValueError(f"{value!r:.60} is not of type {kind.__name__}")
+        if type(value) is not kind or (kind is str and not value.isprintable()):
+            raise ValueError(f"{value!r:.60} is not of type {kind.__name__}, or not printable")
         return value
 
     return read

@@ -8,6 +8,7 @@ meanwhile lies in files.
 from __future__ import annotations
 
 import hashlib
+import re
 import tempfile
 import time
 from collections.abc import Callable
@@ -71,7 +72,7 @@ class Text:
         Raises:
             UsageError: the file cannot be read, or has too few tokens.
         """
-        name = BUILT_IN if path is None else Path(path).name
+        name = BUILT_IN if path is None else re.sub(r"[^\w. +-]", "_", Path(path).name)
         try:
             data = _built_in() if path is None else Path(path).read_bytes()
             ids = tokenizer.encode(data.decode(UTF8), add_special=False)
