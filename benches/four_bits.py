@@ -90,7 +90,9 @@ def stored(files: ModelFiles, weights: str, scratch: Path) -> Path:
         return path
     if needs_file(weights):
         quant, _, method = weights.removesuffix(".gguf").partition(" ")
-        edgelm.quantize(files, path, quant=quant, method=method or DEFAULT_METHOD)
+        edgelm.quantize(
+            files, path, quant=quant, method=method or DEFAULT_METHOD, certificate=False
+        )
         return path
     path = path.with_name(path.name + ".gguf")
     if not path.exists():

@@ -14,6 +14,7 @@ Modules:
         ``compressed_tensors``, ``bitsandbytes_files`` and ``torchao_files`` (with
         ``torchao_layouts``), with the common parts in ``packed_matrix`` and ``act_order``.
     packed, manifest: folders written by ``edgelm quantize``, and their edgelm.json.
+    certificate: what quantizing did to a model's predictions.
     canonical_layout, packed_layout, bitsandbytes_layout: the stored forms of a packed matrix.
     gguf_files: GGUF files, with ``gguf_parts``, ``gguf_header``, ``gguf_metadata``,
         ``gguf_families`` (names), ``gguf_blocks`` and ``gguf_low_bits`` (types).

@@ -12,6 +12,8 @@ which holds every scheme. Keys of both:
     modules                    weight name -> {scheme, shape, parts, error_db, note}
     floats                     names of the matrices left in floats
     files                      file name -> sha256, all files but this one
+    certificate                what the result's predictions lost, see ``certificate``; null if that
+                               was not measured, absent in old files
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from edgelm.checkpoint.certificate import Certificate
 from edgelm.checkpoint.packed_layout import expresses
 from edgelm.checkpoint.safetensors_files import read_json
 from edgelm.errors import ModelFileError, UnsupportedModelError
@@ -60,6 +63,7 @@ class Manifest:
     floats: tuple[str, ...]
     files: dict[str, str]
     source_sha256: str | None = None
+    certificate: Certificate | None = None
     format_version: int = FORMAT_VERSION
 
     def to_dict(self) -> dict[str, Any]:
@@ -67,7 +71,8 @@ class Manifest:
         own = ("modules", "format_version")
         shown = {name: value for name, value in vars(self).items() if name not in own}
         modules = {name: module.to_dict() for name, module in self.modules.items()}
-        shown |= {"modules": modules, "floats": [*self.floats]}
+        certificate = self.certificate and self.certificate.to_dict()
+        shown |= {"modules": modules, "floats": [*self.floats], "certificate": certificate}
         return {"format_version": self.format_version} | shown
 
     @classmethod
@@ -96,6 +101,7 @@ class Manifest:
                 floats=tuple(map(str, data["floats"])),
                 files={str(name): str(digest) for name, digest in data["files"].items()},
                 source_sha256=str(data["source_sha256"]) if data.get("source_sha256") else None,
+                certificate=Certificate.of(told) if (told := data.get("certificate")) else None,
                 format_version=version,
             )
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:

@@ -20,6 +20,7 @@ from edgelm.cli import (
     mask,
     plan,
     quantize,
+    verify,
 )
 from edgelm.cli.examples import epilog
 from edgelm.cli.options import expanded
@@ -42,6 +43,7 @@ for verb in (
     chat.chat,
     plan.plan,
     quantize.quantize,
+    verify.verify,
     eval.eval_,
     bench.bench,
     inspect.inspect,

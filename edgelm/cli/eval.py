@@ -14,13 +14,20 @@ from edgelm.cli import console
 from edgelm.cli.opening import open_fitting
 from edgelm.cli.options import LoadOptions, Model, OutputOptions, RunOptions, SourceOptions
 from edgelm.errors import UsageError
+from edgelm.evaluation.answering import WrittenScore
 from edgelm.evaluation.divergence import TextScore
 from edgelm.evaluation.evaluate import Evaluation, TaskScore
+from edgelm.evaluation.tasks import TASKS
+from edgelm.evaluation.written_tasks import WRITTEN_TASKS
 
 Text = Annotated[Path | None, typer.Option(help="UTF-8 file for perplexity and divergence.")]
 TaskFiles = Annotated[
     list[str] | None,
-    typer.Option("--task", help="NAME=FILE, such as arc_easy=arc_easy.jsonl; repeatable."),
+    typer.Option(
+        "--task",
+        help="NAME=FILE, such as arc_easy=arc_easy.jsonl; repeatable. Names: "
+        f"{', '.join((*TASKS, *WRITTEN_TASKS))}.",
+    ),
 ]
 Limit = Annotated[
     int | None, typer.Option(help="Maximum number of windows, and of items per task.")
@@ -30,12 +37,26 @@ Against = Annotated[
     str | None,
     typer.Option("--baseline", help="Original model, or a *.baseline file (created if missing)."),
 ]
+Shots = Annotated[
+    int,
+    typer.Option(
+        help="Examples before each question, drawn with --example-seed from the task's own file."
+    ),
+]
+Prompts = Annotated[
+    int, typer.Option(help="Wordings in which questions with written answers are asked.")
+]
+ExampleSeed = Annotated[int, typer.Option(help="Which examples are drawn.")]
+Details = Annotated[
+    Path | None, typer.Option(help="Write what was made of each item here, as JSON lines.")
+]
 
 
 def eval_(
     source: SourceOptions, load: LoadOptions, run: RunOptions, output: OutputOptions, model: Model,
     text: Text = None, task: TaskFiles = None, limit: Limit = None, window: Window = 512,
-    baseline: Against = None,
+    baseline: Against = None, shots: Shots = 0, prompts: Prompts = 1,
+    example_seed: ExampleSeed = 0, details: Details = None,
 ) -> None:  # fmt: skip
     """Measure accuracy against the unquantized weights."""
     tasks = _task_files(task or [])
@@ -43,6 +64,7 @@ def eval_(
     with console.progress_bars(output) as bar:
         found = edgelm.evaluate(
             files, text=text, tasks=tasks, limit=limit, window=window, baseline=baseline,
+            shots=shots, prompts=prompts, example_seed=example_seed, details=details,
             progress=bar, threads=run.threads, **load.settings(),
         )  # fmt: skip
     if output.json:
@@ -76,6 +98,27 @@ def _show(found: Evaluation) -> None:
             for row in _task_rows(name, score, noise):
                 table.add_row(*row)
         out.print(table)
+    if found.written:
+        out.print(_written_table(found.written))
+
+
+def _written_table(written: dict[str, WrittenScore]) -> Table:
+    """A row a task, and one a language where there are several."""
+    table = Table("task", "score", box=None)
+    for column in ("questions", "value", "spread of wordings"):
+        table.add_column(column, justify="right")
+    for name, own in written.items():
+        shares = own.metric != "BLEU"
+
+        def shown(value: float, shares: bool = shares) -> str:
+            return f"{value:.2%}" if shares else f"{value:.2f}"
+
+        error = "" if own.stderr is None else f" ± {shown(own.stderr)}"
+        spread = shown(own.spread) if len(own.by_prompt) > 1 else "-"
+        table.add_row(name, own.metric, str(own.n), shown(own.score) + error, spread)
+        for language, score in own.by_language.items() if len(own.by_language) > 1 else ():
+            table.add_row(f"  {language}", "", "", shown(score), "")
+    return table
 
 
 def _text_table(score: TextScore, noise: dict[str, Any] | None) -> Table:

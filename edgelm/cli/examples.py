@@ -18,6 +18,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "quantize": (
         "edgelm quantize google/gemma-2-2b-it gemma-int4 --quant int4",
         "edgelm quantize demo demo-int8 --quant int8 --method mse",
+        "edgelm quantize google/gemma-2-2b-it gemma-int4 --max-kld 0.05",
+    ),
+    "verify": (
+        "edgelm verify gemma-int4",
+        "edgelm verify gemma-int4 --original google/gemma-2-2b-it --json",
     ),
     "eval": (
         "edgelm eval demo --quant int4 --text wiki.test.raw",

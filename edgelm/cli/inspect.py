@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
 from edgelm.budget.units import human
+from edgelm.checkpoint.certificate import Certificate
 from edgelm.cli import console
 from edgelm.cli.opening import open_files
 from edgelm.cli.options import Model, OutputOptions, SourceOptions
@@ -91,16 +92,21 @@ def _show(found: Inspection, output: OutputOptions) -> None:
         types.add_row(stored.dtype, count, numbers, human(stored.nbytes))
     out.print(types, "")
     facts = Table("config", "", box=None)
+    certificate = found.certificate or {"": "none: not written by edgelm quantize"}
+    if "measured" in certificate:
+        known = "see below" if certificate["measured"] else "nothing"
+        certificate = certificate | {"measured": known}
     told = (
         ("", found.config),
         ("limit ", found.limits),
         ("tokenizer ", found.tokenizer),
-        ("certificate ", found.certificate or {"": "none: not written by edgelm quantize"}),
+        ("certificate ", certificate),
     )
     for title, values in told:
         for key, value in values.items():
             facts.add_row(f"{title}{key}", str(value))
     out.print(facts, "")
+    _show_certificate(found.certificate)
     _show_loading(found.loading, output)
     if not output.verbose:
         out.print(f"{len(found.tensors)} tensors; -v or --json lists them")
@@ -111,6 +117,14 @@ def _show(found: Inspection, output: OutputOptions) -> None:
         shape = " x ".join(map(str, tensor.shape))
         tensors.add_row(tensor.name, shape, tensor.dtype, human(tensor.nbytes))
     out.print(tensors)
+
+
+def _show_certificate(told: dict[str, Any] | None) -> None:
+    """What quantizing cost, in two lines that no table wraps."""
+    measured = told and told["measured"]
+    if measured:
+        certificate = Certificate.of(measured)
+        console.stdout().print(certificate.figures(), f"on {certificate.protocol()}", "", sep="\n")
 
 
 def _show_loading(loading: Loading, output: OutputOptions) -> None:

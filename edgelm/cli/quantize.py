@@ -14,11 +14,13 @@ from edgelm.budget.units import human
 from edgelm.cli import console
 from edgelm.cli.opening import open_files
 from edgelm.cli.options import LOADING, SOURCE, Model, OutputOptions, SourceOptions, flag
+from edgelm.evaluation.certify import expected_s
 from edgelm.planning.setting_table import SCHEMES, LoadSettings
 from edgelm.quantization.quantize import Quantized
 from edgelm.quantization.readers import READERS
 from quant import CALIBRATED_METHODS, DEFAULT_METHOD, METHODS
 
+WORTH_SAYING_S = 60
 Out = Annotated[Path, typer.Argument(help="The folder to write; it must not exist.")]
 AUTO = f"auto (keeps what is quantized already, else int4), {SCHEMES}"
 Quant = Annotated[str, flag(LoadSettings, "quant", LOADING, allowed=AUTO)]
@@ -59,12 +61,35 @@ For = Annotated[
         rich_help_panel=LOADING,
     ),
 ]
+Certify = Annotated[
+    bool,
+    typer.Option(
+        "--certificate/--no-certificate",
+        help="Measure the result's divergence from MODEL over 4,096 tokens, into OUT.",
+    ),
+]
+CertificateText = Annotated[
+    Path | None,
+    typer.Option(
+        help="UTF-8 text for the certificate (default: one in the package, which is no "
+        "calibration text).",
+        rich_help_panel=SOURCE,
+    ),
+]
+MaxKLD = Annotated[
+    float | None,
+    typer.Option(
+        "--max-kld",
+        help="Largest mean divergence in nats per token: a worse result is refused (exit code 1).",
+    ),
+]
 
 
 def quantize(
     source: SourceOptions, output: OutputOptions, model: Model, out: Out, quant: Quant = "auto",
     method: Method = DEFAULT_METHOD, calibration: Calibration = None, bpw: BitsPerWeight = None,
-    sensitivity: Sensitivity = None, reader: For = None,
+    sensitivity: Sensitivity = None, reader: For = None, certificate: Certify = True,
+    certificate_text: CertificateText = None, max_kld: MaxKLD = None,
 ) -> None:  # fmt: skip
     """Write a quantized MODEL to OUT; repeating the command resumes after an interruption."""
     files = open_files(model, source, output)
@@ -73,11 +98,19 @@ def quantize(
         if not output.json and not output.quiet:
             named = ", ".join(f"{name} {human(nbytes)}" for name, nbytes in parts.items())
             print(f"promised peak memory: {human(sum(parts.values()))} ({named})", flush=True)
+            seconds = expected_s(files) if certificate else 0.0
+            if seconds > WORTH_SAYING_S:
+                print(
+                    f"the certificate will take about {seconds / 60:.0f} min; --no-certificate "
+                    "leaves it out",
+                    flush=True,
+                )
 
     with console.progress_bars(output) as bar:
         done = edgelm.quantize(
             files, out, quant=quant, method=method, calibration=calibration, bpw=bpw,
-            sensitivity=sensitivity, reader=reader, announce=promise,
+            sensitivity=sensitivity, reader=reader, certificate=certificate,
+            certificate_text=certificate_text, max_kld=max_kld, announce=promise,
             progress=bar(f"quantizing {files.name}"),
         )  # fmt: skip
     if output.json:
@@ -88,16 +121,10 @@ def quantize(
 
 def _show(done: Quantized, output: OutputOptions) -> None:
     out, manifest = console.stdout(), done.manifest
-    schemes: dict[str, list[float]] = {}
-    for module in manifest.modules.values():
-        errors = schemes.setdefault(str(module.scheme), [])
-        errors += [] if module.error_db is None else [module.error_db]
     table = Table("scheme", box=None)
-    for column in ("matrices", "lowest dB"):
-        table.add_column(column, justify="right")
-    for scheme, errors in schemes.items():
-        count = sum(str(m.scheme) == scheme for m in manifest.modules.values())
-        table.add_row(scheme, str(count), f"{min(errors):.1f}" if errors else "exact")
+    table.add_column("matrices", justify="right")
+    for scheme, count in Counter(str(m.scheme) for m in manifest.modules.values()).items():
+        table.add_row(scheme, str(count))
     out.print(table)
     if output.verbose:
         for name, module in manifest.modules.items():
@@ -114,6 +141,8 @@ def _show(done: Quantized, output: OutputOptions) -> None:
         out.print(
             f"calibrated on {told['sequences']} x {told['tokens_each']} tokens of {told['text']}"
         )
+    if manifest.certificate is not None:
+        out.print(manifest.certificate.figures(), manifest.certificate.protocol(), sep="\n")
     out.print(
         f"{done.path}: {human(done.nbytes)}, {manifest.bits_per_weight:.2f} bits per weight, "
         f"verified; peak memory {human(done.peak_rss_bytes)} of {human(done.promised_peak_bytes)} "

@@ -40,10 +40,14 @@ def cut_to_context(name: str, items: Sequence[list[Encoded]], context: int) -> l
 
 @dataclass(frozen=True)
 class Picks:
-    """Choice picked in each item: by log-likelihood, and by log-likelihood per character."""
+    """Choice picked in each item: by log-likelihood, and by log-likelihood per character.
+
+    ``scores``: natural log-likelihoods of each item's choices.
+    """
 
     plain: tuple[int, ...]
     by_length: tuple[int, ...]
+    scores: tuple[tuple[float, ...], ...] = ()
 
 
 def pick(
@@ -63,7 +67,7 @@ def picks_of(items: Sequence[Item], scores: Sequence[Sequence[float]]) -> Picks:
         plain.append(own.index(max(own)))
         normed = [s / max(1, n) for s, n in zip(own, lengths, strict=True)]
         by_length.append(normed.index(max(normed)))
-    return Picks(tuple(plain), tuple(by_length))
+    return Picks(tuple(plain), tuple(by_length), tuple(map(tuple, scores)))
 
 
 def accuracy(picks: Sequence[int], items: Sequence[Item]) -> tuple[float, float | None]:

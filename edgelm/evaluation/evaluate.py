@@ -9,19 +9,23 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Unpack
 
 from edgelm import values
 from edgelm.errors import UsageError
+from edgelm.evaluation.answering import Asked, WrittenScore
 from edgelm.evaluation.baseline import Baseline, Facts, baseline_errors
 from edgelm.evaluation.choices import Picks, accuracy, cut_to_context, encode_item
 from edgelm.evaluation.divergence import TextScore, score_text
+from edgelm.evaluation.few_shot import shown_items
 from edgelm.evaluation.inputs import Bars, Work, flipped, right
+from edgelm.evaluation.item_lines import choice_rows, opened
 from edgelm.evaluation.make_baseline import make_baseline
 from edgelm.evaluation.passage import Passage
-from edgelm.evaluation.tasks import TASKS, Item, read_items
+from edgelm.evaluation.tasks import TASKS, Item
+from edgelm.evaluation.written_tasks import WRITTEN_TASKS
 from edgelm.loading import plan, use_threads
 from edgelm.models.model_files import ModelFiles
 from edgelm.option import PATH, Call, Option
@@ -55,6 +59,10 @@ EVALUATE = Call(
         ),
         "window": Option("Tokens of a window.", "a count of tokens", kind=values.whole),
         "baseline": _FILE,
+        "shots": Option("Examples.", "0 or more", lambda n: n >= 0, kind=values.whole),
+        "prompts": Option("Wordings.", "1 or more", lambda n: n >= 1, kind=values.whole),
+        "example_seed": Option("Of the examples.", "a whole number", kind=values.whole),
+        "details": _FILE,
         "progress": PROGRESS,
     },
 )
@@ -78,7 +86,7 @@ class TaskScore:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Result of ``evaluate``.
+    """Result of ``evaluate``; ``written`` are the tasks whose answers the model writes.
 
     ``noise_floor``: the same figures for the baseline's weights with bfloat16 activations, over
     the first windows and items (see ``make_baseline``). Differences below this are lost in
@@ -91,11 +99,13 @@ class Evaluation:
     text: TextScore | None
     noise_floor: dict[str, Any] | None
     tasks: dict[str, TaskScore]
+    written: dict[str, WrittenScore] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data; the text's figures are at the top level, null without a text."""
         data = asdict(self)
         del data["text"]
+        data["tasks"] |= data.pop("written")
         names = TextScore.__dataclass_fields__
         return data | (asdict(self.text) if self.text else dict.fromkeys(names))
 
@@ -103,19 +113,25 @@ class Evaluation:
 def evaluate(
     model: str | Path | ModelFiles, *, text: str | Path | None = None,
     tasks: Mapping[str, str | Path] | None = None, limit: int | None = None, window: int = 512,
-    baseline: str | Path | None = None, revision: str | None = None, offline: bool = False,
+    baseline: str | Path | None = None, shots: int = 0, prompts: int = 1, example_seed: int = 0,
+    details: str | Path | None = None, revision: str | None = None, offline: bool = False,
     allow_pickle: bool = False, threads: int | None = None, progress: Bars | None = None,
     **settings: Unpack[LoadSettings],
 ) -> Evaluation:  # fmt: skip
-    """Perplexity, divergence from the unquantized weights, and multiple-choice tasks.
+    """Perplexity, divergence from the unquantized weights, and tasks.
 
     Args:
         text: a UTF-8 file, read in windows of ``window`` tokens.
-        tasks: name -> local file; the names are those of ``tasks.TASKS``.
+        tasks: name -> local file; the names are those of ``tasks.TASKS`` (multiple choice) and of
+            ``written_tasks.WRITTEN_TASKS``, which have no baseline.
         limit: maximum number of windows of the text and of items of each task.
         baseline: a model reference, or a file ``*.baseline`` that is used, or created if it is
             missing. By default the baseline of the same weights is made and discarded; a model
             that is quantized already has none then.
+        shots: examples before each question, drawn with ``example_seed`` from the task's own file;
+            they are not asked.
+        prompts: wordings in which questions of written tasks are asked; multiple choice has one.
+        details: a file for JSON lines with what was made of each item.
         progress: makes callbacks (..., done, all) from titles.
         threads, settings: as for ``load``.
 
@@ -130,6 +146,9 @@ def evaluate(
     text, tasks, limit, window, baseline, progress = EVALUATE.require(
         text=text, tasks=tasks, limit=limit, window=window, baseline=baseline, progress=progress
     )
+    shots, prompts, seed, details = EVALUATE.require(
+        shots=shots, prompts=prompts, example_seed=example_seed, details=details
+    )
     if text is None and not tasks:
         raise UsageError("Give a text or a task.")
     files = model if isinstance(model, ModelFiles) else ModelFiles.open(
@@ -137,7 +156,12 @@ def evaluate(
     )  # fmt: skip
     tokenizer = files.tokenizer
     passage = None if text is None else Passage.read(text, tokenizer, window, limit)
-    items = {name: read_items(name, path, limit) for name, path in (tasks or {}).items()}
+    chosen_from, written = _by_kind(tasks or {})
+    items = {name: shown_items(name, f, limit, shots, seed) for name, f in chosen_from.items()}
+    questions = {
+        name: Asked.read(name, f, tokenizer, limit=limit, shots=shots, prompts=prompts, seed=seed)
+        for name, f in written.items()
+    }
     asked: dict[str, Any] = {**settings, "threads": threads}
     if chosen.context == "auto":
         asked.pop("context", None)
@@ -147,23 +171,46 @@ def evaluate(
         for name, own in items.items()
     }
     use_threads(threads)
-    work = Work(files, passage, items, encoded, asked, progress or (lambda title: None))
-    with _baseline(work, baseline) as reference:
+    bars = progress or (lambda title: None)
+    work = Work(files, passage, items, encoded, asked, bars, questions)
+    with opened(details) as write, _baseline(work, baseline) as reference:
         with work.load(files, f"loading {files.name}") as lm:
             score = None
             if passage is not None:
                 score = score_text(lm, passage, reference, work.bars("reading the text"))
             picks = work.picks(lm, "answering")
+            answers = work.answers(lm)
         facts = None if reference is None else reference.facts
+        for name, own in items.items():
+            write(choice_rows(name, own, picks[name]))
+        for name, asking in questions.items():
+            write(asking.rows(answers[name]))
     found = {name: task_score(name, picks[name], items[name], facts) for name in items}
     noise = None if facts is None else facts.noise
-    return Evaluation(files.name, lm.plan.scheme, lm.plan.bits_per_weight, score, noise, found)
+    replies = {name: asking.score(answers[name]) for name, asking in questions.items()}
+    return Evaluation(
+        files.name, lm.plan.scheme, lm.plan.bits_per_weight, score, noise, found, replies
+    )
+
+
+def _by_kind(
+    tasks: Mapping[str, str | Path],
+) -> tuple[dict[str, str | Path], dict[str, str | Path]]:
+    """(multiple choice, written answers); UsageError for a name that is neither."""
+    for name in tasks:
+        if name not in (known := [*TASKS, *WRITTEN_TASKS]):
+            raise UsageError(f"{name!r} is not a task; allowed: {', '.join(known)}.")
+    written = {name: path for name, path in tasks.items() if name in WRITTEN_TASKS}
+    return {n: path for n, path in tasks.items() if n not in written}, written
 
 
 @contextmanager
 def _baseline(work: Work, given: str | Path | None) -> Iterator[Baseline | None]:
     """Open and check the baseline file; it is created first if there is none."""
     files, kept = work.files, None
+    if work.passage is None and not work.items:
+        yield None
+        return
     if given is not None and str(given).endswith(BASELINE_SUFFIX):
         kept = Path(given)
     elif given is not None:

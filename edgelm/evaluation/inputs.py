@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from edgelm.evaluation.answering import Asked
 from edgelm.evaluation.baseline import Facts, tokenizer_sha256
 from edgelm.evaluation.choices import Picks, pick
 from edgelm.evaluation.passage import Passage
@@ -22,7 +23,8 @@ Bars = Callable[[str], Callable[..., None] | None]
 
 @dataclass(frozen=True)
 class Work:
-    """Inputs evaluated with a model and its baseline. ``settings`` are those of ``load``."""
+    """Inputs evaluated with a model and its baseline. ``settings`` are those of ``load``; ``asked``
+    are questions that the baseline, which runs layer by layer, cannot answer."""
 
     files: ModelFiles
     passage: Passage | None
@@ -30,13 +32,15 @@ class Work:
     encoded: Mapping[str, list[list[Encoded]]]
     settings: dict[str, Any]
     bars: Bars
+    asked: Mapping[str, Asked] = field(default_factory=dict)
 
     @property
     def context(self) -> int:
         """Length of the longest input, at most the model's context."""
         longest = [len(c.ids) for items in self.encoded.values() for item in items for c in item]
         window = [] if self.passage is None else [self.passage.ids.shape[1]]
-        return min(self.files.config.max_context, max(longest + window))
+        asked = [own.context for own in self.asked.values()]
+        return min(self.files.config.max_context, max(longest + window + asked))
 
     def first(self, windows: int, items: int) -> Work:
         """A copy with at most this number of windows and items of each task."""
@@ -69,6 +73,13 @@ class Work:
             {name: {"sha256": _digest(items)} for name, items in self.items.items()},
             bos=self.passage is not None and self.passage.bos,
         )  # fmt: skip
+
+    def answers(self, lm: LanguageModel) -> dict[str, list[list[str]]]:
+        """Written answers to the questions of each task, by wording."""
+        return {
+            name: own.answers(lm, self.bars(f"answering {name}"))
+            for name, own in self.asked.items()
+        }
 
     def picks(self, lm: LanguageModel, title: str) -> dict[str, Picks]:
         return {

@@ -2,6 +2,7 @@
 
 The states of all tokens are kept in a file. A layer is loaded, run over all of them, its results
 overwrite its inputs, and it is dropped: the peak is that of one layer, however deep the model.
+The head, too, can be loaded alone.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn import ModuleList
 
 from edgelm.budget.dtypes import KV_DTYPES
 from edgelm.budget.ledger import Ledger
@@ -29,6 +31,7 @@ from edgelm.models.model_files import ModelFiles
 from edgelm.models.weight_names import WeightNames
 from edgelm.ops.step import Step
 from edgelm.planning.load_peak import load_peak_bytes
+from edgelm.planning.matrices import keeps_its_scheme
 from edgelm.planning.settings import Settings
 from edgelm.planning.solver import solve
 
@@ -151,19 +154,34 @@ def layer_engine(files: ModelFiles, index: int, settings: Settings) -> Engine:
     Raises:
         DoesNotFitError: it exceeds the budget; the error has its plan.
     """
-    layer = _layer(files, index)
-    plan = _plan(layer, settings)
+    return _loaded(_layer(files, index), settings, "One layer")
+
+
+def head_engine(files: ModelFiles, settings: Settings) -> Engine:
+    """Load the language model's head as planned; its logits are those of the whole model.
+
+    Raises:
+        DoesNotFitError: it exceeds the budget; the error has its plan.
+    """
+    model = files.assemble("causal-lm")
+    model.decoder.layers = ModuleList()
+    config = replace(files.config, num_layers=1, windows=files.config.windows[:1])
+    return _loaded(replace(model, config=config), settings, "The head")
+
+
+def _loaded(alone: Assembled, settings: Settings, what: str) -> Engine:
+    plan = _plan(alone, settings)
     if not plan.fits:
+        floats = " without quantization" if settings.quant == "none" else ""
         raise DoesNotFitError(
-            f"One layer of {files.name} without quantization needs "
-            f"{human(plan.predicted_peak_bytes)}; the budget is {human(plan.budget_bytes)}. Raise "
-            "it, or choose a smaller window; edgelm eval also takes a --baseline file made "
-            "elsewhere.",
+            f"{what} of {alone.name}{floats} needs {human(plan.predicted_peak_bytes)}; the budget "
+            f"is {human(plan.budget_bytes)}. Raise it, or choose a smaller window; edgelm eval "
+            "also takes a --baseline file made elsewhere.",
             plan,
         )
     ledger = Ledger.of(plan)
-    Loader(layer, plan, ledger, None).load()
-    return Engine(layer, plan, ledger)
+    Loader(alone, plan, ledger, None).load()
+    return Engine(alone, plan, ledger)
 
 
 def layer_bytes(files: ModelFiles, index: int, settings: Settings) -> int:
@@ -173,22 +191,39 @@ def layer_bytes(files: ModelFiles, index: int, settings: Settings) -> int:
     return plan.predicted_peak_bytes - runtime
 
 
+def largest_layer_bytes(files: ModelFiles, settings: Settings) -> int:
+    """The largest of ``layer_bytes``; layers differ by window, and the first and the last one have
+    the embedding's norm and the final one."""
+    kinds = {window: index for index, window in enumerate(files.config.windows)}
+    kinds |= {0: 0, -1: files.config.num_layers - 1}
+    return max(layer_bytes(files, index, settings) for index in kinds.values())
+
+
 def _layer(files: ModelFiles, index: int) -> Assembled:
     one = files.assemble_layer(index)
     last = index == files.config.num_layers - 1
     return replace(one, decoder=LayerAlone(one.decoder, one.names, first=index == 0, last=last))
 
 
-def _plan(layer: Assembled, settings: Settings) -> Plan:
-    """The plan of a one-layer model without its embedding, which stays in the file."""
-    whole = solve(layer, settings)
-    products = tuple(p for p in whole.products if p.names != ("embed",))
-    held = sum(p.bytes for p in whole.parts if p.name in KV_CACHE)
-    states = Part(PartName.HIDDEN_STATES, 4 * BLOCK_TOKENS * layer.config.hidden_size * 4)
+def _plan(alone: Assembled, settings: Settings) -> Plan:
+    """The plan of a part of a model, without an embedding that only looks up: it stays in the file.
+
+    A part that a quantized model has left in floats is run in these, as in the whole.
+    """
+    decoder = alone.decoder
+    if settings.quant == "auto" and not keeps_its_scheme(decoder, alone.names):
+        settings = replace(settings, quant="none")
+    whole = solve(alone, settings)
+    products, parts = whole.products, whole.parts
+    if not decoder.embed.tied_to_head:
+        products = tuple(p for p in products if p.names != ("embed",))
+        parts = tuple(p for p in parts if p.name != PartName.EMBED)
+    held = sum(p.bytes for p in parts if p.name in KV_CACHE)
+    states = Part(PartName.HIDDEN_STATES, 4 * BLOCK_TOKENS * alone.config.hidden_size * 4)
     shared = Part(PartName.SNAPSHOTS, held)  # a row that tails begin with
-    parts = (*(p for p in whole.parts if p.name != PartName.EMBED), states, shared)
+    parts = (*parts, states, shared)
     plan = replace(whole, products=products, parts=parts)
     runtime = sum(p.bytes for p in parts if p.name in PROCESS)
-    load_peak = load_peak_bytes(products, layer.names, runtime)
+    load_peak = load_peak_bytes(products, alone.names, runtime)
     fits = max(load_peak, plan.steady_peak_bytes) <= plan.budget_bytes
     return replace(plan, fits=fits, load_peak_bytes=load_peak)

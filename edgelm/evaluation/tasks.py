@@ -42,7 +42,7 @@ def read_items(name: str, path: str | Path, limit: int | None = None) -> list[It
     """Read the first ``limit`` items of a task's file.
 
     Raises:
-        UsageError: no such task.
+        UsageError: no such task of this kind.
         ModelFileError: the file is missing or not in the task's format.
     """
     if name not in TASKS:

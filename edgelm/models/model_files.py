@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
@@ -145,13 +146,13 @@ class ModelFiles:
     @cached_property
     def sha256(self) -> str:
         """Hash of config.json and the weight files, in the order of their names; reads them all."""
-        whole = hashlib.sha256()
+        digests = []
         for own in own_files(self.checkpoint.path):
             if own.suffix.lower() not in _WEIGHTS and own.name != "config.json":
                 continue
             with own.open("rb") as file:
-                whole.update(hashlib.file_digest(file, "sha256").digest())
-        return whole.hexdigest()
+                digests.append(hashlib.file_digest(file, "sha256").digest())
+        return weights_sha256(digests)
 
     @property
     def source_sha256(self) -> str | None:
@@ -195,3 +196,8 @@ class ModelFiles:
         if path.parent.is_dir() and is_present(path):
             return read_object(path), path
         return dict(self.checkpoint.config), self.checkpoint.path / "config.json"
+
+
+def weights_sha256(digests: Iterable[bytes]) -> str:
+    """``ModelFiles.sha256`` of the digests of files, in the order of their names."""
+    return hashlib.sha256(b"".join(digests)).hexdigest()

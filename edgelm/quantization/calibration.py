@@ -19,7 +19,7 @@ from torch import Tensor
 
 from edgelm.engine.engine import RowTokens
 from edgelm.errors import ModelFileError, NonFiniteError
-from edgelm.evaluation.layerwise import layer_bytes, layer_engine
+from edgelm.evaluation.layerwise import largest_layer_bytes, layer_engine
 from edgelm.machine import hardware
 from edgelm.models.layers import Projection, part_names
 from edgelm.models.model_files import ModelFiles
@@ -82,12 +82,8 @@ class Calibration:
     def parts(self) -> dict[str, int]:
         """Bytes by name, in addition to those of any method; known from headers."""
         config = self.files.config
-        kinds = {window: index for index, window in enumerate(config.windows)}
-        kinds |= {0: 0, -1: config.num_layers - 1}  # with the embedding's norm and the final one
         return {
-            "layer in float32": max(
-                layer_bytes(self.files, index, self._settings) for index in kinds.values()
-            ),
+            "layer in float32": largest_layer_bytes(self.files, self._settings),
             "Hessians and a factor": max(map(_hessian_bytes, (*self._layers, self._head))),
             "rows on their way to codes": ROUNDING_COPIES * max(map(block_bytes, self._targets)),
             "calibration activations": 4 * math.prod(self.text.shape) * config.hidden_size,

@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 from edgelm.checkpoint import bitsandbytes_layout, packed_layout
+from edgelm.checkpoint.certificate import LIMITS, Certificate
 from edgelm.checkpoint.manifest import MANIFEST, Manifest
 from edgelm.hub.references import is_local
 from edgelm.quantization.companions import README, SOURCE_README, WRITTEN_HERE
@@ -31,8 +32,9 @@ def write_readme(
     text = "\n\n".join(
         (
             _front_matter(folder, manifest, source) + WRITTEN_HERE,
-            f"# {_name(source)}, quantized",
+            f"# {shown_name(source)}, quantized",
             _facts(folder, manifest, source),
+            *_lost(manifest.certificate),
             "## How it was made",
             _command(manifest, calibration),
             "## What opens it",
@@ -42,7 +44,7 @@ def write_readme(
     (folder / README).write_text(text + "\n", encoding="utf-8")
 
 
-def _name(source: str) -> str:
+def shown_name(source: str) -> str:
     """The Hub id, or the last part of a path, on one line without markup."""
     shown = Path(source).name if is_local(source) else source
     return re.sub(r"[^\w./@ +-]", "_", shown) or "model"
@@ -56,7 +58,43 @@ def _front_matter(folder: Path, manifest: Manifest, source: str) -> str:
         lines.append(f"license: {manifest.licence if named else 'other'}")
     if not is_local(source) and _HUB_ID.fullmatch(source):
         lines.append(f"base_model: {source.partition('@')[0]}")
+    if manifest.certificate is not None:
+        lines += _model_index(f"{shown_name(source)}, quantized", manifest.certificate)
     return "\n".join(["---", *lines, "---\n"]) if lines else ""
+
+
+def _model_index(name: str, told: Certificate) -> list[str]:
+    """The certificate as the Hub reads results: YAML, of which JSON is a part."""
+    text = {"type": "edgelm-certificate", "name": told.text, "revision": told.text_sha256}
+    metrics = [
+        {"type": kind, "name": title, "value": value}
+        for kind, title, value in (
+            ("kl_divergence", "KL divergence from the original, nats per token", told.kld_mean),
+            ("same_top_token", "same likeliest token as the original", told.top1_agreement),
+            ("perplexity", "perplexity per token", told.ppl),
+            ("perplexity_original", "perplexity per token of the original", told.ppl_baseline),
+        )
+    ]
+    result = {"task": {"type": "text-generation"}, "dataset": text, "metrics": metrics}
+    index = [{"name": name, "results": [result]}]
+    return ["model-index: " + json.dumps(index, ensure_ascii=False)]
+
+
+def _lost(certificate: Certificate | None) -> list[str]:
+    """What the certificate says, where there is one."""
+    if certificate is None:
+        return []
+    hashes = {
+        name: getattr(certificate, f"{name}_sha256")
+        for name in ("text", "tokenizer", "source", "weights")
+    }
+    rows = [f"| sha256 of {name} | `{digest}` |" for name, digest in hashes.items()]
+    return [
+        "## What quantizing cost",
+        certificate.figures() + ".",
+        f"Measured on {certificate.protocol()}. {LIMITS} `edgelm verify FOLDER` measures it again.",
+        "\n".join(("| | |", "|---|---|", *rows)),
+    ]
 
 
 def _facts(folder: Path, manifest: Manifest, source: str) -> str:
@@ -65,7 +103,7 @@ def _facts(folder: Path, manifest: Manifest, source: str) -> str:
     told += [f"{len(manifest.floats)} left in floats"] if manifest.floats else []
     licence = re.sub(r"[^\w./ +-]", "_", manifest.licence or "not stated by the source")
     rows = {
-        "source": _name(source),
+        "source": shown_name(source),
         "licence": licence,
         "recipe": _recipe_name(manifest),
         "schemes": ", ".join(told) or "none",

@@ -12,19 +12,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from edgelm.checkpoint.certificate import beside, read_beside, write_beside
 from edgelm.checkpoint.gguf_blocks import to_blocks
 from edgelm.checkpoint.gguf_families import FAMILIES, ROPE_FACTORS, Family, RowOrder
+from edgelm.checkpoint.gguf_files import GGUFCheckpoint
 from edgelm.checkpoint.gguf_kinds import in_scheme_of, kind_for
 from edgelm.checkpoint.gguf_writer import Entry, GGUFTensors, create_gguf
 from edgelm.checkpoint.journal import Journal
 from edgelm.checkpoint.manifest import Manifest
 from edgelm.errors import ModelFileError, UnsupportedModelError, UsageError
-from edgelm.models.model_files import ModelFiles
+from edgelm.models.model_files import ModelFiles, weights_sha256
 from edgelm.models.weight_names import WeightNames
 from edgelm.ops.position import llama3_divisors
 from edgelm.planning.setting_table import QuantChoice
 from edgelm.progress import Progress
 from edgelm.quantization.calibration import Calibration, curved
+from edgelm.quantization.certification import Certification
 from edgelm.quantization.conversion import (
     Conversion,
     Target,
@@ -114,10 +117,10 @@ class GGUFExport:
 
     def __init__(
         self, files: ModelFiles, out: Path, conversion: Conversion, method: str,
-        calibration: Calibration | None = None,
+        calibration: Calibration | None = None, certification: Certification | None = None,
     ) -> None:  # fmt: skip
         self.files, self.out, self.conversion, self.method = files, out, conversion, method
-        self.calibration = calibration
+        self.calibration, self.certification = calibration, certification
         self.partial = out.with_name(out.name + ".partial")
         job = job_identity(files, conversion, method, calibration)
         self.journal = Journal(out.with_name(out.name + ".partial.journal"), job)
@@ -161,9 +164,9 @@ class GGUFExport:
             tensors.verify(self._write_tensors(tensors, progress))
         finally:
             tensors.close()
+        manifest = self._certified(self._manifest(self.partial))
         os.rename(self.partial, self.out)
         sync_folder(self.out.parent, files=False)
-        manifest = self._manifest()
         self.journal.remove()
         return manifest
 
@@ -174,7 +177,7 @@ class GGUFExport:
                 f"{self.out} exists and is not overwritten. Give another name, or delete it first."
             )
         self.resumed = len(self.journal.done)
-        manifest = self._manifest()
+        manifest = replace(self._manifest(self.out), certificate=read_beside(self.out))
         self.journal.remove()
         return manifest
 
@@ -217,10 +220,22 @@ class GGUFExport:
             digests[ROPE_FACTORS] = tensors.write(ROPE_FACTORS, self.divisors.view(torch.uint8))
         return digests
 
-    def _manifest(self) -> Manifest:
+    def _manifest(self, written: Path) -> Manifest:
         errors = {name: entry["error_db"] for name, entry in self.journal.done.items()}
-        sums = {self.out.name: file_sha256(self.out)}
+        sums = {self.out.name: file_sha256(written)}
         return manifest_of(self.files, self.conversion, self.method, errors, self.nbytes, sums)
+
+    def _certified(self, manifest: Manifest) -> Manifest:
+        """The manifest with a certificate, which is written beside the file."""
+        beside(self.out).unlink(missing_ok=True)  # of another file, which had this name
+        if self.certification is None:
+            return manifest
+        written = ModelFiles(str(self.out), GGUFCheckpoint(self.partial))
+        digest = weights_sha256([bytes.fromhex(manifest.files[self.out.name])])
+        found = self.certification.measure(written, manifest, digest)
+        if found is not None:
+            write_beside(self.out, found)
+        return replace(manifest, certificate=found)
 
     def _tensor(
         self, target: Target, entry: Entry, error: Sqnr, curvature: Curvature | None

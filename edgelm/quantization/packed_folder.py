@@ -19,6 +19,7 @@ import torch
 from edgelm.budget.units import human
 from edgelm.checkpoint.journal import Journal
 from edgelm.checkpoint.manifest import FORMAT_VERSION, MANIFEST, Manifest
+from edgelm.checkpoint.opening import open_checkpoint
 from edgelm.checkpoint.safetensors_writer import (
     Layout,
     TensorFiles,
@@ -31,6 +32,7 @@ from edgelm.errors import EdgeLMError, UsageError
 from edgelm.models.model_files import ModelFiles
 from edgelm.progress import Progress
 from edgelm.quantization.calibration import Calibration, curved
+from edgelm.quantization.certification import Certification
 from edgelm.quantization.companions import copy_companions
 from edgelm.quantization.conversion import (
     Conversion,
@@ -50,10 +52,10 @@ class PackedFolder:
 
     def __init__(
         self, files: ModelFiles, out: Path, conversion: Conversion, method: str,
-        calibration: Calibration | None = None,
+        calibration: Calibration | None = None, certification: Certification | None = None,
     ) -> None:  # fmt: skip
         self.files, self.out, self.conversion, self.method = files, out, conversion, method
-        self.calibration = calibration
+        self.calibration, self.certification = calibration, certification
         self.partial = out.with_name(out.name + ".partial")
         job = job_identity(files, conversion, method, calibration)
         self.journal = Journal(out.with_name(out.name + ".partial.journal"), job)
@@ -85,7 +87,7 @@ class PackedFolder:
         self._write_weights(progress)
         tensors = {t: d for entry in self.journal.done.values() for t, d in entry["sha256"].items()}
         digests = verify_files(self.partial, self.layout, tensors)
-        manifest = self._write_rest(digests)
+        manifest = self._write_told(self._certified(self._write_rest()), digests)
         sync_folder(self.partial)
         os.rename(self.partial, self.out)
         sync_folder(self.out.parent, files=False)
@@ -161,8 +163,8 @@ class PackedFolder:
             for name, part in target.constants().items():
                 files.write(name, 0, part)
 
-    def _write_rest(self, digests: dict[str, str]) -> Manifest:
-        """Write everything except weights; the manifest last."""
+    def _write_rest(self) -> Manifest:
+        """Write what a model needs beside its weights."""
         config = self.files.checkpoint.config | {"tie_word_embeddings": self.files.config.tied}
         for key in ("quantization_config", "transformers_weights"):
             config.pop(key, None)  # the source's, whose files are not copied
@@ -171,16 +173,27 @@ class PackedFolder:
         index_file(self.partial, self.layout)
         copy_companions(self.files, self.partial)
         errors = {name: entry["error_db"] for name, entry in self.journal.done.items()}
-        manifest = manifest_of(
+        return manifest_of(
             self.files, self.conversion, self.method, errors, self.conversion.nbytes, {}
         )
+
+    def _certified(self, manifest: Manifest) -> Manifest:
+        """The manifest with a certificate, if one is wanted and can be had."""
+        if self.certification is None:
+            return manifest
+        write_manifest(self.partial, manifest)  # which opening the folder reads
+        written = ModelFiles(str(self.out), open_checkpoint(self.partial))
+        found = self.certification.measure(written, manifest, written.sha256)
+        return replace(manifest, certificate=found)
+
+    def _write_told(self, manifest: Manifest, digests: dict[str, str]) -> Manifest:
+        """Write what is told of the folder; the manifest last."""
         text = self.calibration.text.name if self.calibration else None
         write_readme(self.partial, manifest, self.conversion.layout, self.files.name, text)
         names = sorted(path.name for path in self.partial.iterdir() if path.name != MANIFEST)
         sums = {name: digests.get(name) or file_sha256(self.partial / name) for name in names}
         manifest = replace(manifest, files=sums)
-        told = json.dumps(manifest.to_dict(), indent=1, ensure_ascii=False) + "\n"
-        (self.partial / MANIFEST).write_text(told, "utf-8")
+        write_manifest(self.partial, manifest)
         return manifest
 
 
@@ -195,6 +208,11 @@ def job_identity(
     told = [FORMAT_VERSION, __version__, stamps, method, repr(conversion)]
     told += [calibration.text.identity] if calibration else []
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    told = json.dumps(manifest.to_dict(), indent=1, ensure_ascii=False) + "\n"
+    (folder / MANIFEST).write_text(told, "utf-8")
 
 
 def require_space(out: Path, nbytes: int) -> None:

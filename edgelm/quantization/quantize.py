@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from edgelm.progress import Progress
 from edgelm.quantization import bit_budget
 from edgelm.quantization.calibration import Calibration
 from edgelm.quantization.calibration_text import TOKENS_PER_INPUT, CalibrationText
+from edgelm.quantization.certification import Certification
 from edgelm.quantization.conversion import Conversion, plan_conversion
 from edgelm.quantization.converted_rows import block_bytes
 from edgelm.quantization.generated_text import GENERATED, generated_text
@@ -37,6 +39,11 @@ BITS = Option(
     "Bits per weight.", "a number from 1 to 32", kind=values.number, check=lambda x: 1 <= x <= 32
 )
 READER = Option("Who reads OUT too.", ", ".join(READERS), READERS.__contains__, kind=values.text)
+MAX_KLD = Option(
+    "Largest divergence.", "a number above 0, or None", kind=values.number, optional=True,
+    check=lambda x: 0 < x < math.inf,
+)  # fmt: skip
+CERTIFICATE = Option("Whether to measure.", "True or False", kind=values.truth)
 LIBRARIES_BYTES = 30 << 20  # imported later
 BLOCK_COPIES = 3  # rows as read, as floats and as packed
 Announce = Callable[[dict[str, int]], None]
@@ -70,7 +77,8 @@ def quantize(
     model: str | Path | ModelFiles, out: str | Path, *, quant: QuantChoice = "auto",
     method: str = DEFAULT_METHOD, calibration: str | Path | None = None, bpw: float | None = None,
     sensitivity: str | Path | None = None, reader: str | None = None,
-    revision: str | None = None, offline: bool = False,
+    certificate: bool = True, certificate_text: str | Path | None = None,
+    max_kld: float | None = None, revision: str | None = None, offline: bool = False,
     progress: Progress | None = None, announce: Announce | None = None,
 ) -> Quantized:  # fmt: skip
     """Write a model as a folder of packed weights, or, if ``out`` ends in .gguf, for llama.cpp.
@@ -91,9 +99,15 @@ def quantize(
             is measured for ``bpw``; None means values measured on other models.
         reader: a program that shall read OUT too, ``transformers``, ``vllm`` or ``llama.cpp``,
             instead of ``quant``: the best recipe in about 4 bits that it reads is used.
+        certificate: measure the result's divergence from the model over 4,096 tokens, layer by
+            layer, and write it into the folder, or beside a .gguf file. A model without a
+            tokenizer or a language head gets none.
+        certificate_text: a UTF-8 text file for it; None means the built-in text, which is no
+            calibration text.
+        max_kld: largest mean divergence in nats per token; a worse result is not written.
         progress: called with (weight, bytes done, bytes in all); while sensitivities are measured
             with (kinds, kinds done, kinds in all), while a model writes text with ("text", tokens
-            done, tokens in all).
+            done, tokens in all), while certifying with (step, done, in all).
         announce: called with the parts of the promised peak memory, in bytes by name, before any
             work.
 
@@ -102,7 +116,8 @@ def quantize(
             calibration text is wrong.
         DoesNotFitError: there is not enough memory for one layer in float32, which ``gptq`` needs.
         ModelFileError: a weight is damaged, or does not read back as written.
-        EdgeLMError: the disk is full or refuses.
+        EdgeLMError: the disk is full or refuses; or the divergence exceeds ``max_kld``, and then
+            ``results`` has the certificate and the worst matrices.
     """
     quant, method = QUANT.require("quant", quant), METHOD.require("method", method)
     LOAD.require(revision=revision, offline=offline, progress=progress)
@@ -111,6 +126,11 @@ def quantize(
     if calibration is not None:
         PATH.require("calibration", calibration)
     PROGRESS.require("announce", announce)
+    max_kld = MAX_KLD.require("max_kld", max_kld)
+    if not CERTIFICATE.require("certificate", certificate):
+        _refuse_unmeasured(certificate_text=certificate_text, max_kld=max_kld)
+    if certificate_text is not None:
+        PATH.require("certificate_text", certificate_text)
     runtime = hardware.resident_bytes()
     files = model if isinstance(model, ModelFiles) else ModelFiles.open(
         model, revision=revision, offline=offline
@@ -126,16 +146,16 @@ def quantize(
             f"sensitivity is {str(sensitivity)!r}, and no number of bits per weight is given; give "
             "both or neither."
         )
-    job: PackedFolder | GGUFExport
-    if gguf:
-        conversion = plan_gguf(files, quant, method)
-        calibrated = _calibration(files, conversion, method, calibration, progress)
-        job = GGUFExport(files, Path(out), conversion, method, calibrated)
-    else:
-        conversion = plan_conversion(files, quant, method)
-        calibrated = _calibration(files, conversion, method, calibration, progress)
-        job = PackedFolder(files, Path(out), conversion, method, calibrated)
-    promise = _promise(runtime, job, calibrated)
+    conversion = (plan_gguf if gguf else plan_conversion)(files, quant, method)
+    calibrated = _calibration(files, conversion, method, calibration, progress)
+    certified = (
+        Certification.of(files, certificate_text, max_kld, progress) if certificate else None
+    )
+    form = GGUFExport if gguf else PackedFolder
+    job: PackedFolder | GGUFExport = form(
+        files, Path(out), conversion, method, calibrated, certified
+    )
+    promise = _promise(runtime, job, calibrated, certified)
     with disk_errors(job.out), _alone(job.out):
         if announce:
             announce(promise)
@@ -200,22 +220,39 @@ def _calibration(
     return found
 
 
+def _refuse_unmeasured(**given: object) -> None:
+    for name, value in given.items():
+        if value is not None:
+            raise UsageError(
+                f"{name} is {value!r}, and certificate=False leaves the measurement out that needs "
+                "it; leave out one of them."
+            )
+
+
 def _promise(
-    runtime: int, job: PackedFolder | GGUFExport, calibration: Calibration | None
-) -> dict[str, int]:
-    """Bytes by name; ``runtime``: those of the process before. The sum bounds its peak."""
+    runtime: int, job: PackedFolder | GGUFExport, calibration: Calibration | None,
+    certification: Certification | None,
+) -> dict[str, int]:  # fmt: skip
+    """Bytes by name; ``runtime``: those of the process before. The sum bounds its peak.
+
+    What packing takes is free again when a certificate is measured, and not taken yet while a
+    model writes its text.
+    """
     largest = max(map(block_bytes, job.conversion.targets))
     promise = {
         "runtime": runtime,
-        "packing and writing": LIBRARIES_BYTES + BLOCK_COPIES * largest,
         "tokenizer and text": max(0, hardware.resident_bytes() - runtime),
-        **job.parts,
+        "libraries": LIBRARIES_BYTES,
     }
+    fixed = sum(promise.values())
+    promise |= {"packing and writing": BLOCK_COPIES * largest} | job.parts
     if calibration is not None:
         promise |= calibration.parts
-        if calibration.text.making_peak_bytes:
-            more = calibration.text.making_peak_bytes - sum(promise.values())
-            promise["the model while it writes text"] = max(0, more)
+        more = calibration.text.making_peak_bytes - sum(promise.values())
+        promise |= {"the model while it writes text": more} if more > 0 else {}
+    if certification is not None:
+        more = fixed + certification.needed_bytes(job.conversion) - sum(promise.values())
+        promise |= {"certificate, beyond packing": more} if more > 0 else {}
     return promise
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from edgelm.checkpoint.certificate import read_beside
 from edgelm.checkpoint.packed import PackedCheckpoint
 from edgelm.checkpoint.protocol import Checkpoint, TensorInfo
 from edgelm.config import ModelConfig
@@ -75,8 +76,9 @@ class Inspection:
     manifest count them.
 
     ``limits``: context in tokens, rope, window, vocabulary and the like.
-    ``certificate``: format version, recipe, method and accuracy of a folder that ``quantize``
-    wrote, else None.
+    ``certificate``: of a folder that ``quantize`` wrote, its format version, recipe, method and
+    ``measured``, which is what its predictions lost (None if that was not measured); of a .gguf
+    file that alone; else None.
     """
 
     model: str
@@ -202,10 +204,12 @@ def _loading(files: ModelFiles) -> Loading:
 
 def _certificate(checkpoint: Checkpoint) -> dict[str, Any] | None:
     if not isinstance(checkpoint, PackedCheckpoint):
-        return None
+        beside = None if checkpoint.path.is_dir() else read_beside(checkpoint.path)
+        return None if beside is None else {"measured": beside.to_dict()}
     manifest = checkpoint.manifest
     errors = [m.error_db for m in manifest.modules.values() if m.error_db is not None]
     return {
+        "measured": manifest.certificate and manifest.certificate.to_dict(),
         "format_version": manifest.format_version,
         "writer": manifest.writer,
         "recipe": manifest.recipe,

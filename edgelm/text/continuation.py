@@ -21,21 +21,22 @@ class Encoded:
     count: int
 
 
-def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> Encoded:
+def encode_pair(tokenizer: Tokenizer, context: str, continuation: str, **how: bool) -> Encoded:
     """Ids of both texts, split where the continuation begins.
 
     White space at the context's end goes over to the continuation, as in lm-eval. If the context's
     ids begin those of the whole text, the rest are the continuation's; else a token joins the two
-    texts, and the continuation is encoded by itself. An empty continuation has no ids.
+    texts, and the continuation is encoded by itself. An empty continuation has no ids. ``how``:
+    keywords of ``Tokenizer.encode``, for texts that a chat template wrote.
 
     Raises:
         UsageError: nothing stands before the first id that would be scored, or the tokenizer has
             no token for the continuation.
     """
     if not continuation:
-        return Encoded(tuple(tokenizer.encode(context)), 0)
-    start = tokenizer.encode(context.rstrip())
-    whole = tokenizer.encode(context + continuation)
+        return Encoded(tuple(tokenizer.encode(context, **how)), 0)
+    start = tokenizer.encode(context.rstrip(), **how)
+    whole = tokenizer.encode(context + continuation, **how)
     if whole[: len(start)] != start or len(whole) == len(start):
         spaces = context[len(context.rstrip()) :]
         whole = start + tokenizer.encode_later(spaces + continuation)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from mutations import (
     accelerators,
     admission,
+    certificates,
     comparison,
     evaluation,
     execution,
@@ -39,6 +40,7 @@ from mutations.row import Mutation
 MUTATIONS: tuple[Mutation, ...] = (
     *accelerators.MUTATIONS,
     *admission.MUTATIONS,
+    *certificates.MUTATIONS,
     *comparison.MUTATIONS,
     *evaluation.MUTATIONS,
     *execution.MUTATIONS,

@@ -33,8 +33,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "evaluate: spaces at a prompt's end belong to the continuation",
         "edgelm/text/continuation.py",
-        "start = tokenizer.encode(context.rstrip())",
-        "start = tokenizer.encode(context)",
+        "start = tokenizer.encode(context.rstrip(), **how)",
+        "start = tokenizer.encode(context, **how)",
         (f"{_PAIRS}test_spaces_go_over",),
     ),
     Mutation(
