@@ -16,17 +16,18 @@ from typing import Any, Unpack
 from edgelm import values
 from edgelm.errors import UsageError
 from edgelm.evaluation.baseline import Baseline, Facts, baseline_errors
-from edgelm.evaluation.choices import Picks, accuracy, cut_to_context, encode_item
+from edgelm.evaluation.choices import Picks, accuracy
 from edgelm.evaluation.divergence import TextScore, score_text
-from edgelm.evaluation.inputs import Bars, Work, flipped, right
+from edgelm.evaluation.inputs import Bars, Work, flipped, read_work, right
 from edgelm.evaluation.make_baseline import make_baseline
-from edgelm.evaluation.passage import Passage
-from edgelm.evaluation.tasks import TASKS, Item, read_items
+from edgelm.evaluation.statistics.pairs import PairedScore, Pairs, paired_scores
+from edgelm.evaluation.statistics.proportions import wilson
+from edgelm.evaluation.tasks import TASKS, Item
 from edgelm.loading import plan, use_threads
 from edgelm.models.model_files import ModelFiles
 from edgelm.option import PATH, Call, Option
 from edgelm.planning.setting_table import LOAD, MODEL, PROGRESS, LoadSettings
-from edgelm.planning.settings import given_context, read_settings
+from edgelm.planning.settings import read_settings
 
 BASELINE_SUFFIX = ".baseline"
 
@@ -37,6 +38,12 @@ def _tasks(given: Any) -> dict[str, str | os.PathLike[str]]:
     return {values.text(name): values.path(file) for name, file in given.items()}
 
 
+MARGIN = Option(
+    "Points of accuracy: a task whose loss is surely smaller is called not worse.",
+    "a number above 0 and below 100",
+    lambda points: 0 < points < 100,
+    kind=values.number,
+)
 _FILE = replace(PATH, allowed="the path of a file, or None", optional=True)
 EVALUATE = Call(
     "evaluate()",
@@ -55,6 +62,7 @@ EVALUATE = Call(
         ),
         "window": Option("Tokens of a window.", "a count of tokens", kind=values.whole),
         "baseline": _FILE,
+        "margin": MARGIN,
         "progress": PROGRESS,
     },
 )
@@ -64,7 +72,9 @@ EVALUATE = Call(
 class TaskScore:
     """Accuracy with its standard error; ``_norm`` is by log-likelihood per character.
 
-    ``flips``: share of items that are correct in one of model and baseline and wrong in the other.
+    ``low`` and ``high`` hold the accuracy in 95 % of all samples (Wilson).
+    ``flips``: share of items that are correct in one of model and baseline and wrong in the other;
+    ``paired`` has more of them.
     """
 
     n: int
@@ -74,6 +84,9 @@ class TaskScore:
     stderr_norm: float | None
     accuracy_baseline: float | None
     flips: float | None
+    low: float
+    high: float
+    paired: PairedScore | None = None
 
 
 @dataclass(frozen=True)
@@ -103,19 +116,21 @@ class Evaluation:
 def evaluate(
     model: str | Path | ModelFiles, *, text: str | Path | None = None,
     tasks: Mapping[str, str | Path] | None = None, limit: int | None = None, window: int = 512,
-    baseline: str | Path | None = None, revision: str | None = None, offline: bool = False,
-    allow_pickle: bool = False, threads: int | None = None, progress: Bars | None = None,
-    **settings: Unpack[LoadSettings],
+    baseline: str | Path | None = None, margin: float = 1.0, revision: str | None = None,
+    offline: bool = False, allow_pickle: bool = False, threads: int | None = None,
+    progress: Bars | None = None, **settings: Unpack[LoadSettings],
 ) -> Evaluation:  # fmt: skip
     """Perplexity, divergence from the unquantized weights, and multiple-choice tasks.
 
     Args:
-        text: a UTF-8 file, read in windows of ``window`` tokens.
+        text: a UTF-8 file or a folder of them, read in windows of ``window`` tokens; see
+            ``texts.read_texts``.
         tasks: name -> local file; the names are those of ``tasks.TASKS``.
-        limit: maximum number of windows of the text and of items of each task.
+        limit: maximum number of windows of each text and of items of each task.
         baseline: a model reference, or a file ``*.baseline`` that is used, or created if it is
             missing. By default the baseline of the same weights is made and discarded; a model
             that is quantized already has none then.
+        margin: points of accuracy; see ``PairedScore.verdict``.
         progress: makes callbacks (..., done, all) from titles.
         threads, settings: as for ``load``.
 
@@ -127,27 +142,20 @@ def evaluate(
     chosen = read_settings(settings)
     LOAD.require(revision=revision, offline=offline, allow_pickle=allow_pickle, threads=threads)
     MODEL.require("model", model)
-    text, tasks, limit, window, baseline, progress = EVALUATE.require(
-        text=text, tasks=tasks, limit=limit, window=window, baseline=baseline, progress=progress
-    )
+    text, tasks, limit, window, baseline, margin, progress = EVALUATE.require(
+        text=text, tasks=tasks, limit=limit, window=window, baseline=baseline, margin=margin,
+        progress=progress,
+    )  # fmt: skip
     if text is None and not tasks:
         raise UsageError("Give a text or a task.")
     files = model if isinstance(model, ModelFiles) else ModelFiles.open(
         model, revision=revision, offline=offline, allow_pickle=allow_pickle
     )  # fmt: skip
-    tokenizer = files.tokenizer
-    passage = None if text is None else Passage.read(text, tokenizer, window, limit)
-    items = {name: read_items(name, path, limit) for name, path in (tasks or {}).items()}
-    asked: dict[str, Any] = {**settings, "threads": threads}
-    if chosen.context == "auto":
-        asked.pop("context", None)
-    context = given_context(chosen, files.config) or files.config.max_context
-    encoded = {
-        name: cut_to_context(name, [encode_item(tokenizer, i) for i in own], context)
-        for name, own in items.items()
-    }
     use_threads(threads)
-    work = Work(files, passage, items, encoded, asked, progress or (lambda title: None))
+    work = read_work(
+        files, text, tasks or {}, limit, window, chosen, {**settings, "threads": threads}, progress
+    )
+    passage, items = work.passage, work.items
     with _baseline(work, baseline) as reference:
         with work.load(files, f"loading {files.name}") as lm:
             score = None
@@ -156,6 +164,9 @@ def evaluate(
             picks = work.picks(lm, "answering")
         facts = None if reference is None else reference.facts
     found = {name: task_score(name, picks[name], items[name], facts) for name in items}
+    if facts is not None:
+        rights = {name: right(picks[name].plain, items[name]) for name in items}
+        found = with_pairs(found, rights, items, facts, margin)
     noise = None if facts is None else facts.noise
     return Evaluation(files.name, lm.plan.scheme, lm.plan.bits_per_weight, score, noise, found)
 
@@ -215,4 +226,21 @@ def task_score(name: str, picks: Picks, items: list[Item], facts: Facts | None) 
         before = facts.tasks[name]["right"]
         accuracy_before = sum(before) / len(items)
         flips = flipped(before, right(picks.plain, items))
-    return TaskScore(len(items), share, stderr, norm, norm_stderr, accuracy_before, flips)
+    low, high = wilson(share * len(items), len(items))
+    return TaskScore(
+        len(items), share, stderr, norm, norm_stderr, accuracy_before, flips, low, high
+    )
+
+
+def with_pairs(
+    scores: Mapping[str, TaskScore], rights: Mapping[str, list[bool]],
+    items: Mapping[str, list[Item]], facts: Facts, margin: float,
+) -> dict[str, TaskScore]:  # fmt: skip
+    """The scores with ``paired``, from which items are right and which were; margin in points."""
+    pairs = {}
+    for name, own in items.items():
+        # An item without a passage stands for itself.
+        passages = [i.passage or f"item {number}" for number, i in enumerate(own)]
+        pairs[name] = Pairs(facts.tasks[name]["right"], rights[name], passages)
+    paired = paired_scores(pairs, margin / 100)
+    return {name: replace(score, paired=paired[name]) for name, score in scores.items()}

@@ -6,15 +6,18 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from edgelm.evaluation.baseline import Facts, tokenizer_sha256
-from edgelm.evaluation.choices import Picks, pick
+from edgelm.evaluation.choices import Picks, cut_to_context, encode_item, pick
 from edgelm.evaluation.passage import Passage
-from edgelm.evaluation.tasks import Item
+from edgelm.evaluation.tasks import Item, read_items
+from edgelm.evaluation.texts import read_texts
 from edgelm.loading import load
 from edgelm.model import LanguageModel
 from edgelm.models.model_files import ModelFiles
+from edgelm.planning.settings import Settings, given_context
 from edgelm.text.continuation import Encoded
 
 Bars = Callable[[str], Callable[..., None] | None]
@@ -43,7 +46,7 @@ class Work:
         passage = self.passage
         return replace(
             self,
-            passage=None if passage is None else replace(passage, ids=passage.ids[:windows]),
+            passage=None if passage is None else passage.first(windows),
             items={name: own[:items] for name, own in self.items.items()},
             encoded={name: own[:items] for name, own in self.encoded.items()},
         )
@@ -75,6 +78,33 @@ class Work:
             name: pick(lm, items, self.encoded[name], self.bars(f"{title} {name}"))
             for name, items in self.items.items()
         }
+
+
+def read_work(
+    files: ModelFiles, text: str | Path | None, tasks: Mapping[str, str | Path],
+    limit: int | None, window: int, chosen: Settings, settings: Mapping[str, Any],
+    progress: Bars | None,
+) -> Work:  # fmt: skip
+    """Read and encode a text or a folder of texts, and the files of tasks.
+
+    Args:
+        chosen: ``settings`` as they were read.
+
+    Raises:
+        UsageError, ModelFileError: as ``read_texts`` and ``read_items``.
+    """
+    tokenizer = files.tokenizer
+    passage = None if text is None else read_texts(text, tokenizer, window, limit)
+    items = {name: read_items(name, path, limit) for name, path in tasks.items()}
+    asked = dict(settings)
+    if chosen.context == "auto":
+        asked.pop("context", None)
+    context = given_context(chosen, files.config) or files.config.max_context
+    encoded = {
+        name: cut_to_context(name, [encode_item(tokenizer, i) for i in own], context)
+        for name, own in items.items()
+    }
+    return Work(files, passage, items, encoded, asked, progress or (lambda title: None))
 
 
 def right(picks: tuple[int, ...], items: list[Item]) -> list[bool]:
