@@ -12,6 +12,7 @@ import edgelm
 from edgelm.cli import (
     bench,
     chat,
+    compare,
     demo,
     doctor,
     eval,
@@ -43,6 +44,7 @@ for verb in (
     plan.plan,
     quantize.quantize,
     eval.eval_,
+    compare.compare,
     bench.bench,
     inspect.inspect,
     mask.mask,
