@@ -20,6 +20,8 @@ from edgelm.version import __version__
 
 if TYPE_CHECKING:
     from edgelm.budget.plan import Plan
+    from edgelm.evaluation.comparison.compare import compare
+    from edgelm.evaluation.comparison.comparison import Comparison
     from edgelm.evaluation.evaluate import evaluate
     from edgelm.generation.option_table import ChatOptions, GenerateOptions
     from edgelm.generation.request import Chunk, Result, Stats
@@ -35,6 +37,7 @@ __all__ = [
     "CancelledError",
     "ChatOptions",
     "Chunk",
+    "Comparison",
     "ContextLengthError",
     "DoesNotFitError",
     "EdgeLMError",
@@ -55,6 +58,7 @@ __all__ = [
     "UnsupportedModelError",
     "UsageError",
     "__version__",
+    "compare",
     "evaluate",
     "load",
     "plan",
@@ -66,6 +70,8 @@ __all__ = [
 # Ctrl-C must find the command line ready.
 _HOMES = {
     "edgelm.budget.plan": ("Plan",),
+    "edgelm.evaluation.comparison.compare": ("compare",),
+    "edgelm.evaluation.comparison.comparison": ("Comparison",),
     "edgelm.evaluation.evaluate": ("evaluate",),
     "edgelm.generation.option_table": ("ChatOptions", "GenerateOptions"),
     "edgelm.generation.request": ("Chunk", "Result", "Stats"),

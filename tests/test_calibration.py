@@ -217,7 +217,7 @@ def test_text_that_the_model_writes(byte_llama: Path, tmp_path: Path) -> None:
     assert done.calibration["text"] == "text that the model wrote"
     assert done.calibration["tokens_per_input"] >= 4
     assert ids.shape == (4, WINDOW) and ("text", 4 * WINDOW - WINDOW, 4 * WINDOW) in told
-    again, same = written_text(byte_llama, tmp_path / "again")
+    _, same = written_text(byte_llama, tmp_path / "again")
     assert torch.equal(ids, same) and content(tmp_path / "out") == content(tmp_path / "again")
     assert len({tuple(row[-200:].tolist()) for row in ids}) == len(ids)
 

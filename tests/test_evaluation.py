@@ -21,7 +21,7 @@ from edgelm.evaluation import divergence
 from edgelm.evaluation.baseline import Baseline, Facts
 from edgelm.evaluation.choices import Picks, accuracy, cut_to_context, encode_item, pick
 from edgelm.evaluation.divergence import block_tokens, score_text, working_bytes
-from edgelm.evaluation.evaluate import Evaluation, task_score
+from edgelm.evaluation.evaluate import Evaluation, task_score, with_pairs
 from edgelm.evaluation.inputs import right
 from edgelm.evaluation.make_baseline import NOISE_ITEMS
 from edgelm.evaluation.passage import Passage
@@ -104,11 +104,19 @@ def test_figures_by_their_definitions(assets: Path, tmp_path: Path, family: str)
         "windows": 2,
         "tokens": 254,
         "ppl": math.exp(loss.mean()),
-        "ppl_stderr": math.exp(loss.mean()) * float(loss.std()) / math.sqrt(254),
+        "blocks": 2,
+        "ppl_stderr": math.exp(loss.mean()) * float(loss.view(2, 127).mean(1).std()) / math.sqrt(2),
         "word_ppl": math.exp(float(loss.mean()) * 256 / words),
         "ppl_baseline": math.exp(own.mean()),
         "word_ppl_baseline": math.exp(float(own.mean()) * 256 / words),
+        "ppl_diff": math.exp(loss.mean()) - math.exp(own.mean()),
+        "kld_p50": float(kld.sort().values[126]),
+        "kld_p90": float(kld.sort().values[228]),
+        "kld_p95": float(kld.sort().values[241]),
+        "kld_p999": float(kld.sort().values[253]),
+        "delta_p_rms": float(((-loss).exp() - (-own).exp()).square().mean().sqrt()),
         "kld_mean": float(kld.mean()),
+        "kld_stderr": float(kld.view(2, 127).mean(1).std()) / math.sqrt(2),
         "kld_p99": float(kld.sort().values[251]),
         "kld_max": float(kld.max()),
         "top1_agreement": float((p.argmax(-1) == q.argmax(-1)).double().mean()),
@@ -116,7 +124,7 @@ def test_figures_by_their_definitions(assets: Path, tmp_path: Path, family: str)
     got = found.to_dict()
     for name, value in expected.items():
         print(f"{name}: {got[name]:.6f}, expected {value:.6f}")
-        assert got[name] == pytest.approx(value, rel=FIGURE_SHARE)
+        assert got[name] == pytest.approx(value, rel=FIGURE_SHARE, abs=1e-7)
     noise = found.noise_floor
     assert noise is not None
     per_word = math.log(noise["word_ppl"]) / math.log(noise["ppl"])
@@ -245,6 +253,28 @@ def test_flips_count_both_ways() -> None:
     score = task_score("piqa", picks, items, facts)
     assert (score.accuracy, score.accuracy_norm, score.accuracy_baseline) == (0.5, 0.75, 0.5)
     assert score.flips == 0.5
+
+
+def test_passages_of_a_file_make_the_clusters(tmp_path: Path) -> None:
+    """The same answers are less evidence if they are about few passages."""
+    row = {"query": "Question: a\nAnswer:", "choices": ["b", "c"], "gold": 0}
+    path, found = tmp_path / "items.jsonl", {}
+    facts = Facts("", "", None, (0, 0), 1, 1, None, {"piqa": {"right": [True] * 40}})
+    right_now = [number >= 8 for number in range(40)]
+    for named in (False, True):
+        rows = [row | ({"passage": number // 8} if named else {}) for number in range(40)]
+        path.write_text("".join(f"{json.dumps(own)}\n" for own in rows))
+        items = read_items("piqa", path)
+        picks = Picks(tuple(int(not own) for own in right_now), (0,) * 40)
+        scores = {"piqa": task_score("piqa", picks, items, facts)}
+        found[named] = with_pairs(scores, {"piqa": right_now}, {"piqa": items}, facts, 1.0)["piqa"]
+    apart, together = found[False].paired, found[True].paired
+    assert apart is not None and together is not None
+    assert apart.lost == together.lost == 8 and apart.difference == -0.2
+    assert together.high - together.low > 2 * (apart.high - apart.low)
+    path.write_text(json.dumps(row | {"passage": ["a"]}))
+    with pytest.raises(ModelFileError, match="passage is"):
+        read_items("piqa", path)
 
 
 def test_tasks_have_a_noise_floor(assets: Path, tmp_path: Path) -> None:
@@ -406,9 +436,14 @@ def test_command_line(assets: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert set(data) >= KEYS and data["tokens"] == 3 * 511
     entry = data["tasks"]["arc_easy"]
     assert set(entry) >= {"n", "accuracy", "accuracy_baseline", "stderr", "flips"}
+    assert entry["low"] <= entry["accuracy"] <= entry["high"]
+    paired = entry["paired"]
+    assert paired["difference"] == entry["accuracy"] - entry["accuracy_baseline"]
+    assert paired["margin"] == 0.01 and paired["verdict"] == "undecided"  # of three items
     assert main([*map(str, given)]) == 0
     shown = capsys.readouterr().out
     assert "token perplexity" in shown and "word perplexity" in shown
+    assert "paired difference" in shown and "at 1 pt" in shown and "undecided" in shown
     print(shown)
     floors = data["noise_floor"]
     shift = floors["word_ppl"] - floors["word_ppl_baseline"]

@@ -12,6 +12,7 @@ import edgelm
 from edgelm.cli import (
     bench,
     chat,
+    compare,
     demo,
     doctor,
     eval,
@@ -45,6 +46,7 @@ for verb in (
     quantize.quantize,
     verify.verify,
     eval.eval_,
+    compare.compare,
     bench.bench,
     inspect.inspect,
     mask.mask,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,10 +17,14 @@ from edgelm.errors import UsageError
 from edgelm.evaluation.answering import WrittenScore
 from edgelm.evaluation.divergence import TextScore
 from edgelm.evaluation.evaluate import Evaluation, TaskScore
+from edgelm.evaluation.statistics.pairs import PairedScore
 from edgelm.evaluation.tasks import TASKS
 from edgelm.evaluation.written_tasks import WRITTEN_TASKS
 
-Text = Annotated[Path | None, typer.Option(help="UTF-8 file for perplexity and divergence.")]
+Text = Annotated[
+    Path | None,
+    typer.Option(help="UTF-8 file, or a folder of them, for perplexity and divergence."),
+]
 TaskFiles = Annotated[
     list[str] | None,
     typer.Option(
@@ -50,21 +54,25 @@ ExampleSeed = Annotated[int, typer.Option(help="Which examples are drawn.")]
 Details = Annotated[
     Path | None, typer.Option(help="Write what was made of each item here, as JSON lines.")
 ]
+Margin = Annotated[
+    float,
+    typer.Option(help="Points of accuracy: a task that surely lost less is called not worse."),
+]
 
 
 def eval_(
     source: SourceOptions, load: LoadOptions, run: RunOptions, output: OutputOptions, model: Model,
     text: Text = None, task: TaskFiles = None, limit: Limit = None, window: Window = 512,
-    baseline: Against = None, shots: Shots = 0, prompts: Prompts = 1,
+    baseline: Against = None, margin: Margin = 1.0, shots: Shots = 0, prompts: Prompts = 1,
     example_seed: ExampleSeed = 0, details: Details = None,
 ) -> None:  # fmt: skip
     """Measure accuracy against the unquantized weights."""
-    tasks = _task_files(task or [])
+    tasks = task_files(task or [])
     files = open_fitting(model, source, output, load, run)
     with console.progress_bars(output) as bar:
         found = edgelm.evaluate(
             files, text=text, tasks=tasks, limit=limit, window=window, baseline=baseline,
-            shots=shots, prompts=prompts, example_seed=example_seed, details=details,
+            margin=margin, shots=shots, prompts=prompts, example_seed=example_seed, details=details,
             progress=bar, threads=run.threads, **load.settings(),
         )  # fmt: skip
     if output.json:
@@ -73,7 +81,7 @@ def eval_(
         _show(found)
 
 
-def _task_files(given: list[str]) -> dict[str, str]:
+def task_files(given: list[str]) -> dict[str, str]:
     """Parse NAME=FILE of each --task; the evaluation checks the names."""
     tasks = {}
     for entry in given:
@@ -98,6 +106,7 @@ def _show(found: Evaluation) -> None:
             for row in _task_rows(name, score, noise):
                 table.add_row(*row)
         out.print(table)
+        out.print(pairs_table({name: s.paired for name, s in found.tasks.items() if s.paired}))
     if found.written:
         out.print(_written_table(found.written))
 
@@ -121,6 +130,25 @@ def _written_table(written: dict[str, WrittenScore]) -> Table:
     return table
 
 
+def pairs_table(tasks: Mapping[str, PairedScore]) -> Table:
+    """Each task's flips, difference to the baseline with its 95 % interval, test and verdict.
+
+    Within 80 columns, so intervals stand below what they are of.
+    """
+    margin = next((f"at {100 * pair.margin:g} pt" for pair in tasks.values()), "")
+    table = Table("against the\nbaseline", box=None)
+    for column in ("gained", "lost", "difference\n(95 %)", "p\n(Holm)", "detect-\nable"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column(f"verdict\n{margin}", no_wrap=True)
+    for name, pair in tasks.items():
+        table.add_row(
+            name, str(pair.gained), str(pair.lost),
+            f"{pair.difference:+.2%}\n{pair.low:+.2%} to {pair.high:+.2%}", f"{pair.p_holm:.3g}",
+            f"{pair.detectable:.2%}", pair.verdict,
+        )  # fmt: skip
+    return table
+
+
 def _text_table(score: TextScore, noise: dict[str, Any] | None) -> Table:
     """Rows of one figure each, next to that of the same weights with bfloat16 activations."""
     begin = "BOS" if score.bos else "no BOS"
@@ -136,17 +164,27 @@ def _text_table(score: TextScore, noise: dict[str, Any] | None) -> Table:
     def shift(name: str) -> str:
         return f"{noise[name] - noise[f'{name}_baseline']:+.4f}" if noise else ""
 
-    table.add_row("token perplexity", f"{score.ppl:.4f} ± {score.ppl_stderr:.4f}", shift("ppl"))
+    table.add_row("token perplexity", with_error(score.ppl, score.ppl_stderr), shift("ppl"))
     table.add_row("word perplexity", f"{score.word_ppl:.4f}", shift("word_ppl"))
     if score.ppl_baseline is None:
         return table
     table.add_row("token perplexity, baseline", f"{score.ppl_baseline:.4f}")
     table.add_row("word perplexity, baseline", f"{score.word_ppl_baseline:.4f}")
-    for title, name in (("KLD mean", "kld_mean"), ("KLD 99 %", "kld_p99"), ("KLD max", "kld_max")):
+    assert score.ppl_diff is not None and score.kld_mean is not None
+    table.add_row("  paired difference", with_error(score.ppl_diff, score.ppl_diff_stderr, "+.4f"))
+    shown = with_error(score.kld_mean, score.kld_stderr, ".6f")
+    table.add_row("KLD mean", shown, floor("kld_mean"))
+    for title, name in (("KLD 99 %", "kld_p99"), ("KLD max", "kld_max")):
         table.add_row(title, f"{getattr(score, name):.6f}", floor(name))
     agreed = f"{score.top1_agreement:.2%}"
     table.add_row("same top token", agreed, floor("top1_agreement", "{:.2%}"))
     return table
+
+
+def with_error(value: float, stderr: float | None, form: str = ".4f") -> str:
+    """A value with its error, if there is one."""
+    error = "" if stderr is None else f" ± {stderr:{form.removeprefix('+')}}"
+    return f"{value:{form}}{error}"
 
 
 def _shown(share: float | None, stderr: float | None = None) -> str:

@@ -28,6 +28,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "edgelm eval demo --quant int4 --text wiki.test.raw",
         "edgelm eval demo --task arc_easy=arc_easy.jsonl --limit 200 --json",
     ),
+    "compare": (
+        "edgelm compare demo --quant int4,int8,nf4 --text wiki.test.raw --limit 20",
+        "edgelm compare gemma --quant int4,gguf:gemma-q4_k_m.gguf,gemma-gptq --text texts/ "
+        "--task arc_easy=arc_easy.jsonl --report out.html",
+    ),
     "bench": (
         "edgelm bench demo --prompt-tokens 128 --decode-tokens 32",
         "edgelm bench --shape gemma-2-2b --quant int4",

@@ -2,11 +2,13 @@
 
 Modules:
     evaluate: ``evaluate``, the public function.
-    inputs, passage: the text and tasks, encoded before any model is loaded.
+    comparison: ``compare``, several schemes and files in one table, and its report.
+    statistics: errors, intervals and tests, as functions of numbers.
+    inputs, passage, texts: the texts and tasks, encoded before any model is loaded.
     tasks, choices: multiple-choice tasks and their scoring, as in lm-eval.
     written_tasks, answering, answer_scores: tasks whose answers the model writes, and their scores.
     few_shot, item_lines: examples before a question; what was made of each item, as JSON lines.
-    divergence: perplexity and KL divergence over a passage.
+    divergence, figures: perplexity and KL divergence over a passage, and of each token.
     baseline, make_baseline: the file with the results of the unquantized weights, and its
         creation.
     layerwise: running a model with one layer in memory at a time.

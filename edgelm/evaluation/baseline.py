@@ -26,7 +26,7 @@ from edgelm.models.model_files import ModelFiles
 from edgelm.ops.reference import softcap_
 from edgelm.text.tokenizer import Tokenizer
 
-MAGIC = b"EDGELMB2"
+MAGIC = b"EDGELMB3"
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ from edgelm.version import __version__
 WINDOWS, WINDOW = 16, 256
 BUILT_IN = "the built-in text"
 _FILE = "data/certificate.txt"
-_ON_CPU = {"device": "cpu"}
+_ON_CPU: dict[str, Any] = {"device": "cpu"}
 _ROOM_BYTES = 256 << 20  # for logits: every block of them reads the original's whole head
 
 
@@ -95,7 +95,8 @@ class Text:
             tokens[:, 0] = bos
         words = max(1, len(tokenizer.decode(own).split()))
         digest = hashlib.sha256(data).hexdigest()
-        return cls(name, Passage(tokens, bos is not None, len(own) / words, digest))
+        parts = ((name, windows),)
+        return cls(name, Passage(tokens, bos is not None, len(own) / words, digest, parts))
 
 
 def _built_in() -> bytes:
@@ -176,7 +177,8 @@ def measure(
             return engine.logits(hidden.read(start, count), out=logits[:count])
 
         bar = _bar(progress, "certificate: the comparison")
-        return compare(passage, block, mine, baseline and baseline.logits, bar)
+        theirs_at = None if baseline is None else baseline.logits
+        return compare(passage, block, mine, theirs_at, bar)
 
 
 def _facts(original: ModelFiles, passage: Passage) -> Facts:

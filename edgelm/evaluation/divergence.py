@@ -15,7 +15,10 @@ from torch import Tensor
 from edgelm.budget.parts import PartName
 from edgelm.budget.units import BLOCK_BYTES
 from edgelm.evaluation.baseline import Baseline
+from edgelm.evaluation.figures import Figures
 from edgelm.evaluation.passage import Passage
+from edgelm.evaluation.statistics.clusters import clustered_mean
+from edgelm.evaluation.statistics.perplexities import perplexity, perplexity_difference
 from edgelm.model import LanguageModel
 from edgelm.progress import Count
 
@@ -30,29 +33,40 @@ class TextScore:
     The protocol: ``windows`` of ``window`` ids, each from an empty cache, whose first id is BOS if
     ``bos``; ``tokens`` are predicted in them.
     ``ppl`` is per token, ``word_ppl`` per word separated by whitespace: a different number.
-    ``ppl_stderr`` is that of the mean over tokens, propagated through exp.
+    ``ppl_diff`` is the paired difference to the baseline's. Errors (``_stderr``) are those of
+    ``blocks`` of neighbouring windows (see ``statistics``), None for one block.
+    ``delta_p_rms``: root mean square of what became of the probability of the token that follows.
     """
 
     bos: bool
     window: int
     windows: int
     tokens: int
+    blocks: int
     ppl: float
-    ppl_stderr: float
+    ppl_stderr: float | None
     word_ppl: float
     ppl_baseline: float | None = None
     word_ppl_baseline: float | None = None
+    ppl_diff: float | None = None
+    ppl_diff_stderr: float | None = None
     kld_mean: float | None = None
+    kld_stderr: float | None = None
+    kld_p50: float | None = None
+    kld_p90: float | None = None
+    kld_p95: float | None = None
     kld_p99: float | None = None
+    kld_p999: float | None = None
     kld_max: float | None = None
+    delta_p_rms: float | None = None
     top1_agreement: float | None = None
 
 
 @torch.inference_mode()
-def score_text(
+def read_text(
     lm: LanguageModel, passage: Passage, baseline: Baseline | None, progress: Count | None
-) -> TextScore:
-    """Score a passage in one pass; a baseline's logits are computed along with it, in blocks.
+) -> Figures:
+    """Read a passage in one pass; a baseline's logits are computed along with it, in blocks.
 
     Raises:
         BudgetExceededError: the smallest blocks do not fit the budget.
@@ -61,8 +75,9 @@ def score_text(
     cache = lm.new_cache(1, window)
     head = 0 if baseline is None else 4 * vocab * lm.config.hidden_size
     head_bytes = min(head, BLOCK_BYTES)
-    block = block_tokens(vocab, window, lm.ledger.headroom_bytes - head_bytes)
-    needed = working_bytes(vocab, block) + head_bytes
+    room = lm.ledger.headroom_bytes - head_bytes - figures_bytes(passage)
+    block = block_tokens(vocab, window, room)
+    needed = working_bytes(vocab, block) + head_bytes + figures_bytes(passage)
     ids = passage.ids.flatten()
 
     def mine(start: int, count: int) -> Tensor:
@@ -75,9 +90,14 @@ def score_text(
     lm.ledger.extend({PartName.EVALUATION: needed})
     try:
         theirs = None if baseline is None else baseline.logits
-        return compare(passage, block, mine, theirs, progress)
+        return token_figures(passage, block, mine, theirs, progress)
     finally:
         lm.ledger.extend({PartName.EVALUATION: -needed})
+
+
+def figures_bytes(passage: Passage) -> int:
+    """Bytes of a passage's figures, twice while they are joined."""
+    return 2 * 6 * 8 * passage.ids.numel()
 
 
 def working_bytes(vocab_size: int, block: int) -> int:
@@ -96,9 +116,9 @@ def block_tokens(vocab_size: int, window: int, room_bytes: int) -> int:
     return min(block, window)
 
 
-def compare(
+def token_figures(
     passage: Passage, block: int, mine: Logits, theirs: Logits | None, progress: Count | None
-) -> TextScore:
+) -> Figures:
     """Figures of ``mine`` over the passage, compared to ``theirs``, ``block`` tokens at a time."""
     window, found = passage.ids.shape[1], []
     for number, ids in enumerate(passage.ids):
@@ -106,44 +126,54 @@ def compare(
             wanted = ids[start + 1 : start + 1 + block]
             place = (number * window + start, len(wanted))
             logits = mine(*place)
-            found.append(_token_figures(logits, theirs and theirs(*place), wanted))
+            found.append(Figures.of(logits, theirs and theirs(*place), wanted))
         if progress:
             progress(number + 1, len(passage.ids))
-    return _summary(torch.cat(found), passage)
+    return Figures.joined(found)
 
 
-def _token_figures(mine: Tensor, theirs: Tensor | None, wanted: Tensor) -> Tensor:
-    """Logits [M, V] and ids [M] -> [M, 1 or 4]: loss, baseline's loss, KLD, same top token."""
-    q = mine.log_softmax(-1)
-    loss = -q.gather(1, wanted[:, None])
-    if theirs is None:
-        return loss.double()
-    p = theirs.log_softmax(-1)
-    own = -p.gather(1, wanted[:, None])
-    same = (mine.argmax(-1) == theirs.argmax(-1))[:, None]
-    torch.sub(p, q, out=q)
-    kld = q.mul_(p.exp_()).sum(-1, keepdim=True, dtype=torch.float64).clamp(min=0)
-    return torch.cat([loss, own, kld, same], dim=1).double()
+def score_text(
+    lm: LanguageModel, passage: Passage, baseline: Baseline | None, progress: Count | None
+) -> TextScore:
+    """The summary of what ``read_text`` finds."""
+    return text_score(read_text(lm, passage, baseline, progress), passage)
 
 
-def _summary(figures: Tensor, passage: Passage) -> TextScore:
-    loss = figures[:, 0]
-    mean, count = float(loss.mean()), len(loss)
-    stderr = math.exp(mean) * float(loss.std()) / math.sqrt(count) if count > 1 else 0.0
-    per_word = passage.tokens_per_word
+def compare(
+    passage: Passage, block: int, mine: Logits, theirs: Logits | None, progress: Count | None
+) -> TextScore:
+    """The summary of ``token_figures``."""
+    return text_score(token_figures(passage, block, mine, theirs, progress), passage)
+
+
+def text_score(figures: Figures, passage: Passage) -> TextScore:
+    """The summary of a passage's figures."""
+    blocks, per_word = passage.token_blocks, passage.tokens_per_word
     windows, window = passage.ids.shape
+    ppl = perplexity(figures.loss, blocks)
     score = TextScore(
-        passage.bos, window, windows, count, math.exp(mean), stderr, math.exp(mean * per_word)
-    )
-    if figures.shape[1] == 1:
+        passage.bos, window, windows, len(figures), ppl.clusters, ppl.value, ppl.stderr,
+        ppl.value**per_word,
+    )  # fmt: skip
+    if not figures.compared:
         return score
-    own, kld = float(figures[:, 1].mean()), figures[:, 2]
+    own = math.exp(float(figures.loss_baseline.mean()))
+    difference = perplexity_difference(figures.loss, figures.loss_baseline, blocks)
+    kld = clustered_mean(figures.kld, blocks)
     return replace(
         score,
-        ppl_baseline=math.exp(own),
-        word_ppl_baseline=math.exp(own * per_word),
-        kld_mean=float(kld.mean()),
-        kld_p99=float(kld.kthvalue(max(1, math.ceil(0.99 * count))).values),
-        kld_max=float(kld.max()),
-        top1_agreement=float(figures[:, 3].mean()),
+        ppl_baseline=own,
+        word_ppl_baseline=own**per_word,
+        ppl_diff=difference.value,
+        ppl_diff_stderr=difference.stderr,
+        kld_mean=kld.value,
+        kld_stderr=kld.stderr,
+        kld_p50=figures.kld_quantile(0.5),
+        kld_p90=figures.kld_quantile(0.9),
+        kld_p95=figures.kld_quantile(0.95),
+        kld_p99=figures.kld_quantile(0.99),
+        kld_p999=figures.kld_quantile(0.999),
+        kld_max=float(figures.kld.max()),
+        delta_p_rms=math.sqrt(float(figures.delta_p.square().mean())),
+        top1_agreement=float(figures.same_top.mean()),
     )

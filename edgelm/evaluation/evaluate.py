@@ -15,22 +15,21 @@ from typing import Any, Unpack
 
 from edgelm import values
 from edgelm.errors import UsageError
-from edgelm.evaluation.answering import Asked, WrittenScore
+from edgelm.evaluation.answering import WrittenScore
 from edgelm.evaluation.baseline import Baseline, Facts, baseline_errors
-from edgelm.evaluation.choices import Picks, accuracy, cut_to_context, encode_item
+from edgelm.evaluation.choices import Picks, accuracy
 from edgelm.evaluation.divergence import TextScore, score_text
-from edgelm.evaluation.few_shot import shown_items
-from edgelm.evaluation.inputs import Bars, Work, flipped, right
+from edgelm.evaluation.inputs import Bars, Work, flipped, read_work, right
 from edgelm.evaluation.item_lines import choice_rows, opened
 from edgelm.evaluation.make_baseline import make_baseline
-from edgelm.evaluation.passage import Passage
+from edgelm.evaluation.statistics.pairs import PairedScore, Pairs, paired_scores
+from edgelm.evaluation.statistics.proportions import wilson
 from edgelm.evaluation.tasks import TASKS, Item
-from edgelm.evaluation.written_tasks import WRITTEN_TASKS
 from edgelm.loading import plan, use_threads
 from edgelm.models.model_files import ModelFiles
 from edgelm.option import PATH, Call, Option
 from edgelm.planning.setting_table import LOAD, MODEL, PROGRESS, LoadSettings
-from edgelm.planning.settings import given_context, read_settings
+from edgelm.planning.settings import read_settings
 
 BASELINE_SUFFIX = ".baseline"
 
@@ -41,6 +40,12 @@ def _tasks(given: Any) -> dict[str, str | os.PathLike[str]]:
     return {values.text(name): values.path(file) for name, file in given.items()}
 
 
+MARGIN = Option(
+    "Points of accuracy: a task whose loss is surely smaller is called not worse.",
+    "a number above 0 and below 100",
+    lambda points: 0 < points < 100,
+    kind=values.number,
+)
 _FILE = replace(PATH, allowed="the path of a file, or None", optional=True)
 EVALUATE = Call(
     "evaluate()",
@@ -63,6 +68,7 @@ EVALUATE = Call(
         "prompts": Option("Wordings.", "1 or more", lambda n: n >= 1, kind=values.whole),
         "example_seed": Option("Of the examples.", "a whole number", kind=values.whole),
         "details": _FILE,
+        "margin": MARGIN,
         "progress": PROGRESS,
     },
 )
@@ -72,7 +78,9 @@ EVALUATE = Call(
 class TaskScore:
     """Accuracy with its standard error; ``_norm`` is by log-likelihood per character.
 
-    ``flips``: share of items that are correct in one of model and baseline and wrong in the other.
+    ``low`` and ``high`` hold the accuracy in 95 % of all samples (Wilson).
+    ``flips``: share of items that are correct in one of model and baseline and wrong in the other;
+    ``paired`` has more of them.
     """
 
     n: int
@@ -82,6 +90,9 @@ class TaskScore:
     stderr_norm: float | None
     accuracy_baseline: float | None
     flips: float | None
+    low: float
+    high: float
+    paired: PairedScore | None = None
 
 
 @dataclass(frozen=True)
@@ -113,18 +124,19 @@ class Evaluation:
 def evaluate(
     model: str | Path | ModelFiles, *, text: str | Path | None = None,
     tasks: Mapping[str, str | Path] | None = None, limit: int | None = None, window: int = 512,
-    baseline: str | Path | None = None, shots: int = 0, prompts: int = 1, example_seed: int = 0,
-    details: str | Path | None = None, revision: str | None = None, offline: bool = False,
-    allow_pickle: bool = False, threads: int | None = None, progress: Bars | None = None,
-    **settings: Unpack[LoadSettings],
+    baseline: str | Path | None = None, margin: float = 1.0, shots: int = 0, prompts: int = 1,
+    example_seed: int = 0, details: str | Path | None = None, revision: str | None = None,
+    offline: bool = False, allow_pickle: bool = False, threads: int | None = None,
+    progress: Bars | None = None, **settings: Unpack[LoadSettings],
 ) -> Evaluation:  # fmt: skip
     """Perplexity, divergence from the unquantized weights, and tasks.
 
     Args:
-        text: a UTF-8 file, read in windows of ``window`` tokens.
+        text: a UTF-8 file or a folder of them, read in windows of ``window`` tokens; see
+            ``texts.read_texts``.
         tasks: name -> local file; the names are those of ``tasks.TASKS`` (multiple choice) and of
             ``written_tasks.WRITTEN_TASKS``, which have no baseline.
-        limit: maximum number of windows of the text and of items of each task.
+        limit: maximum number of windows of each text and of items of each task.
         baseline: a model reference, or a file ``*.baseline`` that is used, or created if it is
             missing. By default the baseline of the same weights is made and discarded; a model
             that is quantized already has none then.
@@ -132,6 +144,7 @@ def evaluate(
             they are not asked.
         prompts: wordings in which questions of written tasks are asked; multiple choice has one.
         details: a file for JSON lines with what was made of each item.
+        margin: points of accuracy; see ``PairedScore.verdict``.
         progress: makes callbacks (..., done, all) from titles.
         threads, settings: as for ``load``.
 
@@ -143,9 +156,10 @@ def evaluate(
     chosen = read_settings(settings)
     LOAD.require(revision=revision, offline=offline, allow_pickle=allow_pickle, threads=threads)
     MODEL.require("model", model)
-    text, tasks, limit, window, baseline, progress = EVALUATE.require(
-        text=text, tasks=tasks, limit=limit, window=window, baseline=baseline, progress=progress
-    )
+    text, tasks, limit, window, baseline, margin, progress = EVALUATE.require(
+        text=text, tasks=tasks, limit=limit, window=window, baseline=baseline, margin=margin,
+        progress=progress,
+    )  # fmt: skip
     shots, prompts, seed, details = EVALUATE.require(
         shots=shots, prompts=prompts, example_seed=example_seed, details=details
     )
@@ -154,25 +168,12 @@ def evaluate(
     files = model if isinstance(model, ModelFiles) else ModelFiles.open(
         model, revision=revision, offline=offline, allow_pickle=allow_pickle
     )  # fmt: skip
-    tokenizer = files.tokenizer
-    passage = None if text is None else Passage.read(text, tokenizer, window, limit)
-    chosen_from, written = _by_kind(tasks or {})
-    items = {name: shown_items(name, f, limit, shots, seed) for name, f in chosen_from.items()}
-    questions = {
-        name: Asked.read(name, f, tokenizer, limit=limit, shots=shots, prompts=prompts, seed=seed)
-        for name, f in written.items()
-    }
-    asked: dict[str, Any] = {**settings, "threads": threads}
-    if chosen.context == "auto":
-        asked.pop("context", None)
-    context = given_context(chosen, files.config) or files.config.max_context
-    encoded = {
-        name: cut_to_context(name, [encode_item(tokenizer, i) for i in own], context)
-        for name, own in items.items()
-    }
     use_threads(threads)
-    bars = progress or (lambda title: None)
-    work = Work(files, passage, items, encoded, asked, bars, questions)
+    work = read_work(
+        files, text, tasks or {}, limit, window, chosen, {**settings, "threads": threads}, progress,
+        shots=shots, prompts=prompts, seed=seed,
+    )  # fmt: skip
+    passage, items = work.passage, work.items
     with opened(details) as write, _baseline(work, baseline) as reference:
         with work.load(files, f"loading {files.name}") as lm:
             score = None
@@ -183,25 +184,17 @@ def evaluate(
         facts = None if reference is None else reference.facts
         for name, own in items.items():
             write(choice_rows(name, own, picks[name]))
-        for name, asking in questions.items():
+        for name, asking in work.asked.items():
             write(asking.rows(answers[name]))
     found = {name: task_score(name, picks[name], items[name], facts) for name in items}
+    if facts is not None:
+        rights = {name: right(picks[name].plain, items[name]) for name in items}
+        found = with_pairs(found, rights, items, facts, margin)
     noise = None if facts is None else facts.noise
-    replies = {name: asking.score(answers[name]) for name, asking in questions.items()}
+    replies = {name: asking.score(answers[name]) for name, asking in work.asked.items()}
     return Evaluation(
         files.name, lm.plan.scheme, lm.plan.bits_per_weight, score, noise, found, replies
     )
-
-
-def _by_kind(
-    tasks: Mapping[str, str | Path],
-) -> tuple[dict[str, str | Path], dict[str, str | Path]]:
-    """(multiple choice, written answers); UsageError for a name that is neither."""
-    for name in tasks:
-        if name not in (known := [*TASKS, *WRITTEN_TASKS]):
-            raise UsageError(f"{name!r} is not a task; allowed: {', '.join(known)}.")
-    written = {name: path for name, path in tasks.items() if name in WRITTEN_TASKS}
-    return {n: path for n, path in tasks.items() if n not in written}, written
 
 
 @contextmanager
@@ -262,4 +255,21 @@ def task_score(name: str, picks: Picks, items: list[Item], facts: Facts | None) 
         before = facts.tasks[name]["right"]
         accuracy_before = sum(before) / len(items)
         flips = flipped(before, right(picks.plain, items))
-    return TaskScore(len(items), share, stderr, norm, norm_stderr, accuracy_before, flips)
+    low, high = wilson(share * len(items), len(items))
+    return TaskScore(
+        len(items), share, stderr, norm, norm_stderr, accuracy_before, flips, low, high
+    )
+
+
+def with_pairs(
+    scores: Mapping[str, TaskScore], rights: Mapping[str, list[bool]],
+    items: Mapping[str, list[Item]], facts: Facts, margin: float,
+) -> dict[str, TaskScore]:  # fmt: skip
+    """The scores with ``paired``, from which items are right and which were; margin in points."""
+    pairs = {}
+    for name, own in items.items():
+        # An item without a passage stands for itself.
+        passages = [i.passage or f"item {number}" for number, i in enumerate(own)]
+        pairs[name] = Pairs(facts.tasks[name]["right"], rights[name], passages)
+    paired = paired_scores(pairs, margin / 100)
+    return {name: replace(score, paired=paired[name]) for name, score in scores.items()}

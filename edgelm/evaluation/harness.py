@@ -73,7 +73,7 @@ class HarnessModel(LM):
             # The harness reads quant=none as Python's None.
             given = {name: "none" if value is None else value for name, value in given.items()}
             self.lm = load(pretrained, device=device or "auto", **given)
-        self._how: dict[str, bool] = {}
+        self._how: dict[str, Any] = {}
 
     @property
     def max_length(self) -> int:

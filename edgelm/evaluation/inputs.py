@@ -6,16 +6,22 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
+from edgelm.errors import UsageError
 from edgelm.evaluation.answering import Asked
 from edgelm.evaluation.baseline import Facts, tokenizer_sha256
-from edgelm.evaluation.choices import Picks, pick
+from edgelm.evaluation.choices import Picks, cut_to_context, encode_item, pick
+from edgelm.evaluation.few_shot import shown_items
 from edgelm.evaluation.passage import Passage
-from edgelm.evaluation.tasks import Item
+from edgelm.evaluation.tasks import TASKS, Item
+from edgelm.evaluation.texts import read_texts
+from edgelm.evaluation.written_tasks import WRITTEN_TASKS
 from edgelm.loading import load
 from edgelm.model import LanguageModel
 from edgelm.models.model_files import ModelFiles
+from edgelm.planning.settings import Settings, given_context
 from edgelm.text.continuation import Encoded
 
 Bars = Callable[[str], Callable[..., None] | None]
@@ -47,7 +53,7 @@ class Work:
         passage = self.passage
         return replace(
             self,
-            passage=None if passage is None else replace(passage, ids=passage.ids[:windows]),
+            passage=None if passage is None else passage.first(windows),
             items={name: own[:items] for name, own in self.items.items()},
             encoded={name: own[:items] for name, own in self.encoded.items()},
         )
@@ -86,6 +92,51 @@ class Work:
             name: pick(lm, items, self.encoded[name], self.bars(f"{title} {name}"))
             for name, items in self.items.items()
         }
+
+
+def read_work(
+    files: ModelFiles, text: str | Path | None, tasks: Mapping[str, str | Path],
+    limit: int | None, window: int, chosen: Settings, settings: Mapping[str, Any],
+    progress: Bars | None, *, shots: int = 0, prompts: int = 1, seed: int = 0,
+) -> Work:  # fmt: skip
+    """Read and encode a text or a folder of texts, and the files of tasks.
+
+    Args:
+        chosen: ``settings`` as they were read.
+        shots, prompts, seed: examples before each question, wordings, and which examples.
+
+    Raises:
+        UsageError, ModelFileError: as ``read_texts`` and ``read_items``.
+    """
+    tokenizer = files.tokenizer
+    passage = None if text is None else read_texts(text, tokenizer, window, limit)
+    chosen_from, written = _by_kind(tasks)
+    items = {name: shown_items(name, f, limit, shots, seed) for name, f in chosen_from.items()}
+    questions = {
+        name: Asked.read(name, f, tokenizer, limit=limit, shots=shots, prompts=prompts, seed=seed)
+        for name, f in written.items()
+    }
+    asked = dict(settings)
+    if chosen.context == "auto":
+        asked.pop("context", None)
+    context = given_context(chosen, files.config) or files.config.max_context
+    encoded = {
+        name: cut_to_context(name, [encode_item(tokenizer, i) for i in own], context)
+        for name, own in items.items()
+    }
+    bars = progress or (lambda title: None)
+    return Work(files, passage, items, encoded, asked, bars, questions)
+
+
+def _by_kind(
+    tasks: Mapping[str, str | Path],
+) -> tuple[dict[str, str | Path], dict[str, str | Path]]:
+    """(multiple choice, written answers); UsageError for a name that is neither."""
+    for name in tasks:
+        if name not in (known := [*TASKS, *WRITTEN_TASKS]):
+            raise UsageError(f"{name!r} is not a task; allowed: {', '.join(known)}.")
+    written = {name: path for name, path in tasks.items() if name in WRITTEN_TASKS}
+    return {n: path for n, path in tasks.items() if n not in written}, written
 
 
 def right(picks: tuple[int, ...], items: list[Item]) -> list[bool]:

@@ -26,14 +26,20 @@ from edgelm.models.model_files import ModelFiles
 from edgelm.planning.settings import DTYPES
 from edgelm.text.continuation import Encoded, split_shared
 
-EXACT = {"quant": "none", "dtype": "float32", "kv": "float32", "method": "rtn"}
+EXACT: dict[str, Any] = {"quant": "none", "dtype": "float32", "kv": "float32", "method": "rtn"}
 NOISY = EXACT | {"dtype": "bfloat16"}
 NOISE_WINDOWS = 4
 NOISE_ITEMS = 100
 
 
-def make_baseline(work: Work, files: ModelFiles, facts: Facts, path: Path) -> None:
+def make_baseline(
+    work: Work, files: ModelFiles, facts: Facts, path: Path, noisy: Work | None = None
+) -> None:
     """Run the weights of ``files`` over the work and write the results to ``path``.
+
+    Args:
+        noisy: the part of the work that the noise floor is measured on; by default the first
+            ``NOISE_WINDOWS`` and ``NOISE_ITEMS``.
 
     Raises:
         DoesNotFitError: one layer exceeds the budget.
@@ -48,7 +54,8 @@ def make_baseline(work: Work, files: ModelFiles, facts: Facts, path: Path) -> No
         baseline.write_head(files)
         answers = _answers(work, files, baseline, "baseline", EXACT)
         tasks = {name: facts.tasks[name] | {"right": own} for name, own in answers.items()}
-        noise = _noise(work.first(NOISE_WINDOWS, NOISE_ITEMS), files, baseline, answers)
+        noisy = noisy or work.first(NOISE_WINDOWS, NOISE_ITEMS)
+        noise = _noise(noisy, files, baseline, answers)
         write_footer(file, replace(facts, tasks=tasks, noise=noise))
 
 

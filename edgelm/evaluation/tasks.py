@@ -11,7 +11,7 @@ import csv
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,15 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Item:
-    """One question: (prompt, choice) pairs; ``gold`` is the index of the correct one."""
+    """One question: (prompt, choice) pairs; ``gold`` is the index of the correct one.
+
+    ``passage`` names what questions share that are not independent of each other, such as a text
+    that they all are about; a row of any file may name it.
+    """
 
     pairs: tuple[tuple[str, str], ...]
     gold: int
+    passage: str | None = None
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ def read_items(name: str, path: str | Path, limit: int | None = None) -> list[It
     task, items = TASKS[name], []
     try:
         for row in task.rows(Path(path)):
-            items.append(task.item(row))
+            items.append(_in_passage(task.item(row), row))
             if not 0 <= items[-1].gold < len(items[-1].pairs):
                 raise ValueError(f"answer {items[-1].gold} of {len(items[-1].pairs)} choices")
             if len(items) == limit:
@@ -72,6 +77,13 @@ def read_items(name: str, path: str | Path, limit: int | None = None) -> list[It
     if not items:
         raise ModelFileError(f"{path} holds no items of {name}.")
     return items
+
+
+def _in_passage(item: Item, row: Row) -> Item:
+    passage = row.get("passage")
+    if not isinstance(passage, str | int | None):
+        raise ValueError(f"passage is {passage!r:.40}; allowed: a name, or none")
+    return item if passage is None else replace(item, passage=str(passage))
 
 
 def _json_lines(path: Path) -> Iterator[Row]:

@@ -79,6 +79,18 @@ def peak_resident_bytes() -> int:
     return peak if platform.system() == "Darwin" else peak * 1024
 
 
+def forget_peak() -> bool:
+    """Let the peak of resident memory begin anew from what is resident now.
+
+    Returns False where the system does not (all but Linux): the peak is that of the whole past.
+    """
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
 def release_freed_memory() -> None:
     """Return freed memory that the C library still holds to the system (glibc; else a no-op)."""
     trim = _malloc_trim()

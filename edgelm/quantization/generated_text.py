@@ -61,7 +61,7 @@ def _written(files: ModelFiles, shape: tuple[int, int], progress: Progress | Non
     """Ids, int64 [sequences, tokens]; every sequence is drawn with a seed of its own."""
     count, length = shape
     tokenizer = files.tokenizer
-    start = [tokenizer.bos_id] if tokenizer.add_bos else []
+    start = [tokenizer.bos_id] if tokenizer.add_bos and tokenizer.bos_id is not None else []
     source = list(built_in(tokenizer))
     openings = [
         start + source[first : first + _OPENING_TOKENS]

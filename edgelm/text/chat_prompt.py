@@ -25,6 +25,7 @@ def encode_chat(
     tools: Tools | None = None,
     template_variables: Mapping[str, Any] | None = None,
     continue_final_message: bool = False,
+    add_generation_prompt: bool = True,
 ) -> list[int]:
     """Ids of a conversation in the model's template, ready to be answered.
 
@@ -49,6 +50,7 @@ def encode_chat(
         bos=tokenizer.token_of(tokenizer.bos_id),
         eos=tokenizer.token_of(tokenizer.eos_id),
         continue_final_message=continue_final_message,
+        add_generation_prompt=add_generation_prompt,
         variables=hidden.inside(variables),
     )
     return tokenizer.encode(text, add_special=False, parse_special=True, mark=hidden.mark)

@@ -7,11 +7,13 @@ from mutations.row import Mutation
 _TESTS = "tests/test_evaluation.py::"
 _LAYERS = "tests/test_layerwise.py::"
 _PAIRS = "tests/test_continuation.py::"
+_STATISTICS = "tests/test_statistics.py::"
+_COMPARISON = "tests/test_comparison.py::"
 
 MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "evaluate: the divergence is KL(baseline || model)",
-        "edgelm/evaluation/divergence.py",
+        "edgelm/evaluation/figures.py",
         "torch.sub(p, q, out=q)",
         "torch.sub(q, p, out=q)",
         ("tests/test_evaluation.py::test_figures_by_their_definitions",),
@@ -160,8 +162,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "evaluate: the noise floor of words",
         "edgelm/evaluation/divergence.py",
-        "word_ppl_baseline=math.exp(own * per_word)",
-        "word_ppl_baseline=math.exp(own)",
+        "word_ppl_baseline=own**per_word",
+        "word_ppl_baseline=own",
         (f"{_TESTS}test_figures_by_their_definitions",),
     ),
     Mutation(
@@ -191,5 +193,61 @@ MUTATIONS: tuple[Mutation, ...] = (
         "if not 2 <= window <= len(ids):",
         "if not 0 < window:",
         (f"{_TESTS}test_a_window_beyond_the_text_is_refused",),
+    ),
+    Mutation(
+        "statistics: errors are those of clusters",
+        "edgelm/evaluation/statistics/clusters.py",
+        "np.bincount(own, weights=given - mean)",
+        "given - mean",
+        (f"{_STATISTICS}test_clustered_errors_are_those_of_a_regression",),
+    ),
+    Mutation(
+        "statistics: differences are paired",
+        "edgelm/evaluation/statistics/perplexities.py",
+        "clustered_mean(ppl * own - before * theirs, clusters)",
+        "clustered_mean(ppl * own, clusters)",
+        (f"{_STATISTICS}test_perplexities_are_covered",),
+    ),
+    Mutation(
+        "statistics: Holm's p values never fall",
+        "edgelm/evaluation/statistics/pairs.py",
+        "largest = max(largest, min(",
+        "largest = max(0.0, min(",
+        (f"{_STATISTICS}test_tables_are_those_of_statsmodels",),
+    ),
+    Mutation(
+        "statistics: without flips there is an error still",
+        "edgelm/evaluation/statistics/pairs.py",
+        "    half = math.sqrt(0.5)\n",
+        "    half = 0.0\n",
+        (f"{_STATISTICS}test_verdicts_and_what_a_sample_can_show",),
+    ),
+    Mutation(
+        "evaluate: items of a passage are one cluster",
+        "edgelm/evaluation/evaluate.py",
+        'i.passage or f"item {number}"',
+        'f"item {number}"',
+        (f"{_TESTS}test_passages_of_a_file_make_the_clusters",),
+    ),
+    Mutation(
+        "compare: what is finished is not measured again",
+        "edgelm/evaluation/comparison/compare.py",
+        "kept.keep_candidate(digest, rows[digest])",
+        "pass",
+        (f"{_COMPARISON}test_an_interrupted_comparison_goes_on",),
+    ),
+    Mutation(
+        "compare: outputs are tried before the work",
+        "edgelm/evaluation/comparison/compare.py",
+        "    _try_outputs(csv, report)\n",
+        "",
+        (f"{_COMPARISON}test_wrong_use_is_found_before_the_work",),
+    ),
+    Mutation(
+        "compare: texts on the page are escaped",
+        "edgelm/evaluation/comparison/page.py",
+        "(escape(visible(t)) for t in",
+        "(visible(t) for t in",
+        (f"{_COMPARISON}test_the_report_is_one_page_in_itself",),
     ),
 )
