@@ -1,7 +1,7 @@
 """Calibration: the inputs of each layer and of the head for a text's tokens, for GPTQ.
 
-One layer is in memory at a time, as floats, with the tokens' inputs to it. Every eighth sequence
-is held back, and tells whether what was fitted to the others is better there too. Every layer gets
+One layer is in memory at a time, as floats, with the tokens' inputs to it. Some sequences are held
+back, and tell whether what was fitted to the others is better there too. Every layer gets
 its inputs from the original model, not from the quantized layers before it: a layer runs once
 instead of twice, and a resumed run chooses the same integers without needing those packed before.
 It reruns the finished layers, without their Hessians.

@@ -26,6 +26,7 @@ LEAST_SEQUENCES = 4
 TOKENS_PER_INPUT = 4
 """With fewer for each input of a matrix, its Hessian is too uncertain to gain all there is."""
 HELD_BACK = 8  # every eighth sequence
+CHECKS = 16  # sequences of the built-in text that a file's are checked against
 _SHORT, _LONG = 256, 1024  # tokens of a sequence; long ones where there are at least 64 of them
 _MOST_CHARACTERS = 1 << 20  # only the beginning of a longer text is used
 _BUILT_IN = "data/calibration"
@@ -37,7 +38,7 @@ class CalibrationText:
 
     shape: number of sequences and tokens of each. identity: the same for the same ids.
     source: makes the ids, int64 of that shape. making_peak_bytes: of the process meanwhile.
-    checks: so many at the end, of another text, are held back too.
+    checks: so many at the end are of another text, and held back in place of its own.
     """
 
     name: str
@@ -51,8 +52,8 @@ class CalibrationText:
     def read(cls, path: str | Path | None, tokenizer: Tokenizer, context: int) -> CalibrationText:
         """Read a UTF-8 file, or the texts built into the package.
 
-        What is fitted to a file is checked against both: a text that is unlike what the model
-        writes otherwise, in another language say, must not spoil the rest.
+        What is fitted to a file is checked against those: a text that is unlike what the model
+        reads otherwise, in another language say, must not spoil the rest.
 
         context: the model's context, which limits the length of sequences.
 
@@ -70,7 +71,7 @@ class CalibrationText:
         cls, name: str, ids: list[int], tokenizer: Tokenizer, context: int,
         general: Sequence[int] = (),
     ) -> CalibrationText:  # fmt: skip
-        """Sequences of the tokens ``ids``, and as many of ``general`` as are held back of them.
+        """Sequences of the tokens ``ids``, and CHECKS of ``general`` if given.
 
         UsageError if they are too few.
         """
@@ -84,7 +85,7 @@ class CalibrationText:
                 f"at least, and up to {MOST_TOKENS} are used. Give a longer text."
             )
         count = min(found, MOST_TOKENS // (length + len(start)))
-        checks = min(count // HELD_BACK or 1, len(general) // length)
+        checks = min(CHECKS, len(general) // length)
         rows = [*_spread(ids, count, length), *_spread(general, checks, length)]
         made = torch.tensor([start + row for row in rows])
         identity = hashlib.sha256(made.numpy().tobytes()).hexdigest()
@@ -98,10 +99,11 @@ class CalibrationText:
     @property
     def held_back(self) -> list[bool]:
         """Of each sequence, whether it is kept for checks."""
-        count = self.shape[0] - self.checks
+        count = self.shape[0]
+        if self.checks:
+            return [number >= count - self.checks for number in range(count)]
         step = min(HELD_BACK, count)
-        own = [number % step == step - 1 for number in range(count)]
-        return own + [True] * self.checks
+        return [number % step == step - 1 for number in range(count)]
 
     def tokens_per_input(self, inputs: int) -> float:
         """Tokens to fit to for each of the inputs of a matrix."""
