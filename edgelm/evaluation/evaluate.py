@@ -158,10 +158,8 @@ def evaluate(
     passage = None if text is None else Passage.read(text, tokenizer, window, limit)
     chosen_from, written = _by_kind(tasks or {})
     items = {name: shown_items(name, f, limit, shots, seed) for name, f in chosen_from.items()}
-    questions = {
-        name: Asked.read(name, f, tokenizer, limit=limit, shots=shots, prompts=prompts, seed=seed)
-        for name, f in written.items()
-    }
+    asking = {"limit": limit, "shots": shots, "prompts": prompts, "seed": seed}
+    questions = {name: Asked.read(name, f, tokenizer, **asking) for name, f in written.items()}
     asked: dict[str, Any] = {**settings, "threads": threads}
     if chosen.context == "auto":
         asked.pop("context", None)
@@ -181,13 +179,11 @@ def evaluate(
             picks = work.picks(lm, "answering")
             answers = work.answers(lm)
         facts = None if reference is None else reference.facts
-        for name, own in items.items():
-            write(choice_rows(name, own, picks[name]))
-        for name, asking in questions.items():
-            write(asking.rows(answers[name]))
+        write(row for name, own in items.items() for row in choice_rows(name, own, picks[name]))
+        write(row for name, own in questions.items() for row in own.rows(answers[name]))
     found = {name: task_score(name, picks[name], items[name], facts) for name in items}
     noise = None if facts is None else facts.noise
-    replies = {name: asking.score(answers[name]) for name, asking in questions.items()}
+    replies = {name: own.score(answers[name]) for name, own in questions.items()}
     return Evaluation(
         files.name, lm.plan.scheme, lm.plan.bits_per_weight, score, noise, found, replies
     )
