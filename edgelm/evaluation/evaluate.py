@@ -182,16 +182,14 @@ def evaluate(
             picks = work.picks(lm, "answering")
             answers = work.answers(lm)
         facts = None if reference is None else reference.facts
-        for name, own in items.items():
-            write(choice_rows(name, own, picks[name]))
-        for name, asking in work.asked.items():
-            write(asking.rows(answers[name]))
+        write(row for name, own in items.items() for row in choice_rows(name, own, picks[name]))
+        write(row for name, own in work.asked.items() for row in own.rows(answers[name]))
     found = {name: task_score(name, picks[name], items[name], facts) for name in items}
     if facts is not None:
         rights = {name: right(picks[name].plain, items[name]) for name in items}
         found = with_pairs(found, rights, items, facts, margin)
     noise = None if facts is None else facts.noise
-    replies = {name: asking.score(answers[name]) for name, asking in work.asked.items()}
+    replies = {name: own.score(answers[name]) for name, own in work.asked.items()}
     return Evaluation(
         files.name, lm.plan.scheme, lm.plan.bits_per_weight, score, noise, found, replies
     )

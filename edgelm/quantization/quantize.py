@@ -126,11 +126,7 @@ def quantize(
     if calibration is not None:
         PATH.require("calibration", calibration)
     PROGRESS.require("announce", announce)
-    max_kld = MAX_KLD.require("max_kld", max_kld)
-    if not CERTIFICATE.require("certificate", certificate):
-        _refuse_unmeasured(certificate_text=certificate_text, max_kld=max_kld)
-    if certificate_text is not None:
-        PATH.require("certificate_text", certificate_text)
+    max_kld = _allowed_kld(certificate, certificate_text, max_kld)
     runtime = hardware.resident_bytes()
     files = model if isinstance(model, ModelFiles) else ModelFiles.open(
         model, revision=revision, offline=offline
@@ -220,13 +216,19 @@ def _calibration(
     return found
 
 
-def _refuse_unmeasured(**given: object) -> None:
-    for name, value in given.items():
-        if value is not None:
-            raise UsageError(
-                f"{name} is {value!r}, and certificate=False leaves the measurement out that needs "
-                "it; leave out one of them."
-            )
+def _allowed_kld(wanted: bool, text: str | Path | None, max_kld: float | None) -> float | None:
+    """``max_kld`` as read; UsageError if it or the text is wrong, or nothing is to be measured."""
+    if text is not None:
+        PATH.require("certificate_text", text)
+    found: float | None = MAX_KLD.require("max_kld", max_kld)
+    if not CERTIFICATE.require("certificate", wanted):
+        for name, value in (("certificate_text", text), ("max_kld", max_kld)):
+            if value is not None:
+                raise UsageError(
+                    f"{name} is {str(value)!r}, and certificate=False leaves the measurement out "
+                    "that needs it; leave out one of them."
+                )
+    return found
 
 
 def _promise(
