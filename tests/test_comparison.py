@@ -20,6 +20,7 @@ import torch
 import edgelm
 from edgelm.cli.main import main
 from edgelm.errors import EdgeLMError, ModelFileError, UsageError
+from edgelm.evaluation.comparison import candidates
 from edgelm.evaluation.comparison import compare as comparing
 from edgelm.evaluation.comparison.comparison import Comparison
 from edgelm.evaluation.comparison.duration import spoken
@@ -52,9 +53,9 @@ def texts(assets: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def run(assets: Path, *candidates: Any, **options: Any) -> Comparison:
-    given = {"text": assets / "nano" / "heldout.txt", "window": WINDOW, "limit": LIMIT} | options
-    return edgelm.compare(assets / "nano" / "llama", candidates, **given)
+def run(assets: Path, *given: Any, **options: Any) -> Comparison:
+    own = {"text": assets / "nano" / "heldout.txt", "window": WINDOW, "limit": LIMIT} | options
+    return edgelm.compare(assets / "nano" / "llama", given, **own)
 
 
 def counted(
@@ -141,16 +142,24 @@ def test_a_baseline_file_is_made_once_and_checked(
     other = {"text": assets / "nano" / "heldout.txt", "window": WINDOW, "limit": LIMIT}
     with pytest.raises(UsageError, match=r"own\.baseline does not match the (weights|tokenizer)"):
         edgelm.compare(assets / "nano" / "bloom", ["int8"], baseline=kept, **other)
+    short = tmp_path / "short.baseline"
+    edgelm.evaluate(assets / "nano" / "llama", quant="int8", baseline=short, **other | {"limit": 6})
+    named = [row["candidate"] for row in run(assets, "int8", baseline=short, limit=6).table()]
+    assert named == ["int8", f"noise floor ({4 * (WINDOW - 1)} tokens)"]
     with pytest.raises(UsageError, match=r"allowed: a file that ends in \.baseline"):
         run(assets, "int8", baseline=assets / "nano" / "bloom")
 
 
-def test_files_of_the_same_weights(assets: Path, tmp_path: Path) -> None:
+def test_files_of_the_same_weights(
+    assets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """A folder has the errors it was written with; other weights and tokenizers are refused."""
     model, folder, gguf = assets / "nano" / "llama", tmp_path / "int8", tmp_path / "own.gguf"
     edgelm.quantize(model, folder, quant="int8")
     edgelm.quantize(model, gguf, quant="int8")
-    made, alone, file, named = run(assets, "int8", folder, gguf, f"gguf:{gguf}").rows
+    found = run(assets, "int8", folder, gguf, f"gguf:{gguf}")
+    made, alone, file, named = found.rows
+    assert not found.quantized and "quantized already" not in caplog.text
     assert alone.text == made.text and alone.candidate == str(folder)
     assert {(m.layer, m.kind): m.error_db for m in alone.matrices} == pytest.approx(
         {(m.layer, m.kind): m.error_db for m in made.matrices}
@@ -161,12 +170,16 @@ def test_files_of_the_same_weights(assets: Path, tmp_path: Path) -> None:
     config = json.loads((tuned / "config.json").read_text())
     (tuned / "config.json").write_text(json.dumps(config | {"note": "another"}))
     edgelm.quantize(tuned, tmp_path / "other", quant="int8")
-    for candidate, words in (
-        (tmp_path / "other", "quantized from other weights"),
-        (assets / "nano" / "gemma2", "another tokenizer|quantized from other weights"),
-    ):
-        with pytest.raises(UsageError, match=words):
-            run(assets, candidate)
+    again = edgelm.compare(folder, ["nf4"], text=assets / "nano" / "heldout.txt", limit=1)
+    assert "whose weights are quantized already" in again.protocol
+    assert "quantized already: its own numbers" in caplog.text
+    with pytest.raises(UsageError, match="quantized from other weights"):
+        run(assets, tmp_path / "other")
+    with pytest.raises(UsageError, match=r"bloom is no file of .* 6 layers of 256 of bloom"):
+        run(assets, assets / "nano" / "bloom")
+    monkeypatch.setattr(candidates, "tokenizer_sha256", id)
+    with pytest.raises(UsageError, match="has another tokenizer"):
+        run(assets, gguf)
 
 
 def test_a_folder_of_texts_has_categories(assets: Path, texts: Path) -> None:
@@ -289,7 +302,7 @@ def test_the_report_is_one_page_in_itself(assets: Path, texts: Path, tmp_path: P
     drawn = [b64decode(source.partition(",")[2]).decode() for source in parsed.sources]
     for picture in drawn:
         assert ElementTree.fromstring(picture).tag.endswith("svg")
-        addresses = set(re.findall(r'(?:href|src)="([^"#][^"]*)"', picture))
+        addresses = set(re.findall(r'(?:href|src)="((?!#|data:)[^"]*)"', picture))
         assert not addresses, addresses
     assert len(drawn) == 1 + 2 + 3 + 2  # frontier; errors of two; slices; flips and differences
     assert "<script>" in parsed.text and "<b>$x_$</b>" in parsed.text
@@ -352,9 +365,9 @@ def test_wrong_use_is_found_before_the_work(
     counted(monkeypatch, "make_baseline", never)
     counted(monkeypatch, "measure", never)
     for options, error, words in wrong_uses(tmp_path):
-        candidates = options.pop("candidates", ["int8"])
+        given = options.pop("candidates", ["int8"])
         with pytest.raises(error, match=words) as raised:
-            run(assets, *candidates, **options)
+            run(assets, *given, **options)
         print(raised.value)
     assert not (tmp_path / "out.html").exists()
 

@@ -206,7 +206,7 @@ def _baseline(work: Work, given: str | Path | None) -> Iterator[Baseline | None]
         kept = Path(given)
     elif given is not None:
         files = ModelFiles.open(given)
-    stored = _is_quantized(work)
+    stored = is_quantized(work)
     if stored and (given is None or (kept and not kept.exists())):
         if kept:
             raise UsageError(
@@ -240,7 +240,7 @@ def _weights(files: ModelFiles, stored: bool, kept: Path | None) -> str | None:
     return files.source_sha256 if stored else files.sha256
 
 
-def _is_quantized(work: Work) -> bool:
+def is_quantized(work: Work) -> bool:
     """True if the file holds the integers that would run, so its floats are not a baseline."""
     return any(product.stored for product in plan(work.files, **work.planned()).products)
 

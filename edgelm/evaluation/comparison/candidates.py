@@ -80,8 +80,12 @@ def _open(model: ModelFiles, given: Any, number: int) -> Candidate:
 def _of_files(model: ModelFiles, label: str, reference: str) -> Candidate:
     """The weights of another file, which must be this model's."""
     files = ModelFiles.open(reference)
-    same = tokenizer_sha256(files.tokenizer) == tokenizer_sha256(model.tokenizer)
-    if not same or files.config.vocab_size != model.config.vocab_size:
+    if _shape(files) != _shape(model):
+        raise UsageError(
+            f"{label} is no file of {model.name}: it has {_shape(files)}, not {_shape(model)}. "
+            "Give files of this model's weights."
+        )
+    if tokenizer_sha256(files.tokenizer) != tokenizer_sha256(model.tokenizer):
         raise UsageError(
             f"{label} has another tokenizer than {model.name}: only models that read the same "
             "tokens can be compared. Give files of this model's weights."
@@ -93,3 +97,12 @@ def _of_files(model: ModelFiles, label: str, reference: str) -> Candidate:
             "MODEL, or quantize this model."
         )
     return Candidate(label, files, "auto")
+
+
+def _shape(files: ModelFiles) -> str:
+    """The family and the sizes that every file of a model shares, in words."""
+    config, family = files.config, files.checkpoint.config["model_type"]
+    return (
+        f"{config.num_layers} layers of {config.hidden_size} of {family} and a vocabulary of "
+        f"{config.vocab_size}"
+    )

@@ -19,7 +19,7 @@ from edgelm.evaluation.comparison.duration import estimate_s, spoken
 from edgelm.evaluation.comparison.kept import Kept
 from edgelm.evaluation.comparison.measure import measure
 from edgelm.evaluation.comparison.measured import Measured
-from edgelm.evaluation.evaluate import BASELINE_SUFFIX, EVALUATE, with_pairs
+from edgelm.evaluation.evaluate import BASELINE_SUFFIX, EVALUATE, is_quantized, with_pairs
 from edgelm.evaluation.inputs import Bars, Work, read_work
 from edgelm.evaluation.make_baseline import make_baseline
 from edgelm.evaluation.written_tasks import WRITTEN_TASKS
@@ -110,24 +110,26 @@ def compare(
     asked = {**settings, "threads": threads}
     work = read_work(files, text, tasks or {}, limit, window, chosen, asked, progress)
     given = None if baseline is None else _checked_baseline(Path(baseline), work)
+    if quantized := is_quantized(work):
+        logger.warning(
+            "%s is quantized already: its own numbers are the reference, not those it was made "
+            "from.",
+            files.name,
+        )
     for candidate in found:
         _require_fit(candidate, work)
     facts, rows = _measured(work, found, given, again, announce or logger.info)
     rows = [_paired(row, work, facts, margin) for row in rows]
-    result = Comparison.of(work, facts, rows)
-    if csv is not None:
-        outputs.write(Path(csv), result.csv())
-    if report is not None:
-        from edgelm.evaluation.comparison.page import page  # Matplotlib takes a second
-
-        outputs.write(Path(report), page(result))
+    result = Comparison.of(work, facts, rows, quantized)
+    _write_outputs(result, csv, report)
     return result
 
 
 def _require_fit(candidate: Candidate, work: Work) -> None:
     """Raise DoesNotFitError, with the candidate's name, for one that exceeds the budget."""
     try:
-        prepare(candidate.files, **work.planned(quant=candidate.quant))
+        settings = work.planned(quant=candidate.quant)
+        prepare(candidate.files, threads=work.settings["threads"], **settings)
     except DoesNotFitError as error:
         raise DoesNotFitError(f"{candidate.label}: {error}", error.plan) from None
 
@@ -138,6 +140,15 @@ def _try_outputs(csv: str | Path | None, report: str | Path | None) -> None:
             outputs.require_writable(name, Path(path))
     if report is not None:
         outputs.require_matplotlib()
+
+
+def _write_outputs(result: Comparison, csv: str | Path | None, report: str | Path | None) -> None:
+    if csv is not None:
+        outputs.write(Path(csv), result.csv())
+    if report is not None:
+        from edgelm.evaluation.comparison.page import page  # which draws: nobody else waits for it
+
+        outputs.write(Path(report), page(result))
 
 
 def _checked_baseline(path: Path, work: Work) -> Path:
@@ -170,8 +181,7 @@ def _measured(
 ) -> tuple[Facts, list[Measured]]:
     """The baseline's facts and a row of each candidate, in order."""
     kept = Kept(work.facts(work.files))
-    settings = {name: value for name, value in work.settings.items() if name != "threads"}
-    digests = [candidate.digest(settings) for candidate in candidates]
+    digests = [candidate.digest(work.settings) for candidate in candidates]
     with kept.alone():
         rows = {} if again else kept.candidates(digests)
         left = [own for own in zip(digests, candidates, strict=True) if own[0] not in rows]

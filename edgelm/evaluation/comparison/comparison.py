@@ -39,6 +39,7 @@ class Comparison:
     """
 
     model: str
+    quantized: bool
     rows: tuple[Measured, ...]
     noise_floor: dict[str, Any]
     window: int | None
@@ -54,11 +55,11 @@ class Comparison:
     version: str
 
     @classmethod
-    def of(cls, work: Work, facts: Facts, rows: Sequence[Measured]) -> Comparison:
+    def of(cls, work: Work, facts: Facts, rows: Sequence[Measured], quantized: bool) -> Comparison:
         passage = work.passage
         windows, window = (None, None) if passage is None else passage.ids.shape
         return cls(
-            work.files.name, tuple(rows), facts.noise, window, windows,
+            work.files.name, quantized, tuple(rows), facts.noise, window, windows,
             None if passage is None else passage.bos, () if passage is None else passage.parts,
             facts.text_sha256, facts.model_sha256, facts.tokenizer_sha256,
             {name: len(items) for name, items in work.items.items()},
@@ -77,9 +78,10 @@ class Comparison:
                 f"from an empty cache and beginning with {begin}"
             )
         told += [f"{count} items of {name}" for name, count in self.items.items()]
+        own = ", whose weights are quantized already," if self.quantized else ""
         return (
-            f"{self.model} in float32 against each candidate: {'; '.join(told)}. Errors are by "
-            f"blocks of windows. EdgeLM {self.version}, {self.processor}, {self.threads} threads"
+            f"{self.model}{own} in float32 against each candidate: {'; '.join(told)}. Errors are "
+            f"by blocks of windows. EdgeLM {self.version}, {self.processor}, {self.threads} threads"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -89,9 +91,16 @@ class Comparison:
     def table(self) -> list[dict[str, Any]]:
         """A flat row for each candidate, and one of the noise floor; None where a cell is empty."""
         rows = [self._row(own) for own in self.rows]
-        noise = dict.fromkeys(rows[0]) | {"candidate": "noise floor"}
+        noise = dict.fromkeys(rows[0]) | {"candidate": f"noise floor{self._noise_tokens}"}
         noise |= {name: self.noise_floor[name] for name in TEXT if name in self.noise_floor}
         return [*rows, noise]
+
+    @property
+    def _noise_tokens(self) -> str:
+        """That the noise floor is of fewer tokens, where it is."""
+        text = self.rows[0].text
+        tokens = None if text is None else self.noise_floor["tokens"]
+        return "" if text is None or tokens == text.tokens else f" ({tokens} tokens)"
 
     def _row(self, own: Measured) -> dict[str, Any]:
         row: dict[str, Any] = {"candidate": own.candidate}

@@ -130,17 +130,8 @@ def _table(result: Comparison) -> str:
         f'<div class="wide"><table>{"".join(lines)}</table></div>'
         '<p class="note">Divergence (KLD) in nats; ± one standard error. Noise floor: the '
         "reference's own weights with bfloat16 activations; differences below it are lost in any "
-        f"16-bit run{_noise_tokens(result)}.</p>"
+        "16-bit run.</p>"
     )
-
-
-def _noise_tokens(result: Comparison) -> str:
-    """That the noise floor is of fewer tokens, where it is."""
-    tokens, windows = result.noise_floor.get("tokens"), result.windows
-    if tokens is None or windows is None or result.window is None:
-        return ""
-    whole = windows * (result.window - 1)
-    return "" if tokens == whole else f" (here over the first {tokens} of {whole} tokens)"
 
 
 def _tasks(result: Comparison) -> str:
