@@ -15,7 +15,8 @@ Modules:
         ``torchao_layouts``), with the common parts in ``packed_matrix`` and ``act_order``.
     packed, manifest: folders written by ``edgelm quantize``, and their edgelm.json.
     canonical_layout, packed_layout, bitsandbytes_layout: the stored forms of a packed matrix.
-    gguf_files: GGUF files, with ``gguf_parts``, ``gguf_header``, ``gguf_metadata``,
+    gguf_files: GGUF files, with ``gguf_names``, ``gguf_parts``, ``gguf_header``,
+        ``gguf_metadata``,
         ``gguf_families`` (names), ``gguf_blocks`` and ``gguf_low_bits`` (types).
     gguf_kinds: the GGUF types that hold schemes.
     safetensors_writer, gguf_writer, journal: writing files, verified and resumable.

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgelm.cli import console
 from edgelm.cli.opening import load_for_text
@@ -22,9 +22,11 @@ from edgelm.cli.options import (
 )
 from edgelm.cli.streams import OutputError, tell
 from edgelm.errors import CancelledError, EdgeLMError, UsageError
-from edgelm.generation.request import Result
-from edgelm.model import LanguageModel
 from edgelm.text.lines import part_at_line_feeds, without_ends
+
+if TYPE_CHECKING:
+    from edgelm.generation.request import Result
+    from edgelm.model import LanguageModel
 
 HELP = "/reset starts over, /save FILE and /load FILE store a conversation, /exit ends."
 COMMANDS = ("/reset", "/save", "/load", "/exit")

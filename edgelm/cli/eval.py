@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -12,20 +12,20 @@ from rich.table import Table
 import edgelm
 from edgelm.cli import console
 from edgelm.cli.opening import open_fitting
-from edgelm.cli.options import LoadOptions, Model, OutputOptions, RunOptions, SourceOptions
+from edgelm.cli.options import LoadOptions, Model, OutputOptions, RunOptions, SourceOptions, counted
 from edgelm.errors import UsageError
-from edgelm.evaluation.divergence import TextScore
-from edgelm.evaluation.evaluate import Evaluation, TaskScore
+
+if TYPE_CHECKING:
+    from edgelm.evaluation.divergence import TextScore
+    from edgelm.evaluation.evaluate import Evaluation, TaskScore
 
 Text = Annotated[Path | None, typer.Option(help="UTF-8 file for perplexity and divergence.")]
 TaskFiles = Annotated[
     list[str] | None,
     typer.Option("--task", help="NAME=FILE, such as arc_easy=arc_easy.jsonl; repeatable."),
 ]
-Limit = Annotated[
-    int | None, typer.Option(help="Maximum number of windows, and of items per task.")
-]
-Window = Annotated[int, typer.Option(help="Tokens per window of the text.")]
+Limit = Annotated[int | None, counted("Maximum number of windows, and of items per task.")]
+Window = Annotated[int, counted("Tokens per window of the text.")]
 Against = Annotated[
     str | None,
     typer.Option("--baseline", help="Original model, or a *.baseline file (created if missing)."),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -13,9 +13,10 @@ from edgelm.cli import console
 from edgelm.cli.opening import open_files
 from edgelm.cli.options import Model, OutputOptions, SourceOptions
 from edgelm.errors import ModelFileError, UsageError
-from edgelm.hub.references import hub_reference, is_local, resolve
-from edgelm.reports.inspection import Inspection, Loading, inspect_files
-from edgelm.reports.verification import Verification, verify_folder
+
+if TYPE_CHECKING:
+    from edgelm.reports.inspection import Inspection, Loading
+    from edgelm.reports.verification import Verification
 
 Verify = Annotated[
     bool,
@@ -33,6 +34,8 @@ def inspect(
     if verify:
         _verify(model, source, output)
         return
+    from edgelm.reports.inspection import inspect_files
+
     found = inspect_files(open_files(model, source, output))
     if output.json:
         console.print_json(found.to_dict())
@@ -42,6 +45,9 @@ def inspect(
 
 def _verify(model: str, source: SourceOptions, output: OutputOptions) -> None:
     """Compare a folder with its hashes; typer.Exit with the code of damaged files if it differs."""
+    from edgelm.hub.references import hub_reference, is_local, resolve
+    from edgelm.reports.verification import verify_folder
+
     console.set_verbosity(output)
     fetched = not is_local(model) and hub_reference(model, source.revision)
     if model == "demo" or fetched:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -15,21 +15,23 @@ from edgelm.cli import console
 from edgelm.cli.opening import open_files
 from edgelm.cli.options import LOADING, SOURCE, Model, OutputOptions, SourceOptions, flag
 from edgelm.planning.setting_table import SCHEMES, LoadSettings
-from edgelm.quantization.quantize import Quantized
 from edgelm.quantization.readers import READERS
-from quant import CALIBRATED_METHODS, DEFAULT_METHOD, METHODS
+from quant.names import CALIBRATED_NAMES, DEFAULT_METHOD, METHOD_NAMES
+
+if TYPE_CHECKING:
+    from edgelm.quantization.quantize import Quantized
 
 Out = Annotated[Path, typer.Argument(help="The folder to write; it must not exist.")]
 AUTO = f"auto (keeps what is quantized already, else int4), {SCHEMES}"
 Quant = Annotated[str, flag(LoadSettings, "quant", LOADING, allowed=AUTO)]
 Method = Annotated[
     str,
-    flag(LoadSettings, "method", LOADING, allowed=", ".join((*METHODS, *CALIBRATED_METHODS))),
+    flag(LoadSettings, "method", LOADING, allowed=", ".join((*METHOD_NAMES, *CALIBRATED_NAMES))),
 ]
 Calibration = Annotated[
     Path | None,
     typer.Option(
-        help=f"UTF-8 text for {', '.join(CALIBRATED_METHODS)} (default: one in the package).",
+        help=f"UTF-8 text for {', '.join(CALIBRATED_NAMES)} (default: one in the package).",
         rich_help_panel=SOURCE,
     ),
 ]
