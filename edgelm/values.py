@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import operator
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+_COUNT = re.compile(r"(-?[0-9]{1,11})([kK]?)")  # longer is a slip of the keyboard
 
 
 def shown(value: Any) -> str:
@@ -29,6 +32,16 @@ def whole(value: Any) -> int:
     if abs(found) >> 128:  # which no count is, and Python may refuse to print
         raise ValueError
     return found
+
+
+def count(value: Any) -> int:
+    """A whole number, or the text of one: 4096, or 4k, which is the same."""
+    if not isinstance(value, str):
+        return whole(value)
+    match = _COUNT.fullmatch(value.strip())
+    if match is None:
+        raise ValueError
+    return int(match[1]) * (1024 if match[2] else 1)
 
 
 def number(value: Any) -> float:

@@ -11,9 +11,10 @@ from torch import Tensor
 from .errors import QuantError
 from .groupwise import dequantize
 from .hessian import Curvature
-from .methods import CALIBRATED_METHODS, DEFAULT_METHOD, METHODS
+from .methods import CALIBRATED_METHODS, METHODS
 from .methods.natively import quantize_natively
 from .metrics import Sqnr
+from .names import DEFAULT_METHOD
 from .packing import PackedWeight
 from .scheme import Scheme
 

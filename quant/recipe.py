@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from .errors import QuantError
-from .scheme import SCHEME_TEXTS, Scheme
+from .names import SCHEME_TEXTS, meant_by
+from .scheme import Scheme
 
 
 def four_bits(four: list[str], five: list[str], six: list[str]) -> dict[str, Any]:
@@ -112,6 +113,8 @@ class Recipe:
         try:
             return cls(Rule.parse(given), name=given)
         except QuantError:
+            if meant := meant_by(given):
+                raise QuantError(f"unknown scheme {given!r}; did you mean {meant}?") from None
             raise QuantError(
                 f"unknown scheme {given!r}; allowed: {', '.join(NAMED)}, {SCHEME_TEXTS}, "
                 "or the path of a recipe ending in .json"

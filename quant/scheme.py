@@ -13,31 +13,13 @@ import torch
 
 from .codebooks import CODEBOOKS
 from .errors import QuantError
+from .names import GGUF_NAMES, SCHEME_TEXTS
 
 GROUP_SIZES = (16, 32, 64, 128)
 SUPER_GROUP = 256  # inputs that share a super-scale
 MOST_WEIGHTS = 1 << 48  # of a matrix: sizes in files are claims, and those of tensors have 64 bits
 ZEROS = ("none", "int", "float")
 FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-# GGUF's names of types that are one scheme, value for value.
-GGUF_NAMES = {
-    "q4_0": "int4-g32",
-    "q4_1": "int4-g32-zfloat",
-    "q5_0": "int5-g32",
-    "q5_1": "int5-g32-zfloat",
-    "q8_0": "int8-g32",
-    "q4_k": "int4-g32-zfloat-coded",
-    "q5_k": "int5-g32-zfloat-coded",
-    "q6_k": "int6-g16-coded",
-    "iq4_nl": "iq4-g32",
-    "iq4_xs": "iq4-g32-coded",
-}
-SCHEME_TEXTS = (
-    "int4|int5|int6|int8-g16|g32|g64|g128|row, int8, each also with -zint or -zfloat; nf4, fp4, "
-    "nf4-g32|g128, iq4-g32; in groups also -coded for scales of one byte; another type of scales "
-    f"than usual by -sfloat32, -sbfloat16 or -sfloat16; GGUF's {', '.join(GGUF_NAMES)}"
-)
-
 _TEXT = re.compile(
     r"(?P<kind>int4|int5|int6|int8|nf4|fp4|iq4)(-(?P<group>g16|g32|g64|g128|row))?"
     r"(-z(?P<zeros>int|float))?(?P<coded>-coded)?(-s(?P<scales>float32|bfloat16|float16))?"

@@ -306,8 +306,22 @@ class Typed(io.StringIO):
         return True
 
 
-def end_of_input() -> str:
-    raise EOFError
+class Lines:
+    """A prompt at which these lines are typed."""
+
+    def __init__(self, *lines: str) -> None:
+        self.lines = list(lines)
+        self.offered: list[str] = []
+
+    def prompt(self, message: str, default: str) -> str:
+        self.offered.append(default)
+        if not self.lines:
+            raise EOFError
+        return self.lines.pop(0)
+
+    def on(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(sys, "stdin", Typed())
+        monkeypatch.setattr("edgelm.cli.chat_terminal.prompt_session", lambda *_: self)
 
 
 def test_a_pipe_is_text(nano: Path, run: Run, tmp_path: Path) -> None:
@@ -355,11 +369,12 @@ def test_a_mistake_on_a_terminal_ends_nothing(
     nano: Path, run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (nano / "chat_template.jinja").write_text(TEMPLATE)
-    monkeypatch.setattr(sys, "stdin", Typed("word " * 99 + "\nHello\n"))
-    monkeypatch.setattr("builtins.input", lambda prompt: sys.stdin.readline() or end_of_input())
+    typed = Lines("word " * 99, "Hello")
+    typed.on(monkeypatch)
     assert main(["chat", str(nano), "--max-tokens", "2", "--context", "96", "--json"]) == 0
     out, err = capsys.readouterr()
     assert "context" in err and len(json.loads(out)["answers"]) == 1
+    assert typed.offered == ["", "word " * 99, ""]
 
 
 def test_chat_saves_and_loads(
@@ -370,14 +385,13 @@ def test_chat_saves_and_loads(
     (nano / "chat_template.jinja").write_text(TEMPLATE)
     chat = ("chat", nano, "--quant", "none", "--max-tokens", 9, "--context", 96, "--json")
     kept = tmp_path / "my talk"
-    monkeypatch.setattr(sys, "stdin", Typed(f"Hello\n/save {kept}\n/what\n/save\n/etc/hosts ?\n"))
-    monkeypatch.setattr("builtins.input", lambda prompt: sys.stdin.readline() or end_of_input())
+    Lines("Hello", f"/save {kept}", "/save", f"/save {nano / 'config.json'}").on(monkeypatch)
     assert main(list(map(str, chat))) == 0
     out, err = capsys.readouterr()
     first = json.loads(out)
     assert len(first["answers"]) == 1
-    for words in ("/what is not a command", "/save is not a command", "/etc/hosts ? is not"):
-        assert words in err and "/load FILE" in err
+    for words in (f"saved to {kept}: 2 messages", "/save FILE: name the file", "not overwritten"):
+        assert words in err
     second = run(*chat, piped=f"/load {kept}\nAnd you?\n").document
     assert second["messages"][:2] == first["messages"]
     stats = second["answers"][0]["stats"]

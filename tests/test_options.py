@@ -13,12 +13,11 @@ from typing import Any
 
 import pytest
 import torch
-import typer
 from test_cli import Run, nano, run  # noqa: F401  (fixtures)
 
 import edgelm
 from edgelm.budget.units import parse_budget
-from edgelm.cli.commands import app
+from edgelm.cli.commands import commands
 from edgelm.cli.examples import EXAMPLES
 from edgelm.generation import grammar
 from edgelm.generation.option_table import CHAT, GENERATE, AnswerOptions
@@ -30,7 +29,7 @@ from edgelm.planning.settings import DTYPES, KV_DTYPES, Settings, given_chunk
 from edgelm.tasks.forward_options import FORWARD
 from quant import BACKENDS, CALIBRATED_METHODS, METHODS
 
-COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+COMMANDS = commands().commands
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +184,7 @@ def test_max_tokens_is_max_new_tokens(lm: edgelm.LanguageModel) -> None:
         ({"typical_p": 0}, "typical_p is 0; allowed: above 0 and up to 1"),
         ({"temperature": "hot"}, "temperature is 'hot'; allowed: 0, or 1e-6 to 1e6"),
         ({"speculate": "maybe"}, "speculate is 'maybe'; allowed: auto, off"),
-        ({"max_new_tokens": 0}, "max_new_tokens is 0; allowed: 1 or more"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0; allowed: a count of 1 or more"),
         ({"seed": [1, 2]}, "seed has 2 entries for 1 prompts"),
     ],
 )
@@ -199,16 +198,21 @@ def test_values_are_checked_by_the_table(
 def test_counts_and_sizes() -> None:
     for text, count in (("4k", 4096), ("4K", 4096), ("100", 100)):
         assert given_chunk(Settings(chunk=text)) == count
-    with pytest.raises(edgelm.UsageError, match="is not a number"):
-        given_chunk(Settings(chunk="4kk"))
+    for wrong in ("4kk", "", "k", "0", "1e3", 0):
+        with pytest.raises(edgelm.UsageError, match="allowed: auto, or a count"):
+            Settings(chunk=wrong)
+    for text in ("8", "1", "6144"):
+        with pytest.raises(edgelm.UsageError, match=f"no unit; did you mean {text}GiB"):
+            Settings(budget=text)
+    assert Settings(budget=str(6 << 30)).budget == str(6 << 30)
     sizes = [parse_budget(text, 1000) for text in ("6G", "6GiB", "6144MiB", "6144m", "70%")]
     assert sizes == [6 << 30, 6 << 30, 6 << 30, 6 << 30, 700]
 
 
 FLAGGED = {
-    "--context is 0;": ("--context", 0),
+    "--context is '0';": ("--context", 0),
     "--temperature is -1": ("--temperature", -1),
-    "--max-tokens is 0;": ("--max-new-tokens", 0),
+    "--max-tokens is '0';": ("--max-new-tokens", 0),
     "--backend is 'magic'; allowed: auto, native": ("--backend", "magic"),
     "--method 'magic'": ("--method", "magic"),
     "--budget 'lots'": ("--budget", "lots"),

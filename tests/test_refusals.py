@@ -60,7 +60,7 @@ CASES: dict[str, tuple[Change | None, tuple[str, ...], int, str]] = {
     "2**40 layers": (count(num_hidden_layers=1 << 40), (), 4, "num_hidden_layers"),
     "vocabulary of 2**31": (count(vocab_size=2**31 - 1), (), 4, "embed_tokens"),
     "2**31 wide": (count(intermediate_size=2**31 - 1), (), 4, "gate_proj"),
-    "context of 10**30": (None, ("--context", "1" + "0" * 30), 2, "is not a number"),
+    "context of 10**30": (None, ("--context", "1" + "0" * 30), 2, "allowed: auto, or a count"),
     "context of 10**9": (None, ("--context", "1000000000"), 2, "beyond the model's"),
     "budget 0": (None, ("--budget", "0"), 2, "write it as 6GiB"),
     "budget -1": (None, ("--budget", "-1"), 2, "write it as 6GiB"),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import torch
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-KV_DTYPES = DTYPES | {"int8": torch.int8}
+from edgelm.budget.dtype_names import DTYPE_NAMES, KV_NAMES
+
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPE_NAMES}
+KV_DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in KV_NAMES}
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 from edgelm.budget.parts import Part, PartName
 from edgelm.budget.plan import Plan
+from edgelm.budget.running import Mark
 from edgelm.machine import hardware
 from edgelm.machine.measurements import keep, kept
 from edgelm.version import __version__
@@ -56,14 +57,18 @@ def record(folder: Path, model: str, plan: Plan, peak_bytes: int) -> None:
 
 
 class Watch:
-    """A loaded model's share in the process's peak, from before its weights to its end."""
+    """A loaded model's share in the process's peak, from before its weights to its end; until then
+    ``running`` tells of it.
+    """
 
     def __init__(self, folder: Path, model: str, plan: Plan) -> None:
         self._folder, self._model, self._plan = folder, model, plan
         self._earlier_bytes = hardware.peak_resident_bytes()
+        self._mark = Mark(folder, model, plan)
 
     def end(self) -> None:
         """Record the run, unless the peak tells of something before this model."""
+        self._mark.end()
         peak = hardware.peak_resident_bytes()
         if peak > self._earlier_bytes:
             record(self._folder, self._model, self._plan, peak)

@@ -10,6 +10,7 @@ _UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 
 _UNITS |= {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}  # as in 6G
 _UNITS |= {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 _LARGEST_BUDGET = 1 << 60
+_LEAST_BYTES = 1 << 20  # a number below without a unit is hardly one of bytes
 BLOCK_BYTES = 32 << 20
 """A large tensor is read, quantized, compared or multiplied this much at a time, in float32."""
 
@@ -24,6 +25,10 @@ def parse_budget(text: str | int | None, available_bytes: int) -> int:
         return available_bytes
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(%|[a-zA-Z]*)\s*", str(text))
     unit = match[2].lower() if match else None
+    if match and not unit and isinstance(text, str) and 0 < float(match[1]) < _LEAST_BYTES:
+        raise UsageError(
+            f"budget {text!r:.40} has no unit; did you mean {match[1]}GiB? Write that."
+        )
     if match and (unit == "%" or unit in _UNITS):
         whole = available_bytes / 100 if unit == "%" else _UNITS[str(unit)]
         budget = float(match[1]) * whole

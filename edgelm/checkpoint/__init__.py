@@ -16,7 +16,8 @@ Modules:
     packed, manifest: folders written by ``edgelm quantize``, and their edgelm.json.
     certificate: what quantizing did to a model's predictions.
     canonical_layout, packed_layout, bitsandbytes_layout: the stored forms of a packed matrix.
-    gguf_files: GGUF files, with ``gguf_parts``, ``gguf_header``, ``gguf_metadata``,
+    gguf_files: GGUF files, with ``gguf_names``, ``gguf_parts``, ``gguf_header``,
+        ``gguf_metadata``,
         ``gguf_families`` (names), ``gguf_blocks`` and ``gguf_low_bits`` (types).
     gguf_kinds: the GGUF types that hold schemes.
     safetensors_writer, gguf_writer, journal: writing files, verified and resumable.

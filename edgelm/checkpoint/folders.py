@@ -9,7 +9,7 @@ from pathlib import Path
 from edgelm.checkpoint import flax_files, safetensors_files, torch_files
 from edgelm.checkpoint.flax_files import FlaxCheckpoint
 from edgelm.checkpoint.gguf_files import GGUFCheckpoint
-from edgelm.checkpoint.gguf_parts import model_in
+from edgelm.checkpoint.gguf_names import model_in
 from edgelm.checkpoint.manifest import MANIFEST
 from edgelm.checkpoint.packed import PackedCheckpoint
 from edgelm.checkpoint.protocol import Checkpoint

@@ -21,7 +21,8 @@ from edgelm.checkpoint.gguf_blocks import NEAREST, dequantized, is_finite
 from edgelm.checkpoint.gguf_families import FAMILIES, ROPE_FACTORS, Family, RowOrder
 from edgelm.checkpoint.gguf_header import StoredTensor
 from edgelm.checkpoint.gguf_metadata import Metadata
-from edgelm.checkpoint.gguf_parts import part_paths, read_model
+from edgelm.checkpoint.gguf_names import part_paths
+from edgelm.checkpoint.gguf_parts import read_model
 from edgelm.checkpoint.protocol import TensorInfo
 from edgelm.checkpoint.rows import fill, opened, span
 from edgelm.errors import ModelFileError, UnsupportedModelError

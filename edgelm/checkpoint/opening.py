@@ -6,7 +6,7 @@ from pathlib import Path
 
 from edgelm.checkpoint.folders import ORIGINAL_RELEASE, open_folder
 from edgelm.checkpoint.gguf_files import GGUFCheckpoint
-from edgelm.checkpoint.gguf_parts import part_paths
+from edgelm.checkpoint.gguf_names import part_paths
 from edgelm.checkpoint.protocol import Checkpoint
 from edgelm.errors import ModelFileError, UnsupportedModelError
 from edgelm.plain_file import is_present

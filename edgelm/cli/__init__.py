@@ -7,8 +7,10 @@ Modules:
     options, examples: groups of options that commands share, and the examples of their help.
     opening: from arguments to model files and to a loaded model.
     console: answers on stdout, everything else on stderr.
-    bench, chat, demo, doctor, eval, generate, inspect, mask, plan, quantize, verify: the
-        commands.
+    chat_commands, chat_terminal, markdown_writer: commands of a chat; its prompt; how answers look.
+    bench, chat, compare, demo, doctor, eval, generate, inspect, mask, models, plan, processes,
+        quantize, verify: the commands; ``models`` has pull, list and rm. mask_drawing: how masks
+        are shown.
 
 Above ``quantization`` in the ladder of tests/test_house.py: imports point down only.
 """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -17,11 +17,14 @@ from edgelm.cli.options import (
     RunOptions,
     Shape,
     SourceOptions,
+    counted,
 )
-from edgelm.reports.benchmark import Measurement, Workload, measure
 
-PromptTokens = Annotated[int, typer.Option(help="Length of the random prompt.")]
-DecodeTokens = Annotated[int, typer.Option(help="Number of decode steps after the first token.")]
+if TYPE_CHECKING:
+    from edgelm.reports.benchmark import Measurement
+
+PromptTokens = Annotated[int, counted("Length of the random prompt.")]
+DecodeTokens = Annotated[int, counted("Number of decode steps after the first token.")]
 Repeat = Annotated[int, typer.Option(help="Number of rounds; results are medians.")]
 
 
@@ -31,6 +34,8 @@ def bench(
     decode_tokens: DecodeTokens = 64, repeat: Repeat = 3,
 ) -> None:  # fmt: skip
     """Measure prefill and decode speed, bytes per token and peak memory."""
+    from edgelm.reports.benchmark import Workload, measure
+
     files, load = open_files_or_shape(model, shape, source, load, run, output)
     workload = Workload(prompt_tokens, decode_tokens, repeat, run.seed or 0)
     with console.progress_bars(output) as bar:

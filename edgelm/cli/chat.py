@@ -1,16 +1,18 @@
-"""``edgelm chat``: a conversation, line by line, from a terminal or a pipe."""
+"""``edgelm chat``: a conversation, from a terminal or line by line from a pipe."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Generator, Iterator
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
 
 from edgelm.cli import console
 from edgelm.cli.opening import load_for_text
 from edgelm.cli.options import (
+    LOADING,
+    SOURCE,
     GuessOptions,
     LoadOptions,
     Model,
@@ -20,129 +22,130 @@ from edgelm.cli.options import (
     SourceOptions,
     TemplateOptions,
 )
-from edgelm.cli.streams import OutputError, tell
+from edgelm.cli.streams import tell
 from edgelm.errors import CancelledError, EdgeLMError, UsageError
-from edgelm.generation.request import Result
-from edgelm.model import LanguageModel
 from edgelm.text.lines import part_at_line_feeds, without_ends
 
-HELP = "/reset starts over, /save FILE and /load FILE store a conversation, /exit ends."
-COMMANDS = ("/reset", "/save", "/load", "/exit")
+if TYPE_CHECKING:
+    from edgelm.generation.dialogue import Dialogue
+    from edgelm.generation.request import Chunk, Result
+
+System = Annotated[str, typer.Option(help="System message.", rich_help_panel=SOURCE)]
+OnFull = Annotated[
+    Literal["stop", "drop-oldest"],
+    typer.Option(
+        help="A question that does not fit the context is refused, or the oldest turns are dropped "
+        "for it.",
+        rich_help_panel=LOADING,
+    ),
+]
 
 
 def chat(
     model: Model, sampling: SamplingOptions, source: SourceOptions, template: TemplateOptions,
     load: LoadOptions, guess: GuessOptions, run: RunOptions, output: OutputOptions,
+    system: System = "", on_full: OnFull = "stop",
 ) -> None:  # fmt: skip
-    """Chat with MODEL; /reset starts over, /save FILE and /load FILE store it, /exit ends it.
+    """Chat with MODEL; /help shows the commands, among them /save FILE and /load FILE.
 
-    In lines from a pipe any other beginning is text, and so is /save: they may be anybody's.
+    From a pipe each line is a question, and only /reset, /load and /exit are commands: lines may be
+    anybody's.
     """
     options = sampling.request(run) | guess.request() | template.request()
     with load_for_text(model, source, load, guess, run, output, chat=True) as lm:
-        talk = _Typed(lm, options, output) if sys.stdin.isatty() else _Piped(lm, options, output)
+        from edgelm.generation.dialogue import Dialogue
+
+        dialogue = Dialogue(lm, options, system, on_full)
         try:
-            for line in talk.lines():
-                if line.split()[0] == "/exit":
-                    break
-                talk.obey(line)
+            if sys.stdin.isatty():
+                from edgelm.cli.chat_terminal import Terminal
+
+                Terminal(dialogue, output).run()
+            else:
+                Piped(dialogue, output).run()
         except KeyboardInterrupt:
             stopped = CancelledError("stopped by Ctrl-C")
-            stopped.results = talk.document()
+            stopped.results = document(dialogue)
             raise stopped from None
         except EdgeLMError as error:
-            error.results = talk.document()
+            error.results = document(dialogue)
             raise
     if output.json:
-        console.print_json(talk.document())
+        console.print_json(document(dialogue))
 
 
-@dataclass
-class _Talk:
-    """A conversation and what is done with the lines of its user."""
-
-    lm: LanguageModel
-    options: dict[str, Any]
-    output: OutputOptions
-    messages: list[dict[str, Any]] = field(default_factory=list)
-    answers: list[Result] = field(default_factory=list)
-
-    def document(self) -> dict[str, Any]:
-        """What ``--json`` gives."""
-        return {"messages": self.messages, "answers": [own.to_dict() for own in self.answers]}
-
-    def say(self, text: str) -> None:
-        """A turn; one that was not answered never was."""
-        self.messages.append({"role": "user", "content": text})
-        try:
-            answer = console.say(self.lm.stream_chat(self.messages, **self.options), self.output)
-        except BaseException:
-            self.messages.pop()
-            raise
-        self.messages.append({"role": "assistant", "content": answer.text})
-        self.answers.append(answer)
-        console.note(console.statistics_line(self.lm.plan, answer.stats), self.output)
-
-    def command(self, line: str) -> None:
-        """A line that begins with a slash."""
-        name, _, file = line.strip().partition(" ")
-        if name == "/reset":
-            self.messages.clear()
-        elif name == "/save" and file:
-            self.lm.save_conversation(file, self.messages)
-        elif name == "/load" and file:
-            self.messages[:] = self.lm.restore_conversation(file)
-        else:
-            raise UsageError(f"{line.strip()} is not a command. {HELP}")
+def document(dialogue: Dialogue) -> dict[str, Any]:
+    """What ``--json`` gives."""
+    answers = [own.to_dict() for own in dialogue.answers]
+    return {"messages": dialogue.messages, "answers": answers}
 
 
-class _Piped(_Talk):
+class Chat:
+    """A conversation whose questions and commands come from somewhere.
+
+    offered: a text that the user may change and send. ended: nothing more is read.
+    """
+
+    def __init__(self, dialogue: Dialogue, output: OutputOptions) -> None:
+        self.dialogue, self.output = dialogue, output
+        self.offered = ""
+        self.ended = False
+
+    def tell(self, text: str) -> None:
+        """A line about the conversation, which is no part of it."""
+        if not self.output.quiet:
+            tell(text)
+
+    def answer(self, ask: Callable[[], Generator[Chunk, None, None]]) -> None:
+        """Show an answer, and how it ended."""
+        forgotten = self.dialogue.forgotten
+        result = self.show(ask)
+        if dropped := self.dialogue.forgotten - forgotten:
+            tell(f"[the oldest {dropped} turns were dropped: the context is full]")
+        if result.finish_reason == "length":
+            tell(self._cut(result))
+        console.note(console.statistics_line(self.dialogue.lm.plan, result.stats), self.output)
+
+    def show(self, ask: Callable[[], Generator[Chunk, None, None]]) -> Result:
+        """Write an answer while it comes."""
+        return console.say(ask(), self.output)
+
+    def _cut(self, result: Result) -> str:
+        """Why an answer ends in the middle."""
+        used = result.stats.prompt_tokens + result.stats.new_tokens
+        context = self.dialogue.lm.plan.context
+        if used >= context:
+            return f"[cut: the context of {context} tokens is full; /forget makes room]"
+        return f"[cut after {result.stats.new_tokens} tokens, the limit of an answer]"
+
+
+class Piped(Chat):
     """Lines from a pipe or a file; the first that fails ends the conversation."""
 
-    _said = False
+    def run(self) -> None:
+        from edgelm.cli.chat_commands import command_in
 
-    def lines(self) -> Iterator[str]:
+        said = False
+        for line in self._lines():
+            found = command_in(line)
+            if found and found[0].in_pipes:
+                found[0].call(self, found[1])
+                if self.ended:
+                    return
+                continue
+            if found and line.split()[0] == "/save" and not said:
+                said = True
+                tell("edgelm: /save from a pipe writes nothing and is text like any other.")
+            self.answer(lambda line=line: self.dialogue.ask(line))  # type: ignore[misc]
+
+    def tell(self, text: str) -> None:
+        if self.output.verbose:
+            super().tell(text)
+
+    def _lines(self) -> Iterator[str]:
         """The user's lines, without empty ones."""
         try:
             lines = without_ends(part_at_line_feeds(sys.stdin))
             yield from (line for line in lines if line.strip())
         except UnicodeDecodeError as error:
             raise UsageError(f"stdin is no {sys.stdin.encoding} text: {error}.") from error
-
-    def obey(self, line: str) -> None:
-        name = line.split()[0]
-        if name == "/save" and not self._said:
-            self._said = True
-            tell("edgelm: /save from a pipe writes nothing and is text like any other.")
-        if name in COMMANDS and name != "/save":
-            self.command(line)
-        else:
-            self.say(line)
-
-
-class _Typed(_Talk):
-    """Lines typed on a terminal, where a mistake ends nothing and Ctrl-C an answer alone."""
-
-    def lines(self) -> Iterator[str]:
-        """The user's lines, without empty ones, after a prompt each."""
-        with suppress(ImportError):
-            import readline  # noqa: F401  (input() edits lines and remembers them then)
-        if not self.output.quiet:
-            tell(HELP)
-        with suppress(EOFError):
-            while True:
-                if (line := input("> ")).strip():
-                    yield line
-
-    def obey(self, line: str) -> None:
-        answers = not line.startswith("/")
-        try:
-            (self.say if answers else self.command)(line)
-        except OutputError:
-            raise
-        except EdgeLMError as error:
-            console.print_error(error, as_json=False)
-        except KeyboardInterrupt:
-            if not answers:
-                raise
-            print()

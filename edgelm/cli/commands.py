@@ -3,66 +3,66 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from importlib import import_module
 from typing import Annotated, Any
 
 import typer
 
-import edgelm
-from edgelm.cli import (
-    bench,
-    chat,
-    compare,
-    demo,
-    doctor,
-    eval,
-    generate,
-    inspect,
-    mask,
-    plan,
-    quantize,
-    verify,
-)
 from edgelm.cli.examples import epilog
 from edgelm.cli.options import expanded
 from edgelm.errors import EdgeLMError, UsageError
+from edgelm.version import __version__
 
 _CTRL_C = 130  # what Typer gives back for it
 # ClickException, which Typer keeps under different names in different versions.
 _WRONG_USAGE: type[Exception] = typer.BadParameter.__mro__[2]
+_HELP = ("-h", "--help")
 
-app = typer.Typer(
-    name="edgelm",
-    add_completion=False,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-for verb in (
-    demo.demo,
-    generate.generate,
-    chat.chat,
-    plan.plan,
-    quantize.quantize,
-    verify.verify,
-    eval.eval_,
-    compare.compare,
-    bench.bench,
-    inspect.inspect,
-    mask.mask,
-    doctor.doctor,
-):
-    command = verb.__name__.rstrip("_")
-    app.command(command, epilog=epilog(command))(expanded(verb))
+# Each verb's module in this package and its function, in the order of the help.
+VERBS = {
+    "demo": ("demo", "demo"),
+    "generate": ("generate", "generate"),
+    "chat": ("chat", "chat"),
+    "run": ("chat", "chat"),
+    "plan": ("plan", "plan"),
+    "quantize": ("quantize", "quantize"),
+    "verify": ("verify", "verify"),
+    "eval": ("eval", "eval_"),
+    "compare": ("compare", "compare"),
+    "bench": ("bench", "bench"),
+    "inspect": ("inspect", "inspect"),
+    "mask": ("mask", "mask"),
+    "doctor": ("doctor", "doctor"),
+    "pull": ("models", "pull"),
+    "list": ("models", "list_"),
+    "rm": ("models", "rm"),
+    "ps": ("processes", "ps"),
+}
+
+
+def commands(verbs: Iterable[str] = VERBS) -> Any:
+    """The command ``edgelm`` with these verbs, of which no others are imported."""
+    app = typer.Typer(
+        name="edgelm",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": [*_HELP]},
+    )
+    app.callback()(_edgelm)
+    for verb in verbs:
+        module, function = VERBS[verb]
+        call = getattr(import_module(f"edgelm.cli.{module}"), function)
+        app.command(verb, epilog=epilog(verb))(expanded(call))
+    return typer.main.get_command(app)
 
 
 def _version(wanted: bool) -> None:
     if wanted:
-        print(f"edgelm {edgelm.__version__}")
+        print(f"edgelm {__version__}")
         raise typer.Exit
 
 
-@app.callback()
 def _edgelm(
     version: Annotated[
         bool,
@@ -81,10 +81,16 @@ def run(given: Sequence[str]) -> int:
         EdgeLMError: the command failed; UsageError if there is no such command or option.
         KeyboardInterrupt: Ctrl-C.
     """
+    named = [word for word in given[:1] if word in VERBS]
+    command = commands(named or VERBS)
+    if given[len(named) :] in [[flag] for flag in _HELP]:
+        _show_help(command, *named)
+        return 0
     try:
-        code: int | None = app(list(given), prog_name="edgelm", standalone_mode=False)
+        code: int | None = command.main(list(given), prog_name="edgelm", standalone_mode=False)
     except EdgeLMError as error:
-        error.args = (_with_flags(str(error), given),)
+        own = command.commands.get(given[0] if given else "")
+        error.args = (_with_flags(str(error), given, own.params if own else ()),)
         raise
     except _WRONG_USAGE as raised:
         if not str(raised):
@@ -95,16 +101,23 @@ def run(given: Sequence[str]) -> int:
     return code or 0
 
 
-def _with_flags(message: str, given: Sequence[str]) -> str:
+def _show_help(command: Any, verb: str | None = None) -> None:
+    """Print the help, as the flag does, but without importing what reads the other flags."""
+    context = command.context_class(command, info_name="edgelm", **command.context_settings)
+    if verb is not None:
+        own = command.commands[verb]
+        context = own.context_class(own, context, info_name=verb, **own.context_settings)
+    print(context.get_help())
+
+
+def _with_flags(message: str, given: Sequence[str], options: Iterable[Any]) -> str:
     """The message with the flags of the command in place of Python's keywords.
 
     A keyword stands at the beginning, or is followed by = and its value; one that a typed file name
     begins with stays as it is.
     """
-    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-    command = next((commands[word] for word in given if word in commands), None)
     typed = {re.split("[=/ :]", word)[0] for word in given}
-    for option in command.params if command else ():
+    for option in options:
         if option.opts[0].startswith("-") and option.name not in typed:
             name, flag = re.escape(option.name), option.opts[0]
             message = re.sub(rf"^{name}(?=[ :])", flag, message)
@@ -115,4 +128,5 @@ def _with_flags(message: str, given: Sequence[str]) -> str:
 
 def _explained(error: Any) -> str:
     path = error.ctx.command_path if getattr(error, "ctx", None) else "edgelm"
-    return f"{error.format_message().rstrip('.')}. See {path} --help."
+    message = error.format_message().rstrip(".")
+    return f"{message}{'' if message.endswith('?') else '.'} See {path} --help."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -24,9 +24,9 @@ from edgelm.cli.options import (
     SourceOptions,
 )
 from edgelm.cli.streams import tell
-from edgelm.evaluation.comparison.candidates import split
-from edgelm.evaluation.comparison.comparison import Comparison
-from edgelm.evaluation.comparison.page import COLUMNS, shown
+
+if TYPE_CHECKING:
+    from edgelm.evaluation.comparison.comparison import Comparison
 
 Candidates = Annotated[
     list[str],
@@ -79,6 +79,8 @@ def compare(
     again: Again = False, csv: Csv = None, report: Report = None,
 ) -> None:  # fmt: skip
     """Compare schemes and files with MODEL's unquantized weights; repeating it resumes."""
+    from edgelm.evaluation.comparison.candidates import split
+
     tasks = task_files(task or [])
     files = open_files(model, source, output)
     with console.progress_bars(output) as bar:
@@ -100,6 +102,8 @@ def _announce(output: OutputOptions) -> Callable[[str], None]:
 
 def _show(found: Comparison) -> None:
     """The table with a column for each candidate: terminals are narrow, and figures many."""
+    from edgelm.evaluation.comparison.page import COLUMNS, shown
+
     out, rows = console.stdout(), found.table()
     out.print(f"{found.protocol}.")
     table = Table(box=None)

@@ -6,18 +6,19 @@ import logging
 import sys
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import Progress
 
-from edgelm.budget.plan import Plan
 from edgelm.budget.units import human
 from edgelm.cli.options import OutputOptions
 from edgelm.cli.streams import print_error as print_error
 from edgelm.cli.streams import print_json as print_json
 from edgelm.cli.streams import tell
-from edgelm.generation.request import Chunk, Result, Stats, collect
-from edgelm.machine import hardware
+
+if TYPE_CHECKING:
+    from edgelm.budget.plan import Plan
+    from edgelm.generation.request import Chunk, Result, Stats
 
 
 def set_verbosity(output: OutputOptions) -> None:
@@ -45,6 +46,7 @@ def note(text: str, output: OutputOptions) -> None:
 
 def say(chunks: Generator[Chunk, None, None], output: OutputOptions) -> Result:
     """Write an answer while it is generated (nothing with ``--json``); returns the whole answer."""
+    from edgelm.generation.request import collect
 
     def written() -> Iterator[Chunk]:
         for chunk in chunks:
@@ -71,6 +73,8 @@ def plan_line(plan: Plan) -> str:
 
 def statistics_line(plan: Plan, stats: Stats) -> str:
     """Speed, bits, kernels and memory against the plan, in one line."""
+    from edgelm.machine import hardware
+
     peak = human(hardware.peak_resident_bytes())
     kernels = ", ".join(f"{kind} {kernel}" for kind, kernel in stats.kernels.items())
     guessed = ""
@@ -93,6 +97,8 @@ def progress_bars(output: OutputOptions) -> Iterator[Callable[[str], Callable[..
     if output.quiet or not console.is_interactive:
         yield lambda title: None
         return
+    from rich.progress import Progress
+
     with Progress(console=console, transient=True) as progress:
 
         def bar(title: str) -> Callable[..., None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -11,10 +11,11 @@ from edgelm.budget.units import human
 from edgelm.cli import console
 from edgelm.cli.options import OutputOptions
 from edgelm.errors import ModelFileError, UsageError
-from edgelm.hub.references import cache_dir
-from edgelm.layerstore.kept_layers import KeptLayers, verify_layers
-from edgelm.machine.accelerators import Accelerator
-from edgelm.reports.diagnosis import Diagnosis, clear_cache, diagnose
+
+if TYPE_CHECKING:
+    from edgelm.layerstore.kept_layers import KeptLayers
+    from edgelm.machine.accelerators import Accelerator
+    from edgelm.reports.diagnosis import Diagnosis
 
 ClearCache = Annotated[
     bool,
@@ -43,6 +44,8 @@ def doctor(output: OutputOptions, clear: ClearCache = False, verify: Verify = Fa
             raise UsageError("--verify and --clear-cache were given; give one of them.")
         _verify(output)
         return
+    from edgelm.reports.diagnosis import clear_cache, diagnose
+
     freed = clear_cache() if clear else None
     with console.waiting("measuring", output):
         found = diagnose()
@@ -56,6 +59,9 @@ def doctor(output: OutputOptions, clear: ClearCache = False, verify: Verify = Fa
 
 def _verify(output: OutputOptions) -> None:
     """Check the kept layouts; typer.Exit with the code of damaged files if some are broken."""
+    from edgelm.hub.references import cache_dir
+    from edgelm.layerstore.kept_layers import verify_layers
+
     with console.progress_bars(output) as bar:
         found = verify_layers(cache_dir(), bar("reading kept layouts"))
     if output.json:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -12,14 +12,16 @@ from rich.table import Table
 import edgelm
 from edgelm.cli import console
 from edgelm.cli.opening import open_fitting
-from edgelm.cli.options import LoadOptions, Model, OutputOptions, RunOptions, SourceOptions
+from edgelm.cli.options import LoadOptions, Model, OutputOptions, RunOptions, SourceOptions, counted
 from edgelm.errors import UsageError
-from edgelm.evaluation.answering import WrittenScore
-from edgelm.evaluation.divergence import TextScore
-from edgelm.evaluation.evaluate import Evaluation, TaskScore
-from edgelm.evaluation.statistics.pairs import PairedScore
 from edgelm.evaluation.tasks import TASKS
 from edgelm.evaluation.written_tasks import WRITTEN_TASKS
+
+if TYPE_CHECKING:
+    from edgelm.evaluation.answering import WrittenScore
+    from edgelm.evaluation.divergence import TextScore
+    from edgelm.evaluation.evaluate import Evaluation, TaskScore
+    from edgelm.evaluation.statistics.pairs import PairedScore
 
 Text = Annotated[
     Path | None,
@@ -33,10 +35,8 @@ TaskFiles = Annotated[
         f"{', '.join((*TASKS, *WRITTEN_TASKS))}.",
     ),
 ]
-Limit = Annotated[
-    int | None, typer.Option(help="Maximum number of windows, and of items per task.")
-]
-Window = Annotated[int, typer.Option(help="Tokens per window of the text.")]
+Limit = Annotated[int | None, counted("Maximum number of windows, and of items per task.")]
+Window = Annotated[int, counted("Tokens per window of the text.")]
 Against = Annotated[
     str | None,
     typer.Option("--baseline", help="Original model, or a *.baseline file (created if missing)."),

@@ -5,12 +5,14 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "generate": (
         'edgelm generate demo "Once upon a time" --max-tokens 64 --temperature 0.8 --seed 1',
         "edgelm generate demo --file prompts.txt --schema answer.json --json",
+        "edgelm generate demo - --max-tokens 4k < prompt.txt",
     ),
     "chat": (
         "edgelm chat demo",
         "edgelm chat google/gemma-2-2b-it --budget 4GiB --context 8k",
         "edgelm chat HuggingFaceTB/SmolLM3-3B --template-variables '{\"enable_thinking\": false}'",
     ),
+    "run": ("edgelm run demo",),
     "plan": (
         "edgelm plan google/gemma-2-2b-it --budget 4GiB --context 8k",
         "edgelm plan --shape llama-3.2-1b --table",
@@ -39,6 +41,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "inspect": ("edgelm inspect demo -v", "edgelm inspect gemma-int4 --verify"),
     "mask": ('edgelm mask demo "Hello there" "Hello" --padding left',),
+    "pull": ("edgelm pull demo", "edgelm pull google/gemma-2-2b-it --revision main"),
+    "list": ("edgelm list", "edgelm list -v"),
+    "rm": ("edgelm rm google/gemma-2-2b-it", "edgelm rm demo --yes"),
+    "ps": ("edgelm ps", "edgelm ps --json"),
     "doctor": ("edgelm doctor -v", "edgelm doctor --verify"),
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,14 +22,17 @@ from edgelm.cli.options import (
     SourceOptions,
     flag,
 )
+from edgelm.cli.streams import read_stdin
 from edgelm.errors import UsageError
 from edgelm.generation.option_table import GenerateOptions
-from edgelm.generation.request import Result
-from edgelm.model import LanguageModel
-from edgelm.planning.settings import MOST_ROWS
+from edgelm.planning.setting_table import MOST_ROWS
 from edgelm.text.lines import open_text, without_ends
 
-Prompt = Annotated[str | None, typer.Argument(help="The text to continue.")]
+if TYPE_CHECKING:
+    from edgelm.generation.request import Result
+    from edgelm.model import LanguageModel
+
+Prompt = Annotated[str | None, typer.Argument(help="The text to continue; - reads it from stdin.")]
 File = Annotated[
     Path | None, typer.Option(help="A text file with one prompt per line.", rich_help_panel=SOURCE)
 ]
@@ -52,11 +55,12 @@ def generate(
     """Stream a continuation of PROMPT, or continue every line of --file."""
     if (prompt is None) == (file is None):
         raise UsageError("Give either a PROMPT or --file, one of them.")
+    prompt = read_stdin() if prompt == "-" else prompt
     prompts = [prompt] if prompt is not None else _lines(file)
+    options = sampling.request(run) | guess.request()
+    options |= {"logprobs": logprobs, "parse_special": parse_special}
     rows = max(min(len(prompts) * n, MOST_ROWS), beams)
     with load_for_text(model, source, load, guess, run, output, rows=rows) as lm:
-        options = sampling.request(run) | guess.request()
-        options |= {"logprobs": logprobs, "parse_special": parse_special}
         if prompt is None or n != 1 or beams != 1:
             answers = _answers(lm, prompts, n, options | {"beams": beams})
             if output.json:

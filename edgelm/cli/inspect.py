@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
 from edgelm.budget.units import human
-from edgelm.checkpoint.certificate import Certificate
 from edgelm.cli import console
 from edgelm.cli.opening import open_files
 from edgelm.cli.options import Model, OutputOptions, SourceOptions
 from edgelm.errors import ModelFileError, UsageError
-from edgelm.hub.references import hub_reference, is_local, resolve
-from edgelm.reports.inspection import Inspection, Loading, inspect_files
-from edgelm.reports.verification import Verification, verify_folder
+
+if TYPE_CHECKING:
+    from edgelm.reports.inspection import Inspection, Loading
+    from edgelm.reports.verification import Verification
 
 Verify = Annotated[
     bool,
@@ -34,6 +34,8 @@ def inspect(
     if verify:
         _verify(model, source, output)
         return
+    from edgelm.reports.inspection import inspect_files
+
     found = inspect_files(open_files(model, source, output))
     if output.json:
         console.print_json(found.to_dict())
@@ -43,6 +45,9 @@ def inspect(
 
 def _verify(model: str, source: SourceOptions, output: OutputOptions) -> None:
     """Compare a folder with its hashes; typer.Exit with the code of damaged files if it differs."""
+    from edgelm.hub.references import hub_reference, is_local, resolve
+    from edgelm.reports.verification import verify_folder
+
     console.set_verbosity(output)
     fetched = not is_local(model) and hub_reference(model, source.revision)
     if model == "demo" or fetched:
@@ -121,6 +126,8 @@ def _show(found: Inspection, output: OutputOptions) -> None:
 
 def _show_certificate(told: dict[str, Any] | None) -> None:
     """What quantizing cost, in two lines that no table wraps."""
+    from edgelm.checkpoint.certificate import Certificate
+
     measured = told and told["measured"]
     if measured:
         certificate = Certificate.of(measured)

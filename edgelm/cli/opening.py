@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
-from edgelm import loading
 from edgelm.cli.console import progress_bars, set_verbosity, waiting
 from edgelm.cli.options import GuessOptions, LoadOptions, OutputOptions, RunOptions, SourceOptions
 from edgelm.errors import UsageError
-from edgelm.model import LanguageModel
-from edgelm.models.model_files import ModelFiles
-from edgelm.reports.benchmark import random_model
-from edgelm.text.chat_template import render
+
+if TYPE_CHECKING:
+    from edgelm.model import LanguageModel
+    from edgelm.models.model_files import ModelFiles
 
 
 def open_files(
@@ -21,6 +21,8 @@ def open_files(
 
     ``headers_only``: see ``ModelFiles.open``.
     """
+    from edgelm.models.model_files import ModelFiles
+
     set_verbosity(output)
     if model != "demo":
         return ModelFiles.open(model, headers_only=headers_only, **asdict(source))
@@ -34,6 +36,8 @@ def open_fitting(
     """As ``open_files``; a model that does not fit so is not fetched."""
     if model == "demo":
         return open_files(model, source, output)
+    from edgelm import loading
+
     set_verbosity(output)
     return loading.open_fitting(model, threads=run.threads, **asdict(source), **load.settings())
 
@@ -45,6 +49,8 @@ def open_headers_or_shape(
     if shape is None and model is not None:
         return open_files(model, source, output, headers_only=True)
     _refuse_both(model, shape)
+    from edgelm.reports.benchmark import random_model
+
     set_verbosity(output)
     return random_model(str(shape), "none")
 
@@ -62,6 +68,8 @@ def open_files_or_shape(
     if shape is None and model is not None:
         return open_fitting(model, source, output, options, run), options
     _refuse_both(model, shape)
+    from edgelm.reports.benchmark import random_model
+
     set_verbosity(output)
     options = options.or_quant("int4")
     return random_model(str(shape), options.settings()["quant"]), options
@@ -75,6 +83,9 @@ def load_for_text(
 
     ``rows`` answers are made side by side.
     """
+    from edgelm import loading
+    from edgelm.text.chat_template import render
+
     set_verbosity(output)
     files = open_files(model, source, output) if model == "demo" else model
     settings = options.settings() | guess.settings() | {"rows": rows}

@@ -19,11 +19,16 @@ from typer.models import OptionInfo
 
 from edgelm.checkpoint.shapes import SHAPES
 from edgelm.errors import UsageError
-from edgelm.generation.option_table import AnswerOptions, ChatOptions, GenerateOptions
+from edgelm.generation.option_table import (
+    AnswerOptions,
+    ChatOptions,
+    GenerateOptions,
+    require_option,
+)
 from edgelm.option import Option, options_in
 from edgelm.planning.setting_table import LoadSettings
-from edgelm.planning.settings import Settings
 from edgelm.text.lines import UTF8
+from edgelm.values import count
 
 _PANELS = SOURCE, LOADING, SAMPLING, OUTPUT = ("Source", "Loading", "Sampling", "Output")
 
@@ -50,6 +55,23 @@ Shape = Annotated[
     str | None,
     typer.Option(help=f"Random weights of {', '.join(SHAPES)}.", rich_help_panel=SOURCE),
 ]
+
+
+def _count(text: Any) -> int:
+    try:
+        return count(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a count; write 4096 or 4k.") from None
+
+
+def counted(told: str, panel: str | None = None) -> OptionInfo:
+    """An option that reads a count: 4096, or 4k."""
+    made: OptionInfo = typer.Option(
+        help=told, parser=_count, metavar="<count>", rich_help_panel=panel
+    )
+    return made
+
+
 Draft = Annotated[
     str | None,
     typer.Option(
@@ -92,8 +114,8 @@ class TableGroup(Group):
         return [
             _parameter(
                 name,
-                Annotated[cls.kind(option.flag), flag(cls.table, name, cls.panel)],
-                cls.default(name),
+                Annotated[option.flag | None, flag(cls.table, name, cls.panel)],
+                None,
             )
             for name, option in options_in(cls.table).items()
             if option.flag is not None and name not in cls.left_out
@@ -102,15 +124,6 @@ class TableGroup(Group):
     @classmethod
     def of(cls, given: dict[str, Any]) -> Self:
         return cls(given)
-
-    @classmethod
-    def kind(cls, kind: Any) -> Any:
-        """The type of a flag that may be left out."""
-        return kind | None
-
-    @classmethod
-    def default(cls, name: str) -> Any:
-        return None
 
 
 @dataclass(frozen=True)
@@ -134,12 +147,11 @@ class LoadOptions(TableGroup):
     panel, table = LOADING, LoadSettings
 
     @classmethod
-    def kind(cls, kind: Any) -> Any:
-        return kind
-
-    @classmethod
-    def default(cls, name: str) -> Any:
-        return getattr(Settings(), name)
+    def of(cls, given: dict[str, Any]) -> Self:
+        """The settings that were given, checked before anything slow is imported."""
+        chosen = {name: value for name, value in given.items() if value is not None}
+        table = options_in(LoadSettings)
+        return cls({name: table[name].require(name, value) for name, value in chosen.items()})
 
     def settings(self) -> dict[str, Any]:
         """The keywords of ``load`` and ``plan`` that say how."""
@@ -147,7 +159,7 @@ class LoadOptions(TableGroup):
 
     def or_quant(self, quant: str) -> LoadOptions:
         """The same with a scheme where none was chosen."""
-        auto = self.chosen["quant"] == "auto"
+        auto = self.chosen.get("quant", "auto") == "auto"
         return LoadOptions(self.chosen | {"quant": quant}) if auto else self
 
 
@@ -188,7 +200,10 @@ class SamplingOptions(TableGroup):
     def request(self, run: RunOptions) -> dict[str, Any]:
         """The keywords of ``LanguageModel.request``."""
         files = {name: _text(self.chosen[name]) for name in ("schema", "grammar")}
-        return self.chosen | files | {"seed": run.seed}
+        given = self.chosen | files | {"seed": run.seed}
+        return {
+            name: require_option(name, value) for name, value in given.items() if value is not None
+        }
 
 
 class TemplateOptions(TableGroup):

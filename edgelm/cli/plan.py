@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
 import edgelm
-from edgelm.budget import plan_view
-from edgelm.budget.plan import Plan
 from edgelm.budget.units import human
 from edgelm.cli import console
 from edgelm.cli.opening import open_headers_or_shape
@@ -25,10 +23,10 @@ from edgelm.cli.options import (
     flag,
 )
 from edgelm.errors import DoesNotFitError
-from edgelm.hub.references import cache_dir
-from edgelm.loading import plan_table
-from edgelm.machine import hardware
 from edgelm.planning.setting_table import LoadSettings
+
+if TYPE_CHECKING:
+    from edgelm.budget.plan import Plan
 
 Contexts = Annotated[
     bool,
@@ -45,6 +43,11 @@ def plan(
     draft: Draft = None, rows: Rows = "1",
 ) -> int:  # fmt: skip
     """Show the memory MODEL would need (reads headers only); exit code 3 when nothing fits."""
+    from edgelm.budget import plan_view
+    from edgelm.hub.references import cache_dir
+    from edgelm.loading import plan_table
+    from edgelm.machine import hardware
+
     files = open_headers_or_shape(model, shape, source, output)
     if hardware.recorded_read_gb_s(cache_dir()) is None:
         hardware.record_read_gb_s(cache_dir())

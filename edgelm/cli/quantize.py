@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -14,11 +14,12 @@ from edgelm.budget.units import human
 from edgelm.cli import console
 from edgelm.cli.opening import open_files
 from edgelm.cli.options import LOADING, SOURCE, Model, OutputOptions, SourceOptions, flag
-from edgelm.evaluation.certify import expected_s
 from edgelm.planning.setting_table import SCHEMES, LoadSettings
-from edgelm.quantization.quantize import Quantized
 from edgelm.quantization.readers import READERS
-from quant import CALIBRATED_METHODS, DEFAULT_METHOD, METHODS
+from quant.names import CALIBRATED_NAMES, DEFAULT_METHOD, METHOD_NAMES
+
+if TYPE_CHECKING:
+    from edgelm.quantization.quantize import Quantized
 
 WORTH_SAYING_S = 60
 Out = Annotated[Path, typer.Argument(help="The folder to write; it must not exist.")]
@@ -26,12 +27,12 @@ AUTO = f"auto (keeps what is quantized already, else int4), {SCHEMES}"
 Quant = Annotated[str, flag(LoadSettings, "quant", LOADING, allowed=AUTO)]
 Method = Annotated[
     str,
-    flag(LoadSettings, "method", LOADING, allowed=", ".join((*METHODS, *CALIBRATED_METHODS))),
+    flag(LoadSettings, "method", LOADING, allowed=", ".join((*METHOD_NAMES, *CALIBRATED_NAMES))),
 ]
 Calibration = Annotated[
     Path | None,
     typer.Option(
-        help=f"UTF-8 text for {', '.join(CALIBRATED_METHODS)}, or generated: the model writes it "
+        help=f"UTF-8 text for {', '.join(CALIBRATED_NAMES)}, or generated: the model writes it "
         "(default: one in the package).",
         rich_help_panel=SOURCE,
     ),
@@ -98,6 +99,8 @@ def quantize(
         if not output.json and not output.quiet:
             named = ", ".join(f"{name} {human(nbytes)}" for name, nbytes in parts.items())
             print(f"promised peak memory: {human(sum(parts.values()))} ({named})", flush=True)
+            from edgelm.evaluation.certify import expected_s
+
             seconds = expected_s(files) if certificate else 0.0
             if seconds > WORTH_SAYING_S:
                 print(

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 from typing import Any, TextIO, cast
 
-from edgelm.errors import ContextLengthError, DoesNotFitError, EdgeLMError
+from edgelm.errors import ContextLengthError, DoesNotFitError, EdgeLMError, UsageError
+from edgelm.text.lines import part_at_line_feeds
 
 _MODES = {"stdin": (os.O_RDONLY, "r"), "stdout": (os.O_RDONLY, "w"), "stderr": (os.O_WRONLY, "w")}
 
@@ -81,6 +82,19 @@ def checked_output() -> Iterator[None]:
     with redirect_stdout(cast(TextIO, _Output(sys.stdout))):
         yield
         sys.stdout.flush()
+
+
+def read_stdin() -> str:
+    """All of stdin, without the line feed that ends it.
+
+    Raises:
+        UsageError: it is not the text that its encoding says.
+    """
+    try:
+        text = part_at_line_feeds(sys.stdin).read()
+    except UnicodeDecodeError as error:
+        raise UsageError(f"stdin is no {sys.stdin.encoding} text: {error}.") from error
+    return text.removesuffix("\n").removesuffix("\r")
 
 
 def tell(text: str) -> None:

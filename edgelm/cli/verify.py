@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -11,8 +11,9 @@ from rich.table import Table
 from edgelm.cli import console
 from edgelm.cli.options import Model, OutputOptions
 from edgelm.errors import EdgeLMError
-from edgelm.evaluation.verify import Check, Verified
-from edgelm.evaluation.verify import verify as measure_again
+
+if TYPE_CHECKING:
+    from edgelm.evaluation.verify import Check, Verified
 
 Original = Annotated[
     str | None,
@@ -31,6 +32,8 @@ def verify(
     output: OutputOptions, model: Model, original: Original = None, text: Text = None
 ) -> None:
     """Measure the certificate of MODEL again: the same (exit code 0) or not (1)."""
+    from edgelm.evaluation.verify import verify as measure_again
+
     console.set_verbosity(output)
     with console.progress_bars(output) as bar:
         found = measure_again(

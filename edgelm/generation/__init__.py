@@ -13,7 +13,7 @@ Modules:
     grammar, json_schema: constrained generation with grammars and JSON schemas, and their limits.
     beams: beam search.
     speculation, draft_model, prompt_lookup: speculative decoding and its two sources of guesses.
-    conversation: conversations saved to a file.
+    dialogue, conversation: a conversation as it goes on; conversations saved to a file.
 
 Above ``engine`` and below ``tasks`` in the ladder of tests/test_house.py: imports point down only.
 """

@@ -24,12 +24,12 @@ class AnswerOptions(TypedDict, total=False):
         int | Sequence[int | None] | None,
         Option(
             "Maximum number of new tokens (default: until the context is full).",
-            "1 or more",
+            "a count of 1 or more (256, 4k)",
             lambda count: count >= 1,
             per_prompt=True,
-            flag=int,
+            flag=str,
             flags=("--max-tokens", "--max-new-tokens"),
-            kind=values.whole,
+            kind=values.count,
         ),
     ]
     min_new_tokens: Annotated[

@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 
 from edgelm.checkpoint.gguf_families import ROPE_FACTORS
 from edgelm.checkpoint.gguf_header import HeaderGoesOn, read_header
-from edgelm.checkpoint.gguf_parts import part_names
+from edgelm.checkpoint.gguf_names import part_names
 from edgelm.errors import HubError, ModelFileError
 from edgelm.hub.references import HUB_FILE, SAFETENSORS_FILES, explained, hub_reference, resolve
 from edgelm.plain_file import SMALL_BYTES

@@ -16,7 +16,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import NoReturn
 
-from edgelm.checkpoint.gguf_parts import part_names
+from edgelm.checkpoint.gguf_names import part_names
 from edgelm.errors import EdgeLMError, HubError, ModelFileError, UsageError
 from edgelm.hub.demo import demo_file
 from edgelm.hub.weights import fetch_weights

@@ -1,43 +1,76 @@
-"""The settings of a load: the one table that signatures, checks, flags and help follow from."""
+"""The settings of a load: the one table that signatures, checks, flags and help follow from.
+
+The command line reads it for its help, so that nothing here imports torch.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
-from typing import Annotated, Any, TypedDict
-
-import torch
+from os import PathLike
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
 from edgelm import values
-from edgelm.budget.dtypes import DTYPES, KV_DTYPES
+from edgelm.budget.dtype_names import DTYPE_NAMES, KV_NAMES
 from edgelm.budget.placement import OFFLOADS
-from edgelm.models.model_files import ModelFiles
+from edgelm.budget.units import parse_budget
+from edgelm.errors import UsageError
 from edgelm.option import Call, Option, declare
-from quant import BACKENDS, METHODS, Recipe
-from quant.recipe import NAMED
-from quant.scheme import SCHEME_TEXTS
+from quant.names import BACKENDS, METHOD_NAMES, RECIPE_NAMES, SCHEME_TEXTS, meant_by
 
-EXACT_ACTIVATIONS = {"float": torch.float32}  # what products do not round; auto may
-QuantChoice = str | dict[str, Any] | Recipe
-SCHEMES = f"{', '.join(NAMED)}, a scheme ({SCHEME_TEXTS}), or a JSON file with a recipe"
+if TYPE_CHECKING:
+    from quant import Recipe
+
+    QuantChoice = str | dict[str, Any] | Recipe
+else:
+    QuantChoice = Any  # evaluated with the rest of the table
+
+DEFAULT_CHUNK = 512
+MOST_ROWS = 8  # of ``auto``: answers side by side share each read of the weights
+EXACT_ACTIVATIONS = ("float",)  # products do not round; auto may
+SCHEMES = f"{', '.join(RECIPE_NAMES)}, a scheme ({SCHEME_TEXTS}), or a JSON file with a recipe"
 
 
 def _reference(value: Any) -> Any:
     """A model that is named or opened."""
+    if isinstance(value, str | PathLike):
+        return values.path(value)
+    from edgelm.models.model_files import ModelFiles
+
     return value if isinstance(value, ModelFiles) else values.path(value)
 
 
 def _recipe(value: Any) -> Any:
     """What ``Recipe.parse`` takes."""
-    return value if isinstance(value, dict | Recipe) else values.path(value)
+    if isinstance(value, dict | str | PathLike):
+        if isinstance(value, str) and (meant := meant_by(value)):
+            raise UsageError(f"quant: unknown scheme {value!r}; did you mean {meant}?")
+        return value if isinstance(value, dict) else values.path(value)
+    from quant import Recipe
+
+    return value if isinstance(value, Recipe) else values.path(value)
 
 
-def _number_or_text(value: Any) -> Any:
-    return value if isinstance(value, str) else values.number(value)
+def _budget(value: Any) -> Any:
+    """An amount in bytes, or the text of one."""
+    if not isinstance(value, str):
+        return values.number(value)
+    parse_budget(value, available_bytes=1 << 30)
+    return value
 
 
-def _whole_or_text(value: Any) -> Any:
-    return value if isinstance(value, str) else values.whole(value)
+def _count_or_auto(value: Any) -> Any:
+    return value if value == "auto" else values.count(value)
+
+
+def _count(told: str, flag: Any = None) -> Option:
+    """A count that may be left to the solver."""
+    allowed = "auto, or a count of 1 or more (4096, 4k)"
+    return Option(told, allowed, lambda n: n == "auto" or n >= 1, kind=_count_or_auto, flag=flag)
+
+
+def _words(told: str, *words: str) -> Option:
+    """One of a few words."""
+    return Option(told, ", ".join(words), lambda word: word in words, kind=values.text, flag=str)
 
 
 QUANT = Option(
@@ -46,14 +79,10 @@ QUANT = Option(
 METHOD = Option(
     "How the integers of a scheme are chosen (default: mse; a load without the native library: "
     "rtn).",
-    ", ".join(METHODS),
+    ", ".join(METHOD_NAMES),
     kind=values.text,
     flag=str,
 )
-
-
-def _or_auto(words: Iterable[str]) -> str:
-    return ", ".join(("auto", *words))
 
 
 class LoadSettings(TypedDict, total=False):
@@ -64,37 +93,12 @@ class LoadSettings(TypedDict, total=False):
 
     quant: Annotated[QuantChoice, QUANT]
     method: Annotated[str, METHOD]
-    kv: Annotated[
-        str,
-        Option(
-            "Type of the cached keys and values.",
-            _or_auto(KV_DTYPES),
-            kind=values.text,
-            flag=str,
-        ),
-    ]
-    backend: Annotated[
-        str,
-        Option(
-            "Library whose kernels multiply.",
-            _or_auto(BACKENDS),
-            lambda name: name in ("auto", *BACKENDS),
-            kind=values.text,
-            flag=str,
-        ),
-    ]
+    kv: Annotated[str, _words("Type of the cached keys and values.", "auto", *KV_NAMES)]
+    backend: Annotated[str, _words("Library whose kernels multiply.", "auto", *BACKENDS)]
     activations: Annotated[
-        str,
-        Option(
-            "float: never round activations to 8 bits.",
-            _or_auto(EXACT_ACTIVATIONS),
-            kind=values.text,
-            flag=str,
-        ),
+        str, _words("float: never round activations to 8 bits.", "auto", *EXACT_ACTIVATIONS)
     ]
-    dtype: Annotated[
-        str, Option("Type of the activations.", _or_auto(DTYPES), kind=values.text, flag=str)
-    ]
+    dtype: Annotated[str, _words("Type of the activations.", "auto", *DTYPE_NAMES)]
     device: Annotated[
         str,
         Option(
@@ -104,25 +108,9 @@ class LoadSettings(TypedDict, total=False):
             flag=str,
         ),
     ]
-    context: Annotated[
-        int | str,
-        Option(
-            "Maximum tokens of prompt and answer.",
-            "auto, or a count (4096, 4k)",
-            kind=_whole_or_text,
-            flag=str,
-        ),
-    ]
-    rows: Annotated[
-        int | str,
-        Option(
-            "Number of answers generated side by side.", "auto, or a count", kind=_whole_or_text
-        ),
-    ]
-    chunk: Annotated[
-        int | str,
-        Option("Maximum tokens of a prompt in one step.", "auto, or a count", kind=_whole_or_text),
-    ]
+    context: Annotated[int | str, _count("Maximum tokens of prompt and answer.", str)]
+    rows: Annotated[int | str, _count("Number of answers generated side by side.")]
+    chunk: Annotated[int | str, _count("Maximum tokens of a prompt in one step.")]
     draft_depth: Annotated[
         int,
         Option(
@@ -137,19 +125,17 @@ class LoadSettings(TypedDict, total=False):
         Option(
             "Peak memory of the whole process (default: what is available).",
             "6GiB, 6G, 6144MiB, or 70% of what is available",
-            kind=_number_or_text,
+            kind=_budget,
             optional=True,
             flag=str,
         ),
     ]
     offload: Annotated[
         str,
-        Option(
+        _words(
             "Where to put layers that do not fit: cpu (beside a GPU), or disk, from where they "
             "are read in every step.",
-            ", ".join(OFFLOADS),
-            kind=values.text,
-            flag=str,
+            *OFFLOADS,
         ),
     ]
 

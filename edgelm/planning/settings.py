@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,11 +19,7 @@ from edgelm.planning.setting_table import EXACT_ACTIVATIONS, LOAD, LoadSettings,
 from quant import CALIBRATED_METHODS, DEFAULT_METHOD, METHODS, QuantError, Recipe, native
 
 DEFAULT_CONTEXT = 4096
-DEFAULT_CHUNK = 512
-MOST_ROWS = 8  # of ``auto``: answers side by side share each read of the weights
 DEFAULT_DRAFT_DEPTH = MOST_DECODE_TOKENS - 1  # behind the token before them
-_MOST_DIGITS = 12  # of a number of tokens; beyond it is a slip of the keyboard
-_COUNT = re.compile(r"(-?[0-9]+)([kK]?)")  # 4k is 4096
 
 
 def usual_method() -> str:
@@ -74,7 +69,7 @@ def activation_dtype(
     Without ``accelerator`` (on the CPU) float32 unless another is given. With one bfloat16; where
     it has none float16, and float32 for a model that outgrows that.
     """
-    dtype = _choose(settings.dtype, "dtype", DTYPES) or _usual_dtype(config, accelerator)
+    dtype = DTYPES.get(settings.dtype) or _usual_dtype(config, accelerator)
     if dtype == torch.float16 and config.not_in_float16:
         raise UsageError(
             f"dtype 'float16' is refused: {config.not_in_float16}; use float32 or bfloat16."
@@ -102,29 +97,21 @@ def _usual_dtype(config: ModelConfig, accelerator: Accelerator | None) -> torch.
 
 def exact_activations(settings: Settings) -> bool:
     """True if products must not round activations."""
-    return _choose(settings.activations, "activations", EXACT_ACTIVATIONS) is not None
+    return settings.activations in EXACT_ACTIVATIONS
 
 
 def cache_dtype(settings: Settings) -> torch.dtype | None:
     """The type of keys and values; None is left open."""
-    return _choose(settings.kv, "kv", KV_DTYPES)
-
-
-def _choose(given: str, what: str, allowed: dict[str, torch.dtype]) -> torch.dtype | None:
-    if given == "auto":
-        return None
-    if given not in allowed:
-        raise UsageError(f"{what} {given!r} is not known; allowed: auto, {', '.join(allowed)}.")
-    return allowed[given]
+    return KV_DTYPES.get(settings.kv)
 
 
 def given_context(settings: Settings, config: ModelConfig) -> int | None:
     """Tokens of prompt and answer; None is left open.
 
     Raises:
-        UsageError, ContextLengthError: not a number, or beyond what the model can see.
+        ContextLengthError: it is beyond what the model can see.
     """
-    context = _count(settings.context, "context")
+    context = _count(settings.context)
     if context is not None and context > config.max_context and not config.open_ended:
         raise ContextLengthError(
             f"A context of {context} tokens is beyond the model's {config.max_context}.",
@@ -136,27 +123,17 @@ def given_context(settings: Settings, config: ModelConfig) -> int | None:
 
 def given_chunk(settings: Settings) -> int | None:
     """Most tokens of a step; None is left open."""
-    return _count(settings.chunk, "chunk")
+    return _count(settings.chunk)
 
 
 def given_rows(settings: Settings) -> int | None:
     """Answers made side by side; None is left open."""
-    return _count(settings.rows, "rows")
+    return _count(settings.rows)
 
 
-def _count(given: int | str, what: str) -> int | None:
-    """A count above zero, or None for ``auto``."""
-    text = str(given)
-    if text == "auto":
-        return None
-    match = _COUNT.fullmatch(text)
-    if match is None or len(text) > _MOST_DIGITS:
-        counted = "a count" if what == "rows" else "a count of tokens"
-        raise UsageError(f"{what} {text!r:.40} is not a number; write {counted}, or auto.")
-    count = int(match[1]) * (1024 if match[2] else 1)
-    if count < 1:
-        raise UsageError(f"{what} is {text}; it must be at least 1.")
-    return count
+def _count(given: int | str) -> int | None:
+    """A count, or None for ``auto``."""
+    return None if given == "auto" else int(given)
 
 
 def given_recipe(settings: Settings, model: Assembled) -> Recipe | None:

@@ -25,10 +25,9 @@ from edgelm.models.assembled import Assembled
 from edgelm.planning.expected_accuracy import accuracy_rank, schemes
 from edgelm.planning.matrices import keeps_its_scheme
 from edgelm.planning.planner import Candidate, Planner
+from edgelm.planning.setting_table import DEFAULT_CHUNK, MOST_ROWS
 from edgelm.planning.settings import (
-    DEFAULT_CHUNK,
     DEFAULT_CONTEXT,
-    MOST_ROWS,
     Settings,
     cache_dtype,
     given_chunk,

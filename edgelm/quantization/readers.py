@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgelm.errors import UsageError
-from edgelm.models.model_files import ModelFiles
 from edgelm.planning.setting_table import QuantChoice
-from edgelm.quantization.bit_budget import BitBudget
-from edgelm.quantization.conversion import Conversion, plan_conversion
+
+if TYPE_CHECKING:
+    from edgelm.models.model_files import ModelFiles
+    from edgelm.quantization.conversion import Conversion
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,9 @@ def recipe_for(reader: str, quant: QuantChoice, bpw: float | None, out: Path) ->
 
 def cost(reader: str, files: ModelFiles, method: str, written: Conversion, bits: float) -> str:
     """What reading elsewhere costs, in a sentence: bits and expected divergence beside int4's."""
+    from edgelm.quantization.bit_budget import BitBudget
+    from edgelm.quantization.conversion import plan_conversion
+
     budget, own = BitBudget(files, method), plan_conversion(files, "int4", method)
     return (
         f"for {reader}: {bits:.2f} bits per weight and an expected divergence of "

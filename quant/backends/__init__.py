@@ -18,6 +18,7 @@ from collections.abc import Sequence
 import torch
 
 from ..errors import KernelUnavailableError
+from ..names import BACKENDS
 from ..scheme import Scheme
 from .bitsandbytes_backend import Dequantized4Bit, Fused4Bit, LlmInt8
 from .kernel import Kernel, Shape
@@ -29,7 +30,7 @@ from .torchao_backend import TorchaoInt8
 from .triton_backend import KINDS as TRITON_KINDS
 from .triton_backend import TritonProduct
 
-__all__ = ["BACKENDS", "KERNELS", "Kernel", "choose", "find"]
+__all__ = ["KERNELS", "Kernel", "choose", "find"]
 
 REFERENCE = Reference()
 NATIVE_FLOAT = NativeProduct("float", exact=True)
@@ -42,7 +43,6 @@ KERNELS: tuple[Kernel, ...] = (
     *(Int4Pack(), Int4Tile(), Int8Rows(), Int8Groups(), TorchMatmul(), NATIVE_FLOAT, REFERENCE),
     *(*EXACT_CODES, Fused4Bit(), Dequantized4Bit(), LlmInt8(), TorchaoInt8()),
 )
-BACKENDS = tuple(dict.fromkeys(kernel.backend for kernel in KERNELS))
 
 
 def choose(

@@ -27,5 +27,4 @@ Method = Callable[[Tensor, Scheme], PackedWeight]
 CalibratedMethod = Callable[[Tensor, Curvature, Scheme], PackedWeight]
 
 METHODS: dict[str, Method] = {"rtn": rtn, "mse": mse, "hqq": hqq}
-DEFAULT_METHOD = "mse"  # benches/LOG.md has what it gains on small models and on a real one
 CALIBRATED_METHODS: dict[str, CalibratedMethod] = {"gptq": gptq}

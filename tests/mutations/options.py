@@ -80,7 +80,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "options: 4k is 4096",
-        "edgelm/planning/settings.py",
+        "edgelm/values.py",
         "(1024 if match[2] else 1)",
         "(1000 if match[2] else 1)",
         (f"{_OPTIONS}test_counts_and_sizes",),
@@ -95,7 +95,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "options: errors on the command line name flags",
         "edgelm/cli/commands.py",
-        "error.args = (_with_flags(str(error), given),)",
+        "error.args = (_with_flags(str(error), given, own.params if own else ()),)",
         "pass",
         (f"{_OPTIONS}test_errors_on_the_command_line_name_flags",),
     ),
@@ -116,8 +116,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "options: help lists every allowed value",
         "edgelm/planning/setting_table.py",
-        "_or_auto(BACKENDS)",
-        "_or_auto(BACKENDS[:3])",
+        '"auto", *BACKENDS)',
+        '"auto", *BACKENDS[:3])',
         (f"{_OPTIONS}test_help_lists_every_allowed_value",),
     ),
     Mutation(

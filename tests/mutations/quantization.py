@@ -355,7 +355,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "quant: the grid search is the default",
-        "quant/methods/__init__.py",
+        "quant/names.py",
         'DEFAULT_METHOD = "mse"',
         'DEFAULT_METHOD = "rtn"',
         (f"{_INT4}test_the_usual_method",),

@@ -250,3 +250,28 @@ def test_patterns_that_match_nothing_are_found() -> None:
     recipe = Recipe.parse({"default": "int8", "overrides": {"*.up": "none", "*.wo": "none"}})
     assert recipe.unused_patterns(["layers.0.mlp.up", "head"]) == ["*.wo"]
     assert Recipe.parse("int4").unused_patterns(["layers.0.mlp.up"]) == []  # no family has all
+
+
+def test_names_without_torch_are_those_of_what_they_name() -> None:
+    from quant import names
+    from quant.backends import KERNELS
+    from quant.methods import CALIBRATED_METHODS, METHODS
+    from quant.recipe import NAMED
+
+    assert tuple(NAMED) == names.RECIPE_NAMES
+    assert tuple(METHODS) == names.METHOD_NAMES
+    assert tuple(CALIBRATED_METHODS) == names.CALIBRATED_NAMES
+    assert tuple(dict.fromkeys(kernel.backend for kernel in KERNELS)) == names.BACKENDS
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        *(("q4_k_m", "int4"), ("Q4_K_S", "int4"), ("UD-Q4_K_XL", "int4"), ("iq2_xxs", "int4")),
+        *(("q5_k_m", "int5"), ("Q6_K", "q6_k"), ("Q8_0", "q8_0"), ("INT4", "int4")),
+        *(("bf16", "none"), ("fp16", "none"), ("4bit", "int4"), ("8", "int8"), ("gptq", "int4")),
+    ],
+)
+def test_names_of_other_programs_are_told_the_scheme(name: str, meant: str) -> None:
+    with pytest.raises(QuantError, match=rf"{name}'; did you mean {meant}\?"):
+        Recipe.parse(name)
