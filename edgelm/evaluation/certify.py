@@ -176,7 +176,8 @@ def measure(
             return engine.logits(hidden.read(start, count), out=logits[:count])
 
         bar = _bar(progress, "certificate: the comparison")
-        return compare(passage, block, mine, baseline and baseline.logits, bar)
+        exact = None if baseline is None else baseline.logits
+        return compare(passage, block, mine, exact, bar)
 
 
 def _facts(original: ModelFiles, passage: Passage) -> Facts:
