@@ -232,11 +232,17 @@ def test_models_and_files(
     assert refused(lambda: edgelm.evaluate(value, text=tmp_path))
     if kind not in ("text", "surrogate"):
         assert refused(lambda: edgelm.quantize(nano, value, quant="int8"))
-    for name in ("quant", "method", "calibration", "revision", "offline", "progress", "announce"):
+    for name in (
+        *("quant", "method", "calibration", "revision", "offline", "progress", "announce"),
+        *("certificate", "certificate_text", "max_kld"),
+    ):
         given: dict[str, Any] = {name: value}
         found = refused(lambda: edgelm.quantize(nano, tmp_path / name, **given))  # noqa: B023
         assert found or kind not in NEVER, name
-    for name in ("text", "tasks", "limit", "window", "baseline", "progress", "threads"):
+    for name in (
+        *("text", "tasks", "limit", "window", "baseline", "progress", "threads"),
+        *("shots", "prompts", "example_seed", "details"),
+    ):
         given = dict[str, Any](text=tmp_path, quant="none") | {name: value}
         assert refused(lambda: edgelm.evaluate(nano, **given)), name  # noqa: B023
     assert refused(lambda: lm.restore_conversation(value))

@@ -177,8 +177,8 @@ def measure(
             return engine.logits(hidden.read(start, count), out=logits[:count])
 
         bar = _bar(progress, "certificate: the comparison")
-        theirs_at = None if baseline is None else baseline.logits
-        return compare(passage, block, mine, theirs_at, bar)
+        exact = None if baseline is None else baseline.logits
+        return compare(passage, block, mine, exact, bar)
 
 
 def _facts(original: ModelFiles, passage: Passage) -> Facts:

@@ -68,7 +68,8 @@ def read_questions(name: str, path: str | Path) -> list[Question]:
 
     Raises ModelFileError: the file is missing, empty or not in the task's format.
     """
-    found, read = [], 0
+    found: list[Question] = []
+    read = 0
     try:
         with open_text(Path(path)) as lines:
             for line in lines:

@@ -117,7 +117,8 @@ def worst_matrices(files: ModelFiles, manifest: Manifest) -> dict[str, float]:
 
     A share is the matrix's squared error times the sensitivity of its kind, see ``bit_budget``.
     """
-    sensitivities, shares = bit_budget.built_in(), {}
+    sensitivities = bit_budget.built_in()
+    shares: dict[str, float] = {}
     for kind in bit_budget.kinds(files):
         each = sum(sensitivities.get(name, 0.0) for name in kind.names) / len(kind.files)
         for name in kind.files:

@@ -142,15 +142,14 @@ def quantize(
             f"sensitivity is {str(sensitivity)!r}, and no number of bits per weight is given; give "
             "both or neither."
         )
-    conversion = (plan_gguf if gguf else plan_conversion)(files, quant, method)
+    asked = (files, quant, method)
+    conversion = plan_gguf(*asked) if gguf else plan_conversion(*asked)
     calibrated = _calibration(files, conversion, method, calibration, progress)
     certified = (
         Certification.of(files, certificate_text, max_kld, progress) if certificate else None
     )
-    form = GGUFExport if gguf else PackedFolder
-    job: PackedFolder | GGUFExport = form(
-        files, Path(out), conversion, method, calibrated, certified
-    )
+    parts = (files, Path(out), conversion, method, calibrated, certified)
+    job: PackedFolder | GGUFExport = GGUFExport(*parts) if gguf else PackedFolder(*parts)
     promise = _promise(runtime, job, calibrated, certified)
     with disk_errors(job.out), _alone(job.out):
         if announce:
