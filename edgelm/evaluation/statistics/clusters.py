@@ -9,11 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from edgelm.evaluation.statistics.student import LEVEL, t_quantile
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 BLOCKS = 30
 """Blocks of a long text: enough for an error, each long enough to be independent of the next."""

@@ -8,11 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from edgelm.evaluation.statistics.clusters import Estimate, clustered_mean
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 
 def perplexity(losses: ArrayLike, clusters: Sequence[int]) -> Estimate:
