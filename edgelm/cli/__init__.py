@@ -7,7 +7,7 @@ Modules:
     options, examples: groups of options that commands share, and the examples of their help.
     opening: from arguments to model files and to a loaded model.
     console: answers on stdout, everything else on stderr.
-    bench, chat, demo, doctor, eval, generate, inspect, mask, plan, quantize: the commands.
+    bench, chat, demo, doctor, eval, generate, inspect, mask, plan, quantize, serve: the commands.
 
 Above ``quantization`` in the ladder of tests/test_house.py: imports point down only.
 """

@@ -20,6 +20,7 @@ from edgelm.cli import (
     mask,
     plan,
     quantize,
+    serve,
 )
 from edgelm.cli.examples import epilog
 from edgelm.cli.options import expanded
@@ -40,6 +41,7 @@ for verb in (
     demo.demo,
     generate.generate,
     chat.chat,
+    serve.serve,
     plan.plan,
     quantize.quantize,
     eval.eval_,
