@@ -23,11 +23,11 @@ class AsyncForms(TextCalls):
     """``agenerate``, ``achat`` and ``astream`` over the blocking calls of the same names.
 
     The event loop goes on meanwhile. Cancelling the task, or closing the stream, cancels the
-    answer within one token; the next call waits for that token. A task that reads a stream must
+    answer within one token. Calls of several tasks share steps. A task that reads a stream must
     end or close it before it awaits another call on the same model, which is refused.
     """
 
-    _reading: asyncio.Task[Any] | None = None  # who read a stream last, until somebody reads on
+    _reading: set[asyncio.Task[Any] | None]  # who read streams last, until somebody reads on
 
     @overload
     async def agenerate(  # type: ignore[overload-overlap]
@@ -64,18 +64,20 @@ class AsyncForms(TextCalls):
         self, prompt: Prompt, *, stop_event: threading.Event | None = None,
         **options: Unpack[GenerateOptions],
     ) -> AsyncGenerator[Chunk, None]:  # fmt: skip
-        """As ``stream``; nothing is generated ahead of what is read."""
+        """As ``stream``; little is generated ahead of what is read."""
         self._refuse_nesting()
         stop = _Stop(stop_event)
         with _worker(stop) as run:
             chunks = self.stream(prompt, stop_event=stop, **options)
             try:
                 while (chunk := await run(next, chunks, None)) is not None:
-                    self._reading = asyncio.current_task()
-                    yield chunk
-                    self._reading = None
+                    reader = asyncio.current_task()
+                    self._reading.add(reader)
+                    try:
+                        yield chunk
+                    finally:
+                        self._reading.discard(reader)
             finally:
-                self._reading = None
                 run(chunks.close)  # behind the step that may still run; nobody waits for it
 
     async def _call(
@@ -88,7 +90,7 @@ class AsyncForms(TextCalls):
             return answer
 
     def _refuse_nesting(self) -> None:
-        if self._reading is not None and self._reading is asyncio.current_task():
+        if asyncio.current_task() in self._reading:
             raise UsageError(
                 "An answer is still being streamed in this task; read it to its end or close it "
                 "before the next call."

@@ -1,4 +1,4 @@
-"""CallLock: a lock that serialises calls to one model, in the process that loaded it."""
+"""CallLock: whose turn it is among the calls to one model, in the process that loaded it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from inspect import CO_GENERATOR
@@ -16,24 +16,23 @@ from typing import NoReturn
 from edgelm.errors import CancelledError, UsageError
 
 _LOOK_S = 0.02  # interval at which a waiting call checks whether it was cancelled
+WAITED = "The call was cancelled while it waited for its turn."
 PATIENCE_S = 10.0
 """A call waits so long for a stream that its own thread read last, and that nobody reads on."""
 
 
 class CallLock:
-    """A lock that belongs to a call, which different threads may carry on.
+    """The turns of calls: shared ones run side by side, any other alone, by arrival.
 
     Args:
-        within: entered by whatever thread runs the call, as long as it does.
+        within: entered by whatever thread runs a call, as long as it does.
     """
 
     def __init__(self, within: Callable[[], AbstractContextManager[object]] = nullcontext) -> None:
-        self._turn = threading.Lock()  # from a call's beginning to its end
-        self._gate = threading.RLock()  # while a thread runs the call, and while it is ended
+        self._changed = threading.Condition()
+        self._line: list[Call] = []  # that wait, in order of arrival
+        self._inside: list[Call] = []
         self._within = within
-        self._inside: AbstractContextManager[object] = nullcontext()
-        self._runner: int | None = None
-        self._reader: _Reader | None = None
         self._process = os.getpid()
 
     @property
@@ -42,11 +41,11 @@ class CallLock:
         return self._process != os.getpid()
 
     @contextmanager
-    def take(self, cancelled: Callable[[], bool] = bool) -> Iterator[None]:
+    def take(self, cancelled: Callable[[], bool] = bool, *, shared: bool = False) -> Iterator[Call]:
         """Wait for the turn and take it.
 
         Raises:
-            UsageError: the call that has the turn waits for this one, or the process was forked
+            UsageError: a call that has the turn waits for this one, or the process was forked
                 after loading.
             CancelledError: ``cancelled`` returned True while other calls were running.
         """
@@ -56,59 +55,108 @@ class CallLock:
                 f"This model was loaded in process {self._process} and used after a fork. Load it "
                 "again in this process, or start processes with the method 'spawn'."
             )
-        while not self._turn.acquire(timeout=_LOOK_S):
-            self._refuse_nesting()
-            if cancelled():
-                raise CancelledError("The call was cancelled while it waited for its turn.")
+        call = Call(self._within, shared)
+        self._wait(call, cancelled)
         try:
-            self._enter()
+            call.enter()
             try:
-                yield
+                yield call
             finally:
-                self._leave()
+                call.leave()
         finally:
-            self._turn.release()
+            self._give_up(self._inside, call)
+
+    @contextmanager
+    def end(self) -> Iterator[None]:
+        """Wait for other threads' calls before closing; not for this thread's, nor when forked."""
+        if self.is_forked:
+            yield
+            return
+        call, own = Call(self._within, shared=False), threading.get_ident()
+        with self._changed:
+            self._line.insert(0, call)  # what waits meanwhile finds the model closed
+            while not all(other.belongs_to(own) for other in self._inside):
+                self._changed.wait(_LOOK_S)
+        try:
+            yield
+        finally:
+            self._give_up(self._line, call)
+
+    def _wait(self, call: Call, cancelled: Callable[[], bool]) -> None:
+        own = threading.get_ident()
+        with self._changed:
+            if any(other.runner == own for other in self._inside):
+                _refuse("A call to this model is running in this thread")
+            self._line.append(call)
+        try:
+            while not self._admitted(call):
+                refuse_nesting(self._inside)
+                if cancelled():
+                    raise CancelledError(WAITED)
+        except BaseException:
+            self._give_up(self._line, call)
+            raise
+
+    def _admitted(self, call: Call) -> bool:
+        """True once the call is inside; waits for a change otherwise."""
+        with self._changed:
+            before = self._line[: self._line.index(call)] + self._inside
+            if before and not (call.shared and all(other.shared for other in before)):
+                self._changed.wait(_LOOK_S)
+                return False
+            self._line.remove(call)
+            self._inside.append(call)
+            return True
+
+    def _give_up(self, place: list[Call], call: Call) -> None:
+        with self._changed:
+            place.remove(call)
+            self._changed.notify_all()
+
+
+class Call:
+    """A call that has its turn, and the thread that runs it or read from it last."""
+
+    def __init__(self, within: Callable[[], AbstractContextManager[object]], shared: bool) -> None:
+        self.shared = shared
+        self.runner: int | None = None
+        self.reader: _Reader | None = None
+        self._within = within
+        self._entered: AbstractContextManager[object] = nullcontext()
+
+    def enter(self) -> None:
+        self.reader, self.runner = None, threading.get_ident()
+        self._entered = self._within()
+        self._entered.__enter__()
+
+    def leave(self, reader: _Reader | None = None) -> None:
+        self._entered.__exit__(None, None, None)
+        self.reader, self.runner = reader, None
 
     def paused(self) -> AbstractContextManager[None]:
         """Around a stream's ``yield``: any thread may read on, and the turn is kept."""
         return _Pause(self)
 
-    @contextmanager
-    def end(self) -> Iterator[None]:
-        """Wait for other threads' calls before closing; not for this thread's, nor when forked."""
-        reader, own = self._reader, threading.get_ident()
-        if self.is_forked:
-            yield
-        elif own == self._runner or (reader and own == reader.thread):
-            with self._gate:  # a thread that reads on waits, and finds the model closed
-                yield
-        else:
-            with self._turn:
-                yield
+    def belongs_to(self, thread: int) -> bool:
+        """True if the thread runs the call, or read from it last."""
+        reader = self.reader
+        return self.runner == thread or (reader is not None and reader.thread == thread)
 
-    def _enter(self) -> None:
-        self._gate.acquire()
-        self._reader, self._runner = None, threading.get_ident()
-        self._inside = self._within()
-        self._inside.__enter__()
 
-    def _leave(self, reader: _Reader | None = None) -> None:
-        self._inside.__exit__(None, None, None)
-        self._reader, self._runner = reader, None
-        self._gate.release()
+def refuse_nesting(calls: Iterable[Call], *, at_once: bool = True) -> None:
+    """Raise UsageError if one of the calls cannot go on before the one that this thread waits in.
 
-    def _refuse_nesting(self) -> None:
-        """Raise UsageError if the call that has the turn cannot go on before this one ends.
+    Known for sure of a stream whose reader's frame stands on this thread's stack. A stream that
+    this thread read last may be read on by another.
 
-        Known for sure of a call that this thread runs, and of a stream whose reader's frame stands
-        on this thread's stack. A stream that this thread read last may be read on by another.
-        """
-        reader, own = self._reader, threading.get_ident()
-        if self._runner == own:
-            _refuse("A call to this model is running in this thread")
+    Args:
+        at_once: False where others may let this thread go on as well.
+    """
+    own = threading.get_ident()
+    for reader in [call.reader for call in calls]:
         if reader is None or reader.thread != own:
-            return
-        if reader.stands_here():
+            continue
+        if at_once and reader.stands_here():
             _refuse("An answer is still being streamed in this thread")
         if time.monotonic() - reader.since > PATIENCE_S:
             _refuse(
@@ -122,16 +170,16 @@ def _refuse(reason: str) -> NoReturn:
 
 
 class _Pause:
-    """A stream between two pieces; see ``CallLock.paused``."""
+    """A stream between two pieces; see ``Call.paused``."""
 
-    def __init__(self, lock: CallLock) -> None:
-        self._lock = lock
+    def __init__(self, call: Call) -> None:
+        self._call = call
 
     def __enter__(self) -> None:
-        self._lock._leave(_Reader.of(sys._getframe(1)))
+        self._call.leave(_Reader.of(sys._getframe(1)))
 
     def __exit__(self, *exception: object) -> None:
-        self._lock._enter()
+        self._call.enter()
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ from edgelm.generation.model_defaults import ModelDefaults, model_defaults
 from edgelm.generation.prompt_lookup import PromptLookup
 from edgelm.generation.prompts import read_prompt
 from edgelm.generation.request import Request, Result
+from edgelm.generation.scheduler import Scheduler
 from edgelm.generation.session import Session
 from edgelm.generation.speculation import Drafter, Speculation
 from edgelm.hub.references import cache_dir
@@ -53,8 +54,8 @@ from quant import Report
 
 
 class LanguageModel(AsyncForms):
-    """A model in memory. One call at a time: others wait. Any thread may read a stream on; a call
-    from where a stream is being read is refused, since it would wait for itself.
+    """A model in memory. Answers share its rows and steps; any other call waits until none runs.
+    Any thread may read a stream on; a call in its loop that would wait for it is refused.
 
     ``edgelm.load`` makes it. Close it (or use ``with``) to free its weights, caches and buffers.
     """
@@ -70,9 +71,10 @@ class LanguageModel(AsyncForms):
         self.defaults = defaults or ModelDefaults()
         self._files = files
         self._session: Session | None = session
+        self._scheduler: Scheduler | None = Scheduler(session)
+        self._reading = set()
         self._closing = closing
         self._calls = CallLock(lambda: accelerators.current(plan.device))
-        self.paused = self._calls.paused
 
     @classmethod
     def load(
@@ -104,8 +106,6 @@ class LanguageModel(AsyncForms):
         streams = [] if loader.stream is None else [loader.stream.close]
         return cls(files, plan, ledger, report, session, [watch.end, *streams], defaults)
 
-    # text: see TextCalls
-
     @property
     def tokenizer(self) -> Tokenizer:
         return self._files.tokenizer
@@ -116,37 +116,35 @@ class LanguageModel(AsyncForms):
         cancelled: Callable[[], bool] = bool,
     ) -> Iterator[Batch]:  # fmt: skip
         """Requests in ids, without text: nothing but ``end_ids`` and their limits end them."""
-        with self._answering(cancelled) as session:
+        with self._calls.take(cancelled, shared=True) as call:
+            self._open_session().engine.require_language_model("Generating")
+            scheduler = self._scheduler
+            assert scheduler is not None
+            try:
+                yield Batch(scheduler, call, requests, end_ids, cancelled)
+            finally:
+                scheduler.leave(call)
 
-            def ended() -> bool:
-                return self._session is None or cancelled()
-
-            yield Batch(session, requests, end_ids, ended)
+    def load_of_rows(self) -> tuple[int, int]:
+        """How many answers run now, and how many wait for a row."""
+        return (0, 0) if self._scheduler is None else self._scheduler.load
 
     def beam_search(
         self, request: Request, beams: int, length_penalty: float = 1.0,
         cancelled: Callable[[], bool] = bool,
     ) -> list[Result]:  # fmt: skip
         """The answers of a beam search, best first."""
-        with self._answering(cancelled) as session:
+        with self._running(cancelled) as session:
+            session.engine.require_language_model("Generating")
             search = BeamSearch(
                 session, request, beams, length_penalty, self.end_ids, lambda: self.tokenizer
             )
-            found = search.run(cancelled)
-            return [beam_result(search, beam, self.tokenizer) for beam in found]
-
-    @contextmanager
-    def _answering(self, cancelled: Callable[[], bool]) -> Iterator[Session]:
-        """The session for answers; what the rows hold is forgotten where a step broke off."""
-        with self._running(cancelled) as session:
-            session.engine.require_language_model("Generating")
             try:
-                yield session
-            except GeneratorExit:  # between two steps: what the rows hold is known
-                raise
-            except BaseException:  # perhaps within a step, which leaves its rows half written
+                found = search.run(cancelled)
+            except BaseException:  # perhaps within a step, which leaves rows half written
                 session.forget_rows()
                 raise
+            return [beam_result(search, beam, self.tokenizer) for beam in found]
 
     # numbers
 
@@ -190,7 +188,7 @@ class LanguageModel(AsyncForms):
     def score(self, prompt: str, continuation: str) -> float:
         """Natural log-likelihood of ``continuation`` after ``prompt``: at most 0, 0 only for ''.
 
-        White space at the prompt's end is scored with the continuation; see ``encode_pair``.
+        White space at the prompt's end is scored too; see ``encode_pair``.
         """
         return self.score_all([(prompt, continuation)])[0].log_likelihood
 
@@ -278,8 +276,10 @@ class LanguageModel(AsyncForms):
         Waits for other threads' calls; an answer that this thread read last is given up.
         """
         with self._calls.end():
-            if self._session is not None:
-                self._session = None
+            scheduler, self._session, self._scheduler = self._scheduler, None, None
+            if scheduler is not None:
+                if not self._calls.is_forked:  # where a copied lock may stay locked
+                    scheduler.close()
                 for close in self._closing:
                     close()
 

@@ -35,14 +35,15 @@ README_BYTES = 10_000
 LADDER = (
     *(
         ("errors", "progress", "values", "version"),
-        ("option", "plain_file"),
+        ("option", "plain_file", "call_lock"),
         ("config",),
         ("machine",),
         ("text",),
     ),
     *(("checkpoint",), ("hub",), ("budget",), ("ops",), ("models",), ("layerstore",), ("engine",)),
-    *(("generation",), ("tasks",), ("planning",), ("asynchronous", "call_lock"), ("model",)),
-    *(("loading",), ("reports",), ("evaluation",), ("quantization",), ("edgelm",), ("cli",)),
+    *(("generation",), ("tasks",), ("planning",), ("asynchronous",), ("model",)),
+    *(("loading",), ("reports",), ("evaluation",), ("quantization",), ("server",)),
+    *(("edgelm",), ("cli",)),
     ("__main__",),
 )
 

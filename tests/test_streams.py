@@ -226,9 +226,9 @@ def test_each_thread_that_reads_enters_what_belongs_to_the_call() -> None:
     lock = call_lock.CallLock(Within)
 
     def made() -> Iterator[int]:
-        with lock.take():
+        with lock.take(shared=True) as call:
             for piece in range(3):
-                with lock.paused():
+                with call.paused():
                     yield piece
 
     stream = made()

@@ -9,7 +9,7 @@ Modules:
     console: answers on stdout, everything else on stderr.
     chat_commands, chat_terminal, markdown_writer: commands of a chat; its prompt; how answers look.
     bench, chat, compare, demo, doctor, eval, generate, inspect, mask, models, plan, processes,
-        quantize, verify: the commands; ``models`` has pull, list and rm. mask_drawing: how masks
+        quantize, serve, verify: the commands; ``models`` has pull, list and rm. mask_drawing: how masks
         are shown.
 
 Above ``quantization`` in the ladder of tests/test_house.py: imports point down only.

@@ -25,6 +25,7 @@ VERBS = {
     "generate": ("generate", "generate"),
     "chat": ("chat", "chat"),
     "run": ("chat", "chat"),
+    "serve": ("serve", "serve"),
     "plan": ("plan", "plan"),
     "quantize": ("quantize", "quantize"),
     "verify": ("verify", "verify"),

@@ -13,6 +13,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "edgelm chat HuggingFaceTB/SmolLM3-3B --template-variables '{\"enable_thinking\": false}'",
     ),
     "run": ("edgelm run demo",),
+    "serve": (
+        "edgelm serve demo --port 8080",
+        "edgelm serve google/gemma-2-2b-it --budget 4GiB --users 4",
+    ),
     "plan": (
         "edgelm plan google/gemma-2-2b-it --budget 4GiB --context 8k",
         "edgelm plan --shape llama-3.2-1b --table",

@@ -54,9 +54,18 @@ class RestorePoints:
     def mark(self, row: int, held: Sequence[int]) -> None:
         """Remember the row as it is now, holding the ids ``held``."""
         if self._copies:
-            self._ids[row], self._written[row] = tuple(held), self._cache.written(row)
+            self._ids[row] = ()  # whatever stops the copying leaves no half a point
             for ring, copy in self._copies:
                 _copy_row(ring, copy, row)
+            self._ids[row], self._written[row] = tuple(held), self._cache.written(row)
+
+    def copy(self, source: int, target: int) -> None:
+        """Let row ``target`` go back to where row ``source`` can."""
+        self._ids[target] = ()
+        for _, copy in self._copies:
+            for tensor in copy.tensors:
+                tensor[:, target].copy_(tensor[:, source])
+        self._ids[target], self._written[target] = self._ids[source], self._written[source]
 
     def go_back(self, row: int, held: Sequence[int], length: int) -> int:
         """Cut a row of ids ``held`` to at most ``length`` tokens, as many as can be had exactly.

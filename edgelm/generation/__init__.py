@@ -7,7 +7,8 @@ Modules:
     session: what answers run on: an engine, its cache and what each row holds.
     prompts: what callers give to be answered.
     request, answer: requests, results and statistics, and the state of a request in progress.
-    batch: the generation loop, for one or many requests.
+    scheduler, row_choice: the generation loop, for the answers of all calls, and their rows.
+    batch: the requests of one call, as ids and as text.
     writer: an answer's ids to text, up to a stop string.
     sampling, processors: the sampler and its logits processors.
     grammar, json_schema: constrained generation with grammars and JSON schemas, and their limits.

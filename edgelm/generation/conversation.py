@@ -63,7 +63,7 @@ def facts_of(plan: Plan, sha256: str) -> Facts:
 def save_conversation(
     path: Path, session: Session, facts: Callable[[], Facts], messages: Messages
 ) -> None:
-    """Keep what the cache's first row holds in a file, with its messages.
+    """Keep what the row of the last answer holds in a file, with its messages.
 
     Args:
         facts: makes those of ``facts_of``, which reads all weights.
@@ -73,7 +73,8 @@ def save_conversation(
             conversation.
         EdgeLMError: the file cannot be written.
     """
-    if not session.held[0]:
+    row = session.last_row
+    if not session.held[row]:
         raise UsageError("The conversation is empty; send a message before you save it.")
     if os.path.lexists(path) and not _is_conversation(path):
         raise UsageError(
@@ -89,25 +90,26 @@ def save_conversation(
         ) from error
     told = replace(
         facts(),
-        ids=session.held[0],
-        written=session.cache.written(0),
+        ids=session.held[row],
+        written=session.cache.written(row),
         messages=kept,
     )
-    save_row(path, session.cache, 0, told)
+    save_row(path, session.cache, row, told)
 
 
 def restore_conversation(path: Path, session: Session, facts: Facts) -> list[dict[str, Any]]:
-    """Put a saved conversation back into the cache's first row; its messages.
+    """Put a saved conversation back into the row of the last answer; its messages.
 
     Raises:
         ModelFileError, UnsupportedModelError, UsageError: see ``restore_row``; what the cache held
             is still there then.
     """
-    cache, held = session.cache, session.held[0]
+    cache, row = session.cache, session.last_row
+    held = session.held[row]
     try:
-        found = restore_row(path, cache, 0, facts, session.engine.config.vocab_size)
+        found = restore_row(path, cache, row, facts, session.engine.config.vocab_size)
     except BaseException:
-        del held[cache.lengths[0] :]
+        del held[cache.lengths[row] :]
         raise
     held[:] = found.ids
     return found.messages

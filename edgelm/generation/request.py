@@ -24,6 +24,9 @@ class Request:
     prompt from a row that ran it for another request of the same batch. ``logprobs`` asks for
     log-probabilities: of each chosen token and of this many of the likeliest ones. ``speculate``
     ``auto`` lets tokens be guessed ahead where that is faster, which changes none.
+    ``prompt_logprobs`` asks for the same of the prompt's own tokens, which then all run;
+    ``pooling`` for the mean of its last hidden states. ``prompt_only`` ends once the prompt has
+    run.
     """
 
     prompt_ids: tuple[int, ...]
@@ -38,6 +41,14 @@ class Request:
     constraint: Constraint | None = None
     speculate: str = "auto"
     usual_limit: int | None = None
+    prompt_logprobs: int | None = None
+    pooling: bool = False
+    prompt_only: bool = False
+
+    @property
+    def reads_prompt(self) -> bool:
+        """True if something is asked for of every token of the prompt."""
+        return self.pooling or self.prompt_logprobs is not None
 
     def ends(self, token: int, end_ids: frozenset[int]) -> bool:
         """True for a token that ends the answer, which has no text then."""
@@ -58,8 +69,9 @@ class Request:
                 raise UsageError(f"Token id {token} is out of range; allowed: 0-{vocab_size - 1}.")
         if self.max_new_tokens is not None:
             require_option("max_new_tokens", self.max_new_tokens)
-        if self.logprobs is not None and not 0 <= self.logprobs <= vocab_size:
-            raise UsageError(f"logprobs is {self.logprobs}; allowed: 0-{vocab_size}.")
+        for count in (self.logprobs, self.prompt_logprobs):
+            if count is not None and not 0 <= count <= vocab_size:
+                raise UsageError(f"logprobs is {count}; allowed: 0-{vocab_size}.")
         require_option("speculate", self.speculate)
         self.sampling.check_ids(vocab_size)
         if beyond := [token for token in self.stop_token_ids if not 0 <= token < vocab_size]:
@@ -67,6 +79,8 @@ class Request:
         if "" in self.stop:
             raise UsageError("A stop string is empty; leave it out to stop only at end tokens.")
         prompt, wanted = len(self.prompt_ids), self.max_new_tokens or 1
+        if self.prompt_only:
+            wanted = 0
         if prompt + wanted > context:
             raise ContextLengthError(
                 f"The prompt has {prompt} tokens and {wanted} are to be generated; the context "
@@ -130,7 +144,8 @@ class TokenLogprob:
 class Chunk:
     """A piece of an answer: whole characters, the ids since the last piece.
 
-    ``logprobs`` go with the ids where they were asked for.
+    ``logprobs`` go with the ids where they were asked for; ``prompt_logprobs``, of each token of
+    the prompt but the first, come with the first piece.
 
     ``finish_reason`` and ``stats`` are set in the last one: ``stop`` (end token or stop string),
     ``length`` or ``cancelled``.
@@ -141,6 +156,7 @@ class Chunk:
     finish_reason: str | None = None
     stats: Stats | None = None
     logprobs: tuple[TokenLogprob, ...] = ()
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,11 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, Literal, Unpack, overload
 
+import torch
+from torch import Tensor
+
 from edgelm.config import ModelConfig
-from edgelm.errors import UsageError
+from edgelm.errors import CancelledError, UsageError
 from edgelm.generation.batch import Batch, stream_text, whole_answers
 from edgelm.generation.beams import check_kept
 from edgelm.generation.grammar import Constraint
@@ -47,7 +50,6 @@ class TextCalls(ABC):
     batch: Callable[..., AbstractContextManager[Batch]]
     beam_search: Callable[..., list[Result]]
     defaults: ModelDefaults
-    paused: Callable[[], AbstractContextManager[None]]
 
     @property
     @abstractmethod
@@ -143,19 +145,42 @@ class TextCalls(ABC):
     ) -> Generator[Chunk, None, None]:  # fmt: skip
         """The answer piece by piece, to whatever thread reads it.
 
-        Closing it, or setting ``stop_event``, cancels it. Other calls wait until it is read.
+        Closing it, or setting ``stop_event``, cancels it. It keeps its row until it is read; other
+        calls run beside it in other rows.
         """
-        yield from self._stream(self.request(prompt, **options), stop_event)
+        for _, chunk in self.stream_requests([self.request(prompt, **options)], stop_event):
+            yield chunk
 
-    def _stream(
-        self, request: Request, stop_event: threading.Event | None
-    ) -> Generator[Chunk, None, None]:
+    def stream_requests(
+        self, requests: Sequence[Request], stop_event: threading.Event | None = None
+    ) -> Generator[tuple[int, Chunk], None, None]:
+        """Pieces of the answers to all requests as they come, with the number of the request."""
         [stop_event] = GENERATE.require(stop_event=stop_event)
         cancelled = stop_event.is_set if stop_event is not None else bool
-        with self.batch([request], self.end_ids, cancelled) as batch:
-            for _, chunk in stream_text(batch, self.tokenizer):
-                with self.paused():
-                    yield chunk
+        with self.batch(requests, self.end_ids, cancelled) as batch:
+            for piece in stream_text(batch, self.tokenizer):
+                with batch.paused():
+                    yield piece
+
+    def embed(
+        self, inputs: Prompt | Prompts, *, stop_event: threading.Event | None = None
+    ) -> Tensor:
+        """Embeddings of texts (or ids): [B, N] float32, or [N] of a single one.
+
+        Each is the mean of the last hidden states of its tokens, scaled to length 1. A model that
+        was trained to write gives vectors of meaning only roughly.
+        """
+        [stop_event] = GENERATE.require(stop_event=stop_event)
+        cancelled = stop_event.is_set if stop_event is not None else bool
+        prompts, many = read_prompts(inputs)
+        requests = [replace(self._request(p, {}), pooling=True, prompt_only=True) for p in prompts]
+        with self.batch(requests, self.end_ids, cancelled) as batch:
+            for _ in batch.tokens():
+                pass
+            if any(answer.finish_reason is None for answer in batch.answers):
+                raise CancelledError("The embeddings were cancelled.")
+            found = [answer.embedding for answer in batch.answers]
+        return torch.stack(found) if many else found[0]
 
     def chat(
         self, messages: Messages, *, stop_event: threading.Event | None = None,
@@ -183,7 +208,9 @@ class TextCalls(ABC):
             given["keep_prefix"] = True
         request = self._request(tuple(self.chat_ids(messages, **asked)), given)
         continues = bool(asked.get("continue_final_message"))
-        yield from self._stream(replace(request, continues=continues), stop_event)
+        asked_for = [replace(request, continues=continues)]
+        for _, chunk in self.stream_requests(asked_for, stop_event):
+            yield chunk
 
     def chat_ids(
         self, messages: Messages, *, tools: Tools | None = None,

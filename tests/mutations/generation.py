@@ -9,7 +9,7 @@ _FILE = "tests/test_generation_config.py::"
 MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "generate: prompts run in chunks of the plan",
-        "edgelm/generation/batch.py",
+        "edgelm/generation/scheduler.py",
         "ids = answer.pending[:room]",
         "ids = answer.pending[: room - 1] or answer.pending[:room]",
         ("tests/test_generate.py::test_a_chunk_is_filled",),
@@ -51,21 +51,21 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "generate: an event cancels",
-        "edgelm/generation/batch.py",
-        "while self._fill_rows() and not self.cancelled():",
-        "while self._fill_rows():",
+        "edgelm/generation/scheduler.py",
+        "        while not cancelled():",
+        "        while True:",
         ("tests/test_generate.py::test_cancelled_within_one_token_and_the_next_call_works",),
     ),
     Mutation(
         "generate: a kept prefix is not run again",
-        "edgelm/generation/batch.py",
-        "if request.keep_prefix or request.shares_prompt:\n            prompt",
-        "if request.shares_prompt:\n            prompt",
+        "edgelm/generation/row_choice.py",
+        "        if request.keep_prefix:\n",
+        "        if False:\n",
         ("tests/test_generate.py::test_a_kept_prefix_is_not_run_again",),
     ),
     Mutation(
         "generate: rows of finished answers are given on",
-        "edgelm/generation/batch.py",
+        "edgelm/generation/scheduler.py",
         "if row not in busy]",
         "]",
         ("tests/test_generate.py::test_rows_of_a_batch_get_what_each_gets_alone",),
@@ -187,10 +187,9 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "sampling: n answers run their prompt once",
-        "edgelm/generation/batch.py",
-        "                    self.cache.copy_row(other.row, row)\n"
-        "                    self.held[row][:] = self.held[other.row]\n",
-        "                    self.held[row].clear()\n",
+        "edgelm/generation/row_choice.py",
+        "                session.copy_row(source, row)\n",
+        "                held.clear()\n",
         ("tests/test_answers.py::test_n_answers_share_one_prompt",),
     ),
     Mutation(

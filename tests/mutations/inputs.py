@@ -55,14 +55,14 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "inputs: a stream goes on in another thread",
         "edgelm/generation/text_calls.py",
-        "                with self.paused():\n                    yield chunk\n",
-        "                yield chunk\n",
+        "                with batch.paused():\n                    yield piece\n",
+        "                yield piece\n",
         (f"{_STREAMS}test_every_piece_is_read_by_another_thread",),
     ),
     Mutation(
         "inputs: nesting is known by the frames",
         "edgelm/call_lock.py",
-        "        if reader.stands_here():\n",
+        "        if at_once and reader.stands_here():\n",
         "        if False:\n",
         (f"{_STREAMS}test_nesting_is_refused_at_once",),
     ),

@@ -9,9 +9,9 @@ _TESTS = "tests/test_lifecycle.py::"
 MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "lifecycle: a waiting call is cancelled",
-        "edgelm/call_lock.py",
-        "            if cancelled():",
-        "            if False:",
+        "edgelm/generation/scheduler.py",
+        "        if not self._closed and all(answer.row < 0 for answer in own):",
+        "        if False:",
         (f"{_TESTS}test_a_waiting_call_is_cancelled",),
     ),
     Mutation(
@@ -23,16 +23,16 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "lifecycle: an interrupted step leaves no prefix",
-        "edgelm/model.py",
-        "                session.forget_rows()\n",
+        "edgelm/generation/scheduler.py",
+        "        self.session.forget_rows()\n",
         "",
         (f"{_TESTS}test_what_an_interrupted_step_wrote_is_not_kept",),
     ),
     Mutation(
         "lifecycle: closing ends a half read answer",
-        "edgelm/model.py",
-        "return self._session is None or cancelled()",
-        "return cancelled()",
+        "edgelm/generation/scheduler.py",
+        "                    if self._closed or all(",
+        "                    if all(",
         (f"{_TESTS}test_closing_in_the_middle_of_an_answer_ends_it",),
     ),
     Mutation(

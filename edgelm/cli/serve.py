@@ -1,0 +1,94 @@
+"""``edgelm serve``: a model behind OpenAI's and Anthropic's HTTP interfaces."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from edgelm import loading
+from edgelm.cli import console
+from edgelm.cli.opening import open_files
+from edgelm.cli.options import (
+    GuessOptions,
+    LoadOptions,
+    Model,
+    OutputOptions,
+    RunOptions,
+    SourceOptions,
+)
+from edgelm.errors import EdgeLMError, UsageError
+
+_PANEL = "Server"
+Host = Annotated[
+    str,
+    typer.Option(help="Address to listen on; any but this machine's own needs --key.",
+                 rich_help_panel=_PANEL),
+]  # fmt: skip
+Port = Annotated[int, typer.Option(help="Port to listen on.", rich_help_panel=_PANEL)]
+Users = Annotated[
+    int | None,
+    typer.Option(
+        help="Answers side by side, each with memory of its own; others wait (default: up to 8, "
+        "as many as cost neither context nor accuracy).",
+        rich_help_panel=_PANEL,
+    ),
+]
+Key = Annotated[
+    str | None,
+    typer.Option(
+        help="Secret that clients must send as 'Authorization: Bearer KEY'.",
+        envvar="EDGELM_KEY", show_envvar=True, rich_help_panel=_PANEL,
+    ),
+]  # fmt: skip
+
+
+def serve(
+    model: Model, source: SourceOptions, load: LoadOptions, guess: GuessOptions, run: RunOptions,
+    output: OutputOptions, host: Host = "127.0.0.1", port: Port = 8080, users: Users = None,
+    key: Key = None,
+) -> None:  # fmt: skip
+    """Serve a model over HTTP: chat, completions, embeddings, Anthropic's messages, tokens."""
+    try:
+        import uvicorn
+
+        from edgelm.server.app import Server
+        from edgelm.server.fields import MOST_CONNECTIONS
+        from edgelm.server.guard import require_key
+    except ImportError as error:
+        raise UsageError(
+            f"serve needs {error.name}, which is not installed: pip install 'edgelm[serve]'."
+        ) from error
+    if not 0 <= port < 1 << 16:
+        raise UsageError(f"port is {port}; allowed: 0 to 65535.")
+    if users is not None and users < 1:
+        raise UsageError(f"users is {users}; allowed: 1 or more.")
+    require_key(host, key)
+    files = open_files(model, source, output) if model == "demo" else model
+    settings = load.settings() | guess.settings() | {"rows": "auto" if users is None else users}
+    prepared = loading.prepare(files, threads=run.threads, **asdict(source), **settings)
+    failures: list[BaseException] = []
+
+    def failed(error: BaseException) -> None:
+        failures.append(error)
+        http.should_exit = True
+
+    with console.progress_bars(output) as bar:
+        progress = bar(f"loading {prepared.files.name}")
+        served = Server(lambda: prepared.load(progress), host, key, failed)
+        http = uvicorn.Server(
+            uvicorn.Config(
+                served.app, host, port, log_config=None, access_log=False, lifespan="on",
+                server_header=False, limit_concurrency=MOST_CONNECTIONS, timeout_keep_alive=30,
+                timeout_graceful_shutdown=5, h11_max_incomplete_event_size=64 << 10, http="h11",
+                ws="none",
+            )
+        )  # fmt: skip
+        console.note(f"http://{host}:{port}, {prepared.plan.rows} answers at once", output)
+        try:
+            http.run()
+        except SystemExit as error:
+            raise EdgeLMError(f"The server could not listen on {host}:{port}.") from error
+    if failures:
+        raise failures[0]
