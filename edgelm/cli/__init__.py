@@ -9,8 +9,8 @@ Modules:
     console: answers on stdout, everything else on stderr.
     chat_commands, chat_terminal, markdown_writer: commands of a chat; its prompt; how answers look.
     bench, chat, compare, demo, doctor, eval, generate, inspect, mask, models, plan, processes,
-        quantize, serve, verify: the commands; ``models`` has pull, list and rm. mask_drawing: how masks
-        are shown.
+        quantize, serve, verify: the commands; ``models`` has pull, list and rm.
+    mask_drawing: how masks are shown.
 
 Above ``quantization`` in the ladder of tests/test_house.py: imports point down only.
 """

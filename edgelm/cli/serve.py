@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from edgelm import loading
 from edgelm.cli import console
 from edgelm.cli.opening import open_files
 from edgelm.cli.options import (
@@ -50,6 +49,8 @@ def serve(
     key: Key = None,
 ) -> None:  # fmt: skip
     """Serve a model over HTTP: chat, completions, embeddings, Anthropic's messages, tokens."""
+    from edgelm import loading
+
     try:
         import uvicorn
 
