@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
 import json
+import re
 import socket
 import threading
 import time
@@ -153,6 +156,7 @@ def test_prompts_are_scored(client: Any, lm: edgelm.LanguageModel) -> None:
 
 def test_answers_follow_a_schema(client: Any, lm: edgelm.LanguageModel) -> None:
     schema = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
+    schema |= {"additionalProperties": False}
     form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": True}}
     found = client.chat.completions.create(
         model=lm.name, messages=USER, response_format=form, max_tokens=60
@@ -404,17 +408,20 @@ def test_eight_clients_get_what_each_gets_alone(url: str, lm: edgelm.LanguageMod
 def test_anthropics_client(url: str, lm: edgelm.LanguageModel) -> None:
     anthropic = pytest.importorskip("anthropic")
     client = anthropic.Anthropic(base_url=url, api_key="none", max_retries=0, timeout=NEEDED_S)
-    asked = {"model": lm.name, "max_tokens": 12, "messages": USER, "temperature": 0.0}
+    asked: dict[str, Any] = {"model": lm.name, "max_tokens": 12, "messages": USER}
+    greedy = {"temperature": 0.0}
     own = lm.chat([{"role": "system", "content": "Be brief."}, *USER], max_new_tokens=12,
                   temperature=0.0)  # fmt: skip
-    found = client.messages.create(system="Be brief.", **asked)
+    found = client.messages.create(system="Be brief.", extra_body=greedy, **asked)
     assert found.content[0].text == own.text and found.stop_reason == "max_tokens"
     assert found.usage.output_tokens == 12
-    with client.messages.stream(system="Be brief.", **asked) as stream:
+    with client.messages.stream(system="Be brief.", extra_body=greedy, **asked) as stream:
         assert "".join(stream.text_stream) == own.text
         assert stream.get_final_message().usage == found.usage
     stop = own.text[4:7]
-    cut = client.messages.create(system="Be brief.", stop_sequences=[stop, "\0"], **asked)
+    cut = client.messages.create(
+        system="Be brief.", stop_sequences=[stop, "\0"], extra_body=greedy, **asked
+    )
     assert (cut.stop_reason, cut.stop_sequence) == ("stop_sequence", stop)
     with pytest.raises(anthropic.BadRequestError, match="wrong"):
         client.messages.create(**asked, extra_body={"wrong": 1})
@@ -501,6 +508,20 @@ def test_calls_are_found_in_any_pieces(
         else:
             found.append(piece)
     assert found == expected
+
+
+def test_the_page_loads_and_runs_nothing_of_others(url: str) -> None:
+    """One file whose policy names its own script by digest; a model's text never becomes HTML."""
+    answer = httpx.get(url)
+    assert answer.status_code == 200 and answer.headers["content-type"].startswith("text/html")
+    policy = answer.headers["content-security-policy"]
+    assert "default-src 'none'" in policy and "unsafe" not in policy
+    [script] = re.findall(r"<script>(.*?)</script>", answer.text, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in policy
+    for word in ("innerHTML", "outerHTML", "insertAdjacent", "document.write", "eval(", "http:",
+                 "https:", " src=", " style=", " onclick="):  # fmt: skip
+        assert word not in answer.text, word
 
 
 def test_logs_hold_no_contents(url: str, caplog: pytest.LogCaptureFixture) -> None:

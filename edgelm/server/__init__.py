@@ -14,6 +14,7 @@ Modules:
     tool_calls: calls of functions in an answer's text.
     token_names: tokens and their log-probabilities as JSON.
     events: server-sent events, and clients that go.
+    page: the chat at ``/``, in page.html.
     measures: counters and gauges in Prometheus' format.
 
 Above ``quantization`` in the ladder of tests/test_house.py: imports point down only.

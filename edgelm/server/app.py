@@ -25,6 +25,7 @@ from edgelm.server.fields import MOST_BODY_BYTES, Fields
 from edgelm.server.guard import Guard, require_key
 from edgelm.server.measures import Measures
 from edgelm.server.messages import folded_message, message_events, read_messages
+from edgelm.server.page import page
 from edgelm.server.refusals import Refusal
 from edgelm.server.responses import folded_response, read_response, response_events
 
@@ -55,6 +56,7 @@ class Server:
         self._measures = Measures()
         self._desk: Desk | None = None
         routes = [
+            Route("/", page),
             Route("/v1/models", self._get(texts.models)),
             *(
                 Route(path, self._answering(*functions), methods=["POST"])

@@ -23,7 +23,7 @@ from edgelm.server.measures import Measures
 from edgelm.server.refusals import Refusal
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
-_OPEN = ("/health",)
+_OPEN = ("/health", "/")
 logger = logging.getLogger("edgelm.server")
 
 

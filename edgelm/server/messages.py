@@ -14,7 +14,7 @@ from edgelm.server.chat import MOST_MESSAGES, MOST_TOKENS, Chat, chat_request
 from edgelm.server.desk import Desk
 from edgelm.server.fields import Fields, is_list, is_text
 from edgelm.server.refusals import Refusal
-from edgelm.server.sampling import IGNORED, stops
+from edgelm.server.sampling import IGNORED, schema_of, stops
 from edgelm.server.tool_calls import CallFinder, ToolCall
 from edgelm.server.usage import Usage
 
@@ -51,8 +51,12 @@ def read_messages(fields: Fields, lm: LanguageModel) -> MessagesCall:
     if (thinking := fields.within("thinking")) is not None:
         thinking.require("type", "disabled", lambda v: v == "disabled")
         thinking.finish()
+    if (config := fields.within("output_config")) is not None:
+        if (schema := schema_of(config.within("format"))) is not None:
+            options["schema"] = schema
+        config.finish()
     stream = fields.truth("stream")
-    fields.leave_out("model", *IGNORED)
+    fields.leave_out("model", "cache_control", *IGNORED)
     fields.finish()
     goes_on = bool(told) and told[-1]["role"] == "assistant" and not told[-1].get("tool_calls")
     request = chat_request(lm, told, options, tools, goes_on)
