@@ -21,7 +21,7 @@ class Encoded:
     count: int
 
 
-def encode_pair(tokenizer: Tokenizer, context: str, continuation: str, **how: bool) -> Encoded:
+def encode_pair(tokenizer: Tokenizer, context: str, continuation: str, **how: Any) -> Encoded:
     """Ids of both texts, split where the continuation begins.
 
     White space at the context's end goes over to the continuation, as in lm-eval. If the context's
