@@ -96,8 +96,10 @@ def _finite(value: Any) -> float:
 
 def _is(kind: type) -> Callable[[Any], Any]:
     def read(value: Any) -> Any:
-        if type(value) is not kind or (isinstance(value, str) and not value.isprintable()):
-            raise ValueError(f"{value!r:.60} is not of type {kind.__name__}, or not printable")
+        if type(value) is not kind:
+            raise ValueError(f"{value!r:.60} is not of type {kind.__name__}")
+        if isinstance(value, str) and not value.isprintable():
+            raise ValueError(f"{value!r:.60} cannot be printed")
         return value
 
     return read

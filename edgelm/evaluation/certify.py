@@ -205,7 +205,8 @@ def needed_bytes(original: ModelFiles, head_bytes: int) -> int:
     head_bytes: of the result's head in its scheme.
     """
     window, config = window_of(original), original.config
-    exact = Settings(**EXACT, **_ON_CPU, context=window, rows=1, chunk=BLOCK_TOKENS)
+    fixed: dict[str, Any] = {"context": window, "rows": 1, "chunk": BLOCK_TOKENS}
+    exact = Settings(**(EXACT | _ON_CPU | fixed))
     figures = working_bytes(config.vocab_size, _block(original, window)) + BLOCK_BYTES
     layer = largest_layer_bytes(original, exact)
     return max(layer, _HEAD_COPIES * head_bytes + _HEAD_BYTES + figures)

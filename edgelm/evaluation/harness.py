@@ -40,7 +40,10 @@ except ModuleNotFoundError as error:
 MAX_NEW_TOKENS = 256  # where a task says nothing; as for the harness's other models
 _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 _UNUSED = ("do_sample", "until", "max_length")
-_TEMPLATED = {"add_special": False, "parse_special": True}  # the template writes these itself
+_TEMPLATED: dict[str, Any] = {
+    "add_special": False,
+    "parse_special": True,
+}  # the template writes these itself
 
 
 @register_model("edgelm")
