@@ -28,7 +28,7 @@ README = DOCUMENTS["README.md"]
 FILE_LINES = 320  # aim: 250
 ONE_NOUN: frozenset[str] = frozenset()  # files that may be longer: a split would part one noun
 FUNCTION_LINES = 55  # aim: 35; without its docstring
-IMPORTED_MODULES = 260  # by `import edgelm` beyond torch; 0.15 to 0.3 s of this laptop
+IMPORTED_MODULES = 270  # by `import edgelm` beyond torch; 0.15 to 0.3 s of this laptop
 README_BYTES = 10_000
 # A name may import what stands in the rows above its own, inside functions too. Rows hold modules
 # and packages of edgelm; "edgelm" is its __init__.

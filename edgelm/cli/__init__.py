@@ -7,7 +7,8 @@ Modules:
     options, examples: groups of options that commands share, and the examples of their help.
     opening: from arguments to model files and to a loaded model.
     console: answers on stdout, everything else on stderr.
-    chat_commands, chat_terminal, markdown_writer: commands of a chat; its prompt; how answers look.
+    chat_state, chat_commands, chat_terminal, markdown_writer: a chat, its commands, its prompt, and
+        how its answers look.
     bench, chat, compare, demo, doctor, eval, generate, inspect, mask, models, plan, processes,
         quantize, serve, verify: the commands; ``models`` has pull, list and rm.
     mask_drawing: how masks are shown.

@@ -14,7 +14,7 @@ from edgelm.generation.option_table import CHAT, AnswerOptions
 from edgelm.option import checked, options_in
 
 if TYPE_CHECKING:
-    from edgelm.cli.chat import Chat
+    from edgelm.cli.chat_state import Chat
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -21,8 +21,8 @@ from prompt_toolkit.output.defaults import create_output
 from rich.console import Console
 
 from edgelm.cli import console
-from edgelm.cli.chat import Chat
 from edgelm.cli.chat_commands import COMMANDS, command_in
+from edgelm.cli.chat_state import Chat
 from edgelm.cli.markdown_writer import MarkdownWriter
 from edgelm.cli.options import OutputOptions
 from edgelm.cli.streams import OutputError
@@ -51,15 +51,16 @@ class Terminal(Chat):
     def run(self) -> None:
         """Ask for lines and obey them until the user ends it."""
         self.tell("/help shows the commands, /exit ends.")
-        with suppress(EOFError):
-            while not self.ended:
-                try:
-                    default, self.offered = self.offered, ""
-                    text = self._session.prompt(self._prompt(), default=default)
-                except KeyboardInterrupt:  # clears the line
-                    continue
+        while not self.ended:
+            try:
+                default, self.offered = self.offered, ""
+                text = self._session.prompt(self._prompt(), default=default)
                 if text.strip():
                     self._obey(unquoted(text))
+            except KeyboardInterrupt:  # at the prompt it clears the line
+                continue
+            except EOFError:
+                return
 
     def answer(self, ask: Ask) -> None:
         with stopped_by_ctrl_c() as event:
@@ -88,7 +89,7 @@ class Terminal(Chat):
             raise
         except EdgeLMError as error:
             console.print_error(error, as_json=False)
-        except KeyboardInterrupt:  # pressed twice, or outside of an answer
+        except KeyboardInterrupt:  # pressed twice
             self.tell("[stopped]")
         asked = self.dialogue.messages[-2:-1]
         if not found and asked != [{"role": "user", "content": text}]:
@@ -112,7 +113,7 @@ def prompt_session(shown_on: Any = None, **given: Any) -> PromptSession[str]:
     keys.add("escape", "enter")(lambda event: event.current_buffer.insert_text("\n"))
     given = {"output": create_output(shown_on, always_prefer_tty=True), **given}
     return PromptSession(
-        history=_history(cache_dir() / HISTORY),
+        history=history(cache_dir() / HISTORY),
         completer=WordCompleter([*COMMANDS], sentence=True),
         complete_while_typing=False,
         multiline=Condition(lambda: is_open(get_app().current_buffer.text)),
@@ -136,16 +137,32 @@ def unquoted(text: str) -> str:
     return text
 
 
-def _history(path: Path) -> History:
+class _Kept(FileHistory):
+    """History in a file; one that fails later, as on a full disk, ends no chat."""
+
+    def load_history_strings(self) -> Iterable[str]:
+        try:
+            return super().load_history_strings()
+        except OSError:
+            return ()
+
+    def store_string(self, string: str) -> None:
+        with suppress(OSError):
+            super().store_string(string)
+
+
+def history(path: Path) -> History:
     """Lines of earlier chats in a file that only this user reads; none where that is refused."""
     try:
         private_files.make_folder(path.parent)
         if not path.exists():
             private_files.create(path).close()
-        path.chmod(private_files.FILE_MODE)
-        return FileHistory(path)
+        if path.is_file():
+            path.chmod(private_files.FILE_MODE)
+            return _Kept(path)
     except OSError:
-        return InMemoryHistory()
+        pass
+    return InMemoryHistory()
 
 
 @contextmanager
