@@ -192,6 +192,13 @@ def test_an_answer_that_fails_alone_leaves_the_others(lm: edgelm.LanguageModel) 
     assert ids + sum((chunk.token_ids for chunk in stream), ()) == alone
 
 
+def test_an_event_that_is_set_already_runs_nothing(lm: edgelm.LanguageModel) -> None:
+    event = threading.Event()
+    event.set()
+    found = lm.generate([5, 6], max_new_tokens=3, stop_event=event)
+    assert (found.finish_reason, found.token_ids) == ("cancelled", ())
+
+
 def test_a_call_within_a_stream_runs_in_a_free_row(lm: edgelm.LanguageModel) -> None:
     alone = lm.generate([8, 9], max_new_tokens=6, temperature=0.0).token_ids
     for index, _ in enumerate(lm.stream([5, 6, 7], max_new_tokens=9, temperature=0.0)):
