@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
 from typing import Annotated
 
@@ -66,6 +67,7 @@ def serve(
     if users is not None and users < 1:
         raise UsageError(f"users is {users}; allowed: 1 or more.")
     require_key(host, key)
+    console.set_verbosity(output)
     files = open_files(model, source, output) if model == "demo" else model
     settings = load.settings() | guess.settings() | {"rows": "auto" if users is None else users}
     prepared = loading.prepare(files, threads=run.threads, **asdict(source), **settings)
@@ -86,7 +88,11 @@ def serve(
                 ws="none",
             )
         )  # fmt: skip
-        console.note(f"http://{host}:{port}, {prepared.plan.rows} answers at once", output)
+        rows = prepared.plan.rows
+        console.note(f"http://{host}:{port}, {rows} answers at once", output)
+        if output.json:
+            console.print_json({"host": host, "port": port, "rows": rows})
+            sys.stdout.flush()
         try:
             http.run()
         except SystemExit as error:

@@ -78,9 +78,10 @@ class Scheduler:
         Runs steps as long as nobody else does.
 
         Raises:
-            CancelledError: cancelled before any of them had a row.
+            CancelledError: cancelled while none of them had a row.
             UsageError: the rows are held by a stream that waits for this call.
         """
+        waited = False
         while not cancelled():
             try:
                 with self._changed:
@@ -89,6 +90,7 @@ class Scheduler:
                     if self._closed or all(answer.finish_reason is not None for answer in own):
                         return None
                     if self._stepper is not None:
+                        waited = True
                         self._changed.wait(_LOOK_S)
                         continue
                     self._stepper = threading.get_ident()
@@ -96,8 +98,9 @@ class Scheduler:
             finally:
                 self._hand_over()
             if not advanced:
+                waited = True
                 self._wait_for_a_row()
-        if not self._closed and all(answer.row < 0 for answer in own):
+        if waited and not self._closed and all(answer.row < 0 for answer in own):
             raise CancelledError(WAITED)
         return None
 

@@ -10,7 +10,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "lifecycle: a waiting call is cancelled",
         "edgelm/generation/scheduler.py",
-        "        if not self._closed and all(answer.row < 0 for answer in own):",
+        "        if waited and not self._closed and all(answer.row < 0 for answer in own):",
         "        if False:",
         (f"{_TESTS}test_a_waiting_call_is_cancelled",),
     ),
