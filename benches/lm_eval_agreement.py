@@ -63,7 +63,6 @@ def main() -> int:
     parser.add_argument("models", nargs="+", help="demo, or a family of the nano models")
     parser.add_argument("--items", type=int, default=ITEMS, help="of each task")
     given = parser.parse_args()
-    announce()
     assets = Path(os.environ["EDGELM_ASSETS"])
     wrong = 0
     for model in given.models:
@@ -198,4 +197,5 @@ def write_floats(packed: Path, folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    announce()
     sys.exit(main())

@@ -415,7 +415,7 @@ def test_command(byte_llama: Path, tmp_path: Path, capfd: Any) -> None:
     assert main(command) == 0
     lines = capfd.readouterr().out.splitlines()
     assert lines[0].startswith("promised peak memory") and "Hessians" in lines[0]
-    assert lines[-2] == f"calibrated on 5 x 256 tokens of {text}"
+    assert lines[-4] == f"calibrated on 5 x 256 tokens of {text}"
     command[2] += "2"
     assert main([*command, "--json"]) == 0
     said = json.loads(capfd.readouterr().out)

@@ -170,6 +170,7 @@ def test_files_of_the_same_weights(
     config = json.loads((tuned / "config.json").read_text())
     (tuned / "config.json").write_text(json.dumps(config | {"note": "another"}))
     edgelm.quantize(tuned, tmp_path / "other", quant="int8")
+    caplog.set_level("INFO", "edgelm")  # whatever an earlier test asked of the logger
     again = edgelm.compare(folder, ["nf4"], text=assets / "nano" / "heldout.txt", limit=1)
     assert "whose weights are quantized already" in again.protocol
     assert "quantized already: its own numbers" in caplog.text

@@ -44,7 +44,7 @@ def requests(*arguments: tuple[Any, ...]) -> list[Instance]:
 def test_it_is_registered_and_loads_by_arguments(model: HarnessModel) -> None:
     assert isinstance(model, HarnessModel)
     assert model.max_length == 96 and model.lm.plan.rows == 2
-    assert model.get_model_info()["model_scheme"] == "float32"
+    assert model.get_model_info()["model_scheme"] == "none"
     with pytest.raises(UsageError, match="max_batch_size is 8"):
         HarnessModel("demo", max_batch_size=8)
     with pytest.raises(UsageError, match="quant: the model is loaded already"):

@@ -50,7 +50,7 @@ LADDER = (
 
 TOP_NAMES = 30  # that a newcomer learns: packages and modules at the top of edgelm
 README_SECTIONS = [
-    *("An 8B in 6 GiB", "Results", "Install", "Five commands", "Python", "Choosing a scheme"),
+    *("An 8B in 6 GiB", "Results", "Install", "Commands", "Python", "Choosing a scheme"),
     *("Families and formats", "Budgets", "Limits", "Read on"),
 ]
 CHANGES = {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}  # keepachangelog.com

@@ -52,7 +52,7 @@ def test_one_table() -> None:
     fields |= {field.name for field in dataclasses.fields(SamplingSettings)}
     # Of prompts, options and the model's defaults.
     made = {"prompt_ids", "sampling", "shares_prompt", "continues", "constraint"}
-    made |= {"usual_limit", "rules"}
+    made |= {"usual_limit", "rules", "pooling", "prompt_only", "prompt_logprobs"}
     assert answers - {"schema", "grammar"} == fields - made
     assert set(options_in(GENERATE.table)) - answers == {"parse_special"}
     prompts = own_keywords(edgelm.LanguageModel.chat_ids)

@@ -67,7 +67,7 @@ CASES: dict[str, tuple[Change | None, tuple[str, ...], int, str]] = {
     "budget 0%": (None, ("--budget", "0%"), 2, "write it as 6GiB"),
     "budget of 400 digits": (None, ("--budget", "9" * 400), 2, "write it as 6GiB"),
     "below the runtime": (None, ("--budget", "20MiB"), 3, "take before any model"),
-    "of one byte": (None, ("--budget", "1"), 3, "take before any model"),
+    "of one byte": (None, ("--budget", "1B"), 3, "take before any model"),
 }
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 import threading
+from collections import deque
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 from oracle import RANGE_BOUND, load_exact
 
 import edgelm
+from edgelm.call_lock import Call
 from edgelm.generation.answer import Answer
 from edgelm.generation.processors import SoFar
 from edgelm.generation.prompt_lookup import PromptLookup
@@ -296,7 +299,7 @@ def simulated(
     guide = Speculation(Knowing(()), 15)
     guide.drafter.guess = lambda ids, count: [0] * count
     guide.drafter.strength = lambda ids: strength
-    answer = Answer(0, Request((1,), tokens), tokens, frozenset())
+    answer = Answer(0, Request((1,), tokens), tokens, frozenset(), Call(nullcontext, True), deque())
     guide.begin(answer)
     spent = 0.0
     while answer.new_tokens < tokens:
@@ -351,7 +354,7 @@ def test_right_guesses_pay_and_fashions_change() -> None:
 def test_an_answer_cannot_spend_what_another_won() -> None:
     _, guide = simulated([0.05], [1.0], 300)
     assert guide.balance > 4
-    guide.begin(Answer(0, Request((1,), 50), 50, frozenset()))
+    guide.begin(Answer(0, Request((1,), 50), 50, frozenset(), Call(nullcontext, True), deque()))
     assert guide.balance <= 0.5
 
 

@@ -91,7 +91,7 @@ def test_any_failure_of_a_disk_is_one_line(
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied", "/some/file")
 
-    monkeypatch.setattr("edgelm.cli.inspect.inspect_files", refuse)
+    monkeypatch.setattr("edgelm.reports.inspection.inspect_files", refuse)
     ran = run("inspect", nano, "--json")
     assert (ran.code, ran.document["error"]["exit_code"]) == (1, 1)
     assert "/some/file: Permission denied" in ran.err
