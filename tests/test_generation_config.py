@@ -239,7 +239,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("no_repeat_ngram_size", "two", "a whole number, 0 "),
     ("max_new_tokens", 0, "a count of 1 or more"),
     ("max_new_tokens", True, "a count of 1 or more"),
-    ("max_length", -3, "a count of 1 or more"),
+    ("max_length", -3, "a whole number, 1 or more"),
     ("min_new_tokens", {}, "a whole number, 0 "),
     ("min_length", 10**30, "a whole number, 0 "),
     ("stop_strings", "", "a text or a list of texts"),

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -103,6 +104,8 @@ def test_a_waiting_call_is_cancelled(lm: edgelm.LanguageModel, expected: tuple[i
     ids = [next(stream).token_ids for stream in streams]  # no row is free
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(lm.generate, PROMPT, stop_event=event)
+        while lm.load_of_rows()[1] == 0:
+            time.sleep(0.001)
         event.set()
         try:
             with pytest.raises(edgelm.CancelledError, match="waited"):

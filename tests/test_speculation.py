@@ -302,8 +302,8 @@ def simulated(
     answer = Answer(0, Request((1,), tokens), tokens, frozenset(), Call(nullcontext, True), deque())
     guide.begin(answer)
     spent = 0.0
-    while answer.new_tokens < tokens:
-        stretch = answer.new_tokens * len(share) // tokens
+    while (made := len(answer.ids.new)) < tokens:
+        stretch = made * len(share) // tokens
         guessed = guide.guess(answer)
         right = 0
         while right < len(guessed) and random_.random() < share[stretch]:
@@ -315,7 +315,7 @@ def simulated(
             guide.stepped(took)
         spent += took
         answer.ids.new.extend([0] * (right + 1))
-    return spent / answer.new_tokens, guide
+    return spent / len(answer.ids.new), guide
 
 
 @pytest.mark.parametrize("cost", [0.02, 0.1, 0.3, 1.0])

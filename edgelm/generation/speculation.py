@@ -71,7 +71,7 @@ class Speculation:
 
     def guess(self, answer: Answer) -> list[int]:
         """Tokens to run behind the newest one; none where they would hardly pay."""
-        room = min(self.depth, answer.limit - answer.new_tokens - 1)
+        room = min(self.depth, answer.limit - len(answer.ids.new) - 1)
         if self._step_s is None or room < 1 or self.balance < self._cost(1):
             return []
         self._strength = self.drafter.strength(answer.ids)
