@@ -253,7 +253,7 @@ def task_score(name: str, picks: Picks, items: list[Item], facts: Facts | None) 
         before = facts.tasks[name]["right"]
         accuracy_before = sum(before) / len(items)
         flips = flipped(before, right(picks.plain, items))
-    low, high = wilson(share * len(items), len(items))
+    low, high = wilson(round(share * len(items)), len(items))
     return TaskScore(
         len(items), share, stderr, norm, norm_stderr, accuracy_before, flips, low, high
     )

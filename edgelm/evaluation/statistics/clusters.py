@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgelm.evaluation.statistics.student import LEVEL, t_quantile
-
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
+LEVEL = 0.95
+"""Coverage of every interval of an evaluation."""
 BLOCKS = 30
 """Blocks of a long text: enough for an error, each long enough to be independent of the next."""
 
@@ -34,8 +34,15 @@ class Estimate:
         """The interval that covers the truth in ``LEVEL`` of all samples, by Student's t."""
         if self.stderr is None:
             return None
-        reach = t_quantile((1 + LEVEL) / 2, self.clusters - 1) * self.stderr
+        reach = reach_of(self.clusters) * self.stderr
         return self.value - reach, self.value + reach
+
+
+def reach_of(clusters: int) -> float:
+    """Standard errors from an estimate to the end of its interval, by Student's t."""
+    from scipy.stats import t  # takes a second to import
+
+    return float(t.ppf((1 + LEVEL) / 2, clusters - 1))
 
 
 def numbered(clusters: Sequence[Hashable]) -> list[int]:

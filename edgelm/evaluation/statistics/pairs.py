@@ -9,8 +9,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from edgelm.evaluation.statistics.clusters import clustered_mean, numbered
-from edgelm.evaluation.statistics.student import LEVEL, t_quantile
+from edgelm.evaluation.statistics.clusters import clustered_mean, numbered, reach_of
 
 POWER = 0.8
 """Chance to see the smallest detectable difference."""
@@ -62,10 +61,10 @@ def paired_scores(tasks: Mapping[str, Pairs], margin: float) -> dict[str, Paired
 
 def mcnemar(gained: int, lost: int) -> float:
     """Two-sided p of McNemar's exact test: is a flip as likely in either direction?"""
-    flips, fewer = gained + lost, min(gained, lost)
-    if gained == lost:
-        return 1.0
-    return min(1.0, 2 * sum(math.comb(flips, k) for k in range(fewer + 1)) / 2**flips)
+    from scipy.stats import binomtest
+
+    flips = gained + lost
+    return float(binomtest(gained, flips).pvalue) if flips else 1.0
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -84,7 +83,7 @@ def _paired_score(pairs: Pairs, margin: float) -> PairedScore:
     gained, lost = int((changes > 0).sum()), int((changes < 0).sum())
     own = range(len(changes)) if pairs.passages is None else pairs.passages
     middle, error, clusters = _smoothed(changes, numbered(own))
-    quantile = t_quantile((1 + LEVEL) / 2, clusters - 1)
+    quantile = reach_of(clusters)
     low, high = max(-1.0, middle - quantile * error), min(1.0, middle + quantile * error)
     p = mcnemar(gained, lost)
     return PairedScore(
