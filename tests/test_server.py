@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import inspect
 import json
 import re
 import socket
@@ -22,8 +23,10 @@ import httpx
 import uvicorn
 
 import edgelm
+from edgelm.cli.serve import serve
 from edgelm.server.app import Server
 from edgelm.server.guard import is_loopback
+from edgelm.server.sampling import IGNORED
 from edgelm.server.tool_calls import CallFinder, ToolCall
 
 NEEDED_S = 120.0
@@ -199,6 +202,14 @@ def test_the_model_tells_its_plan(client: Any, url: str, lm: edgelm.LanguageMode
 
 
 CHAT = {"messages": USER, "max_tokens": 2}
+
+
+def block(kind: str, **fields: Any) -> dict[str, Any]:
+    """A message of one block, in Anthropic's form."""
+    message = {"role": "user", "content": [{"type": kind, **fields}]}
+    return {"max_tokens": 2, "messages": [message]}
+
+
 WRONG = [
     ("/v1/chat/completions", CHAT | {"wrong": 1}, 400, "wrong"),
     ("/v1/chat/completions", CHAT | {"response_format": {"type": "xml"}}, 400, "type"),
@@ -225,9 +236,18 @@ WRONG = [
     ("/detokenize", {"tokens": [-1]}, 400, "range"),
     ("/classify", {"input": PROMPT}, 400, "head"),
     ("/v1/messages", {"messages": USER}, 400, "max_tokens"),
+    ("/v1/messages", block("text", text="x", colour="red"), 400, "content.colour"),
+    ("/v1/messages", block("tool_result", tool_use_id="a", colour="red"), 400, "content.colour"),
+    ("/v1/messages", block("tool_use", id="a", name="f", input={}, x=1), 400, "content.x"),
+    ("/v1/messages", block("tool_result", tool_use_id="a", is_error=1), 400, "content.is_error"),
     ("/v1/responses", {"input": "x", "previous_response_id": "y"}, 400, "previous_response_id"),
     ("/v1/nothing", {}, 404, "nothing"),
 ]
+
+
+def test_ignored_fields_are_named_in_the_help() -> None:
+    help_ = inspect.getdoc(serve) or ""
+    assert [name for name in IGNORED if name not in help_] == []
 
 
 @pytest.mark.parametrize(("path", "body", "status", "said"), WRONG)

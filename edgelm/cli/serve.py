@@ -49,7 +49,11 @@ def serve(
     output: OutputOptions, host: Host = "127.0.0.1", port: Port = 8080, users: Users = None,
     key: Key = None,
 ) -> None:  # fmt: skip
-    """Serve a model over HTTP: chat, completions, embeddings, Anthropic's messages, tokens."""
+    """Serve a model over HTTP: chat, completions, embeddings, Anthropic's messages, tokens.
+
+    A request with a field that is not supported is refused. These fields are ignored: user, store,
+    metadata, service_tier, safety_identifier, prompt_cache_key, prompt_cache_retention, verbosity.
+    """
     from edgelm import loading
 
     try:

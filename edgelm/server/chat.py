@@ -19,6 +19,7 @@ from edgelm.server.refusals import Refusal
 from edgelm.server.sampling import (
     IGNORED,
     MOST_LOGPROBS,
+    MOST_TOKENS,
     answer_count,
     sampling_options,
     schema_of,
@@ -28,7 +29,6 @@ from edgelm.server.token_names import chat_logprobs
 from edgelm.server.tool_calls import CallFinder, ToolCall
 from edgelm.server.usage import Usage
 
-MOST_TOKENS = 1 << 20  # far beyond any context, which is the true limit
 MOST_MESSAGES = 2000
 ROLES = {"developer": "system"}  # OpenAI's new name, which few templates know
 
@@ -57,19 +57,20 @@ def read_chat(fields: Fields, lm: LanguageModel) -> Chat:
     if (schema := schema_of(fields.within("response_format"))) is not None:
         options["schema"] = schema
     variables = fields.take("chat_template_kwargs", "an object", lambda v: isinstance(v, dict))
-    goes_on = bool(told) and told[-1]["role"] == "assistant" and not told[-1].get("tool_calls")
     stream, include_usage = streaming(fields)
     fields.leave_out("model", *IGNORED)
     fields.finish()
-    request = chat_request(lm, told, options, tools, goes_on, variables)
+    request = chat_request(lm, told, options, tools, variables)
     return Chat(samples(request, count), bool(tools), stream, include_usage)
 
 
 def chat_request(
     lm: LanguageModel, messages: list[dict[str, Any]], options: dict[str, Any],
-    tools: list[Any] | None, goes_on: bool, variables: dict[str, Any] | None = None,
+    tools: list[Any] | None, variables: dict[str, Any] | None = None,
 ) -> Request:  # fmt: skip
-    """The request for a conversation; ``goes_on``: with the last message's text."""
+    """The request for a conversation; the text of an assistant's last message is continued."""
+    last = messages[-1] if messages else {}
+    goes_on = last.get("role") == "assistant" and not last.get("tool_calls")
     ids = lm.chat_ids(
         messages, tools=tools or None, template_variables=variables,
         continue_final_message=goes_on,
@@ -107,9 +108,7 @@ class _Choice:
         if not self._begun:
             self._begun = True
             yield self._told({"role": "assistant", "content": ""})
-        pieces = list(self._finder.push(chunk.text))
-        if chunk.finish_reason is not None:
-            pieces += self._finder.finish()
+        pieces = self._finder.pieces(chunk)
         logprobs = None
         if self._logprobs and chunk.logprobs:
             logprobs = chat_logprobs(self._lm.tokenizer, chunk.logprobs)

@@ -18,6 +18,7 @@ from edgelm.server.refusals import Refusal
 from edgelm.server.sampling import (
     IGNORED,
     MOST_LOGPROBS,
+    MOST_TOKENS,
     answer_count,
     sampling_options,
     schema_of,
@@ -28,7 +29,6 @@ from edgelm.server.usage import Usage
 
 MOST_PROMPTS = 128
 USUAL_TOKENS = 16  # OpenAI's
-MOST_TOKENS = 1 << 20  # far beyond any context, which is the true limit
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,7 @@ def read_completion(fields: Fields, lm: LanguageModel) -> Completion:
     """Raises Refusal or UsageError for what cannot be answered."""
     prompts = prompts_of(fields.require("prompt", _PROMPTS, is_prompts))
     echo, count = fields.truth("echo"), answer_count(fields)
-    best_of = fields.whole("best_of", count, count)
-    del best_of  # more answers than are given back would be made in vain
+    fields.whole("best_of", count, count)  # more than are given back would be made in vain
     logprobs = fields.whole("logprobs", 0, MOST_LOGPROBS)
     limit = fields.whole("max_tokens", 0, MOST_TOKENS, USUAL_TOKENS)
     options = sampling_options(fields)

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgelm.model import LanguageModel
-from edgelm.server.chat import MOST_MESSAGES, MOST_TOKENS, Chat, chat_request
+from edgelm.server.chat import MOST_MESSAGES, Chat, chat_request
 from edgelm.server.desk import Desk
 from edgelm.server.fields import Fields, is_list, is_text
 from edgelm.server.refusals import Refusal
-from edgelm.server.sampling import IGNORED, schema_of, stops
+from edgelm.server.sampling import IGNORED, MOST_TOKENS, schema_of, stops
 from edgelm.server.tool_calls import CallFinder, ToolCall
 from edgelm.server.usage import Usage
 
@@ -58,8 +58,7 @@ def read_messages(fields: Fields, lm: LanguageModel) -> MessagesCall:
     stream = fields.truth("stream")
     fields.leave_out("model", "cache_control", *IGNORED)
     fields.finish()
-    goes_on = bool(told) and told[-1]["role"] == "assistant" and not told[-1].get("tool_calls")
-    request = chat_request(lm, told, options, tools, goes_on)
+    request = chat_request(lm, told, options, tools)
     return MessagesCall([request], bool(tools), stream, False, tuple(found or ()))
 
 
@@ -81,10 +80,7 @@ async def message_events(call: MessagesCall, desk: Desk) -> AsyncGenerator[dict[
                 yield {"type": "message_start", "message": message}
             ids += chunk.token_ids
             usage.add(0, chunk)
-            pieces = list(finder.push(chunk.text))
-            if chunk.finish_reason is not None:
-                pieces += finder.finish()
-            for piece in pieces:
+            for piece in finder.pieces(chunk):
                 for event in blocks.push(piece):
                     yield event
     for event in blocks.close():
@@ -183,11 +179,14 @@ def _turns(fields: Fields) -> list[dict[str, Any]]:
             }
             identity = block.require("id", "a text", is_text)
             calls.append({"id": identity, "type": "function", "function": function})
+            _finish(block)
         else:
             told = block.take("content", "a text, or blocks", lambda v: is_text(v) or is_list(v))
             identity = block.require("tool_use_id", "a text", is_text)
             text = _text(told or "", "content")
             found.append({"role": "tool", "tool_call_id": identity, "content": text})
+            block.truth("is_error")  # templates have no word for it; the content says so
+            _finish(block)
     if texts or calls:
         own: dict[str, Any] = {"role": role, "content": _text(texts, "content")}
         found.append(own | ({"tool_calls": calls} if calls else {}))
@@ -203,9 +202,15 @@ def _text(given: Any, where: str) -> str:
         block = Fields(own, where)
         block.require("type", "text", lambda v: v == "text")
         found.append(block.require("text", "a text", is_text))
-        block.leave_out("cache_control", "citations")
-        block.finish()
+        block.leave_out("citations")
+        _finish(block)
     return "\n".join(found)
+
+
+def _finish(block: Fields) -> None:
+    """Refuse what nobody took of a block; what it says of caches is ignored."""
+    block.leave_out("cache_control")
+    block.finish()
 
 
 def _tool(fields: Fields) -> dict[str, Any]:
@@ -215,8 +220,7 @@ def _tool(fields: Fields) -> dict[str, Any]:
         "parameters": fields.require("input_schema", "an object", lambda v: isinstance(v, dict)),
     }
     fields.take("type", "custom", lambda v: v == "custom")
-    fields.leave_out("cache_control")
-    fields.finish()
+    _finish(fields)
     return {"type": "function", "function": function}
 
 

@@ -9,11 +9,11 @@ from contextlib import aclosing
 from typing import Any
 
 from edgelm.model import LanguageModel
-from edgelm.server.chat import MOST_MESSAGES, MOST_TOKENS, ROLES, Chat, asked_call, chat_request
+from edgelm.server.chat import MOST_MESSAGES, ROLES, Chat, asked_call, chat_request
 from edgelm.server.desk import Desk
 from edgelm.server.fields import Fields, is_list, is_text
 from edgelm.server.refusals import Refusal
-from edgelm.server.sampling import IGNORED, schema_of
+from edgelm.server.sampling import IGNORED, MOST_TOKENS, schema_of
 from edgelm.server.tool_calls import CallFinder, ToolCall
 from edgelm.server.usage import Usage
 
@@ -46,8 +46,7 @@ def read_response(fields: Fields, lm: LanguageModel) -> Chat:
     fields.leave_out("model", "include", *IGNORED)
     fields.finish()
     tools = tools if choice == "auto" else []
-    goes_on = bool(told) and told[-1]["role"] == "assistant" and not told[-1].get("tool_calls")
-    request = chat_request(lm, told, options, tools, goes_on)
+    request = chat_request(lm, told, options, tools)
     return Chat([request], bool(tools), stream, False)
 
 
@@ -72,10 +71,7 @@ async def response_events(call: Chat, desk: Desk) -> AsyncGenerator[dict[str, An
             if number == 0:
                 yield numbered({"type": "response.created", "response": dict(response, output=[])})
             usage.add(0, chunk)
-            pieces = list(finder.push(chunk.text))
-            if chunk.finish_reason is not None:
-                pieces += finder.finish()
-            for piece in pieces:
+            for piece in finder.pieces(chunk):
                 for event in items.push(piece):
                     yield numbered(event)
     for event in items.close():

@@ -7,6 +7,7 @@ from typing import Any
 from edgelm.server.fields import Fields, is_list, is_text
 from edgelm.server.refusals import Refusal
 
+MOST_TOKENS = 1 << 20  # of an answer: far beyond any context, which is the true limit
 MOST_ANSWERS = 16
 MOST_LOGPROBS = 20
 MOST_STOPS = 16

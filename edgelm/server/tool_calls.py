@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from edgelm.generation.request import Chunk
+
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 
 
@@ -36,6 +38,11 @@ class CallFinder:
         self._bare = offered and not self._tagged and '"parameters"' in (template or "")
         self._held = ""
         self._inside = False
+
+    def pieces(self, chunk: Chunk) -> list[str | ToolCall]:
+        """What is certain after a chunk of the answer; after the last one, all."""
+        found = [*self.push(chunk.text)]
+        return found if chunk.finish_reason is None else [*found, *self.finish()]
 
     def push(self, text: str) -> Iterator[str | ToolCall]:
         """What is certain after a piece of text."""
