@@ -265,9 +265,7 @@ def _open(
     headers_only: bool = False,
 ) -> ModelFiles:  # fmt: skip
     MODEL.require("model", model)
-    if isinstance(model, ModelFiles):
-        return model
-    return ModelFiles.open(
+    return ModelFiles.of(
         model,
         revision=revision,
         offline=offline,

@@ -165,9 +165,7 @@ def evaluate(
     )
     if text is None and not tasks:
         raise UsageError("Give a text or a task.")
-    files = model if isinstance(model, ModelFiles) else ModelFiles.open(
-        model, revision=revision, offline=offline, allow_pickle=allow_pickle
-    )  # fmt: skip
+    files = ModelFiles.of(model, revision=revision, offline=offline, allow_pickle=allow_pickle)
     use_threads(threads)
     work = read_work(
         files, text, tasks or {}, limit, window, chosen, {**settings, "threads": threads}, progress,

@@ -29,7 +29,7 @@ def opened(path: str | Path | None) -> Iterator[Write]:
         file = Path(path).open("w", encoding="utf-8")  # noqa: SIM115
     except OSError as error:
         raise UsageError(
-            f"items is {str(path)!r}, which cannot be written: {error.strerror or error}. Give "
+            f"details is {str(path)!r}, which cannot be written: {error.strerror or error}. Give "
             "another file."
         ) from error
     with file:

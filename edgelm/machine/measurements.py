@@ -1,4 +1,4 @@
-"""Measurements of this machine, kept as small JSON files in the cache folder for later runs."""
+"""Measurements, kept as small JSON files in the cache folder for later runs."""
 
 from __future__ import annotations
 
@@ -16,17 +16,25 @@ logger = logging.getLogger("edgelm")
 
 
 def keep(path: Path, data: Any) -> None:
-    """Write to a temporary file, then rename; a folder that refuses is only logged."""
+    """Write as ``write`` does; a folder that refuses is only logged."""
+    try:
+        write(path, data)
+    except OSError as error:
+        logger.info("measurements cannot be kept in %s: %s", path, error)
+
+
+def write(path: Path, data: Any) -> None:
+    """Write to a temporary file, then rename; OSError where the folder refuses."""
     beside = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         private_files.make_folder(path.parent)
         with private_files.create(beside) as file:
             file.write(json.dumps(data, indent=1).encode())
         beside.replace(path)
-    except OSError as error:
+    except OSError:
         with suppress(OSError):
             beside.unlink()
-        logger.info("measurements cannot be kept in %s: %s", path, error)
+        raise
 
 
 def kept(path: Path) -> Any:

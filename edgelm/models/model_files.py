@@ -81,6 +81,11 @@ class ModelFiles:
         )  # fmt: skip
         return cls(name, open_checkpoint(path, allow_pickle=allow_pickle), skeleton)
 
+    @classmethod
+    def of(cls, model: str | Path | ModelFiles, **source: Any) -> ModelFiles:
+        """The files given, or those of a reference; ``source``: keywords of ``open``."""
+        return model if isinstance(model, ModelFiles) else cls.open(model, **source)
+
     def assemble(
         self, task: str, num_labels: int | None = None, problem_type: str | None = None
     ) -> Assembled:

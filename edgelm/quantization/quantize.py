@@ -128,9 +128,7 @@ def quantize(
     PROGRESS.require("announce", announce)
     max_kld = _allowed_kld(certificate, certificate_text, max_kld)
     runtime = hardware.resident_bytes()
-    files = model if isinstance(model, ModelFiles) else ModelFiles.open(
-        model, revision=revision, offline=offline
-    )  # fmt: skip
+    files = ModelFiles.of(model, revision=revision, offline=offline)
     gguf = Path(out).suffix.lower() == ".gguf"
     if reader is not None:
         quant = recipe_for(READER.require("reader", reader), quant, bpw, Path(out))

@@ -102,9 +102,7 @@ def compare(
             "evaluate(), or multiple-choice tasks here."
         )
     _try_outputs(csv, report)
-    files = model if isinstance(model, ModelFiles) else ModelFiles.open(
-        model, revision=revision, offline=offline, allow_pickle=allow_pickle
-    )  # fmt: skip
+    files = ModelFiles.of(model, revision=revision, offline=offline, allow_pickle=allow_pickle)
     found = open_candidates(files, candidates)
     use_threads(threads)
     asked = {**settings, "threads": threads}

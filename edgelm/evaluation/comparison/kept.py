@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -20,7 +19,7 @@ from edgelm.errors import EdgeLMError, UsageError
 from edgelm.evaluation.baseline import Facts
 from edgelm.evaluation.comparison.measured import Measured
 from edgelm.hub.references import cache_dir
-from edgelm.machine import private_files
+from edgelm.machine import measurements, private_files
 from edgelm.version import __version__
 
 FOLDER = "compare"
@@ -88,18 +87,12 @@ class Kept:
 
     def _read(self, name: str) -> Any:
         """The data of a file; None if there is none, or it was cut off."""
-        try:
-            return json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
+        return measurements.kept(self.folder / f"{name}.json")
 
     def _write(self, name: str, data: Any) -> None:
         path = self.folder / f"{name}.json"
-        partial = path.with_suffix(".partial")
         try:
-            with private_files.create(partial) as file:
-                file.write(json.dumps(data).encode())
-            os.replace(partial, path)
+            measurements.write(path, data)
         except OSError as error:
             full = " (the disk is full)" if error.errno == errno.ENOSPC else ""
             raise EdgeLMError(f"{path} cannot be written{full}: {error}.") from error
