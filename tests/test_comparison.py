@@ -23,10 +23,10 @@ from edgelm.errors import EdgeLMError, ModelFileError, UsageError
 from edgelm.evaluation.comparison import candidates
 from edgelm.evaluation.comparison import compare as comparing
 from edgelm.evaluation.comparison.comparison import Comparison
-from edgelm.evaluation.comparison.duration import spoken
 from edgelm.evaluation.comparison.page import page, visible
 from edgelm.evaluation.comparison.pictures import pareto
 from edgelm.evaluation.comparison.slices import slices, worst_tokens
+from edgelm.evaluation.duration import spoken
 from edgelm.evaluation.figures import Figures
 from edgelm.evaluation.passage import Passage
 from edgelm.evaluation.texts import read_texts

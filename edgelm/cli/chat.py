@@ -109,4 +109,4 @@ class Piped(Chat):
             lines = without_ends(part_at_line_feeds(sys.stdin))
             yield from (line for line in lines if line.strip())
         except UnicodeDecodeError as error:
-            raise UsageError(f"stdin is no {sys.stdin.encoding} text: {error}.") from error
+            raise UsageError(f"stdin is not {sys.stdin.encoding} text: {error}.") from error

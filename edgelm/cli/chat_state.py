@@ -26,7 +26,7 @@ class Chat:
         self.ended = False
 
     def tell(self, text: str) -> None:
-        """A line about the conversation, which is no part of it."""
+        """A line about the conversation, which is not part of it."""
         if not self.output.quiet:
             tell(text)
 

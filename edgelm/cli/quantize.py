@@ -100,11 +100,12 @@ def quantize(
             named = ", ".join(f"{name} {human(nbytes)}" for name, nbytes in parts.items())
             print(f"promised peak memory: {human(sum(parts.values()))} ({named})", flush=True)
             from edgelm.evaluation.certify import expected_s
+            from edgelm.evaluation.duration import spoken
 
             seconds = expected_s(files) if certificate else 0.0
             if seconds > WORTH_SAYING_S:
                 print(
-                    f"the certificate will take about {seconds / 60:.0f} min; --no-certificate "
+                    f"the certificate will take about {spoken(seconds)}; --no-certificate "
                     "leaves it out",
                     flush=True,
                 )

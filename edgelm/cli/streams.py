@@ -93,7 +93,7 @@ def read_stdin() -> str:
     try:
         text = part_at_line_feeds(sys.stdin).read()
     except UnicodeDecodeError as error:
-        raise UsageError(f"stdin is no {sys.stdin.encoding} text: {error}.") from error
+        raise UsageError(f"stdin is not {sys.stdin.encoding} text: {error}.") from error
     return text.removesuffix("\n").removesuffix("\r")
 
 

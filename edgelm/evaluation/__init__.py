@@ -12,7 +12,7 @@ Modules:
     baseline, make_baseline: the file with the results of the unquantized weights, and its
         creation.
     layerwise: running a model with one layer in memory at a time.
-    rows: float32 rows in a file.
+    rows: float32 rows in a file. duration: how long the work will take.
     harness: a model class for lm-evaluation-harness.
     certify, verify: the measurement that ``quantize`` makes of its result, and a second one.
 

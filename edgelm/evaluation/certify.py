@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import re
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files as package_files
@@ -25,6 +24,7 @@ from edgelm.checkpoint.certificate import Certificate
 from edgelm.errors import UsageError
 from edgelm.evaluation.baseline import Baseline, Facts, tokenizer_sha256
 from edgelm.evaluation.divergence import TextScore, block_tokens, compare, working_bytes
+from edgelm.evaluation.duration import product_flops
 from edgelm.evaluation.layerwise import (
     BLOCK_TOKENS,
     Stretch,
@@ -67,7 +67,7 @@ class Text:
     def read(
         cls, path: str | Path | None, tokenizer: Tokenizer, *, window: int, windows: int
     ) -> Text:
-        """Read a UTF-8 file, or the text in the package, which is no calibration text.
+        """Read a UTF-8 file, or the text in the package, which is not used for calibration.
 
         Raises:
             UsageError: the file cannot be read, or has too few tokens.
@@ -120,7 +120,7 @@ def certify(
         progress: called with (title, done, all).
 
     Raises:
-        DoesNotFitError: there is no memory for a layer or the head.
+        DoesNotFitError: there is not enough memory for a layer or the head.
         NonFiniteError: a layer produced NaN or infinity.
     """
     score = measure(files, original, text, aside, progress)
@@ -217,13 +217,7 @@ _HEAD_COPIES, _HEAD_BYTES = 2, 64 << 20  # as stored and laid out; activations a
 
 def expected_s(original: ModelFiles) -> float:
     """About how many seconds a certificate takes here, from a product that is timed now."""
-    size = 1024
-    a, b = torch.randn(WINDOW, size), torch.randn(size, size)
-    torch.mm(a, b)
-    start = time.perf_counter()
-    for _ in range(4):
-        torch.mm(a, b)
-    flops = 4 * 2 * WINDOW * size * size / max(1e-6, time.perf_counter() - start)
+    flops = product_flops(original.config.hidden_size)
     matrices = original.assemble("base").decoder.matrices()  # a head is as large as its embedding
     weights = sum(rows * inputs for _, (rows, inputs) in matrices)
     tokens, runs = WINDOWS * window_of(original), 3  # the result's kernels take up to twice as long

@@ -43,7 +43,7 @@ class Passage:
         list of ``messages``, which are read in the model's chat template.
 
         Raises:
-            ModelFileError: the file cannot be read as UTF-8, or a line is no conversation.
+            ModelFileError: the file cannot be read as UTF-8, or a line is not a conversation.
             UsageError: the text is shorter than a window, or a window predicts nothing.
         """
         chats = Path(path).suffix.lower() == ".jsonl"
@@ -117,7 +117,7 @@ def _chat_ids(path: str | Path, text: str, tokenizer: Tokenizer) -> list[int]:
             ids += encode_chat(tokenizer, messages, add_generation_prompt=False)
         except (ValueError, KeyError, TypeError, UsageError) as error:
             raise ModelFileError(
-                f"{path}, line {number} is no conversation ({type(error).__name__}: {error}). "
+                f"{path}, line {number} is not a conversation ({type(error).__name__}: {error}). "
                 'Write {"messages": [{"role": ..., "content": ...}, ...]} on each line.'
             ) from error
     return ids

@@ -17,7 +17,7 @@ def read_texts(path: str | Path, tokenizer: Tokenizer, window: int, limit: int |
 
     Raises:
         UsageError: the folder holds no file, or a text is shorter than a window.
-        ModelFileError: a file is no UTF-8 text.
+        ModelFileError: a file is not UTF-8 text.
     """
     if not Path(path).is_dir():
         return Passage.read(path, tokenizer, window, limit)

@@ -94,7 +94,7 @@ def _format(name: str) -> str:
 
 def _question(task: WrittenTask, row: Row) -> Question:
     if not isinstance(row, dict):
-        raise ValueError("it is no JSON object")
+        raise ValueError("it is not a JSON object")
     found = task.question(row)
     if not found.accepted:
         raise ValueError("no answer is accepted")

@@ -152,7 +152,7 @@ class Dialogue:
             self.forgotten += self.forget()
 
     def _first(self) -> int:
-        """The place of the first message that is no system message."""
+        """The place of the first message that is not a system message."""
         return int(bool(self.messages) and self.messages[0]["role"] == "system")
 
     def _questions(self) -> list[int]:

@@ -63,7 +63,7 @@ def remove(model: str) -> int:
     what was fetched with it once no other weights are left.
 
     Raises:
-        UsageError: it is none of ``fetched_models``. EdgeLMError: it cannot be deleted.
+        UsageError: it is not among ``fetched_models``. EdgeLMError: it cannot be deleted.
     """
     try:
         if model == "demo" and _demo().is_file():

@@ -102,7 +102,7 @@ class Certification:
 
 
 def _readable(files: ModelFiles, path: str | Path | None) -> Text:
-    """The text in the model's tokens; UsageError if it is no language model or lacks some ids."""
+    """The text in the model's tokens; UsageError if it has no language head or lacks some ids."""
     if assembled(files).decoder.head is None:
         raise UsageError("it has no head of a language model.")
     text = Text.usual(path, files)

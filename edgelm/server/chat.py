@@ -185,7 +185,7 @@ def asked_call(fields: Fields) -> dict[str, Any]:
     try:
         arguments = json.loads(given) if isinstance(given, str) else given
     except ValueError as error:
-        raise Refusal(400, f"The arguments of {name!r:.40} are no JSON ({error}).") from error
+        raise Refusal(400, f"The arguments of {name!r:.40} are not JSON ({error}).") from error
     found = {"type": "function", "function": {"name": name, "arguments": arguments}}
     if (identity := fields.take("id", "a text", is_text)) is not None:
         found["id"] = identity

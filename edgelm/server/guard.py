@@ -36,7 +36,7 @@ def is_loopback(host: str) -> bool:
 
 
 def require_key(host: str, key: str | None) -> None:
-    """Raise UsageError for an open server, or a key that is no secret."""
+    """Raise UsageError for an open server, or a key that is too simple."""
     if key is None and not is_loopback(host):
         raise UsageError(
             f"host is {host}, which other machines reach: give --key with a secret, or leave out "

@@ -10,7 +10,7 @@ from edgelm.text.tokenizer import Tokenizer
 
 
 def token_name(tokenizer: Tokenizer, token: int) -> str:
-    """A token's text; what is no whole character is written as ``bytes:\\xe2\\x82``."""
+    """A token's text; what is not a whole character is written as ``bytes:\\xe2\\x82``."""
     if token >= tokenizer.vocab_size:
         return f"token:{token}"
     if tokenizer.is_special(token):
@@ -59,7 +59,7 @@ def text_logprobs(
 
 
 def _by_name(tokenizer: Tokenizer, entry: TokenLogprob) -> dict[str, float]:
-    """The likeliest tokens; the chosen one, if it is none of them, comes last."""
+    """The likeliest tokens; the chosen one, if it is not among them, comes last."""
     pairs = [*entry.top, (entry.token_id, entry.logprob)]
     found: dict[str, float] = {}
     for token, value in pairs:

@@ -7,7 +7,6 @@ Modules:
     measured: what was found of one, as data.
     slices: divergence by position, confidence and category, and the worst tokens.
     kept: the folder with what an interrupted comparison had finished.
-    duration: how long it will take.
     comparison: the result: rows, JSON, CSV.
     outputs: files that results are written to, tried before the work.
     page, pictures: the report.

@@ -82,7 +82,7 @@ def _of_files(model: ModelFiles, label: str, reference: str) -> Candidate:
     files = ModelFiles.open(reference)
     if _shape(files) != _shape(model):
         raise UsageError(
-            f"{label} is no file of {model.name}: it has {_shape(files)}, not {_shape(model)}. "
+            f"{label} is not a file of {model.name}: it has {_shape(files)}, not {_shape(model)}. "
             "Give files of this model's weights."
         )
     if tokenizer_sha256(files.tokenizer) != tokenizer_sha256(model.tokenizer):

@@ -15,10 +15,10 @@ from edgelm.evaluation.baseline import Baseline, Facts
 from edgelm.evaluation.comparison import outputs
 from edgelm.evaluation.comparison.candidates import Candidate, open_candidates
 from edgelm.evaluation.comparison.comparison import Comparison
-from edgelm.evaluation.comparison.duration import estimate_s, spoken
 from edgelm.evaluation.comparison.kept import Kept
 from edgelm.evaluation.comparison.measure import measure
 from edgelm.evaluation.comparison.measured import Measured
+from edgelm.evaluation.duration import estimate_s, spoken
 from edgelm.evaluation.evaluate import BASELINE_SUFFIX, EVALUATE, is_quantized, with_pairs
 from edgelm.evaluation.inputs import Bars, Work, read_work
 from edgelm.evaluation.make_baseline import make_baseline

@@ -1,4 +1,4 @@
-"""Means whose error is that of clusters: values of one cluster are no independent evidence.
+"""Means whose error is that of clusters: values of one cluster are not independent evidence.
 
 The formula is the cluster-robust one of a regression on a constant, as in Miller, "Adding error
 bars to evals" (arXiv 2411.00640).

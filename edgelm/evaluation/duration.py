@@ -1,4 +1,4 @@
-"""How long a comparison will take: the products of its tokens at this machine's speed."""
+"""How long an evaluation will take: the products of its tokens at this machine's speed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def estimate_s(work: Work, *, baseline: bool, candidates: int) -> float:
     sizes = {name: math.prod(shape) for name, shape in decoder.matrices()}
     embed = sizes.pop("embed")
     head = sizes.pop("head", embed)
-    each = 2 * _tokens(work) / _rate(work.files.config.hidden_size)
+    each = 2 * _tokens(work) / product_flops(work.files.config.hidden_size)
     layers = sum(sizes.values())
     made = each * (layers * (1 + _NOISE) + head * (1 + _NOISE)) if baseline else 0.0
     return made + candidates * each * (layers + 2 * head)  # the baseline's logits come anew
@@ -35,9 +35,9 @@ def _tokens(work: Work) -> int:
     return read + sum(len(choice.ids) for choice in choices)
 
 
-def _rate(hidden: int) -> float:
-    """Floating-point operations a second of a float32 product."""
-    rows, weights = torch.ones(_ROWS, hidden), torch.ones(min(hidden, _MOST_OUTPUTS), hidden)
+def product_flops(inputs: int) -> float:
+    """Floating-point operations a second of a float32 product, timed now."""
+    rows, weights = torch.ones(_ROWS, inputs), torch.ones(min(inputs, _MOST_OUTPUTS), inputs)
     best = 0.0
     for _ in range(3):
         start = time.perf_counter()
