@@ -176,7 +176,7 @@ def test_files_of_the_same_weights(
     assert "quantized already: its own numbers" in caplog.text
     with pytest.raises(UsageError, match="quantized from other weights"):
         run(assets, tmp_path / "other")
-    with pytest.raises(UsageError, match=r"bloom is no file of .* 6 layers of 256 of bloom"):
+    with pytest.raises(UsageError, match=r"bloom is not a file of .* 6 layers of 256 of bloom"):
         run(assets, assets / "nano" / "bloom")
     monkeypatch.setattr(candidates, "tokenizer_sha256", id)
     with pytest.raises(UsageError, match="has another tokenizer"):
@@ -222,7 +222,7 @@ def test_conversations_are_read_in_the_template(assets: Path, tmp_path: Path) ->
     assert passage.ids.shape == (2, len(ids))
     assert passage.ids[:, 1:].tolist() == [ids[1:], ids[1:]]
     path.write_text('{"messages": []}')
-    with pytest.raises(ModelFileError, match="line 1 is no conversation"):
+    with pytest.raises(ModelFileError, match="line 1 is not a conversation"):
         Passage.read(path, chatting, 4, None)
 
 

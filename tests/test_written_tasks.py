@@ -114,7 +114,7 @@ def test_too_few_items_for_examples(tokenizer: Tokenizer, assets: Path, tmp_path
         ("flores", {"from": "English", "source": "a", "target": "b"}, "no field 'to'"),
         ("gsm8k", {"question": "a", "answer": "so it is 4"}, "no '####' before its result"),
         ("gsm8k", {"question": " ", "answer": "#### 4"}, "question is ' ', not a text"),
-        ("gsm8k", ["a"], "no JSON object"),
+        ("gsm8k", ["a"], "not a JSON object"),
     ],
 )
 def test_wrong_lines_are_named(name: str, row: Any, told: str, tmp_path: Path) -> None:
