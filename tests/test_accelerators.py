@@ -6,6 +6,7 @@ CPU, or are torch's fakes, which know their device but hold no numbers and refus
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -299,14 +300,24 @@ def test_slopes_go_to_the_device(assets: Path, card: None, monkeypatch: pytest.M
         assert asked == [torch.device("cpu")] * lm.config.num_layers
 
 
-def test_running_out_of_memory_within_an_answer(
-    assets: Path, card: None, monkeypatch: pytest.MonkeyPatch
+def answered(lm: edgelm.LanguageModel, prompt: list[int]) -> list[int]:
+    return lm.generate(prompt, max_new_tokens=8, temperature=0.0).token_ids
+
+
+def embedded(lm: edgelm.LanguageModel, prompt: list[int]) -> list[float]:
+    found: list[float] = lm.embed([prompt])[0].tolist()
+    return found
+
+
+@pytest.mark.parametrize("ask", [answered, embedded])
+def test_running_out_of_memory_within_a_request(
+    assets: Path, card: None, monkeypatch: pytest.MonkeyPatch, ask: Callable[..., Any]
 ) -> None:
     """It is reported with the plan; what rows and ledger hold is as before; the next one runs."""
     own = {"context": 64, "chunk": 16, "backend": "reference", "quant": "none"}
     prompt = list(range(7, 30))
     with edgelm.load(assets / "nano" / "gemma2", **own) as lm:
-        expected = lm.generate(prompt, max_new_tokens=8, temperature=0.0).token_ids
+        expected = ask(lm, prompt)
         before = dict(lm.ledger.taken), dict(lm.ledger.planned), lm.ledger.device_headroom_bytes
         released: list[str] = []
         monkeypatch.setattr(accelerators, "release", released.append)
@@ -314,16 +325,15 @@ def test_running_out_of_memory_within_an_answer(
 
         def failing(*given: Any) -> Any:
             calls[0] += 1
-            if calls[0] == 13:
+            if calls[0] == 8:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
             return attend(*given)
 
         monkeypatch.setattr(reference, "attend", failing)
         with pytest.raises(edgelm.DoesNotFitError, match=r"cuda:0 ran out of memory: .* planned"):
-            lm.generate(prompt, max_new_tokens=8, temperature=0.0)
+            ask(lm, prompt)
         assert released == ["cuda:0"] and not any(lm._session.held)
-        again = lm.generate(prompt, max_new_tokens=8, temperature=0.0)
-        assert again.token_ids == expected
+        assert ask(lm, prompt) == expected
         assert before == (
             dict(lm.ledger.taken), dict(lm.ledger.planned), lm.ledger.device_headroom_bytes
         )  # fmt: skip

@@ -257,8 +257,8 @@ def test_a_damaged_certificate_is_refused(assets: Path, tmp_path: Path) -> None:
 
 
 def test_parts_left_in_floats_run_in_floats(assets: Path, tmp_path: Path) -> None:
-    """A layer and a head of a packed folder that hold no integers, which `auto` would pack."""
-    floats = dict.fromkeys(("layers.0.*", "head"), "none")
+    """A layer and tables of a packed folder that hold no integers, which `auto` would pack."""
+    floats = dict.fromkeys(("layers.0.*", "embed", "head"), "none")
     recipe = {"default": "int8", "overrides": floats}
     edgelm.quantize(assets / "nano" / "llama", tmp_path / "out", quant=recipe, certificate=False)
     files = ModelFiles.open(tmp_path / "out")

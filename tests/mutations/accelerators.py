@@ -117,10 +117,17 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "out of memory: it is caught within an answer",
+        "edgelm/generation/scheduler.py",
+        "with memory_reported(engine.plan, engine.forget):",
+        "if True:",
+        (f"{TESTS}::test_running_out_of_memory_within_a_request[answered]",),
+    ),
+    Mutation(
+        "out of memory: it is caught within other requests",
         "edgelm/model.py",
         "with memory_reported(self.plan, session.engine.forget):",
-        "with self.ledger.all_or_nothing():",
-        (f"{TESTS}::test_running_out_of_memory_within_an_answer",),
+        "if True:",
+        (f"{TESTS}::test_running_out_of_memory_within_a_request[embedded]",),
     ),
     Mutation(
         "split: as few layers on the host as can be",
