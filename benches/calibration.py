@@ -31,7 +31,7 @@ from results_file import complete, stored_rows
 
 import edgelm
 from edgelm.evaluation.baseline import Baseline
-from edgelm.evaluation.divergence import compare
+from edgelm.evaluation.divergence import token_figures
 from edgelm.evaluation.passage import Passage
 from edgelm.models.model_files import ModelFiles
 from edgelm.quantization.calibration import Calibration
@@ -94,13 +94,12 @@ def divergences(files: ModelFiles, folder: Path, kept: Path) -> list[float]:
         with edgelm.load(folder, context=WINDOW, chunk=WINDOW) as lm:
             for number, ids in enumerate(passage.ids):
                 logits = lm.forward(ids[None]).logits
-                score = compare(
+                figures = token_figures(
                     replace(passage, ids=ids[None]), WINDOW,
                     lambda _, count, logits=logits: logits[0, :count],
                     lambda _, count, start=number * WINDOW: baseline.logits(start, count), None,
                 )  # fmt: skip
-                assert score.kld_mean is not None
-                found.append(score.kld_mean)
+                found.append(float(figures.kld.mean()))
     finally:
         baseline.close()
     return found

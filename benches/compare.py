@@ -103,7 +103,7 @@ def store(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
     result = {
         "machine": machine_name(),
         "date": today(),
-        "command": f"python benches/compare.py --rounds {options.rounds}",
+        "command": "python benches/compare.py",
         "threads": options.threads,
         "versions": {"python": platform.python_version()} | versions(),
         "rows": sorted(rows, key=lambda row: names.index(row["case"])),

@@ -35,6 +35,7 @@ RECIPES: dict[str, str | dict[str, str]] = {
     "int8": "int8",
     "int4": "int4",
     "int4-g32": "int4-g32",
+    "int4-g32-zfloat": "int4-g32-zfloat",
     "nf4": "nf4",
     "int4-g32, tables int8": {"": "int4-g32", "table": "int8"},
     "iq4, tables 6 bits": {"": "iq4-g32-coded", "table": "int6-g32-coded"},
@@ -50,6 +51,8 @@ EXACT = ("int8",)
 """Recipes of so many bits that the method decides nothing."""
 CALIBRATED = ("int4",)
 """Recipes that gptq is measured with, on its built-in text."""
+HALF_QUADRATIC = ("int4-g32", "int4-g32-zfloat")
+"""Recipes that hqq is measured with: one whose zeros it cannot move, and one whose it can."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,8 @@ def cases() -> list[tuple[str, str, str]]:
 def methods_of(recipe: str) -> tuple[str, ...]:
     if recipe in EXACT:
         return METHODS[:1]
-    return (*METHODS, "gptq") if recipe in CALIBRATED else METHODS
+    further = {"gptq": CALIBRATED, "hqq": HALF_QUADRATIC}
+    return (*METHODS, *(method for method, recipes in further.items() if recipe in recipes))
 
 
 def quant_of(recipe: str, model: str) -> str | dict[str, Any]:
