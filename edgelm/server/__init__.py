@@ -3,6 +3,7 @@
 Modules:
     app: the routes, and what happens when the server starts and ends.
     guard: who may ask: hosts, origins, keys, sizes of bodies.
+    connection: what a client may keep open: slow requests, answers that nobody reads.
     desk: the model's answers for asyncio: a queue with a limit, cancelled when the client goes.
     fields: the fields of a body, each taken once; what nobody takes is refused by name.
     refusals: errors as their status and body.
