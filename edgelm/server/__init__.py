@@ -15,6 +15,7 @@ Modules:
     tool_calls: calls of functions in an answer's text.
     token_names: tokens and their log-probabilities as JSON.
     events: server-sent events, and clients that go.
+    openapi: the description of paths and fields at ``/openapi.json``.
     page: the chat at ``/``, in page.html.
     measures: counters and gauges in Prometheus' format.
 

@@ -25,6 +25,7 @@ from edgelm.server.fields import MOST_BODY_BYTES, Fields
 from edgelm.server.guard import Guard, require_key
 from edgelm.server.measures import Measures
 from edgelm.server.messages import folded_message, message_events, read_messages
+from edgelm.server.openapi import document
 from edgelm.server.page import page
 from edgelm.server.refusals import Refusal
 from edgelm.server.responses import folded_response, read_response, response_events
@@ -79,6 +80,7 @@ class Server:
             ),
             Route("/health", self._health),
             Route("/metrics", self._metrics),
+            Route("/openapi.json", _described),
         ]
         app = Starlette(
             routes=routes,
@@ -165,6 +167,10 @@ class Server:
 
     async def _metrics(self, _: Request) -> Response:
         return Response(self._measures.text(), media_type="text/plain; version=0.0.4")
+
+
+async def _described(_: Request) -> Response:
+    return JSONResponse(document())
 
 
 async def _fields(request: Request, desk: Desk) -> Fields:
