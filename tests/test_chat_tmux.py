@@ -100,7 +100,7 @@ def test_forty_turns_and_everything_that_disturbs(screen: Screen, tmp_path: Path
     screen.send("", "C-c")  # in the answer, or at the prompt after it
     screen.at_prompt("a long answer")
     screen.send("/set max_tokens 8", "Enter")
-    for width in ("40", "15", "120"):
+    for width in ("60", "35", "120"):
         screen.run("resize-window", "-t", "chat", "-x", width, "-y", "12")
         screen.send(f"in {width} columns", "Enter")
         screen.at_prompt(f"in {width} columns")

@@ -104,6 +104,8 @@ class Connection(H11Protocol):
         self.transport.close()
 
 
-def _stopped(timer: asyncio.TimerHandle | None) -> None:
+def _stopped(timer: asyncio.TimerHandle | None) -> asyncio.TimerHandle | None:
+    """What there is of a timer when it has been cancelled: nothing."""
     if timer is not None:
         timer.cancel()
+    return None

@@ -6,7 +6,6 @@ compares the names with those that the endpoints read.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from edgelm.server.chat import MOST_MESSAGES
@@ -20,7 +19,7 @@ from edgelm.server.sampling import (
 from edgelm.server.texts import MOST_INPUTS
 from edgelm.version import __version__
 
-Schema = Mapping[str, Any]
+Schema = dict[str, Any]
 _TEXT: Schema = {"type": "string"}
 _TRUTH: Schema = {"type": "boolean"}
 _OBJECT: Schema = {"type": "object"}
@@ -52,7 +51,7 @@ _MESSAGES: Schema = {
     "type": "array", "minItems": 1, "maxItems": MOST_MESSAGES, "items": _MESSAGE,
 }  # fmt: skip
 _AUTO: Schema = {"enum": ["auto", "none"]}
-_COMMON = {"model": _TEXT, **{name: {} for name in IGNORED}}
+_COMMON: dict[str, Schema] = {"model": _TEXT, **{name: {} for name in IGNORED}}
 _SAMPLING: dict[str, Schema] = {
     "temperature": _HEAT, "top_k": _ID, "top_p": _SHARE, "typical_p": _SHARE,
     "min_p": {"type": "number", "minimum": 0, "maximum": 1},
@@ -67,7 +66,7 @@ _SAMPLING: dict[str, Schema] = {
 _TOOLS: dict[str, Schema] = {
     "tools": _OBJECTS, "tool_choice": _AUTO, "parallel_tool_calls": {"const": True},
 }  # fmt: skip
-BODIES: dict[str, tuple[str, tuple[str, ...], Mapping[str, Schema]]] = {
+BODIES: dict[str, tuple[str, tuple[str, ...], dict[str, Schema]]] = {
     "/v1/chat/completions": (
         "Answer a conversation.",
         ("messages",),
@@ -173,4 +172,4 @@ def _operation(summary: str, *kinds: str) -> dict[str, Any]:
 
 def _or_null(schema: Schema) -> dict[str, Any]:
     """Null counts as left out."""
-    return {"anyOf": [dict(schema), {"type": "null"}]} if schema else {}
+    return {"anyOf": [schema, {"type": "null"}]} if schema else {}
