@@ -80,7 +80,7 @@ class Server:
             ),
             Route("/health", self._health),
             Route("/metrics", self._metrics),
-            Route("/openapi.json", _described),
+            Route("/openapi.json", self._get(lambda lm: document(lm.name))),
         ]
         app = Starlette(
             routes=routes,
@@ -167,10 +167,6 @@ class Server:
 
     async def _metrics(self, _: Request) -> Response:
         return Response(self._measures.text(), media_type="text/plain; version=0.0.4")
-
-
-async def _described(_: Request) -> Response:
-    return JSONResponse(document())
 
 
 async def _fields(request: Request, desk: Desk) -> Fields:

@@ -144,12 +144,13 @@ _REFUSALS = {
 }
 
 
-def document() -> dict[str, Any]:
-    """The description of the server."""
+def document(model: str) -> dict[str, Any]:
+    """The description of the server that has this model."""
     paths: dict[str, Any] = {
         path: {"get": _operation(summary, kind)} for path, (summary, kind) in PAGES.items()
     }
-    for path, (summary, required, properties) in BODIES.items():
+    for path, (summary, required, fields) in BODIES.items():
+        properties = fields | {"model": {"const": model}}
         schema = {
             "type": "object", "required": list(required), "additionalProperties": False,
             "properties": {name: _or_null(own) for name, own in properties.items()},

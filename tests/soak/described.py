@@ -28,10 +28,11 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         options = ("--context", str(CONTEXT), "--users", "4", "--quant", "int8")
         with serving(with_template("llama", Path(folder)), *options) as served:
+            # One worker: in threads Python 3.11 fails to parse what hypothesis asks it to.
             command = [
                 given.schemathesis, "run", f"{served.url}/openapi.json", "--phases",
                 "coverage,fuzzing", "--checks", "not_a_server_error", "--continue-on-failure",
-                "--max-time", str(given.seconds), "--seed", str(given.seed), "--workers", "4",
+                "--max-time", str(given.seconds), "--seed", str(given.seed), "--workers", "1",
                 "--request-timeout", "60",
             ]  # fmt: skip
             found = subprocess.run(command, cwd=folder, check=False).returncode
