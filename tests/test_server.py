@@ -8,11 +8,9 @@ import hashlib
 import inspect
 import json
 import re
-import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ import pytest
 
 pytest.importorskip("uvicorn")
 import httpx
-import uvicorn
+from running_server import NEEDED_S, running, wait_until_ready
 
 import edgelm
 from edgelm.cli.serve import serve
@@ -29,7 +27,6 @@ from edgelm.server.guard import is_loopback
 from edgelm.server.sampling import IGNORED
 from edgelm.server.tool_calls import CallFinder, ToolCall
 
-NEEDED_S = 120.0
 CONTEXT = 256
 PROMPT = "Once upon a time"
 USER = [{"role": "user", "content": "Call me Ishmael."}]
@@ -40,26 +37,6 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
-
-
-@contextmanager
-def running(server: Server) -> Iterator[str]:
-    """The server on a free port; its address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    config = uvicorn.Config(server.app, "127.0.0.1", port, log_config=None, http="h11")
-    http = uvicorn.Server(config)
-    thread = threading.Thread(target=http.run)
-    thread.start()
-    try:
-        until = time.monotonic() + NEEDED_S
-        while not http.started and time.monotonic() < until:
-            time.sleep(0.01)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        http.should_exit = True
-        thread.join(NEEDED_S)
 
 
 @pytest.fixture(scope="module")
@@ -76,13 +53,6 @@ def url(lm: edgelm.LanguageModel) -> Iterator[str]:
     with running(Server(lambda: lm)) as address:
         wait_until_ready(address)
         yield address
-
-
-def wait_until_ready(address: str) -> None:
-    until = time.monotonic() + NEEDED_S
-    while httpx.get(f"{address}/health").status_code != 200:
-        assert time.monotonic() < until
-        time.sleep(0.01)
 
 
 @pytest.fixture(scope="module")

@@ -60,7 +60,7 @@ def serve(
         import uvicorn
 
         from edgelm.server.app import Server
-        from edgelm.server.fields import MOST_CONNECTIONS
+        from edgelm.server.connection import http_config
         from edgelm.server.guard import require_key
     except ImportError as error:
         raise UsageError(
@@ -84,14 +84,7 @@ def serve(
     with console.progress_bars(output) as bar:
         progress = bar(f"loading {prepared.files.name}")
         served = Server(lambda: prepared.load(progress), host, key, failed)
-        http = uvicorn.Server(
-            uvicorn.Config(
-                served.app, host, port, log_config=None, access_log=False, lifespan="on",
-                server_header=False, limit_concurrency=MOST_CONNECTIONS, timeout_keep_alive=30,
-                timeout_graceful_shutdown=5, h11_max_incomplete_event_size=64 << 10, http="h11",
-                ws="none",
-            )
-        )  # fmt: skip
+        http = uvicorn.Server(http_config(served.app, host, port))
         rows = prepared.plan.rows
         console.note(f"http://{host}:{port}, {rows} answers at once", output)
         if output.json:

@@ -3,6 +3,7 @@
 Modules:
     app: the routes, and what happens when the server starts and ends.
     guard: who may ask: hosts, origins, keys, sizes of bodies.
+    connection: what a client may keep open: slow requests, answers that nobody reads.
     desk: the model's answers for asyncio: a queue with a limit, cancelled when the client goes.
     fields: the fields of a body, each taken once; what nobody takes is refused by name.
     refusals: errors as their status and body.
@@ -14,6 +15,7 @@ Modules:
     tool_calls: calls of functions in an answer's text.
     token_names: tokens and their log-probabilities as JSON.
     events: server-sent events, and clients that go.
+    openapi: the description of paths and fields at ``/openapi.json``.
     page: the chat at ``/``, in page.html.
     measures: counters and gauges in Prometheus' format.
 

@@ -25,12 +25,11 @@ from edgelm.server.fields import MOST_BODY_BYTES, Fields
 from edgelm.server.guard import Guard, require_key
 from edgelm.server.measures import Measures
 from edgelm.server.messages import folded_message, message_events, read_messages
+from edgelm.server.openapi import document
 from edgelm.server.page import page
 from edgelm.server.refusals import Refusal
 from edgelm.server.responses import folded_response, read_response, response_events
 
-BODY_S = 30.0
-"""Seconds within which a request's body must be here."""
 logger = logging.getLogger("edgelm.server")
 Parts = AsyncGenerator[dict[str, Any], None]
 
@@ -81,6 +80,7 @@ class Server:
             ),
             Route("/health", self._health),
             Route("/metrics", self._metrics),
+            Route("/openapi.json", self._get(lambda lm: document(lm.name))),
         ]
         app = Starlette(
             routes=routes,
@@ -174,11 +174,9 @@ async def _fields(request: Request, desk: Desk) -> Fields:
     if kind != "application/json":
         raise Refusal(415, f"The body is {kind!r:.60}; send application/json.")
     try:
-        body = await body_of(request, MOST_BODY_BYTES, BODY_S)
+        body = await body_of(request, MOST_BODY_BYTES)
     except ValueError:
         raise Refusal(413, f"The body is larger than {MOST_BODY_BYTES} bytes.") from None
-    except TimeoutError:
-        raise Refusal(408, f"The body was not here within {BODY_S:g} seconds.") from None
     fields = Fields.of(body)
     name = fields.peek("model")
     if name not in (None, desk.name):

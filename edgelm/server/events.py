@@ -68,17 +68,16 @@ def event(data: Any, name: str | None = None) -> str:
     return (f"event: {name}\n" if name else "") + f"data: {text}\n\n"
 
 
-async def body_of(request: Request, most_bytes: int, within_s: float) -> bytes:
-    """A request's body, within limits of size and time.
+async def body_of(request: Request, most_bytes: int) -> bytes:
+    """A request's body.
 
     Raises:
-        ValueError: larger. TimeoutError: slower.
+        ValueError: it is larger than it may be.
     """
     parts, size = [], 0
-    async with asyncio.timeout(within_s):
-        async for part in request.stream():
-            size += len(part)
-            if size > most_bytes:
-                raise ValueError
-            parts.append(part)
+    async for part in request.stream():
+        size += len(part)
+        if size > most_bytes:
+            raise ValueError
+        parts.append(part)
     return b"".join(parts)

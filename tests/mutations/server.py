@@ -6,6 +6,7 @@ from mutations.row import Mutation
 
 _SCHEDULER = "tests/test_scheduler.py::"
 _SERVER = "tests/test_server.py::"
+_CONNECTIONS = "tests/test_server_connections.py::"
 
 MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
@@ -63,5 +64,40 @@ MUTATIONS: tuple[Mutation, ...] = (
         "            stop.set()\n",
         "",
         (f"{_SERVER}test_who_goes_is_not_answered",),
+    ),
+    Mutation(
+        "server: a request has a time in which it must be whole",
+        "edgelm/server/connection.py",
+        "            self._owed = self.loop.call_later(REQUEST_S, self._late)\n",
+        "            pass\n",
+        (f"{_CONNECTIONS}test_a_request_that_comes_a_byte_at_a_time",),
+    ),
+    Mutation(
+        "server: who asks nothing makes room for who does",
+        "edgelm/server/connection.py",
+        "if len(self.connections) >= MOST_CONNECTIONS:",
+        "if False:",
+        (f"{_CONNECTIONS}test_who_connects_and_asks_nothing_keeps_nobody_out",),
+    ),
+    Mutation(
+        "server: an answer must be read",
+        "edgelm/server/connection.py",
+        "        self._unread = self.loop.call_later(READ_S, self.drop)\n",
+        "",
+        (f"{_CONNECTIONS}test_an_answer_that_nobody_reads_leaves_its_row",),
+    ),
+    Mutation(
+        "server: headers have a size",
+        "edgelm/server/connection.py",
+        "MOST_HEADER_BYTES = 64 << 10",
+        "MOST_HEADER_BYTES = 64 << 20",
+        (f"{_CONNECTIONS}test_headers_without_end",),
+    ),
+    Mutation(
+        "server: every field is described",
+        "edgelm/server/openapi.py",
+        '"echo": _TRUTH,',
+        "",
+        ("tests/test_server_openapi.py::test_every_field_that_is_read_is_described",),
     ),
 )
