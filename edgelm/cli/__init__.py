@@ -10,7 +10,7 @@ Modules:
     chat_state, chat_commands, chat_terminal, markdown_writer: a chat, its commands, its prompt, and
         how its answers look.
     bench, chat, compare, demo, doctor, eval, generate, inspect, mask, models, plan, processes,
-        quantize, serve, verify: the commands; ``models`` has pull, list and rm.
+        quantize, serve, sweep, verify: the commands; ``models`` has pull, list and rm.
     mask_drawing: how masks are shown.
 
 Above ``quantization`` in the ladder of tests/test_house.py: imports point down only.

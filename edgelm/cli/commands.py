@@ -31,6 +31,7 @@ VERBS = {
     "verify": ("verify", "verify"),
     "eval": ("eval", "eval_"),
     "compare": ("compare", "compare"),
+    "sweep": ("sweep", "sweep"),
     "bench": ("bench", "bench"),
     "inspect": ("inspect", "inspect"),
     "mask": ("mask", "mask"),

@@ -87,20 +87,20 @@ def compare(
         found = edgelm.compare(
             files, split(candidates), text=text, tasks=tasks, limit=limit, window=window,
             baseline=baseline, margin=margin, again=again, csv=csv, report=report, progress=bar,
-            announce=_announce(output), threads=run.threads, **load.settings(),
+            announce=announcing(output), threads=run.threads, **load.settings(),
         )  # fmt: skip
     if output.json:
         console.print_json(found.to_dict())
     else:
-        _show(found)
+        show(found)
 
 
-def _announce(output: OutputOptions) -> Callable[[str], None]:
-    """Tells on stderr how long it will take."""
+def announcing(output: OutputOptions) -> Callable[[str], None]:
+    """Tells on stderr how long it will take, and how far it is."""
     return (lambda text: None) if output.quiet else tell
 
 
-def _show(found: Comparison) -> None:
+def show(found: Comparison) -> None:
     """The table with a column for each candidate: terminals are narrow, and figures many."""
     from edgelm.evaluation.comparison.page import COLUMNS, shown
 

@@ -39,6 +39,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "edgelm compare gemma --quant int4,gguf:gemma-q4_k_m.gguf,gemma-gptq --text texts/ "
         "--task arc_easy=arc_easy.jsonl --report out.html",
     ),
+    "sweep": (
+        "edgelm sweep grid.json --out cells",
+        "edgelm sweep grid.json --out /shared/cells --ray auto --csv table.csv",
+    ),
     "bench": (
         "edgelm bench demo --prompt-tokens 128 --decode-tokens 32",
         "edgelm bench --shape gemma-2-2b --quant int4",

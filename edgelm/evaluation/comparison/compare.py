@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Unpack
 
 from edgelm import values
+from edgelm.budget.plan import Plan
 from edgelm.errors import DoesNotFitError, UsageError
 from edgelm.evaluation.baseline import Baseline, Facts
 from edgelm.evaluation.comparison import outputs
@@ -115,7 +116,7 @@ def compare(
             files.name,
         )
     for candidate in found:
-        _require_fit(candidate, work)
+        require_fit(candidate, work)
     facts, rows = _measured(work, found, given, again, announce or logger.info)
     rows = [_paired(row, work, facts, margin) for row in rows]
     result = Comparison.of(work, facts, rows, quantized)
@@ -123,11 +124,11 @@ def compare(
     return result
 
 
-def _require_fit(candidate: Candidate, work: Work) -> None:
-    """Raise DoesNotFitError, with the candidate's name, for one that exceeds the budget."""
+def require_fit(candidate: Candidate, work: Work) -> Plan:
+    """A candidate's plan; DoesNotFitError, with its name, for one that exceeds the budget."""
     try:
         settings = work.planned(quant=candidate.quant)
-        prepare(candidate.files, threads=work.settings["threads"], **settings)
+        return prepare(candidate.files, threads=work.settings["threads"], **settings).plan
     except DoesNotFitError as error:
         raise DoesNotFitError(f"{candidate.label}: {error}", error.plan) from None
 
@@ -157,7 +158,7 @@ def _checked_baseline(path: Path, work: Work) -> Path:
             "others are compared to are those of MODEL."
         )
     if path.exists():
-        with _opened(path, work):
+        with opened(path, work):
             pass
     else:
         outputs.require_writable("baseline", path)
@@ -165,7 +166,8 @@ def _checked_baseline(path: Path, work: Work) -> Path:
 
 
 @contextmanager
-def _opened(path: Path, work: Work) -> Iterator[Baseline]:
+def opened(path: Path, work: Work) -> Iterator[Baseline]:
+    """A baseline file; UsageError if it is of other weights, texts or tokens."""
     baseline = Baseline.open(path)
     try:
         baseline.facts.require(work.facts(work.files), path, weights=work.files.sha256)
@@ -188,7 +190,7 @@ def _measured(
             announce(_estimate(work, len(candidates), len(left), made=not path.exists()))
             if not path.exists():
                 make_baseline(work, work.files, work.facts(work.files), path, noisy=work)
-            with _opened(path, work) as baseline:
+            with opened(path, work) as baseline:
                 kept.keep_facts(baseline.facts)
                 for digest, candidate in left:
                     rows[digest] = measure(candidate, work, baseline)

@@ -114,8 +114,13 @@ class Comparison:
 
     def csv(self) -> str:
         """``table`` as comma-separated values with a line of names."""
-        rows, text = self.table(), io.StringIO()
-        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        return text.getvalue()
+        return as_csv(self.table())
+
+
+def as_csv(rows: Sequence[dict[str, Any]]) -> str:
+    """Rows of the same keys as comma-separated values with a line of names."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

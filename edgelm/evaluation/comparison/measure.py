@@ -22,16 +22,22 @@ ROUNDS = 3
 _PROMPT, _ANSWER = 128, 32  # tokens of a timed round, less where the context is short
 
 
-def measure(candidate: Candidate, work: Work, baseline: Baseline) -> Measured:
-    """The candidate's figures; its tasks are not compared to the baseline's yet."""
-    alone = hardware.forget_peak()
+def measure(
+    candidate: Candidate, work: Work, baseline: Baseline, *, timed: bool = True
+) -> Measured:
+    """The candidate's figures; its tasks are not compared to the baseline's yet.
+
+    timed: without it speeds and peaks are left out, which other processes beside it would falsify.
+    """
+    alone = timed and hardware.forget_peak()
     start, label = time.perf_counter(), candidate.label
     with work.load(candidate.files, f"loading {label}", quant=candidate.quant) as lm:
         load_s = time.perf_counter() - start
-        prefill, decode = _speeds(lm)
+        prefill, decode = _speeds(lm) if timed else (None, None)
         found = Measured(
             label, lm.plan.scheme, lm.plan.bits_per_weight, lm.plan.weight_bytes,
-            backends_run(lm.plan), lm.plan.device, lm.plan.context, lm.plan.predicted_peak_bytes,
+            backends_run(lm.plan), lm.plan.device, lm.plan.context,
+            lm.plan.predicted_peak_bytes if timed else None,
             hardware.peak_resident_bytes() if alone else None, load_s, prefill, decode,
             matrices=_matrices(candidate, lm),
         )  # fmt: skip

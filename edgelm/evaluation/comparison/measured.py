@@ -30,8 +30,8 @@ class Measured:
 
     ``peak_rss_bytes``: of the process from before loading to the end of the timed answers, None
     where the system does not tell; ``predicted_peak_bytes``: the plan's for the same. Reading the
-    text takes more, within the budget. Speeds are medians. ``rights``: for each item of a task,
-    whether it is right.
+    text takes more, within the budget. Speeds are medians; they and the peaks are None of a sweep's
+    cell, beside which others run. ``rights``: for each item of a task, whether it is right.
     """
 
     candidate: str
@@ -41,11 +41,11 @@ class Measured:
     backend: str
     device: str
     context: int
-    predicted_peak_bytes: int
+    predicted_peak_bytes: int | None
     peak_rss_bytes: int | None
     load_s: float
-    prefill_tok_s: float
-    decode_tok_s: float
+    prefill_tok_s: float | None
+    decode_tok_s: float | None
     text: TextScore | None = None
     slices: dict[str, list[Slice]] = field(default_factory=dict)
     worst: list[WorstToken] = field(default_factory=list)
