@@ -63,13 +63,15 @@ def test_dead_processes_and_those_with_their_numbers_are_forgotten(
     started = psutil.Process(ended.pid).create_time()
     ended.wait()
     own = psutil.Process()
-    for path in (
-        mark(ended.pid, started),
-        mark(own.pid, own.create_time() - 3600),
-        mark(own.pid, own.create_time(), context="512"),
-        mark(own.pid, own.create_time(), colour="red"),
-        mark(-1, 0.0),
-    ):
+    wrong: list[tuple[int, float, dict[str, Any]]] = [
+        (ended.pid, started, {}),
+        (own.pid, own.create_time() - 3600, {}),
+        (own.pid, own.create_time(), {"context": "512"}),
+        (own.pid, own.create_time(), {"colour": "red"}),
+        (-1, 0.0, {}),
+    ]
+    for pid, since, changes in wrong:
+        path = mark(pid, since, **changes)
         assert running(cache_dir()) == [] and not path.exists()
     mark(own.pid, own.create_time())
     assert [found.held.pid for found in running(cache_dir())] == [own.pid]

@@ -22,6 +22,7 @@ from running_server import NEEDED_S, running, wait_until_ready
 
 import edgelm
 from edgelm.cli.serve import serve
+from edgelm.generation.scheduler import Scheduler
 from edgelm.server.app import Server
 from edgelm.server.guard import is_loopback
 from edgelm.server.sampling import IGNORED
@@ -341,8 +342,17 @@ def test_a_full_line_is_429(lm: edgelm.LanguageModel, monkeypatch: pytest.Monkey
             assert asyncio.run(ask()) == [429, 200, 200, 200, 200]
 
 
-def test_who_goes_is_not_answered(url: str, lm: edgelm.LanguageModel) -> None:
+def test_who_goes_is_not_answered(
+    url: str, lm: edgelm.LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Streaming or not, running or in the line: the rows are free at once."""
+    step, steps = Scheduler._step, [0]
+
+    def counted(self: Scheduler) -> None:
+        steps[0] += 1
+        step(self)
+
+    monkeypatch.setattr(Scheduler, "_step", counted)
     body = {"messages": USER, "max_tokens": 200, "temperature": 0}
     body["logit_bias"] = {str(token): -1e6 for token in lm.end_ids}
 
@@ -364,7 +374,7 @@ def test_who_goes_is_not_answered(url: str, lm: edgelm.LanguageModel) -> None:
     until = time.monotonic() + 10
     while lm.load_of_rows() != (0, 0) and time.monotonic() < until:
         time.sleep(0.01)
-    assert lm.load_of_rows() == (0, 0)
+    assert lm.load_of_rows() == (0, 0) and steps[0] < 200
 
 
 def test_eight_clients_get_what_each_gets_alone(url: str, lm: edgelm.LanguageModel) -> None:

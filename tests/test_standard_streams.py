@@ -162,9 +162,11 @@ def test_the_interpreter_has_nothing_to_complain_of(target: str, tmp_path: Path)
 
 @posix
 @pytest.mark.parametrize("words", [(), ("--json",)])
-def test_ctrl_c_while_importing(words: tuple[str, ...], tmp_path: Path) -> None:
-    """The slow imports say one line too; of torch, here something even slower."""
-    (tmp_path / "torch.py").write_text(
+@pytest.mark.parametrize("module", ["typer", "torch"])
+def test_ctrl_c_while_importing(module: str, words: tuple[str, ...], tmp_path: Path) -> None:
+    """The slow imports say one line too, before the command is known and after; here they are
+    slower still."""
+    (tmp_path / f"{module}.py").write_text(
         "import sys, time\nprint('importing', file=sys.stderr, flush=True)\ntime.sleep(600)\n"
     )
     program = subprocess.Popen(

@@ -57,7 +57,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "edgelm/generation/text_calls.py",
         "                with batch.paused():\n                    yield piece\n",
         "                yield piece\n",
-        (f"{_STREAMS}test_every_piece_is_read_by_another_thread",),
+        (f"{_STREAMS}test_a_request_on_a_thread_that_read_is_served_in_turn",),
     ),
     Mutation(
         "inputs: nesting is known by the frames",

@@ -27,7 +27,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "edgelm/planning/settings.py",
         "option.require(name, getattr(self, name))",
         "getattr(self, name)",
-        (f"{_OPTIONS}test_errors_on_the_command_line_name_flags",),
+        ("tests/test_solver.py::test_counts_that_are_none",),
     ),
     Mutation(
         "options: max_tokens is accepted",

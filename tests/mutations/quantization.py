@@ -127,7 +127,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "quant/methods/gptq.py",
         "        group = place // self._size\n        return",
         "        group = 0\n        return",
-        (f"{GPTQ}::test_without_sweeps_and_correlations_it_is_the_search",),
+        (f"{GPTQ}::test_outputs_of_correlated_inputs",),
     ),
     Mutation(
         "quant: gptq rounds strong inputs first",
@@ -141,7 +141,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "quant/methods/gptq.py",
         "return (numbers * inverse(own)).round_().clamp_(*allowed).mul_(own)",
         "return numbers.clone()",
-        (f"{GPTQ}::test_outputs_of_correlated_inputs",),
+        (f"{GPTQ}::test_sweeps_lower_the_error_of_every_row",),
     ),
     Mutation(
         "quant: the error's slope follows a scale that moved",
