@@ -127,7 +127,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "edgelm/model.py",
         "with memory_reported(self.plan, session.engine.forget):",
         "if True:",
-        (f"{TESTS}::test_running_out_of_memory_within_a_request[embedded]",),
+        (f"{TESTS}::test_running_out_of_memory_within_a_request[computed]",),
     ),
     Mutation(
         "split: as few layers on the host as can be",
