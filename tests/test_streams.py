@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ def test_a_request_on_a_thread_that_read_is_served_in_turn(
 ) -> None:
     """As a framework's pool does: one thread reads a piece and is given another request."""
     stream = lm.stream(PROMPT, max_new_tokens=TOKENS)
-    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
+    with closing(stream), ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
         chunks = [one.submit(read, stream).result(NEEDED_S) for _ in range(2)]
         served = one.submit(ask, lm)
         chunks.append(other.submit(next, stream).result(NEEDED_S))
