@@ -64,6 +64,15 @@ def test_figures_are_those_of_the_whole_models(assets: Path, tmp_path: Path, fam
     assert found.kld_mean > 1e-4
 
 
+def test_a_head_that_is_the_embedding_needs_no_library(
+    assets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("quant.native.missing", lambda: "left out")
+    files = ModelFiles.open(assets / "nano" / "gemma2")
+    made = head_engine(files, Settings(quant="int8", dtype="float32", context=32)).plan
+    assert made.execution.ops == "reference"
+
+
 def test_windows_are_spread_over_a_text_that_no_calibration_reads(assets: Path) -> None:
     files = ModelFiles.open(assets / "nano" / "llama")
     ids = files.tokenizer.encode(certify._built_in().decode(), add_special=False)

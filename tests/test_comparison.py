@@ -31,6 +31,7 @@ from edgelm.evaluation.figures import Figures
 from edgelm.evaluation.passage import Passage
 from edgelm.evaluation.texts import read_texts
 from edgelm.machine import hardware
+from edgelm.planning.settings import Settings
 from edgelm.text.tokenizer import load_tokenizer
 
 WINDOW, LIMIT = 64, 3
@@ -155,7 +156,7 @@ def test_files_of_the_same_weights(
 ) -> None:
     """A folder has the errors it was written with; other weights and tokenizers are refused."""
     model, folder, gguf = assets / "nano" / "llama", tmp_path / "int8", tmp_path / "own.gguf"
-    edgelm.quantize(model, folder, quant="int8")
+    edgelm.quantize(model, folder, quant="int8", method=Settings().method)
     edgelm.quantize(model, gguf, quant="int8")
     found = run(assets, "int8", folder, gguf, f"gguf:{gguf}")
     made, alone, file, named = found.rows

@@ -24,6 +24,7 @@ from edgelm.generation.prompt_lookup import PromptLookup
 from edgelm.generation.request import Request
 from edgelm.generation.sampling import SamplingSettings
 from edgelm.generation.speculation import Speculation
+from quant import native
 
 FAMILIES = ["bloom", "gemma2", "helium", "llama", "persimmon"]
 PROMPT = "It is a truth universally acknowledged, that a single man in possession of a good"
@@ -274,6 +275,7 @@ def test_wrong_words(lm: edgelm.LanguageModel, assets: Path) -> None:
         edgelm.plan(assets / "nano" / "llama", draft_depth=-1)
 
 
+@pytest.mark.skipif(native.missing() is not None, reason=f"no native library: {native.missing()}")
 def test_the_plan_has_what_guesses_take(assets: Path) -> None:
     folder = assets / "nano" / "llama"
     off, on = (edgelm.plan(folder, context=256, chunk=9, draft_depth=n) for n in (0, 20))

@@ -19,7 +19,7 @@ from edgelm.config import ModelConfig
 from edgelm.ops.cache_sizes import ring_slots
 from edgelm.ops.position import Rope
 from edgelm.ops.reference import Scoring
-from quant import QuantEmbedding, QuantLinear, Scheme
+from quant import QuantEmbedding, QuantLinear, Scheme, native
 from quant.backends import find
 from quant.backends.native_backend import NativeProduct
 from quant.native import ops
@@ -31,9 +31,14 @@ if TYPE_CHECKING:
 
 
 def runs_natively(products: Iterable[MatrixPlan], dtype: torch.dtype) -> bool:
-    """True if every operation of a step has a native version; the embedding may be of any kind."""
-    return dtype == torch.float32 and all(
-        p.kernel.startswith("native.") for p in products if p.kind != "embed"
+    """True if every operation of a step has a native version; the embedding may be of any kind.
+
+    Of a head that is the embedding there are no products: then the library itself decides.
+    """
+    return (
+        dtype == torch.float32
+        and all(p.kernel.startswith("native.") for p in products if p.kind != "embed")
+        and native.missing() is None
     )
 
 

@@ -17,6 +17,13 @@ MUTATIONS: tuple[Mutation, ...] = (
         (f"{_TESTS}test_parts_left_in_floats_run_in_floats",),
     ),
     Mutation(
+        "certificate: a head without products asks for the library",
+        "edgelm/ops/native.py",
+        "        and native.missing() is None\n",
+        "",
+        (f"{_TESTS}test_a_head_that_is_the_embedding_needs_no_library",),
+    ),
+    Mutation(
         "certificate: windows are spread over the text",
         "edgelm/evaluation/certify.py",
         "firsts = [number * found // windows * window for number in range(windows)]",
