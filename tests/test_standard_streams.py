@@ -167,7 +167,8 @@ def test_ctrl_c_while_importing(module: str, words: tuple[str, ...], tmp_path: P
     """The slow imports say one line too, before the command is known and after; here they are
     slower still."""
     (tmp_path / f"{module}.py").write_text(
-        "import sys, time\nprint('importing', file=sys.stderr, flush=True)\ntime.sleep(600)\n"
+        # Unbuffered: a signal within a print would find the stream's lock taken.
+        "import os, time\nos.write(2, b'importing\\n')\ntime.sleep(600)\n"
     )
     program = subprocess.Popen(
         [sys.executable, "-m", "edgelm", "plan", "absent", *words], cwd=ROOT,
