@@ -23,10 +23,13 @@ from edgelm.evaluation.make_baseline import EXACT, NOISY, log_likelihoods
 from edgelm.evaluation.rows import Rows
 from edgelm.evaluation.tasks import Item, read_items
 from edgelm.models.model_files import ModelFiles
+from quant import native
 
 LIKELIHOOD_DIFFERENCE = 1e-4
 """Of a continuation: choices are run side by side in one case, one after another in the other."""
 FAMILIES = ("llama", "gemma2", "helium", "persimmon", "bloom")
+ROOM_BYTES = (280 if native.missing() else 275) << 20
+"""Of the deep model's evaluation: attention in torch takes more than the library's."""
 
 
 def layer_by_layer(folder: Path, ids: torch.Tensor, path: Path, **settings: Any) -> torch.Tensor:
@@ -144,7 +147,7 @@ print(json.dumps([floats.fits, floats.weight_bytes, peak, found["kld_mean"], fou
 
 def test_a_baseline_beyond_the_budget_stays_within_it(assets: Path, tmp_path: Path) -> None:
     """The whole floats do not fit, their layers do; memory is what the system says of a process."""
-    folder, room = deep_model(assets, tmp_path / "deep"), 280 << 20
+    folder, room = deep_model(assets, tmp_path / "deep"), ROOM_BYTES
     text, task = assets / "nano" / "heldout.txt", assets / "tasks" / "piqa.jsonl"
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(folder), str(text), str(task), str(room)],

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 def runs_natively(products: Iterable[MatrixPlan], dtype: torch.dtype) -> bool:
     """True if every operation of a step has a native version; the embedding may be of any kind.
 
-    Of a head that is the embedding there are no products: then the library itself decides.
+    A head that shares the embedding's matrix has no other products; then the library must be there.
     """
     return (
         dtype == torch.float32

@@ -28,7 +28,7 @@ def run_on_ray(
         address: of the cluster: ``auto``, ``local`` for one that is started here, or HOST:PORT.
 
     Raises:
-        UsageError: Ray is not installed, or there is no such cluster.
+        UsageError: Ray is not installed, or no cluster answers at the address.
         DoesNotFitError: no machine of the cluster has the memory or the cores for a cell.
     """
     with _connected(address) as ray:
